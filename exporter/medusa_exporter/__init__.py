@@ -1,0 +1,1 @@
+"""Makes, verifies and measures Medusa bundles."""

@@ -1,0 +1,154 @@
+"""Where a MODEL argument points (hub name, local folder, GGUF file) and how it is loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medusa_runtime.errors import MissingExtraError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A resolved MODEL argument.
+
+    `location` is a hub name or a local folder as transformers' `from_pretrained` takes it; `gguf` names the
+    file inside that folder, or is None.
+    """
+
+    location: str
+    gguf: str | None = None
+    local: bool = True
+
+    @classmethod
+    def resolve(cls, model: str) -> ModelSource:
+        """Resolve what the user typed; raise UnsupportedModelError when it can be nothing that exists."""
+        path = Path(model).expanduser()
+        if path.is_file():
+            with path.open("rb") as file:
+                magic = file.read(4)
+            if magic != b"GGUF":
+                raise UnsupportedModelError(f"{model}: a file, but not a GGUF (it starts with {magic!r}, expected b'GGUF')")
+            return cls(str(path.resolve().parent), path.name)
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise UnsupportedModelError(f"{model}: a folder without config.json; expected a Hugging Face model folder")
+            return cls(str(path.resolve()))
+        if model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") != 1:
+            raise UnsupportedModelError(
+                f"{model}: no such file or folder, and not a hub name of the form 'owner/name'; "
+                "give a folder with config.json, a .gguf file or a hub name"
+            )
+        return cls(model, local=False)
+
+    @property
+    def load_arguments(self) -> dict[str, Any]:
+        """Keyword arguments that every transformers `from_pretrained` needs for this source."""
+        return {"gguf_file": self.gguf} if self.gguf else {}
+
+    def files(self) -> list[Path]:
+        """The local files that a build reads, sorted; empty for a hub name."""
+        if not self.local:
+            return []
+        folder = Path(self.location)
+        if self.gguf:
+            return [folder / self.gguf]
+        suffixes = {".json", ".safetensors", ".bin", ".model", ".jinja"}
+        return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in suffixes)
+
+
+def check_family(source: ModelSource) -> str:
+    """Return the model type if this project serves it, before any weights are read or fetched.
+
+    Raises UnsupportedModelError naming the type found and the ones served. GGUF's architecture `llama` covers
+    Llama and Mistral.
+    """
+    config = _config_facts(source)
+    family = str(config.get("model_type"))
+    if family not in FAMILIES:
+        raise UnsupportedModelError(
+            f"{source.gguf or source.location}: model type {family!r} is not served; expected one of {', '.join(FAMILIES)}"
+        )
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type == "dynamic":
+        raise UnsupportedModelError(
+            f"{source.location}: rope type 'dynamic' cannot be traced (its frequencies depend on the length seen); "
+            "use a model with default, linear, llama3 or yarn rope"
+        )
+    return family
+
+
+def _config_facts(source: ModelSource) -> dict[str, Any]:
+    if source.gguf:
+        gguf = import_extra("gguf", "export")
+        reader = gguf.GGUFReader(str(Path(source.location) / source.gguf))
+        return {"model_type": reader.get_field("general.architecture").contents()}
+    if source.local:
+        path = Path(source.location) / "config.json"
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UnsupportedModelError(f"{path}: not valid JSON ({error})") from error
+        return dict(facts)
+    transformers = import_extra("transformers", "export")
+    try:
+        facts, _ = transformers.PretrainedConfig.get_config_dict(source.location)
+    except OSError as error:
+        raise UnsupportedModelError(
+            f"{source.location}: neither a local path nor a model that the hub gives ({str(error).splitlines()[0]})"
+        ) from error
+    return dict(facts)
+
+
+def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+    """Load the causal decoder of `source` with its weights in `dtype`, in evaluation mode, on `device`."""
+    transformers = import_extra("transformers", "export")
+    check_family(source)
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        source.location, dtype=dtype, attn_implementation="sdpa", **source.load_arguments
+    )
+    if source.gguf:  # the weights are dequantised: what follows must not take them for quantised ones
+        model.hf_quantizer = None
+        del model.config.quantization_config
+    model.requires_grad_(False)
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of `source`; it must have a fast form, since the runtime reads tokenizer.json only."""
+    transformers = import_extra("transformers", "export")
+    tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(source.location, **source.load_arguments)
+    if not tokenizer.is_fast:
+        raise UnsupportedModelError(f"{source.location}: its tokenizer has no fast form (tokenizer.json); convert it first")
+    return tokenizer
+
+
+def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """The ids that end an answer: generation_config's, or else the config's (a GGUF's eos_token_id lands there)."""
+    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    if eos is None:
+        eos = model.config.eos_token_id
+    return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import an optional dependency, or raise MissingExtraError with the pip command that brings it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{module} is not installed ({error}); it comes with: pip install 'medusa-export[{extra}]'"
+        ) from error

@@ -1,0 +1,1 @@
+"""Runs Medusa bundles: numpy, tokenizers and one backend; never torch."""

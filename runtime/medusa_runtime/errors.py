@@ -1,0 +1,27 @@
+"""The errors a user can meet. Each message says what was got, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class MedusaError(Exception):
+    """Base of every error that is the input's or the machine's fault, not the program's."""
+
+
+class BundleError(MedusaError):
+    """A bundle is missing, damaged, foreign or lacks what was asked of it."""
+
+
+class CapacityError(MedusaError):
+    """A prompt or an answer does not fit the model's context or the machine's memory."""
+
+
+class MissingExtraError(MedusaError):
+    """An optional dependency is not installed; the message names the pip command."""
+
+
+class UnsupportedModelError(MedusaError):
+    """A model, head layout or option that this project cannot serve; refused by name before any work."""
+
+
+class PromptError(MedusaError):
+    """A prompt that holds nothing to decode or cannot be laid out."""
