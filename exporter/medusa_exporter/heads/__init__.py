@@ -1,0 +1,1 @@
+"""Medusa heads: what they compute, how they are stored, trained and judged."""

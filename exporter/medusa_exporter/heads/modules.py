@@ -1,0 +1,87 @@
+"""What Medusa heads compute: ResBlocks on the decoder's last hidden state, then an lm_head.
+
+Shapes: N positions, K heads, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Conditioning = Literal["none", "root"]
+
+
+class MedusaHeads(torch.nn.Module):
+    """K heads whose parameters are stacked, so that all heads run as one batched product.
+
+    Head k (0-based) at position t guesses token t+2+k; the decoder's own head guesses t+1. Each head is
+    `layers` ResBlocks x + SiLU(W x + b) and an lm_head: p = softmax(W2 (SiLU(W1 h) + h)), Medusa paper
+    (arXiv 2401.10774) section 2.1.1. With conditioning "root" the first ResBlock's linear takes [h ; E], where E
+    is the embedding of token t+1, while its residual adds h alone.
+
+    hidden_size: H of the decoder. heads: K. layers: ResBlocks per head, at least one. own_lm_head_size: V when
+    each head has an lm_head of its own, None when the decoder's is shared.
+    All parameters start at zero; with a shared lm_head each head thus starts as the decoder's own distribution.
+    Raises ValueError for sizes below one or an unknown conditioning.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        layers: int,
+        conditioning: Conditioning = "none",
+        own_lm_head_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if min(hidden_size, heads, layers) < 1:
+            raise ValueError(f"hidden_size, heads and layers must be at least 1; got {hidden_size}, {heads}, {layers}")
+        if conditioning not in ("none", "root"):
+            raise ValueError(f"conditioning must be 'none' or 'root'; got {conditioning!r}")
+        self.hidden_size, self.heads, self.layers = hidden_size, heads, layers
+        self.conditioning: Conditioning = conditioning
+        self.own_lm_head_size = own_lm_head_size
+        first = 2 * hidden_size if conditioning == "root" else hidden_size
+        inputs = [first] + [hidden_size] * (layers - 1)
+        # input-major: x @ weight needs no transpose
+        self.weights = torch.nn.ParameterList([torch.zeros(heads, size, hidden_size) for size in inputs])
+        self.biases = torch.nn.ParameterList([torch.zeros(heads, 1, hidden_size) for _ in inputs])
+        self.own_lm_head = (
+            torch.nn.Parameter(torch.zeros(heads, hidden_size, own_lm_head_size)) if own_lm_head_size else None
+        )  # (K, H, V)
+
+    def features(self, hidden: Tensor, root_embedding: Tensor | None = None) -> Tensor:
+        """Run the ResBlocks: hidden (N, H), after the final norm -> (K, N, H).
+
+        root_embedding (N, H): the embedding of token t+1 as the decoder's first layer receives it; needed with
+        conditioning "root" and ignored without.
+        """
+        rows = hidden.unsqueeze(0)  # (1, N, H), broadcast over the heads
+        inner = rows
+        if self.conditioning == "root":
+            if root_embedding is None:
+                raise ValueError("these heads are conditioned on the root: pass root_embedding (N, H)")
+            inner = torch.cat([hidden, root_embedding], dim=-1).unsqueeze(0)  # (1, N, 2H)
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if index:
+                inner = rows
+            rows = rows + F.silu(inner @ weight + bias)  # (K, N, H)
+        return rows
+
+    def logits(self, features: Tensor, lm_head: Callable[[Tensor], Tensor]) -> Tensor:
+        """Turn features (K, N, H) into logits (K, N, V), by `lm_head` (rows, H) -> (rows, V) or the heads' own."""
+        if self.own_lm_head is not None:
+            return features @ self.own_lm_head
+        flat = lm_head(features.reshape(-1, self.hidden_size))  # (K·N, V)
+        return flat.reshape(self.heads, -1, flat.shape[-1])
+
+    def propose(
+        self, hidden: Tensor, root_embedding: Tensor | None, lm_head: Callable[[Tensor], Tensor], top_k: int
+    ) -> Tensor:
+        """Return each head's `top_k` likeliest tokens, best first: (N, K, top_k) int64."""
+        logits = self.logits(self.features(hidden, root_embedding), lm_head)
+        return torch.topk(logits, top_k, dim=-1).indices.permute(1, 0, 2)

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from medusa_exporter.heads.modules import MedusaHeads
+
+H, K, V = 8, 3, 11
+
+
+def random_heads(layers=2, conditioning="none", own=None):
+    torch.manual_seed(0)
+    heads = MedusaHeads(H, K, layers, conditioning, own)
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.normal_(std=0.5)
+    return heads
+
+
+def reference(heads, hidden, root):
+    """Each head by itself, with torch.nn.Linear, as the paper writes it."""
+    out = []
+    for k in range(heads.heads):
+        x = hidden
+        for j, (weight, bias) in enumerate(zip(heads.weights, heads.biases, strict=True)):
+            linear = torch.nn.Linear(weight.shape[1], H)
+            linear.weight.data, linear.bias.data = weight[k].detach().T, bias[k, 0].detach()
+            taken = torch.cat([x, root], dim=-1) if j == 0 and heads.conditioning == "root" else x
+            x = torch.nn.SiLU()(linear(taken)) + x
+        out.append(x)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("conditioning", ["none", "root"])
+def test_features_equal_the_formula_per_head(layers, conditioning):
+    heads = random_heads(layers, conditioning)
+    hidden, root = torch.randn(5, H), torch.randn(5, H)
+    torch.testing.assert_close(heads.features(hidden, root), reference(heads, hidden, root))
+
+
+def test_untrained_heads_are_the_decoders_own_distribution():
+    hidden, lm_head = torch.randn(4, H), torch.nn.Linear(H, V, bias=False)
+    heads = MedusaHeads(H, K, 2, "root")
+    logits = heads.logits(heads.features(hidden, torch.randn(4, H)), lm_head)
+    torch.testing.assert_close(logits, lm_head(hidden).expand(K, 4, V))
+
+
+def test_own_lm_heads_are_applied_per_head():
+    heads = random_heads(own=V)
+    features = torch.randn(K, 4, H)
+    expected = torch.stack([features[k] @ heads.own_lm_head[k] for k in range(K)])
+    torch.testing.assert_close(heads.logits(features, lambda rows: rows), expected)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4])
+def test_proposals_are_the_likeliest_tokens_of_each_head(rows):
+    heads, lm_head = random_heads(conditioning="root"), torch.nn.Linear(H, V)
+    hidden, root = torch.randn(rows, H), torch.randn(rows, H)
+    proposals = heads.propose(hidden, root, lm_head, 3)
+    assert proposals.shape == (rows, K, 3)
+    assert proposals.dtype == torch.int64
+    logits = lm_head(reference(heads, hidden, root)).detach().numpy()
+    expected = np.argsort(-logits, axis=-1)[..., :3].transpose(1, 0, 2)
+    np.testing.assert_array_equal(proposals.numpy(), expected)
+
+
+def test_a_missing_root_and_bad_sizes_are_refused():
+    with pytest.raises(ValueError, match="root_embedding"):
+        MedusaHeads(H, K, 1, "root").features(torch.zeros(1, H))
+    with pytest.raises(ValueError, match="at least 1"):
+        MedusaHeads(H, 0, 1)
+    with pytest.raises(ValueError, match="conditioning"):
+        MedusaHeads(H, K, 1, "leaf")
+
+
+@pytest.mark.parametrize("conditioning", ["none", "root"])
+@pytest.mark.filterwarnings("ignore")  # the exporter warns of its own deprecations
+def test_the_onnx_export_serves_every_number_of_rows(conditioning):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    heads, lm_head = random_heads(conditioning=conditioning), torch.nn.Linear(H, V)
+
+    class Draft(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.lm_head = heads, lm_head
+
+        def forward(self, hidden, root):
+            return self.heads.propose(hidden, root, self.lm_head, 3)
+
+    rows = torch.export.Dim.DYNAMIC
+    example = (torch.randn(2, H), torch.randn(2, H))
+    program = torch.onnx.export(
+        Draft().eval(), example, dynamo=True, verbose=False, dynamic_shapes=({0: rows}, {0: rows}), opset_version=23
+    )
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for n in (0, 1, 5):
+        hidden, root = torch.randn(n, H), torch.randn(n, H)
+        feed = {i.name: v.numpy() for i, v in zip(session.get_inputs(), (hidden, root), strict=False)}
+        (found,) = session.run(None, feed)
+        np.testing.assert_array_equal(found, heads.propose(hidden, root, lm_head, 3).numpy())
