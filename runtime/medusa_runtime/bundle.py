@@ -1,0 +1,261 @@
+"""A bundle: a folder whose every file is named, measured and hashed in its manifest, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medusa_profiles.profile import ProfileError, TreeProfile
+from medusa_profiles.toml import from_toml
+
+from medusa_runtime.errors import BundleError
+from medusa_runtime.manifest import (
+    FILE_NAME,
+    MAX_BYTES,
+    REMEDY,
+    SCHEMA,
+    FileFacts,
+    GraphFacts,
+    HeadFacts,
+    Manifest,
+    ModelFacts,
+    check_path,
+)
+
+TOKENIZER = "tokenizer/tokenizer.json"
+CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
+SPECIAL_TOKENS = "tokenizer/special_tokens.json"
+
+_BLOCK = 4 << 20  # bytes read and hashed at a time
+_HASH_THREADS = 4
+_SCRATCH = ".manifest.json.tmp"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: `root` is its folder, resolved; `manifest` holds for the files as they were when opened."""
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Bundle:
+        """Check the whole bundle, then return it; nothing in it is loaded before.
+
+        The manifest must hold, every file that it names must be a regular file inside the folder with that size and
+        SHA-256, and the folder must hold no other file. Raises BundleError.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise BundleError(f"no such bundle: {folder} is not a folder; make one with medusa-export build")
+        try:
+            root = folder.resolve()
+            if not (root / FILE_NAME).exists():
+                raise BundleError(f"{folder} is not a bundle, it has no {FILE_NAME}; {REMEDY}")
+            manifest = Manifest.from_bytes(_read(_inside(root, FILE_NAME), MAX_BYTES), str(folder / FILE_NAME))
+            present = set(_walk(root)) - {FILE_NAME}
+            if unlisted := sorted(present - manifest.files.keys()):
+                raise BundleError(f"{folder} holds {unlisted[0]!r}, which its manifest does not list; remove it")
+            paths = {name: _inside(root, name) for name in manifest.files}
+            for name, facts in manifest.files.items():
+                if (size := paths[name].stat().st_size) != facts.size:
+                    raise BundleError(f"{folder / name} has {size} bytes, expected {facts.size}; {REMEDY}")
+            for (name, facts), digest in zip(manifest.files.items(), _digests(paths.values()), strict=True):
+                if digest != facts.sha256:
+                    raise BundleError(f"{folder / name} has SHA-256 {digest}, expected {facts.sha256}; {REMEDY}")
+        except OSError as error:
+            raise BundleError(f"{folder} cannot be read: {error}; {REMEDY}") from error
+        return cls(root, manifest)
+
+    @property
+    def model(self) -> ModelFacts:
+        """The decoder's shape."""
+        return self.manifest.model
+
+    @property
+    def heads(self) -> HeadFacts:
+        """The heads' shape."""
+        return self.manifest.heads
+
+    def graph(self, backend: str, precision: str | None = None) -> tuple[GraphFacts, Path]:
+        """Return a backend's graph and its file; precision None means the only one, or fp32 among several.
+
+        Raises BundleError with the list of what the bundle has.
+        """
+        found = {facts.precision: facts for facts in self.manifest.graphs.values() if facts.backend == backend}
+        wanted = precision or (next(iter(found)) if len(found) == 1 else "fp32")
+        if wanted not in found:
+            raise BundleError(
+                f"{self.root} has no graph for backend {backend}, precision {precision or 'any'}; it has "
+                f"{', '.join(sorted(self.manifest.graphs))}; name one of these or build the bundle with yours"
+            )
+        return found[wanted], self.root / found[wanted].file
+
+    def profile(self, name: str) -> TreeProfile:
+        """Read one tree and check that the heads reach it. Raises BundleError with the list of what there is."""
+        if name not in self.manifest.profiles:
+            raise BundleError(
+                f"{self.root} has no profile {name!r}; it has {', '.join(self.manifest.profiles) or 'none'}; "
+                "name one of these, or add yours by building the bundle again with it"
+            )
+        path = f"profiles/{name}.toml"
+        try:
+            tree = from_toml(self._read_text(path), str(self.root / path))
+            tree.require(self.heads.count, self.heads.top_k)
+        except ProfileError as error:
+            raise BundleError(f"profile {name!r} of {self.root} does not serve: {error}") from error
+        if tree.name != name:
+            raise BundleError(f"{self.root / path} holds a tree named {tree.name!r}, expected {name!r}; {REMEDY}")
+        return tree
+
+    def profiles(self) -> dict[str, TreeProfile]:
+        """Read all trees, by name, in the manifest's order."""
+        return {name: self.profile(name) for name in self.manifest.profiles}
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer's file, of the form that the `tokenizers` library reads. BundleError if there is none."""
+        if TOKENIZER not in self.manifest.files:
+            raise BundleError(f"{self.root} has no tokenizer: its manifest does not list {TOKENIZER}; {REMEDY}")
+        return self.root / TOKENIZER
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that lays out a conversation, or None."""
+        return self._read_text(CHAT_TEMPLATE) if CHAT_TEMPLATE in self.manifest.files else None
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """What the chat template may name: "bos_token", "eos_token" and so on, to the token's text; may be empty."""
+        if SPECIAL_TOKENS not in self.manifest.files:
+            return {}
+        try:
+            content = json.loads(self._read_text(SPECIAL_TOKENS))
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{self.root / SPECIAL_TOKENS} is not valid JSON: {error}; {REMEDY}") from None
+        if not isinstance(content, dict) or not all(isinstance(token, str) for token in content.values()):
+            raise BundleError(f"{self.root / SPECIAL_TOKENS} must map names to texts; {REMEDY}")
+        return content
+
+    def _read_text(self, name: str) -> str:
+        """Read a listed file and check once more that it is the one the manifest names."""
+        facts = self.manifest.files[name]
+        try:
+            data = _read(self.root / name, facts.size)
+            if hashlib.sha256(data).hexdigest() == facts.sha256:
+                return data.decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{self.root / name} cannot be read: {error}; {REMEDY}") from None
+        raise BundleError(f"{self.root / name} changed after the bundle was opened; open it again")
+
+
+def seal(
+    folder: Path,
+    *,
+    producer: dict[str, str],
+    model: ModelFacts,
+    heads: HeadFacts,
+    graphs: dict[str, GraphFacts],
+    profiles: Iterable[str],
+    sources: dict[str, Any],
+) -> Manifest:
+    """Hash every file under `folder`, then write its manifest in one move, last of all.
+
+    Raises BundleError for a file that a bundle cannot hold and for facts that contradict each other.
+    """
+    root = folder.resolve(strict=True)
+    (root / _SCRATCH).unlink(missing_ok=True)  # left by a run that was cut off
+    names = sorted(set(_walk(root)) - {FILE_NAME})
+    for name in names:
+        check_path("a file's path", name)
+    paths = [_inside(root, name) for name in names]
+    found = zip(names, paths, _digests(paths), strict=True)
+    manifest = Manifest(
+        schema=SCHEMA,
+        producer=producer,
+        model=model,
+        heads=heads,
+        graphs=graphs,
+        profiles=tuple(profiles),
+        files={name: FileFacts(path.stat().st_size, digest) for name, path, digest in found},
+        sources=sources,
+    )
+    with (root / _SCRATCH).open("wb") as file:
+        file.write(manifest.to_bytes())
+        file.flush()
+        os.fsync(file.fileno())
+    (root / _SCRATCH).replace(root / FILE_NAME)
+    return manifest
+
+
+def verify_sizes(folder: Path, manifest: Manifest) -> bool:
+    """Tell, without hashing, whether the folder seems as `seal` left it.
+
+    That is: the listed files and no others, each of the listed size and none written after the manifest.
+    """
+    try:
+        root = folder.resolve(strict=True)
+        sealed_at = _inside(root, FILE_NAME).stat().st_mtime_ns
+        if set(_walk(root)) != {FILE_NAME, *manifest.files}:
+            return False
+        for name, facts in manifest.files.items():
+            status = _inside(root, name).stat()
+            if status.st_size != facts.size or status.st_mtime_ns > sealed_at:
+                return False
+    except (OSError, BundleError):
+        return False
+    return True
+
+
+def _inside(root: Path, name: str) -> Path:
+    """Return the regular file that `name` leads to; BundleError if it is none or lies outside `root`."""
+    try:
+        path = (root / name).resolve(strict=True)
+    except FileNotFoundError:
+        raise BundleError(f"{root} lacks {name!r}, which its manifest lists; {REMEDY}") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise BundleError(f"{name!r} of {root} leads nowhere: {error}; {REMEDY}") from None
+    if not path.is_relative_to(root):
+        raise BundleError(f"{name!r} of {root} is a link that leaves the bundle; put the file itself there")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BundleError(f"{name!r} of {root} is not a regular file; {REMEDY}")
+    return path
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Give the POSIX path below `root` of everything that is not a plain folder, links to folders included."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(root, onerror=fail):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        for name in [*files, *links]:
+            yield (Path(place) / name).relative_to(root).as_posix()
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """Read a file, one byte beyond `limit` at most, so that a longer one shows without filling the memory."""
+    with path.open("rb") as file:
+        return file.read(limit + 1)
+
+
+def _digest(path: Path) -> str:
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()
+
+
+def _digests(paths: Iterable[Path]) -> list[str]:
+    """Hash files side by side, in their order (hashlib lets other threads run)."""
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        return list(pool.map(_digest, paths))
