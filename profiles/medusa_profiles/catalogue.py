@@ -1,0 +1,45 @@
+"""The trees that come with the package, by name, and trees in files of one's own."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from medusa_profiles.profile import ProfileError, TreeProfile
+from medusa_profiles.toml import from_toml
+
+TREES = resources.files("medusa_profiles").joinpath("trees")
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Return the names of the shipped trees, numbers in them sorted by value: tree-4 before tree-12."""
+    found = [entry.name.removesuffix(".toml") for entry in TREES.iterdir() if entry.name.endswith(".toml")]
+    return tuple(sorted(found, key=_natural_key))
+
+
+@cache
+def load(name: str) -> TreeProfile:
+    """Return a shipped tree; raises ProfileError listing the names there are if this is not one of them."""
+    if name not in names():
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise ProfileError(f"no tree is called {name!r}; {hint}There are: {', '.join(names())}")
+    return from_toml(TREES.joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
+
+
+def load_file(path: str | Path) -> TreeProfile:
+    """Return the tree that a TOML file holds; raises ProfileError if it is no valid tree, OSError if unreadable."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{path}: not UTF-8 text: {error}") from error
+    return from_toml(text, str(path))
+
+
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    """Split a name into text and numbers, so that numbers compare by value."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,211 @@
+"""A token tree: which candidates one step verifies, and how they hang together."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_NODES = 1024
+MAX_RANK = 4095
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+Path = tuple[int, ...]
+IntArray = npt.NDArray[np.int32]
+BoolArray = npt.NDArray[np.bool_]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class ProfileError(ValueError):
+    """A tree is malformed, unknown, or asks for more than a bundle has; the message says what and where."""
+
+
+@dataclass(frozen=True)
+class TreeProfile:
+    """An immutable tree of candidates: node 0 is the root, T counts all nodes with the root.
+
+    name: lower-case letters, digits, `.`, `_`, `-`; at most 64 characters, since it becomes a file name.
+    paths: one per candidate, the root not listed; a path is the rank (0-based) chosen at each depth.
+        Any order and any sequence type is accepted; kept in lexicographic order, which is depth-first preorder:
+        a parent comes before its children and the rank-0 chain [0], [0, 0], ... follows the root without a gap.
+    source: where the tree comes from, one line of free text.
+
+    Raises ProfileError if a path is empty, repeated, has no parent or holds anything but ranks 0 to 4095,
+    if there are more than 1,024 nodes, or if the name or source is not as above.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        _check_source(self.name, self.source)
+        object.__setattr__(self, "paths", _canonical_paths(self.name, self.paths))
+
+    def __reduce__(self) -> tuple[type[TreeProfile], tuple[str, tuple[Path, ...], str]]:
+        """Copy and pickle by value, so that a copy is checked again and its arrays are read-only too."""
+        return TreeProfile, (self.name, self.paths, self.source)
+
+    @classmethod
+    def plain(cls) -> TreeProfile:
+        """Return the tree that is only a root: plain decoding."""
+        return cls("plain", (), "plain decoding, no candidates")
+
+    @cached_property
+    def size(self) -> int:
+        """The number of nodes T, root included."""
+        return len(self.paths) + 1
+
+    @cached_property
+    def depth(self) -> int:
+        """The length of the longest path, which is the number of heads needed; 0 for the root alone."""
+        return max(map(len, self.paths), default=0)
+
+    @cached_property
+    def max_rank(self) -> int:
+        """The highest rank in use; -1 for the root alone."""
+        return max(map(max, self.paths), default=-1)
+
+    @cached_property
+    def parents(self) -> IntArray:
+        """(T,) int32: the parent of each node, always a lower index; -1 at the root."""
+        index = {(): 0} | {path: node for node, path in enumerate(self.paths, start=1)}
+        return _read_only(np.array([-1, *(index[path[:-1]] for path in self.paths)], np.int32))
+
+    @cached_property
+    def depths(self) -> IntArray:
+        """(T,) int32: the depth of each node, 0 at the root; added to past_length it is the node's position."""
+        return _read_only(np.array([0, *map(len, self.paths)], np.int32))
+
+    @cached_property
+    def heads(self) -> IntArray:
+        """(T,) int32: the head (0-based) that proposes each node, its depth - 1; -1 at the root."""
+        return _read_only(self.depths - np.int32(1))
+
+    @cached_property
+    def ranks(self) -> IntArray:
+        """(T,) int32: the rank (0-based) of each node among its head's candidates; -1 at the root."""
+        return _read_only(np.array([-1, *(path[-1] for path in self.paths)], np.int32))
+
+    @cached_property
+    def mask(self) -> BoolArray:
+        """(T, T) bool: node i sees node j where j is i itself or an ancestor of i."""
+        mask = np.eye(self.size, dtype=np.bool_)  # (T, T)
+        for node in range(1, self.size):
+            mask[node] |= mask[self.parents[node]]
+        return _read_only(mask)
+
+    @cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """The children of each node, T tuples of node indices in rising rank."""
+        children: list[list[int]] = [[] for _ in range(self.size)]
+        for node in range(1, self.size):
+            children[self.parents[node]].append(node)
+        return tuple(map(tuple, children))
+
+    @cached_property
+    def chain_length(self) -> int:
+        """How many candidates the rank-0 chain [0], [0, 0], ... has: nodes 1 to chain_length."""
+        return sum(not any(path) for path in self.paths)
+
+    def candidate_ids(self, top_k: int) -> IntArray:
+        """Return (T,) int32, the graph's input ids: -1 - (head * top_k + rank), and 0 in place of the root's token.
+
+        The array is new at each call, so the caller may fill in the root.
+        Raises ProfileError if a rank does not fit top_k, since it would name another head's candidate.
+        """
+        self.require(self.depth, top_k)
+        ids: IntArray = -1 - (self.heads * np.int32(top_k) + self.ranks)
+        ids[0] = 0
+        return ids
+
+    def require(self, heads: int, top_k: int) -> None:
+        """Raise ProfileError unless a bundle with so many heads, each giving top_k candidates, can serve this tree."""
+        for path in self.paths:
+            if len(path) > heads:
+                raise ProfileError(
+                    f"tree '{self.name}' has a path of depth {len(path)} ({list(path)}) "
+                    f"but the bundle has {heads} head{'' if heads == 1 else 's'}"
+                )
+            if path[-1] >= top_k:
+                raise ProfileError(
+                    f"tree '{self.name}' has a path with rank {path[-1]} ({list(path)}) "
+                    f"but the bundle keeps the top {top_k} of each head (ranks start at 0)"
+                )
+
+
+def _read_only(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    array.setflags(write=False)
+    return array
+
+
+def _check_name(name: object) -> None:
+    """Raise ProfileError unless the name is safe as a file name on every system."""
+    if not isinstance(name, str):
+        raise ProfileError(f"a tree's name must be a string, got {_kind(name)}")
+    if not NAME_PATTERN.fullmatch(name):
+        raise ProfileError(
+            f"tree name {_shown(name)} is not allowed: use 1 to 64 lower-case letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit"
+        )
+
+
+def _check_source(name: str, source: object) -> None:
+    """Raise ProfileError unless the source is one line of printable text."""
+    if not isinstance(source, str):
+        raise ProfileError(f"tree '{name}': source must be a string, got {_kind(source)}")
+    if not source.isprintable():
+        raise ProfileError(f"tree '{name}': source must be one line of printable text, got {_shown(source)}")
+
+
+def _canonical_paths(name: str, paths: object) -> tuple[Path, ...]:
+    """Return the paths in lexicographic order as tuples of int, or raise ProfileError saying which one is wrong."""
+    if not isinstance(paths, (list, tuple)):
+        raise ProfileError(f"tree '{name}': paths must be a list of lists of ranks, got {_kind(paths)}")
+    if len(paths) + 1 > MAX_NODES:
+        raise ProfileError(f"tree '{name}' has {len(paths) + 1} nodes, root included; at most {MAX_NODES} are allowed")
+    ordered = sorted(_path(name, position, path) for position, path in enumerate(paths))
+    known = set(ordered)
+    for position, path in enumerate(ordered):
+        if position and path == ordered[position - 1]:
+            raise ProfileError(f"tree '{name}': path {list(path)} is listed more than once")
+        if len(path) > 1 and path[:-1] not in known:
+            raise ProfileError(f"tree '{name}': path {list(path)} has no parent, add {list(path[:-1])}")
+    return tuple(ordered)
+
+
+def _path(name: str, position: int, path: object) -> Path:
+    """Return one path as a tuple of int, or raise ProfileError naming its position in the list."""
+    where = f"tree '{name}': paths[{position}]"
+    if not isinstance(path, (list, tuple)):
+        raise ProfileError(f"{where} must be a list of ranks, got {_kind(path)}")
+    if not path:
+        raise ProfileError(f"{where} is empty; the root is not listed")
+    return tuple(_rank(f"{where}[{depth}]", rank) for depth, rank in enumerate(path))
+
+
+def _rank(where: str, rank: object) -> int:
+    """Return a rank as int, or raise ProfileError if it is no integer from 0 to MAX_RANK."""
+    if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
+        raise ProfileError(f"{where} must be an integer, got {_kind(rank)}")
+    if not 0 <= rank <= MAX_RANK:
+        raise ProfileError(f"{where} must be a rank from 0 to {MAX_RANK}, got {_shown(rank)}")
+    return int(rank)
+
+
+def _kind(value: object) -> str:
+    """Describe a value of the wrong type for an error message."""
+    return f"{type(value).__name__} {_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    """Return the first 80 characters of a value's repr; an integer of thousands of digits has none."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return "too long to show"

@@ -1,0 +1,52 @@
+"""Trees as TOML text: name, source, and the paths as an array of arrays."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import tomli_w
+
+from medusa_profiles.profile import ProfileError, TreeProfile
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+KEYS = ("name", "source", "paths")
+
+
+def to_toml(profile: TreeProfile) -> str:
+    """Return the profile as TOML that `from_toml` reads back equal: one path a line, indented by its depth."""
+    head = tomli_w.dumps({"name": profile.name, "source": profile.source})
+    lines = [f"{'  ' * (len(path) + 1)}{list(path)},\n" for path in profile.paths]
+    return f"{head}paths = [\n{''.join(lines)}]\n"
+
+
+def from_toml(text: str, origin: str) -> TreeProfile:
+    """Return the profile that TOML text holds.
+
+    origin: where the text comes from (a file name, say), put before every error message.
+    Raises ProfileError if the text is not TOML, a key is unknown or missing (only `source` may be), a value has the
+    wrong type, or the tree is malformed.
+    """
+    table = _parse(text, origin)
+    for key in table:
+        if key not in KEYS:
+            raise ProfileError(f"{origin}: unknown key {key!r}; a tree has {', '.join(KEYS)}")
+    for key in ("name", "paths"):
+        if key not in table:
+            raise ProfileError(f"{origin}: key '{key}' is missing")
+    try:
+        return TreeProfile(table["name"], table["paths"], table.get("source", ""))
+    except ProfileError as error:
+        raise ProfileError(f"{origin}: {error}") from error
+
+
+def _parse(text: str, origin: str) -> dict[str, Any]:
+    """Return the table that the text holds, or raise ProfileError; deep nesting and endless digits are caught too."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProfileError(f"{origin}: not valid TOML: {error}") from error
