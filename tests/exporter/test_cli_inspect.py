@@ -1,0 +1,76 @@
+"""`medusa-export inspect`: what it shows is what the bundle holds, checked first."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from medusa_exporter.cli import main
+from medusa_exporter.cli.inspect import command
+from medusa_profiles.draw import draw
+from medusa_runtime.bundle import Bundle, seal
+from medusa_runtime.manifest import GraphFacts, HeadFacts, ModelFacts
+
+
+@pytest.fixture
+def folder(tmp_path):
+    files = {
+        "graphs/ort-cpu-fp32.onnx": b"x" * 1_500,
+        "graphs/ort-cpu-fp32.data": b"y" * 2_000_000,
+        "profiles/a.toml": b'name = "a"\nsource = "by hand"\npaths = [[0], [1], [0, 0]]\n',
+    }
+    for name, data in files.items():
+        (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "b" / name).write_bytes(data)
+    seal(
+        tmp_path / "b",
+        producer={"medusa-export": "0.1.0", "torch": "2.13"},
+        model=ModelFacts("tiny", "llama", 30, 576, 9, 3, 64, 49152, 8192, (2, 7)),
+        heads=HeadFacts(3, 5, "root", 10),
+        graphs={"ort-cpu-fp32": GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onnx")},
+        profiles=["a"],
+        sources={},
+    )
+    return tmp_path / "b"
+
+
+def test_text(folder):
+    result = CliRunner().invoke(command, [str(folder)], catch_exceptions=False)
+    assert result.exit_code == 0
+    for shown in (
+        "tiny (llama): 30 layers, hidden size 576, 9 attention heads and 3 KV heads of 64",
+        "vocabulary 49,152, context 8,192 tokens, ends at token 2 or 7",
+        "46,080 bytes a token in fp32",
+        "3 of 5 ResBlocks, each sees the hidden state and the root token, ranks 10 tokens",
+        "  ort-cpu-fp32  1.5 kB  graphs/ort-cpu-fp32.onnx",
+        "  a  4 nodes  depth 2",
+        "  total                     2.0 MB",
+        "  torch          2.13",
+    ):
+        assert shown in result.output, shown
+
+
+def test_json(folder):
+    facts = json.loads(CliRunner().invoke(command, [str(folder), "--json"], catch_exceptions=False).output)
+    assert facts["model"]["kv_heads"] == 3 and facts["model"]["eos_token_ids"] == [2, 7]
+    assert facts["kv_bytes_per_token"] == {"fp32": 46_080}
+    assert facts["graphs"]["ort-cpu-fp32"]["size"] == 1_500
+    assert facts["profiles"] == {"a": {"nodes": 4, "depth": 2, "source": "by hand"}}
+    assert facts["size"] == sum(facts["files"].values()) == 2_001_500 + len((folder / "profiles/a.toml").read_bytes())
+    assert facts["digest"] == Bundle.open(folder).manifest.digest
+
+
+def test_profile(folder):
+    result = CliRunner().invoke(command, [str(folder), "--profile", "a"], catch_exceptions=False)
+    assert result.output == draw(Bundle.open(folder).profile("a")) + "\n"
+    result = CliRunner().invoke(command, [str(folder), "--profile", "a", "--json"], catch_exceptions=False)
+    assert json.loads(result.output) == {"name": "a", "paths": [[0], [0, 0], [1]]}
+
+
+def test_failures_are_one_line(folder, capsys):
+    (folder / "graphs/ort-cpu-fp32.data").write_bytes(b"z" * 2_000_000)
+    for arguments in ([str(folder)], [str(folder / "absent")]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["inspect", *arguments])
+        assert stopped.value.code == 1
+        output = capsys.readouterr()
+        assert output.out == "" and output.err.startswith("error: ") and output.err.count("\n") == 1

@@ -1,0 +1,270 @@
+"""A bundle: opened whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+
+import pytest
+from medusa_runtime.bundle import Bundle, seal, verify_sizes
+from medusa_runtime.errors import BundleError
+from medusa_runtime.manifest import GraphFacts, HeadFacts, Manifest, ModelFacts
+
+MODEL = ModelFacts("tiny", "llama", 2, 64, 4, 2, 16, 100, 128, (2,))
+HEADS = HeadFacts(3, 1, "none", 10)
+CONTENT = {
+    "graphs/ort-cpu-fp32.onnx": bytes(range(256)) * 8,
+    "graphs/ort-cpu-int8.onnx": b"int8",
+    "graphs/weights.data": os.urandom(5 << 20),
+    "profiles/chain.toml": b'name = "chain"\npaths = [[0], [0, 0], [0, 0, 0]]\n',
+    "profiles/wide.toml": b'name = "wide"\npaths = [[0], [1], [9]]\n',
+    "tokenizer/tokenizer.json": b"{}",
+    "tokenizer/chat_template.jinja": "{{ messages }} é".encode(),
+    "tokenizer/special_tokens.json": b'{"eos_token": "</s>"}',
+    "LICENSE": b"",
+}
+
+
+def build(folder, content=CONTENT, **changes):
+    for name, data in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    parts = {"producer": {"medusa-export": "0"}, "model": MODEL, "heads": HEADS, "sources": {"a": 1}}
+    parts["graphs"] = {
+        f"ort-cpu-{precision}": GraphFacts("ort-cpu", precision, f"graphs/ort-cpu-{precision}.onnx")
+        for precision in ("fp32", "int8")
+    }
+    parts["profiles"] = [name[9:-5] for name in content if name.startswith("profiles/")]
+    return seal(folder, **parts | changes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    build(tmp_path / "b")
+    return tmp_path / "b"
+
+
+def refused(folder, match):
+    with pytest.raises(BundleError, match=match):
+        Bundle.open(folder)
+
+
+def test_open(folder):
+    bundle = Bundle.open(str(folder))
+    assert bundle.root == folder.resolve()
+    assert (bundle.model, bundle.heads) == (MODEL, HEADS)
+    assert set(bundle.manifest.files) == set(CONTENT)
+    facts = bundle.manifest.files["graphs/weights.data"]
+    data = CONTENT["graphs/weights.data"]
+    assert (facts.size, facts.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert bundle.tokenizer_file.read_bytes() == b"{}"
+    assert bundle.chat_template == "{{ messages }} é"
+    assert bundle.special_tokens == {"eos_token": "</s>"}
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "LICENSE",
+        "graphs",
+        "manifest.json",
+        "profiles",
+        "tokenizer",
+    ]
+
+
+def test_graph(folder):
+    bundle = Bundle.open(folder)
+    assert bundle.graph("ort-cpu") == bundle.graph("ort-cpu", "fp32")
+    facts, path = bundle.graph("ort-cpu", "int8")
+    assert (facts.precision, path.read_bytes()) == ("int8", b"int8")
+    for wanted in (("ort-cuda",), ("ort-cpu", "int4")):
+        with pytest.raises(BundleError, match="it has ort-cpu-fp32, ort-cpu-int8"):
+            bundle.graph(*wanted)
+
+
+def test_the_only_graph_is_taken_and_several_without_fp32_are_not_guessed(tmp_path):
+    build(tmp_path / "b", graphs={"ort-cpu-int8": GraphFacts("ort-cpu", "int8", "graphs/ort-cpu-int8.onnx")})
+    assert Bundle.open(tmp_path / "b").graph("ort-cpu")[0].precision == "int8"
+    pair = {f"ort-cpu-{p}": GraphFacts("ort-cpu", p, "graphs/ort-cpu-int8.onnx") for p in ("int8", "int4")}
+    build(tmp_path / "b", graphs=pair)
+    with pytest.raises(BundleError, match="ort-cpu-int4, ort-cpu-int8"):
+        Bundle.open(tmp_path / "b").graph("ort-cpu")
+
+
+def test_profiles(folder):
+    bundle = Bundle.open(folder)
+    assert {name: (tree.size, tree.depth) for name, tree in bundle.profiles().items()} == {
+        "chain": (4, 3),
+        "wide": (4, 1),
+    }
+    with pytest.raises(BundleError, match=r"no profile 'x'; it has chain, wide; .*building"):
+        bundle.profile("x")
+
+
+@pytest.mark.parametrize(
+    "text", ["paths = [[0, 0, 0, 0]]", "paths = [[10]]", "paths = 3", "name =", "\xff", "name = 'b'"]
+)
+def test_a_profile_that_does_not_serve(tmp_path, text):
+    chain = 'name = "a"\n' + text.replace("[[0, 0, 0, 0]]", "[[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]]")
+    text = "name = 'b'\npaths = [[0]]" if text == "name = 'b'" else chain
+    build(tmp_path / "b", CONTENT | {"profiles/a.toml": text.encode("latin-1")})
+    bundle = Bundle.open(tmp_path / "b")
+    with pytest.raises(BundleError, match=r"'a'|a\.toml"):
+        bundle.profiles()
+
+
+def test_a_bundle_without_tokenizer(tmp_path):
+    build(tmp_path / "b", {name: data for name, data in CONTENT.items() if not name.startswith("tokenizer")})
+    bundle = Bundle.open(tmp_path / "b")
+    assert (bundle.chat_template, bundle.special_tokens) == (None, {})
+    with pytest.raises(BundleError, match="no tokenizer"):
+        _ = bundle.tokenizer_file
+
+
+@pytest.mark.parametrize("data", [b"[]", b'{"a": 1}', b"{", b"\xff", b"[" * 10**6])
+def test_special_tokens_must_be_texts(tmp_path, data):
+    build(tmp_path / "b", CONTENT | {"tokenizer/special_tokens.json": data})
+    with pytest.raises(BundleError, match="special_tokens"):
+        _ = Bundle.open(tmp_path / "b").special_tokens
+
+
+def test_any_flipped_byte_in_any_file_is_refused(folder):
+    for name in [*CONTENT, "manifest.json"]:
+        data = (folder / name).read_bytes()
+        for at in sorted({len(data) * part // 12 for part in range(12)} | {len(data) - 1}) if data else ():
+            damaged = bytearray(data)
+            damaged[at] ^= 1
+            (folder / name).write_bytes(damaged)
+            refused(folder, "SHA-256|manifest")
+        (folder / name).write_bytes(data)
+    Bundle.open(folder)
+
+
+def test_cut_grown_and_missing_files(folder):
+    for name in [*CONTENT, "manifest.json"]:
+        data = (folder / name).read_bytes()
+        for damaged in (data[:-1], data[: len(data) // 2], data + b"\0") if data else (b"\0",):
+            (folder / name).write_bytes(damaged)
+            refused(folder, "bytes, expected .*copy it again|manifest")
+        (folder / name).unlink()
+        refused(folder, name)
+        (folder / name).write_bytes(data)
+    Bundle.open(folder)
+
+
+def test_no_bundle(tmp_path):
+    refused(tmp_path / "absent", "no such bundle: .*medusa-export build")
+    refused(tmp_path, "has no manifest.json")
+    (tmp_path / "file").touch()
+    refused(tmp_path / "file", "no such bundle")
+
+
+@pytest.mark.parametrize(
+    "name", ["x", ".x", "graphs/x.onnx", "profiles/x.toml", "tokenizer/a/b/x", "other/x", "manifest.json~"]
+)
+def test_a_file_that_the_manifest_does_not_list(folder, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+    refused(folder, f"'{name}', which its manifest does not list")
+
+
+@pytest.mark.parametrize("name", ["graphs/ort-cpu-int8.onnx", "LICENSE", "manifest.json"])
+def test_links(folder, tmp_path, name):
+    outside = tmp_path / "outside"
+    shutil.move(folder / name, outside)
+    (folder / name).symlink_to(outside)
+    refused(folder, "link that leaves the bundle")
+    (folder / name).unlink()
+    (folder / name).symlink_to(folder / name)
+    refused(folder, name)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    refused(folder, name)
+    (folder / name).rmdir()
+    os.mkfifo(folder / name)
+    refused(folder, "not a regular file")
+
+
+def test_a_folder_behind_a_link(folder, tmp_path):
+    shutil.move(folder / "graphs", tmp_path / "graphs")
+    (folder / "graphs").symlink_to(tmp_path / "graphs")
+    refused(folder, "'graphs'")
+
+
+def test_a_link_inside_and_a_bundle_behind_a_link(folder, tmp_path):
+    (folder / "LICENSE").unlink()
+    (folder / "LICENSE").symlink_to("graphs/ort-cpu-int8.onnx")
+    refused(folder, "bytes, expected 0")
+    (folder / "LICENSE").unlink()
+    (folder / "LICENSE").touch()
+    (tmp_path / "link").symlink_to(folder)
+    assert Bundle.open(tmp_path / "link").root == folder.resolve()
+
+
+def test_a_manifest_that_points_outside(folder, tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    content = json.loads((folder / "manifest.json").read_bytes())
+    content["files"]["../secret"] = {"size": 6, "sha256": hashlib.sha256(b"secret").hexdigest()}
+    body = (json.dumps({**content, "digest": "0" * 64}, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+    digest = hashlib.sha256(body).hexdigest().encode()
+    (folder / "manifest.json").write_bytes(body.replace(b"0" * 64, digest, 1))
+    refused(folder, r"'\.\./secret', expected a relative path")
+
+
+def test_a_file_changed_after_opening_is_not_used(folder):
+    bundle = Bundle.open(folder)
+    (folder / "tokenizer/chat_template.jinja").write_bytes(b"{{ messages }} e")
+    (folder / "profiles/wide.toml").unlink()
+    with pytest.raises(BundleError, match="changed after the bundle was opened"):
+        _ = bundle.chat_template
+    with pytest.raises(BundleError, match=r"wide\.toml"):
+        bundle.profile("wide")
+
+
+def test_seal_writes_last_and_leaves_nothing(folder):
+    (folder / ".manifest.json.tmp").write_bytes(b"left by a run that was cut off")
+    manifest = build(folder)
+    assert Bundle.open(folder).manifest == manifest
+    assert Manifest.from_bytes((folder / "manifest.json").read_bytes(), "m") == manifest
+    sealed_at = (folder / "manifest.json").stat().st_mtime_ns
+    assert all((folder / name).stat().st_mtime_ns <= sealed_at for name in CONTENT)
+
+
+def test_seal_refuses_what_a_bundle_cannot_hold(folder, tmp_path):
+    before = (folder / "manifest.json").read_bytes()
+    (folder / "graphs/away").symlink_to(tmp_path)
+    with pytest.raises(BundleError, match="leaves the bundle"):
+        build(folder)
+    (folder / "graphs/away").unlink()
+    (folder / "a\nb").touch()
+    with pytest.raises(BundleError, match="path"):
+        build(folder)
+    (folder / "a\nb").unlink()
+    with pytest.raises(BundleError, match="absent"):
+        build(folder, profiles=["absent"])
+    assert (folder / "manifest.json").read_bytes() == before
+    Bundle.open(folder)
+
+
+def test_verify_sizes(folder):
+    manifest = Bundle.open(folder).manifest
+    assert verify_sizes(folder, manifest)
+    (folder / "extra").touch()
+    assert not verify_sizes(folder, manifest)
+    (folder / "extra").unlink()
+    later = (folder / "manifest.json").stat().st_mtime_ns + 10**9
+    os.utime(folder / "LICENSE", ns=(later, later))
+    assert not verify_sizes(folder, manifest)
+    os.utime(folder / "LICENSE", ns=(0, 0))
+    assert verify_sizes(folder, manifest)
+    (folder / "LICENSE").write_bytes(b"x")
+    os.utime(folder / "LICENSE", ns=(0, 0))
+    assert not verify_sizes(folder, manifest)
+    (folder / "LICENSE").unlink()
+    assert not verify_sizes(folder, manifest)
+    assert not verify_sizes(folder / "absent", manifest)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may read everything")
+def test_an_unreadable_file(folder):
+    (folder / "LICENSE").chmod(0)
+    refused(folder, "cannot be read")
+    (folder / "LICENSE").chmod(stat.S_IRUSR)

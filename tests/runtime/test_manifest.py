@@ -1,0 +1,241 @@
+"""The manifest: what it writes it reads back, and nothing else is believed."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+
+import pytest
+from medusa_runtime import manifest as module
+from medusa_runtime.errors import BundleError
+from medusa_runtime.manifest import FileFacts, GraphFacts, HeadFacts, Manifest, ModelFacts
+
+MODEL = ModelFacts("tiny", "llama", 30, 576, 9, 3, 64, 49152, 8192, (2, 0))
+HEADS = HeadFacts(4, 1, "root", 10)
+FILES = {
+    "graphs/ort-cpu-fp32.onnx": FileFacts(7, "0a" * 32),
+    "graphs/ort-cpu-fp32.data": FileFacts(2**40, "0b" * 32),
+    "profiles/cpu-8.toml": FileFacts(0, "0c" * 32),
+}
+GRAPHS = {"ort-cpu-fp32": GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onnx")}
+
+
+def make(**changes):
+    parts = {"schema": 1, "producer": {"medusa-export": "0.1.0"}, "model": MODEL, "heads": HEADS, "graphs": GRAPHS}
+    parts |= {"profiles": ("cpu-8",), "files": FILES, "sources": {"heads": "0d" * 32, "options": [1, None, {"é": 0.5}]}}
+    return Manifest(**parts | changes)
+
+
+def forge(content):
+    """Write any content canonically with a digest that is right for it: only the content itself can give it away."""
+    body = (json.dumps({**content, "digest": "0" * 64}, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+    return body.replace(b"0" * 64, hashlib.sha256(body).hexdigest().encode(), 1)
+
+
+def content_with(path, value):
+    content = copy.deepcopy(json.loads(make().to_bytes()))
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    if value is DROP:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return content
+
+
+DROP = object()
+
+
+def test_round_trip():
+    manifest = make()
+    data = manifest.to_bytes()
+    assert Manifest.from_bytes(data, "m") == manifest
+    assert Manifest.from_bytes(data, "m").to_bytes() == data
+    assert data.endswith(b"}\n") and "é".encode() in data
+    assert forge(json.loads(data)) == data, "the digest is over the bytes with 64 zeros in its place"
+    assert data.startswith(b'{\n  "digest": "' + manifest.digest.encode() + b'"')
+
+
+def test_sizes():
+    assert MODEL.kv_row == 192
+    assert MODEL.kv_bytes_per_token(4) == 2 * 30 * 192 * 4
+
+
+def test_sources_compare_equal_after_reading():
+    manifest = make(sources={"shape": (1, 2)})
+    assert manifest.sources == {"shape": [1, 2]}
+    assert Manifest.from_bytes(manifest.to_bytes(), "m") == manifest
+
+
+def test_every_flipped_bit_and_every_cut_is_refused():
+    data = make().to_bytes()
+    for at in range(len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[at] ^= 1 << bit
+            with pytest.raises(BundleError, match=r"m: .*rebuild it with medusa-export build"):
+                Manifest.from_bytes(bytes(damaged), "m")
+        with pytest.raises(BundleError):
+            Manifest.from_bytes(data[:at], "m")
+    for damaged in (data + b"\n", b"\n" + data, b"\xef\xbb\xbf" + data, data.replace(b"\n", b"\r\n"), data[:-1]):
+        with pytest.raises(BundleError):
+            Manifest.from_bytes(damaged, "m")
+
+
+def test_another_layout_with_a_right_digest_is_refused():
+    body = json.dumps(json.loads(make().to_bytes()) | {"digest": "0" * 64}).encode()
+    forged = body.replace(b"0" * 64, hashlib.sha256(body).hexdigest().encode())
+    with pytest.raises(BundleError):
+        Manifest.from_bytes(forged, "m")
+    data = make().to_bytes().replace(b'"schema": 1,', b'"schema":  1,')
+    body = data[:15] + b"0" * 64 + data[79:]
+    forged = data[:15] + hashlib.sha256(body).hexdigest().encode() + data[79:]
+    with pytest.raises(BundleError, match="form"):
+        Manifest.from_bytes(forged, "m")
+
+
+@pytest.mark.parametrize("schema", [0, 2, 7, "1", True, 1.0, None, [1]])
+def test_wrong_schema_is_told_before_anything_else(schema):
+    with pytest.raises(BundleError, match=r"schema .*reads 1; .*rebuild"):
+        Manifest.from_bytes(json.dumps({"schema": schema, "digest": "?"}).encode(), "m")
+
+
+BAD_PATHS = [
+    "../x",
+    "a/../b",
+    "/etc/passwd",
+    "a\\b",
+    "C:/x",
+    "a//b",
+    "a/",
+    "./a",
+    "a/.",
+    "",
+    ".",
+    "..",
+    "a\nb",
+    "a\x00b",
+]
+BAD_PATHS += ["\u202ea", "a" * 1001, "manifest.json"]
+
+
+@pytest.mark.parametrize("path", BAD_PATHS)
+def test_paths_that_leave_the_bundle(path):
+    facts = {"size": 1, "sha256": "00" * 32}
+    with pytest.raises(BundleError, match="path"):
+        Manifest.from_bytes(forge(content_with(["files"], {**content_with(["schema"], 1)["files"], path: facts})), "m")
+    with pytest.raises(BundleError):
+        Manifest.from_bytes(forge(content_with(["graphs", "ort-cpu-fp32", "file"], path)), "m")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["extra"], 1, "'extra'"),
+        (["model"], DROP, "'model'"),
+        (["model"], [], "model is"),
+        (["model", "layers"], DROP, "'layers'"),
+        (["model", "rope"], 1, "'rope'"),
+        (["model", "layers"], 0, "model.layers is 0, expected"),
+        (["model", "layers"], 30.0, "model.layers"),
+        (["model", "layers"], True, "model.layers"),
+        (["model", "layers"], "30", "model.layers"),
+        (["model", "layers"], 10**400, "model.layers"),
+        (["model", "hidden_size"], -1, "model.hidden_size"),
+        (["model", "kv_heads"], 10, "kv_heads"),
+        (["model", "kv_heads"], 4, "divisor"),
+        (["model", "vocab_size"], 2**31, "model.vocab_size"),
+        (["model", "context"], None, "model.context"),
+        (["model", "name"], "", "model.name"),
+        (["model", "name"], "\x1b[31mred", "model.name"),
+        (["model", "family"], 3, "model.family"),
+        (["model", "eos_token_ids"], [49152], "eos_token_ids"),
+        (["model", "eos_token_ids"], [2, 2], "eos_token_ids"),
+        (["model", "eos_token_ids"], [[2]], "eos_token_ids"),
+        (["model", "eos_token_ids"], 2, "eos_token_ids"),
+        (["heads", "count"], 0, "heads.count"),
+        (["heads", "conditioning"], "both", "heads.conditioning"),
+        (["heads", "conditioning"], [], "heads.conditioning"),
+        (["heads", "top_k"], 49153, "heads.top_k"),
+        (["graphs"], {}, "graphs"),
+        (["graphs"], None, "graphs"),
+        (["graphs", "ort-cpu-fp32", "precision"], "fp16", "key of graphs"),
+        (["graphs", "ort-cpu-fp32", "backend"], "ORT", "backend"),
+        (["graphs", "ort-cpu-fp32", "file"], "graphs/other.onnx", "ort-cpu-fp32"),
+        (["graphs", "ort-cpu-fp32", "file"], 1, "file"),
+        (["profiles"], ["absent"], "absent"),
+        (["profiles"], ["../cpu-8"], "profiles"),
+        (["profiles"], ["cpu-8", "cpu-8"], "profiles"),
+        (["profiles"], "cpu-8", "profiles"),
+        (["profiles"], [{}], "profiles"),
+        (["files"], [], "files"),
+        (["files", "profiles/cpu-8.toml", "size"], -1, "size"),
+        (["files", "profiles/cpu-8.toml", "size"], 2**63, "size"),
+        (["files", "profiles/cpu-8.toml", "sha256"], "0A" * 32, "sha256"),
+        (["files", "profiles/cpu-8.toml", "sha256"], "0a" * 32 + "\n", "sha256"),
+        (["files", "profiles/cpu-8.toml"], "x", "cpu-8"),
+        (["producer"], [], "producer"),
+        (["producer", "torch"], 2, "producer.torch"),
+        (["producer", "a\nb"], "2", "producer"),
+        (["sources"], [], "sources"),
+    ],
+)
+def test_false_claims_with_a_right_digest(path, value, message):
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_bytes(forge(content_with(path, value)), "some/manifest.json")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("some/manifest.json: ")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"\xff\xfe",
+        b"{",
+        b'{"schema": 1, "schema": 1}',
+        b'{"schema": 1, "x": NaN}',
+        b'{"schema": 1, "x": -Infinity}',
+        b'{"schema": 1, "x": 1e999}',
+        b'{"schema": 1, "digest": "\xc3\xa9"}',
+        b'{"schema": 1, "x": ' + b"9" * 100_000 + b"}",
+        b"[" * 1_000_000,
+        b'{"schema": 1, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"a":' * 200_000,
+        b" " * (module.MAX_BYTES + 1),
+    ],
+)
+def test_what_is_no_manifest(data):
+    with pytest.raises(BundleError):
+        Manifest.from_bytes(data, "m")
+
+
+@pytest.mark.parametrize("depth", [50, 300, 500, 800, 950, 5000])
+def test_nesting_in_sources_never_escapes_as_another_error(depth):
+    inner = "[" * depth + "]" * depth
+    text = make(sources={"x": "MARK"}).to_bytes().decode().replace('"MARK"', inner)
+    zeros = text[:15] + "0" * 64 + text[79:]
+    data = (text[:15] + hashlib.sha256(zeros.encode()).hexdigest() + text[79:]).encode()
+    with pytest.raises(BundleError):
+        Manifest.from_bytes(data, "m")
+
+
+@pytest.mark.parametrize("value", [{1, 2}, float("nan"), "\ud800", object()])
+def test_sources_that_are_no_json(value):
+    with pytest.raises(BundleError, match="JSON"):
+        make(sources={"x": value})
+
+
+def test_a_manifest_too_large_to_read_is_not_made(monkeypatch):
+    monkeypatch.setattr(module, "MAX_BYTES", 2000)
+    with pytest.raises(BundleError, match="at most 2000"):
+        make(sources={"x": "y" * 2000})
+
+
+def test_a_stale_digest_is_refused():
+    with pytest.raises(BundleError, match="digest"):
+        dataclasses.replace(make(), producer={"medusa-export": "9"})
+    assert dataclasses.replace(make(), producer={"medusa-export": "9"}, digest="").digest != make().digest
