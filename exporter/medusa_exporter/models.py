@@ -36,11 +36,15 @@ class ModelSource:
             with path.open("rb") as file:
                 magic = file.read(4)
             if magic != b"GGUF":
-                raise UnsupportedModelError(f"{model}: a file, but not a GGUF (it starts with {magic!r}, expected b'GGUF')")
+                raise UnsupportedModelError(
+                    f"{model}: a file, but not a GGUF (it starts with {magic!r}, expected b'GGUF')"
+                )
             return cls(str(path.resolve().parent), path.name)
         if path.is_dir():
             if not (path / "config.json").is_file():
-                raise UnsupportedModelError(f"{model}: a folder without config.json; expected a Hugging Face model folder")
+                raise UnsupportedModelError(
+                    f"{model}: a folder without config.json; expected a Hugging Face model folder"
+                )
             return cls(str(path.resolve()))
         if model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") != 1:
             raise UnsupportedModelError(
@@ -75,7 +79,8 @@ def check_family(source: ModelSource) -> str:
     family = str(config.get("model_type"))
     if family not in FAMILIES:
         raise UnsupportedModelError(
-            f"{source.gguf or source.location}: model type {family!r} is not served; expected one of {', '.join(FAMILIES)}"
+            f"{source.gguf or source.location}: model type {family!r} is not served; "
+            f"expected one of {', '.join(FAMILIES)}"
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
@@ -128,9 +133,13 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer of `source`; it must have a fast form, since the runtime reads tokenizer.json only."""
     transformers = import_extra("transformers", "export")
-    tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(source.location, **source.load_arguments)
+    tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+        source.location, **source.load_arguments
+    )
     if not tokenizer.is_fast:
-        raise UnsupportedModelError(f"{source.location}: its tokenizer has no fast form (tokenizer.json); convert it first")
+        raise UnsupportedModelError(
+            f"{source.location}: its tokenizer has no fast form (tokenizer.json); convert it first"
+        )
     return tokenizer
 
 

@@ -46,7 +46,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup)
 @click.version_option(package_name="medusa-export")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def group(debug: bool) -> None:  # noqa: ARG001 -- read in main()
+def group(debug: bool) -> None:
     """Medusa speculative decoding as one ONNX graph: build, verify, run and measure bundles."""
 
 

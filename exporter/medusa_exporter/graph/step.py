@@ -1,0 +1,121 @@
+"""The module that is traced: one step = draft, then verify (design: `medusa_runtime.contract`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from medusa_exporter.graph.rows import ATTENTION, RowCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from medusa_exporter.heads.modules import MedusaHeads
+
+
+class Step(torch.nn.Module):
+    """A decoder and its heads behind the graph contract's inputs and outputs."""
+
+    def __init__(self, model: PreTrainedModel, heads: MedusaHeads, top_k: int) -> None:
+        """Take a causal decoder and heads of the same hidden size; `top_k` candidates are kept per head."""
+        super().__init__()
+        self.model, self.heads, self.top_k = model, heads, top_k
+        self.model.config._attn_implementation = ATTENTION
+        self.window: int | None = getattr(model.config, "sliding_window", None)
+        self._wanted_rows: Tensor | None = None
+        self._hidden: Tensor | None = None
+        model.get_output_embeddings().register_forward_pre_hook(self._keep_wanted_rows)
+
+    def _keep_wanted_rows(self, _module: torch.nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+        """Before the lm_head: capture all hidden states, hand on the wanted rows only, (B, T, H) -> (B·R, H).
+
+        Flat rows make the product one Gemm over the weight as it lies, which a tied embedding then shares.
+        """
+        hidden, rows = arguments[0], self._wanted_rows
+        assert rows is not None  # noqa: S101 -- forward() has just set it
+        self._hidden = hidden
+        B, T, H = hidden.shape
+        first = torch.arange(B, dtype=torch.int32).unsqueeze(1) * T  # (B, 1): where a sequence begins
+        return (hidden.reshape(B * T, H).index_select(0, (first + rows).reshape(-1)),)
+
+    def draft(self, input_ids: Tensor, draft_hidden: Tensor) -> Tensor:
+        """Fill the candidates in: (B, T) ids, (N, H) hidden -> (B, T) tokens. With N = 0 all ids are literal."""
+        B, N = input_ids.shape[0], draft_hidden.shape[0]
+        embed, lm_head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        root_embedding = None
+        if self.heads.conditioning == "root":
+            roots = input_ids[:, 0].index_select(0, torch.arange(N))  # (N,)
+            root_embedding = embed(roots)
+
+        def logits(rows: Tensor) -> Tensor:
+            return torch.nn.functional.linear(rows, lm_head.weight, lm_head.bias)
+
+        proposed = self.heads.propose(draft_hidden, root_embedding, logits, self.top_k)  # (N, K, top_k)
+        proposed = proposed.flatten(1).to(torch.int32)
+        # a Gather from no rows at all is an error in ONNX Runtime: append B dummy rows, keep the first B
+        proposed = torch.cat((proposed, torch.zeros(B, proposed.shape[1], dtype=torch.int32)))[:B]
+        literal = input_ids >= 0
+        candidate = torch.gather(proposed, 1, torch.where(literal, 0, -1 - input_ids).long())
+        return torch.where(literal, input_ids, candidate)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        tree_mask: Tensor,
+        past_length: Tensor,
+        draft_hidden: Tensor,
+        logit_rows: Tensor,
+        past_keys: list[Tensor],
+        past_values: list[Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+        """Run one step; shapes as in `medusa_runtime.contract`."""
+        tokens = self.draft(input_ids, draft_hidden)
+        seen = _seen(tree_mask, past_length, past_keys[0].shape[1])
+        more = {}
+        if self.window is not None:
+            near = _distance(position_ids, past_keys[0].shape[1]) < self.window
+            more["windowed_mask"] = _additive(seen & near)
+        cache = RowCache(past_keys, past_values)
+        self._wanted_rows = logit_rows
+        logits = self.model(
+            input_ids=tokens,
+            position_ids=position_ids,
+            attention_mask=_additive(seen),
+            past_key_values=cache,
+            use_cache=True,
+            **more,
+        ).logits.unflatten(0, logit_rows.shape)  # (B·R, V) -> (B, R, V)
+        hidden, self._hidden, self._wanted_rows = self._hidden, None, None
+        assert hidden is not None  # noqa: S101 -- the hook has just set it
+        layers = range(len(past_keys))
+        return (
+            tokens,
+            logits.argmax(-1).to(torch.int32),
+            logits,
+            hidden,
+            [cache.new_keys[i] for i in layers],
+            [cache.new_values[i] for i in layers],
+        )
+
+
+def _seen(tree_mask: Tensor, past_length: Tensor, P: int) -> Tensor:
+    """(B, T, T) bool, (B,) -> (B, T, P + T) bool: which rows, past and new, each node may see."""
+    B, T, _ = tree_mask.shape
+    past = torch.arange(P, dtype=torch.int32) < past_length.reshape(B, 1, 1)
+    return torch.cat((past.expand(B, T, P), tree_mask), dim=2)
+
+
+def _distance(position_ids: Tensor, P: int) -> Tensor:
+    """(B, T) -> (B, T, P + T) int32: how far back each row lies from each node."""
+    B, T = position_ids.shape
+    past = torch.arange(P, dtype=torch.int32).reshape(1, 1, P).expand(B, T, P)
+    new = position_ids.unsqueeze(1).expand(B, T, T)
+    return position_ids.unsqueeze(2) - torch.cat((past, new), dim=2)
+
+
+def _additive(seen: Tensor) -> Tensor:
+    """(B, T, S) bool -> (B, 1, T, S) float32 to add to scores: 0, or a finite minimum (never an empty softmax)."""
+    return torch.where(seen, 0.0, torch.finfo(torch.float32).min).unsqueeze(1)

@@ -1,0 +1,126 @@
+"""Rewrites of a freshly traced graph: row-major rope, no reshapes that change nothing, no duplicates, short names."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+TO_HEADS_FIRST = (0, 2, 1, 3)  # (B, T, heads, D) <-> (B, heads, T, D)
+
+
+def tidy(model: ir.Model) -> None:
+    """Apply all rewrites in place."""
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == "RotaryEmbedding":
+            _rope_on_rows(graph, node)
+    for node in list(graph):
+        if node.op_type == "Reshape":
+            _skip_reshape(node)
+    ir.passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    )(model)
+    _strip(model)
+
+
+def _rope_on_rows(graph: ir.Graph, rope: ir.Node) -> None:
+    """Transpose -> RotaryEmbedding (B, heads, T, D) -> Transpose -> Reshape becomes RotaryEmbedding on (B, T, W).
+
+    The 3-D form of the operator (ONNX opset 23) reads and writes rows as the KV arenas hold them.
+    """
+    before, after = _producer(rope.inputs[0], "Transpose"), _consumer(rope.outputs[0], "Transpose")
+    if before is None or after is None or not (_swaps_heads(before) and _swaps_heads(after)):
+        return
+    rows = _consumer(after.outputs[0], "Reshape")
+    split = before.inputs[0]  # (B, T, heads, D)
+    if rows is None or split is None or split.shape is None or len(split.shape) != 4:
+        return
+    heads, width = split.shape[2], split.shape[3]
+    if not (isinstance(heads, int) and isinstance(width, int)):
+        return
+    source = _flat_source(split, heads * width)
+    if source is None:
+        shape = _constant(graph, f"{rope.name}_rows", [0, 0, heads * width])
+        join = ir.node("Reshape", [split, shape])
+        join.outputs[0].shape = ir.Shape([split.shape[0], split.shape[1], heads * width])
+        join.outputs[0].type = split.type
+        graph.insert_before(rope, join)
+        source = join.outputs[0]
+    attributes = {name: value for name, value in rope.attributes.items() if name != "num_heads"}
+    new = ir.node("RotaryEmbedding", [source, *rope.inputs[1:]], attributes={**attributes, "num_heads": heads})
+    new.outputs[0].shape = ir.Shape([split.shape[0], split.shape[1], heads * width])
+    new.outputs[0].type = split.type
+    graph.insert_before(rope, new)
+    _replace(graph, rows.outputs[0], new.outputs[0])
+
+
+def _flat_source(split: ir.Value, width: int) -> ir.Value | None:
+    """Return the (B, T, width) value that `split` (B, T, heads, D) was reshaped from, if there is one."""
+    reshape = _producer(split, "Reshape")
+    source = None if reshape is None else reshape.inputs[0]
+    if source is None or source.shape is None or len(source.shape) != 3 or source.shape[2] != width:
+        return None
+    return source
+
+
+def _skip_reshape(reshape: ir.Node) -> None:
+    """Bypass a chain of Reshapes that ends in the shape it began with: (B, T, W) -> (B, T, heads, D) -> (B, T, W)."""
+    end, graph = reshape.outputs[0], reshape.graph
+    value = reshape.inputs[0]
+    while value is not None and (earlier := _producer(value, "Reshape")) is not None:
+        value = earlier.inputs[0]
+    if value is None or value.shape is None or end.shape is None or not isinstance(graph, ir.Graph):
+        return
+    if [str(size) for size in value.shape] == [str(size) for size in end.shape]:
+        _replace(graph, end, value)
+
+
+def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    _ = graph
+
+
+def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _consumer(value: ir.Value, op_type: str) -> ir.Node | None:
+    nodes = list(value.consumers())
+    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == op_type else None
+
+
+def _swaps_heads(transpose: ir.Node) -> bool:
+    permutation = transpose.attributes.get("perm")
+    return permutation is not None and tuple(permutation.as_ints()) == TO_HEADS_FIRST
+
+
+def _constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(values, dtype=ir.DataType.INT64, name=name))
+    value.shape, value.dtype = ir.Shape([len(values)]), ir.DataType.INT64
+    graph.register_initializer(value)
+    return value
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop the tracer's notes (most of the file) and give inner values short names that cannot clash with outputs."""
+    model.metadata_props.clear()
+    model.producer_name, model.producer_version, model.doc_string = "medusa-export", None, None
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    outputs = set(model.graph.outputs)
+    for index, node in enumerate(model.graph):
+        node.name = f"n{index}"
+        node.doc_string = None
+        node.metadata_props.clear()
+        for position, value in enumerate(node.outputs):
+            if value not in outputs:
+                value.name = f"n{index}_{position}"
+            value.metadata_props.clear()
+            value.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None

@@ -1,0 +1,98 @@
+"""Traces a decoder with its heads into one ONNX graph of few, fused standard operators (opset 23)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import torch
+from medusa_runtime import contract
+from medusa_runtime.contract import TensorSpec
+
+from medusa_exporter.graph.step import Step
+from medusa_exporter.graph.tidy import tidy
+
+if TYPE_CHECKING:
+    from medusa_runtime.manifest import ModelFacts
+    from transformers import PreTrainedModel
+
+    from medusa_exporter.heads.modules import MedusaHeads
+
+OPSET = 23
+# Example sizes, pairwise different where the dimensions are: none is 0 or 1, which the tracer would take as fixed.
+EXAMPLE = {"B": 3, "T": 5, "P": 7, "R": 4, "N": 2}
+
+
+def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: int) -> ir.Model:
+    """Return the graph of one step; its weights are the torch tensors themselves, not copies.
+
+    Inputs and outputs are those of `medusa_runtime.contract`, in that order, with the symbolic dimensions B, T, P, R
+    and N. `top_k` candidates are kept per head.
+    """
+    inputs = contract.input_specs(facts.layers, facts.hidden_size, facts.kv_row)
+    outputs = contract.output_specs(facts.layers, facts.hidden_size, facts.vocab_size, facts.kv_row)
+    arguments = _group(tuple(_example(spec) for spec in inputs), facts.layers)
+    dynamic = _group(
+        tuple(
+            {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+            for spec in inputs
+        ),
+        facts.layers,
+    )
+    step = Step(model, heads, top_k).eval()
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            step,
+            arguments,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=dynamic,
+            input_names=[spec.name for spec in inputs],
+            output_names=[spec.name for spec in outputs],
+            verbose=False,
+        )
+    assert program is not None  # noqa: S101 -- it is when dynamo=True
+    graph = program.model
+    tidy(graph)
+    _declare(graph, inputs, outputs)
+    return graph
+
+
+def _group(per_input: tuple[object, ...], layers: int) -> tuple[object, ...]:
+    """Lay per-input things out as Step.forward takes them: the pasts as two lists."""
+    singles = len(per_input) - 2 * layers
+    return (*per_input[:singles], list(per_input[singles : singles + layers]), list(per_input[singles + layers :]))
+
+
+def _example(spec: TensorSpec) -> torch.Tensor:
+    shape = [EXAMPLE[size] if isinstance(size, str) else size for size in spec.shape]
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+
+
+def _declare(graph: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Give every input and output the contract's name, and its symbolic dimensions in place of the tracer's."""
+    for values, specs in ((graph.graph.inputs, inputs), (graph.graph.outputs, outputs)):
+        if len(values) != len(specs):
+            raise RuntimeError(f"the traced graph has {len(values)} inputs or outputs, the contract {len(specs)}")
+        for value, spec in zip(values, specs, strict=True):
+            value.name = spec.name
+            value.shape = ir.Shape(spec.shape)
+            value.dtype = ir.DataType[{"float32": "FLOAT"}.get(spec.dtype, spec.dtype.upper())]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says about optional packages and its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

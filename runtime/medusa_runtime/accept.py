@@ -1,0 +1,94 @@
+"""Which path of a verified tree is kept: pure functions of the tree, its tokens and what the decoder says of them.
+
+Every rule returns (path, next): the kept nodes from the root on, and the decoder's own token behind the last of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+from medusa_profiles.profile import TreeProfile
+
+from medusa_runtime.backends.base import FloatArray, IntArray
+
+Verdict = tuple[list[int], int]
+
+
+class Logits(Protocol):
+    """Reads one row of logits, (V,) float32, only when a rule needs it."""
+
+    def __call__(self, row: int, /) -> FloatArray:
+        """Return the logits at node `row`."""
+
+
+AcceptRule = Callable[[TreeProfile, IntArray, IntArray, Logits], Verdict]
+
+
+def greedy(tree: TreeProfile, tokens: IntArray, argmax: IntArray, logits: Logits | None = None) -> Verdict:  # noqa: ARG001
+    """Keep the path whose every token is the decoder's own greedy choice: lossless.
+
+    tokens (T,): the token at each node; argmax (T,): the greedy next token at each node. `logits` is not read.
+    """
+    path, node = [0], 0
+    while True:
+        wanted = int(argmax[node])
+        for child in tree.children[node]:
+            if tokens[child] == wanted:
+                path.append(child)
+                node = child
+                break
+        else:
+            return path, wanted
+
+
+def typical(
+    tree: TreeProfile,
+    tokens: IntArray,
+    argmax: IntArray,
+    logits: Logits,
+    *,
+    epsilon: float = 0.09,
+    delta: float = 0.3,
+    temperature: float = 1.0,
+) -> Verdict:
+    """Keep the longest path whose every token the decoder finds likely enough: LOSSY, by design.
+
+    Medusa paper (arXiv 2401.10774) section 2.3.1: a token is accepted where p > min(epsilon, delta * exp(-H)), p and
+    the entropy H being those of the decoder's distribution at its parent. The root, drawn greedily by the decoder
+    itself, is always accepted; among paths of one length the likelier wins. tokens, argmax (T,).
+    """
+    best = max(
+        _typical_paths(tree, tokens, logits, epsilon, delta, temperature), key=lambda found: (len(found[0]), found[1])
+    )
+    return best[0], int(argmax[best[0][-1]])
+
+
+def _typical_paths(
+    tree: TreeProfile, tokens: IntArray, logits: Logits, epsilon: float, delta: float, temperature: float
+) -> Iterator[tuple[list[int], float]]:
+    """Give every accepted path with its log-probability; rows are read only where a path has arrived."""
+    open_paths: list[tuple[list[int], float]] = [([0], 0.0)]
+    while open_paths:
+        path, log_probability = open_paths.pop()
+        yield path, log_probability
+        children = tree.children[path[-1]]
+        if not children:
+            continue
+        log_p = log_softmax(logits(path[-1]) / temperature)
+        entropy = -float(np.sum(np.exp(log_p) * log_p))
+        threshold = np.log(min(epsilon, delta * np.exp(-entropy)))
+        for child in children:
+            if log_p[tokens[child]] > threshold:
+                open_paths.append(([*path, child], log_probability + float(log_p[tokens[child]])))
+
+
+def log_softmax(logits: FloatArray) -> FloatArray:
+    """Log-probabilities of one row, (V,) -> (V,)."""
+    shifted = logits - logits.max()
+    normalised: FloatArray = shifted - np.log(np.exp(shifted).sum())
+    return normalised
+
+
+RULES: dict[str, AcceptRule] = {"greedy": greedy, "typical": typical}

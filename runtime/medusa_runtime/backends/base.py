@@ -1,0 +1,69 @@
+"""What a backend is: it holds KV arenas and runs one step of the graph at a time.
+
+Shapes: B sequences, T nodes, R rows with logits, V vocabulary, capacity rows in each arena.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from medusa_runtime.manifest import HeadFacts, ModelFacts
+
+IntArray = NDArray[np.int32]
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The inputs of one step (`medusa_runtime.contract`), but for the past, which the backend holds.
+
+    `draft` says whether the heads run, on the hidden row that the last commit kept.
+    """
+
+    input_ids: IntArray  # (B, T): literal tokens, or -1 - (head * top_k + rank)
+    position_ids: IntArray  # (B, T)
+    tree_mask: BoolArray  # (B, T, T)
+    past_length: IntArray  # (B,)
+    logit_rows: IntArray  # (B, R)
+    draft: bool
+
+
+class Backend(Protocol):
+    """Runs steps on one device. What it returns is valid until its next run."""
+
+    name: str
+    precision: str
+    model: ModelFacts
+    heads: HeadFacts
+    run_seconds: float  # how long the last run took, the device's own work; the rest of a step is the host's
+
+    def allocate(self, batch: int, capacity: int) -> None:
+        """Lay out zero-filled KV arenas for `batch` sequences of `capacity` rows each.
+
+        Growing keeps every row written so far. Raises CapacityError when the memory cannot be had.
+        """
+
+    def run(self, step: Step) -> None:
+        """Run one step over the past held and return when its results can be read."""
+
+    def read_tokens(self) -> IntArray:
+        """Return (B, T) int32: the last step's ids with the candidates filled in."""
+
+    def read_argmax(self) -> IntArray:
+        """Return (B, R) int32: the greedy next token at each wanted row."""
+
+    def read_logits(self, row: int, sequence: int = 0) -> FloatArray:
+        """Return (V,) float32: the logits at one of the R wanted rows."""
+
+    def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
+        """Write the rows of the nodes in `path` behind the first `length` rows of the sequence's past.
+
+        The hidden state of the last of them becomes the one that the next draft starts from.
+        """

@@ -1,0 +1,129 @@
+"""The loop: draft and verify a tree, keep the longest path the decoder agrees with, roll the rest back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from collections.abc import Sequence as Ids
+
+import numpy as np
+from medusa_profiles.profile import TreeProfile
+
+from medusa_runtime.accept import AcceptRule, greedy
+from medusa_runtime.backends.base import Backend, Step
+from medusa_runtime.errors import CapacityError, MedusaError, PromptError
+from medusa_runtime.kv_cache import KvCache
+from medusa_runtime.sequence import Sequence
+
+PREFILL_CHUNK = 256  # tokens of a prompt per step
+
+
+class Decoder:
+    """Token ids in, token ids out, one sequence at a time.
+
+    `start` takes a prompt, `step` gives the next tokens; between the two, `cache.length() == sequence.length - 1`.
+    """
+
+    def __init__(self, backend: Backend, profile: TreeProfile | None = None, accept: AcceptRule = greedy) -> None:
+        """Decode with `backend`; without a profile (or with the root alone) this is plain decoding, no heads run.
+
+        Raises ProfileError where the heads do not reach the profile.
+        """
+        self.backend, self.accept = backend, accept
+        self.cache = KvCache(backend)
+        self.profile = TreeProfile.plain()
+        self.use(profile or self.profile)
+        self.sequence: Sequence | None = None
+        self.steps = 0  # steps since `start`, the prefill not counted
+
+    def use(self, profile: TreeProfile) -> None:
+        """Decode with another tree from the next step on."""
+        profile.require(self.backend.heads.count, self.backend.heads.top_k)
+        self.profile = profile
+        self._tree = _TreeInputs(profile, self.backend.heads.top_k)
+        self._plain = _TreeInputs(TreeProfile.plain(), self.backend.heads.top_k)
+
+    def start(self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None) -> list[int]:
+        """Prefill a prompt and return the first token of its answer, forgetting whatever was decoded before.
+
+        `stop_ids` None means the model's own end tokens. Raises PromptError for an empty prompt or an id outside the
+        vocabulary, CapacityError for one that leaves no room in the model's context.
+        """
+        model = self.backend.model
+        ids = np.asarray(prompt, dtype=np.int64)
+        if ids.ndim != 1 or not ids.size:
+            raise PromptError("the prompt is empty: expected at least one token")
+        if ids.min() < 0 or ids.max() >= model.vocab_size:
+            raise PromptError(
+                f"the prompt has token ids outside 0 … {model.vocab_size - 1}; was another tokenizer used?"
+            )
+        if ids.size >= model.context:
+            raise CapacityError(
+                f"the prompt has {ids.size} tokens, the model's context is {model.context}: no room for an answer; "
+                "shorten it"
+            )
+        if max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+        stop = frozenset(model.eos_token_ids if stop_ids is None else stop_ids)
+        self.sequence = Sequence(tuple(ids.tolist()), max_new_tokens, stop, model.context)
+        self.steps = 0
+        self.cache.truncate(0)
+        self.cache.reserve(ids.size)
+        for first in range(0, ids.size, PREFILL_CHUNK):
+            self._prefill(ids[first : first + PREFILL_CHUNK].astype(np.int32))
+        return self.sequence.extend([int(self.backend.read_argmax()[0, 0])])
+
+    def step(self) -> list[int]:
+        """Run one step and return the tokens it adds: one at least, the whole kept path and one more at most."""
+        sequence = self.sequence
+        if sequence is None or sequence.finish is not None:
+            raise MedusaError("nothing to decode: start a prompt first, and take no step after an answer is finished")
+        length = self.cache.length()
+        tree = self._tree
+        if not self.cache.can_draft() or length + tree.profile.depth >= self.cache.context:
+            tree = self._plain  # no hidden state to draft from, or no positions left for the tree
+        tree.input_ids[0, 0] = sequence.last
+        np.add(tree.depths, length, out=tree.position_ids)
+        tree.past_length[0] = length
+        self.backend.run(tree.step)
+        path, following = self.accept(
+            tree.profile, self.backend.read_tokens()[0], self.backend.read_argmax()[0], self.backend.read_logits
+        )
+        tokens = self.backend.read_tokens()[0]
+        taken = sequence.extend([*(int(tokens[node]) for node in path[1:]), following])
+        self.cache.commit(path[: len(taken)])
+        self.steps += 1
+        return taken
+
+    def _prefill(self, ids: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
+        """Run one chunk of literal tokens under a causal mask and keep all its rows."""
+        length, T = self.cache.length(), len(ids)
+        step = Step(
+            input_ids=ids[None],
+            position_ids=np.arange(length, length + T, dtype=np.int32)[None],
+            tree_mask=np.tri(T, dtype=np.bool_)[None],
+            past_length=np.array([length], dtype=np.int32),
+            logit_rows=np.array([[T - 1]], dtype=np.int32),
+            draft=False,
+        )
+        self.backend.run(step)
+        self.cache.commit(range(T))
+
+
+class _TreeInputs:
+    """The arrays of one tree's step, made once; only root, positions and length change from step to step."""
+
+    def __init__(self, profile: TreeProfile, top_k: int) -> None:
+        T = profile.size
+        self.profile = profile
+        self.depths = profile.depths[None]  # (1, T)
+        self.input_ids = profile.candidate_ids(top_k)[None]
+        self.position_ids = np.zeros((1, T), dtype=np.int32)
+        self.past_length = np.zeros(1, dtype=np.int32)
+        self.step = Step(
+            input_ids=self.input_ids,
+            position_ids=self.position_ids,
+            tree_mask=np.ascontiguousarray(profile.mask[None]),
+            past_length=self.past_length,
+            logit_rows=np.arange(T, dtype=np.int32)[None],
+            draft=T > 1,
+        )

@@ -1,0 +1,70 @@
+"""The past of each sequence: how long it is, how much fits. The only thing in the runtime that mutates it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from medusa_runtime.backends.base import Backend
+from medusa_runtime.errors import CapacityError
+
+FIRST_CAPACITY = 256  # rows; doubled as a sequence grows
+
+
+class KvCache:
+    """Lengths and capacity of the arenas that a backend holds.
+
+    Between steps `length(s)` is one less than the tokens of sequence s: the last token is the next root, whose row
+    does not exist yet.
+    """
+
+    def __init__(self, backend: Backend, batch: int = 1) -> None:
+        """Take over the backend's arenas for `batch` sequences, all empty."""
+        self._backend = backend
+        self.batch = batch
+        self.context = backend.model.context  # rows beyond which the model has no positions
+        self.capacity = min(FIRST_CAPACITY, self.context)
+        self._lengths = [0] * batch
+        self._can_draft = [False] * batch
+        backend.allocate(batch, self.capacity)
+
+    def length(self, sequence: int = 0) -> int:
+        """Rows of this sequence's past that are real."""
+        return self._lengths[sequence]
+
+    def can_draft(self, sequence: int = 0) -> bool:
+        """Whether the hidden state of the last row is held, so that the heads can run on it."""
+        return self._can_draft[sequence]
+
+    def reserve(self, rows: int) -> None:
+        """Make room for `rows` rows a sequence, keeping what is written.
+
+        Raises CapacityError beyond the model's context.
+        """
+        if rows > self.context:
+            raise CapacityError(
+                f"{rows} tokens do not fit: the model's context is {self.context}; shorten the prompt or the answer"
+            )
+        if rows > self.capacity:
+            capacity = self.capacity
+            while capacity < rows:
+                capacity *= 2
+            self.capacity = min(capacity, self.context)
+            self._backend.allocate(self.batch, self.capacity)
+
+    def commit(self, path: Sequence[int], sequence: int = 0) -> None:
+        """Keep the rows of the last step's nodes in `path` (ascending), in that order, behind the past."""
+        if not path:
+            return
+        length = self._lengths[sequence]
+        self.reserve(length + len(path))
+        self._backend.commit(sequence, path, length)
+        self._lengths[sequence] = length + len(path)
+        self._can_draft[sequence] = True
+
+    def truncate(self, length: int, sequence: int = 0) -> None:
+        """Forget all rows from `length` on. The next step runs without a draft: its hidden state is gone."""
+        if not 0 <= length <= self._lengths[sequence]:
+            raise ValueError(f"cannot truncate a past of {self._lengths[sequence]} rows to {length}")
+        if length < self._lengths[sequence]:
+            self._lengths[sequence] = length
+            self._can_draft[sequence] = False

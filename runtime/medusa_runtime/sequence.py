@@ -1,0 +1,48 @@
+"""One answer in the making: its tokens and the rules that end it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Sequence:
+    """The tokens of a prompt and its answer so far.
+
+    `stop_ids` end the answer and belong to it; `max_new_tokens` bounds it; `context` bounds prompt and answer
+    together. `finish` is None while the answer may go on, then "stop", "length" or "context".
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    context: int
+    answer: list[int] = field(default_factory=list)
+    finish: str | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return len(self.prompt) + len(self.answer)
+
+    @property
+    def last(self) -> int:
+        """The last token: the next root."""
+        return self.answer[-1] if self.answer else self.prompt[-1]
+
+    def extend(self, tokens: Ids[int]) -> list[int]:
+        """Take what a step gave, up to where plain decoding would have ended; return what was taken."""
+        taken: list[int] = []
+        for token in tokens:
+            if self.finish is not None:
+                break
+            self.answer.append(token)
+            taken.append(token)
+            if token in self.stop_ids:
+                self.finish = "stop"
+            elif len(self.answer) >= self.max_new_tokens:
+                self.finish = "length"
+            elif self.length >= self.context:
+                self.finish = "context"
+        return taken
