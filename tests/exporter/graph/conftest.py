@@ -1,0 +1,125 @@
+"""Tiny random models of every served family, traced once each."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from medusa_exporter.graph.trace import trace
+from medusa_exporter.heads.modules import MedusaHeads
+from medusa_runtime import contract
+from medusa_runtime.manifest import ModelFacts
+from transformers import AutoConfig, AutoModelForCausalLM
+
+TOP_K, HEADS, CONTEXT = 6, 3, 128
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama3-rope": {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True},
+    "mistral-window": {"sliding_window": 7},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen2-window": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "qwen3": {"head_dim": 24},
+}
+CASES = [*((family, "root") for family in FAMILIES), ("llama", "none"), ("qwen3", "none")]
+
+
+@dataclass
+class Traced:
+    """A tiny model, its heads, and the session that runs their graph."""
+
+    model: Any  # as transformers runs it
+    heads: MedusaHeads
+    facts: ModelFacts
+    session: onnxruntime.InferenceSession
+    path: Path
+    graph: ir.Model
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(None, inputs), strict=True))
+
+    def logits(self, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (V,) and hidden state (H,) behind the last of `ids`, by transformers alone."""
+        with torch.no_grad():
+            output = self.model(torch.tensor([ids]), output_hidden_states=True)
+        return output.logits[0, -1].numpy(), output.hidden_states[-1][0, -1].numpy()
+
+    def past(self, rows: int, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Pasts of `rows` rows full of finite garbage."""
+        shape = (batch, rows, self.facts.kv_row)
+        layers = range(self.facts.layers)
+        names = [name for i in layers for name in (contract.past_key(i), contract.past_value(i))]
+        return {name: rng.normal(size=shape, scale=50).astype(np.float32) for name in names}
+
+
+def make_model(family: str) -> Any:
+    torch.manual_seed(sum(map(ord, family)))
+    config = AutoConfig.for_model(
+        family.split("-")[0].replace("llama3", "llama"),
+        **{
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "vocab_size": 251,
+            "max_position_embeddings": CONTEXT,
+            "attn_implementation": "eager",
+            **FAMILIES[family],
+        },
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # far from initialisation, so that norms and biases matter
+            parameter.add_(torch.randn_like(parameter) * 0.08)
+    return model
+
+
+def facts_of(model: Any) -> ModelFacts:
+    config = model.config
+    return ModelFacts(
+        name="tiny",
+        family=config.model_type,
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        attention_heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim if getattr(config, "head_dim", None) else config.hidden_size // config.num_attention_heads,
+        vocab_size=config.vocab_size,
+        context=config.max_position_embeddings,
+        eos_token_ids=(1,),
+    )
+
+
+@pytest.fixture(scope="session", params=CASES, ids=lambda case: "-".join(case))
+def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    family, conditioning = request.param
+    model = make_model(family)
+    facts = facts_of(model)
+    heads = MedusaHeads(facts.hidden_size, HEADS, 2, conditioning)
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.normal_(std=0.2)
+    reference = copy.deepcopy(model)
+    graph = trace(model, heads, facts, TOP_K)
+    path = tmp_path_factory.mktemp("graph") / "step.onnx"
+    ir.save(graph, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return Traced(reference, heads, facts, session, path, graph)
