@@ -54,6 +54,13 @@ class ModelSource:
         return cls(model, local=False)
 
     @property
+    def name(self) -> str:
+        """What to call the model: the hub name, or the last part of a path."""
+        if self.gguf:
+            return self.gguf.removesuffix(".gguf")
+        return Path(self.location).name if self.local else self.location
+
+    @property
     def load_arguments(self) -> dict[str, Any]:
         """Keyword arguments that every transformers `from_pretrained` needs for this source."""
         return {"gguf_file": self.gguf} if self.gguf else {}

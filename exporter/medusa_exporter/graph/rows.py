@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 ATTENTION = "medusa_rows"  # the name under which `row_attention` is registered
 
 
-class RowCache(Cache):
+class RowCache(Cache):  # type: ignore[misc]  # transformers is not typed
     """The past of every layer as (B, P, W) rows, read only; `update` keeps this step's rows apart."""
 
     def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:

@@ -71,7 +71,7 @@ class Traced:
 def make_model(family: str) -> Any:
     torch.manual_seed(sum(map(ord, family)))
     config = AutoConfig.for_model(
-        family.split("-")[0].replace("llama3", "llama"),
+        family.split("-", maxsplit=1)[0].replace("llama3", "llama"),
         **{
             "hidden_size": 64,
             "intermediate_size": 96,
@@ -101,14 +101,16 @@ def facts_of(model: Any) -> ModelFacts:
         hidden_size=config.hidden_size,
         attention_heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim if getattr(config, "head_dim", None) else config.hidden_size // config.num_attention_heads,
+        head_dim=config.head_dim
+        if getattr(config, "head_dim", None)
+        else config.hidden_size // config.num_attention_heads,
         vocab_size=config.vocab_size,
         context=config.max_position_embeddings,
         eos_token_ids=(1,),
     )
 
 
-@pytest.fixture(scope="session", params=CASES, ids=lambda case: "-".join(case))
+@pytest.fixture(scope="session", params=CASES, ids="-".join)
 def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     family, conditioning = request.param
     model = make_model(family)

@@ -43,7 +43,9 @@ def prefill(traced: Traced, prompts: list[list[int]], P: int, rng: np.random.Gen
     )
 
 
-def keep(traced: Traced, prompts: list[list[int]], done: dict[str, np.ndarray], P: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def keep(
+    traced: Traced, prompts: list[list[int]], done: dict[str, np.ndarray], P: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     """Lay a prefill's real rows at the front of a past of P rows whose rest is garbage."""
     past = traced.past(P, len(prompts), rng)
     for name, array in past.items():

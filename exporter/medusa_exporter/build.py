@@ -1,0 +1,203 @@
+"""Makes a bundle: model + heads -> graph -> a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medusa_profiles import catalogue
+from medusa_profiles.profile import ProfileError, TreeProfile
+from medusa_profiles.toml import to_toml
+from medusa_runtime.bundle import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, seal
+from medusa_runtime.errors import BundleError
+from medusa_runtime.manifest import FILE_NAME, GraphFacts, HeadFacts, Manifest, ModelFacts
+
+from medusa_exporter import models
+from medusa_exporter.heads.facts import read_head_facts
+from medusa_exporter.models import ModelSource
+from medusa_exporter.sources import describe_sources, unchanged, versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LEAST_TOP_K = 10  # candidates kept per head, or more where a profile's ranks ask for it
+BACKENDS = ("ort-cpu",)
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build came to: `built` is False where nothing had changed."""
+
+    bundle: Path
+    manifest: Manifest
+    built: bool
+
+
+def build(
+    model: str,
+    heads: str,
+    bundle: Path,
+    *,
+    backends: tuple[str, ...] = BACKENDS,
+    profiles: tuple[str, ...] = (),
+    force: bool = False,
+    report: Report = lambda _line: None,
+) -> BuildResult:
+    """Build `bundle` from a decoder and its heads, or find it as it should be.
+
+    model: hub name, folder or GGUF file. heads: folder or hub name. profiles: names of shipped trees or .toml files;
+    empty means every shipped tree that the heads reach. `report` gets a line as each stage begins. Raises MedusaError
+    or ProfileError before any work for what cannot be built; an interrupted build leaves the old bundle, or none.
+    """
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise BundleError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+    source = ModelSource.resolve(model)
+    count, *_ = read_head_facts(heads)
+    trees = choose_profiles(profiles, count)
+    sources = describe_sources(source, heads, backends, trees)
+    if not force and (manifest := unchanged(bundle, sources)):
+        return BuildResult(bundle, manifest, built=False)
+    _check_target(bundle)
+    models.check_family(source)
+    models.import_extra("onnxscript", "export")
+    with _appearing(bundle) as folder:
+        report(f"load model {source.gguf or source.location}")
+        manifest = _fill(folder, source, heads, trees, sources, report)
+    return BuildResult(bundle, manifest, built=True)
+
+
+def choose_profiles(names: tuple[str, ...], heads: int) -> tuple[TreeProfile, ...]:
+    """Return the named trees, or every shipped one that `heads` heads reach; raise ProfileError for one they don't."""
+    if not names:
+        return tuple(tree for tree in map(catalogue.load, catalogue.names()) if tree.depth <= heads)
+    trees = [catalogue.load_file(name) if name.endswith(".toml") else catalogue.load(name) for name in names]
+    for tree in trees:
+        tree.require(heads, tree.max_rank + 1)
+    if repeated := {tree.name for tree in trees if [other.name for other in trees].count(tree.name) > 1}:
+        raise ProfileError(f"profile {min(repeated)!r} is asked for twice; give each once")
+    return tuple(trees)
+
+
+def _fill(
+    folder: Path,
+    source: ModelSource,
+    heads: str,
+    trees: tuple[TreeProfile, ...],
+    sources: dict[str, Any],
+    report: Report,
+) -> Manifest:
+    """Write every file of the bundle into `folder`, the manifest last."""
+    import onnx_ir
+    import torch
+
+    from medusa_exporter.graph.check import check_graph
+    from medusa_exporter.graph.trace import trace
+    from medusa_exporter.heads.layout import load_heads
+
+    model = models.load_model(source, torch.float32)
+    tokenizer = models.load_tokenizer(source)
+    facts = model_facts(model, source)
+    medusa = load_heads(heads, facts.hidden_size, facts.vocab_size)
+    top_k = min(facts.vocab_size, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
+    graph_facts = GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onnx")
+    path = folder / graph_facts.file
+    path.parent.mkdir(parents=True)
+
+    report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
+    graph = trace(model, medusa, facts, top_k)
+    report("write the graph")
+    onnx_ir.save(graph, path, external_data=f"{path.name}.data")
+    head_facts = HeadFacts(medusa.heads, medusa.layers, medusa.conditioning, top_k)
+    del graph, medusa, model
+    gc.collect()
+    report("check the graph: ONNX checker, shape inference, declared against actual inputs and outputs")
+    check_graph(path, facts)
+
+    report("write tokenizer and profiles, hash every file")
+    _write_tokenizer(folder, tokenizer)
+    (folder / "profiles").mkdir()
+    for tree in trees:
+        (folder / "profiles" / f"{tree.name}.toml").write_text(to_toml(tree), encoding="utf-8")
+    return seal(
+        folder,
+        producer=versions(),
+        model=facts,
+        heads=head_facts,
+        graphs={graph_facts.key: graph_facts},
+        profiles=[tree.name for tree in trees],
+        sources=sources,
+    )
+
+
+def model_facts(model: PreTrainedModel, source: ModelSource) -> ModelFacts:
+    """Read the decoder's shape off its config."""
+    config = model.config
+    heads = config.num_attention_heads
+    return ModelFacts(
+        name=source.name,
+        family=config.model_type,
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        attention_heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocab_size=model.get_output_embeddings().weight.shape[0],
+        context=config.max_position_embeddings,
+        eos_token_ids=models.eos_token_ids(model),
+    )
+
+
+def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    (folder / "tokenizer").mkdir()
+    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    if tokenizer.chat_template:
+        (folder / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    (folder / SPECIAL_TOKENS).write_text(json.dumps(special, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _check_target(bundle: Path) -> None:
+    """Refuse to build over anything that is not a bundle or an empty folder: nothing of the user's is ever removed."""
+    if bundle.is_dir() and not (bundle / FILE_NAME).is_file() and any(bundle.iterdir()):
+        raise BundleError(f"{bundle} is a folder with other things in it, not a bundle; give another place or empty it")
+    if bundle.exists() and not bundle.is_dir():
+        raise BundleError(f"{bundle} is a file; give the folder that is to hold the bundle")
+
+
+@contextlib.contextmanager
+def _appearing(bundle: Path) -> Iterator[Path]:
+    """Give an empty folder beside `bundle` that takes its place when the block ends well, and vanishes otherwise."""
+    parent, name = bundle.resolve().parent, bundle.resolve().name
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent, name)
+    folder, old = (parent / f".{name}.{what}-{os.getpid()}" for what in ("building", "old"))
+    folder.mkdir()
+    try:
+        yield folder
+        if bundle.exists():
+            bundle.resolve().rename(old)
+        folder.rename(parent / name)
+    except BaseException:
+        if old.exists() and not bundle.exists():
+            old.rename(parent / name)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(parent: Path, name: str) -> None:
+    """Remove what killed builds of this bundle have left; folders of builds that still run stay."""
+    for left in parent.glob(f".{name}.*-*"):
+        process = left.name.rsplit("-", 1)[1]
+        if process.isdigit() and not Path(f"/proc/{process}").exists():
+            shutil.rmtree(left, ignore_errors=True)

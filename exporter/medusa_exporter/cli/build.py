@@ -1,0 +1,78 @@
+"""`medusa-export build`: make a bundle."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from medusa_exporter.build import BACKENDS, build
+from medusa_exporter.cli.options import split_commas
+
+
+@click.command(name="build")
+@click.argument("model")
+@click.option("--heads", required=True, help="Folder or hub name of the Medusa heads.")
+@click.option("-o", "--output", "bundle", required=True, type=click.Path(path_type=Path), help="The bundle's folder.")
+@click.option(
+    "--backend", "backends", multiple=True, default=BACKENDS, callback=split_commas, show_default=True, help="Backends."
+)
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    callback=split_commas,
+    help="Trees: names of shipped ones or .toml files. Default: every shipped tree that the heads reach.",
+)
+@click.option("--force", is_flag=True, help="Build even where nothing has changed.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON on standard output.")
+def command(
+    model: str,
+    heads: str,
+    bundle: Path,
+    backends: tuple[str, ...],
+    profiles: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build a bundle from MODEL: a hub name, a local folder or a GGUF file.
+
+    A second run with nothing changed does nothing (files are compared by size and time; a hub name counts as
+    unchanged). Progress goes to standard error. Options that take a list may be repeated or comma-separated.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    started = time.monotonic()
+
+    def report(line: str) -> None:
+        click.echo(f"[{time.monotonic() - started:5.1f} s] {line}", err=True)
+
+    result = build(model, heads, bundle, backends=backends, profiles=profiles, force=force, report=report)
+    seconds = round(time.monotonic() - started, 1)
+    size = sum(facts.size for facts in result.manifest.files.values())
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "bundle": str(bundle),
+                    "built": result.built,
+                    "seconds": seconds,
+                    "bytes": size,
+                    "graphs": sorted(result.manifest.graphs),
+                    "profiles": list(result.manifest.profiles),
+                    "digest": result.manifest.digest,
+                }
+            )
+        )
+    elif result.built:
+        click.echo(f"built {bundle}: {size / 1e6:.0f} MB, {len(result.manifest.profiles)} profiles, {seconds} s")
+    else:
+        click.echo(f"{bundle} is up to date; --force builds it again")
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    """Let a terminated build clean up as an interrupted one does."""
+    raise KeyboardInterrupt

@@ -1,0 +1,74 @@
+"""What a build was made from, small enough to compare in an instant: decides whether there is anything to do."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from medusa_profiles.profile import TreeProfile
+from medusa_profiles.toml import to_toml
+from medusa_runtime.bundle import verify_sizes
+from medusa_runtime.errors import BundleError
+from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, Manifest
+
+from medusa_exporter.heads.facts import heads_files
+from medusa_exporter.models import ModelSource
+
+MAKERS = ("medusa-export", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")
+
+
+def describe_sources(
+    source: ModelSource, heads: str, backends: Iterable[str], profiles: Iterable[TreeProfile]
+) -> dict[str, Any]:
+    """Describe all that a build depends on: files by name, size and time; trees whole; versions.
+
+    A hub name stands for itself: whether the hub holds something newer is not asked. Folders enter as a digest, so
+    that a bundle does not tell where it was made.
+    """
+    return {
+        "model": _described(source.location, source.gguf, source.files()),
+        "heads": _described(heads, None, heads_files(heads)),
+        "backends": sorted(backends),
+        "profiles": {profile.name: hashlib.sha256(to_toml(profile).encode()).hexdigest() for profile in profiles},
+        "versions": versions(),
+    }
+
+
+def unchanged(bundle: Path, sources: dict[str, Any]) -> Manifest | None:
+    """Return the manifest of the bundle there if it was made from `sources` and nothing in it was touched since.
+
+    Sizes and times are compared, not contents: those are hashed whenever the bundle is opened.
+    """
+    try:
+        with (bundle / FILE_NAME).open("rb") as file:
+            manifest = Manifest.from_bytes(file.read(MAX_BYTES + 1), str(bundle / FILE_NAME))
+    except (OSError, BundleError):
+        return None
+    return manifest if manifest.sources == sources and verify_sizes(bundle, manifest) else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that shape a bundle."""
+    return {name: metadata.version(name) for name in MAKERS if _installed(name)}
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _described(location: str, file: str | None, files: list[Path]) -> dict[str, Any]:
+    if not files:
+        return {"hub": location}
+    place = hashlib.sha256(str(Path(location).expanduser().resolve()).encode()).hexdigest()
+    return {
+        "place": place,
+        "file": file,
+        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+    }
