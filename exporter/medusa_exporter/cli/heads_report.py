@@ -1,0 +1,57 @@
+"""`medusa-export heads-report`: how well heads guess, and the trees that suit them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command(name="heads-report")
+@click.argument("model")
+@click.argument("heads")
+@click.option(
+    "--data", "folders", multiple=True, required=True, type=click.Path(exists=True, file_okay=False), metavar="DATA"
+)
+@click.option("--all", "every_row", is_flag=True, help="Judge on all rows, not only those held back from training.")
+@click.option("--hold-out", default=0.02, show_default=True, type=click.FloatRange(0, 1), help="As given to train.")
+@click.option("--write-profiles", type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
+@click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
+def command(
+    model: str,
+    heads: str,
+    folders: tuple[str, ...],
+    every_row: bool,
+    hold_out: float,
+    write_profiles: Path | None,
+    json_file: Path | None,
+    device: str,
+    dtype: str,
+) -> None:
+    """Judge HEADS of MODEL on the rows of DATA that training held back: accuracy per head, and the best trees.
+
+    Greedy rows only, where there are any. Trees are fitted on one half of the conversations and checked on the other;
+    nodes count the root. --write-profiles writes them as tree-{nodes}.toml.
+    """
+    from medusa_exporter.heads import report
+    from medusa_exporter.heads.backbone import model_name, pick_device, pick_dtype
+    from medusa_exporter.heads.data import concatenate, load_data
+    from medusa_exporter.heads.layout import load_heads
+    from medusa_exporter.models import ModelSource, load_model
+
+    source = ModelSource.resolve(model)
+    data = concatenate([load_data(folder) for folder in folders])
+    device = pick_device(device)
+    loaded = load_model(source, pick_dtype(dtype, device), device)
+    trained = load_heads(heads, loaded.config.hidden_size, loaded.config.vocab_size).to(device)
+    name = model_name(source)
+    origin = f"fitted on answers of {name} by heads {Path(heads).name}"
+    found = report.report(loaded, trained, data, name=name, source=origin, hold_out=None if every_row else hold_out)
+    click.echo(report.as_text(found))
+    if json_file:
+        json_file.write_text(json.dumps(found.facts(), indent=2) + "\n", encoding="utf-8")
+    if write_profiles:
+        report.write_profiles(found.trees, write_profiles)

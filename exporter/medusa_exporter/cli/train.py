@@ -1,0 +1,67 @@
+"""`medusa-export train`: train heads on distilled data, the decoder frozen."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+if TYPE_CHECKING:
+    from medusa_exporter.heads.modules import Conditioning
+
+
+@click.command(name="train")
+@click.argument("model")
+@click.option(
+    "--data", "folders", multiple=True, required=True, type=click.Path(exists=True, file_okay=False), metavar="DATA"
+)
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="HEADS")
+@click.option("--heads", default=4, show_default=True, type=click.IntRange(1, 16))
+@click.option("--layers", default=3, show_default=True, type=click.IntRange(1, 16), help="ResBlocks per head.")
+@click.option("--conditioning", default="root", show_default=True, type=click.Choice(["root", "none"]))
+@click.option("--epochs", default=2.0, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Take about so long instead of --epochs.")
+@click.option("--batch", default=8192, show_default=True, type=click.IntRange(1), help="Positions a step.")
+@click.option("--lr", default=1.5e-3, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--seed", default=0, show_default=True)
+@click.option("--hold-out", default=0.02, show_default=True, type=click.FloatRange(0, 1, max_open=True))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
+@click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.pass_context
+def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output: Path, **options: Any) -> None:
+    """Train heads for MODEL on DATA made by distill, and write them to HEADS.
+
+    The decoder stays as it is. Hidden states of all positions are computed once and kept in memory.
+    """
+    from medusa_exporter.heads.backbone import model_name, pick_device, pick_dtype
+    from medusa_exporter.heads.data import concatenate, load_data
+    from medusa_exporter.heads.train import Settings, train
+    from medusa_exporter.models import ModelSource, load_model
+
+    settings = Settings(
+        heads=options["heads"],
+        layers=options["layers"],
+        conditioning=cast("Conditioning", options["conditioning"]),
+        epochs=options["epochs"],
+        minutes=options["minutes"],
+        batch=options["batch"],
+        learning_rate=options["lr"],
+        seed=options["seed"],
+        hold_out=options["hold_out"],
+    )
+    source = ModelSource.resolve(model)
+    data = concatenate([load_data(folder) for folder in folders])
+    device = pick_device(options["device"])
+    loaded = load_model(source, pick_dtype(options["dtype"], device), device)
+    name = model_name(source)
+    line = shlex.join([*ctx.command_path.split(), name, *_words(ctx.command, options)])
+    train(loaded, data, settings, output, name=name, command=line, echo=lambda text: click.echo(text, err=True))
+
+
+def _words(command: click.Command, options: dict[str, Any]) -> list[str]:
+    """The options as they would be typed, in the order of --help, without those that say where to run."""
+    left_out = ("device", "dtype")
+    named = [p for p in command.params if p.name in options and p.name not in left_out and options[p.name] is not None]
+    return [word for p in named for word in (p.opts[-1], str(options[p.name]))]

@@ -1,0 +1,191 @@
+"""The distilled data set: token rows in which the model's own answers are marked. NumPy files, no pickle.
+
+A folder holds `tokens.npy` (all rows, one after the other; uint16 or uint32), `offsets.npy` (R+1, int64: where each
+row starts and ends), `answer.npy` (packed bits, one a token: the model wrote it), `temperature.npy` (R, float32: 0 for
+a greedy answer), `groups.npy` (R, uint64: a hash of the conversation's first user turn) and `meta.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from medusa_runtime.errors import MedusaError
+
+FORMAT = "medusa-distilled 1"
+META_NAME = "meta.json"
+ARRAYS = ("tokens", "offsets", "answer", "temperature", "groups")
+
+Array = npt.NDArray[Any]
+
+
+class DataError(MedusaError):
+    """A data set that is missing, damaged, of another model, or too small for what was asked."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Where the rows come from.
+
+    model: its name. digest: see `backbone.model_digest`. eos: the ids that end an answer. settings: what `distill`
+    was asked for.
+    """
+
+    model: str
+    digest: str
+    vocab_size: int
+    eos: tuple[int, ...]
+    seed: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """R rows of tokens.
+
+    tokens (T,), answer (T,) bool, offsets (R+1,), temperature (R,), groups (R,); see the module.
+    Raises DataError when the sizes do not fit together or an id is outside the vocabulary.
+    """
+
+    facts: DataFacts
+    tokens: Array
+    offsets: Array
+    answer: Array
+    temperature: Array
+    groups: Array
+
+    def __post_init__(self) -> None:
+        rows = len(self.offsets) - 1
+        if (
+            rows < 0
+            or self.offsets[0] != 0
+            or self.offsets[-1] != len(self.tokens)
+            or (np.diff(self.offsets) < 0).any()
+        ):
+            raise DataError(
+                "data set: offsets must rise from 0 to the number of tokens; the files do not belong together"
+            )
+        if len(self.answer) != len(self.tokens) or len(self.temperature) != rows or len(self.groups) != rows:
+            raise DataError(
+                f"data set: {len(self.tokens)} tokens in {rows} rows, but {len(self.answer)} answer marks, "
+                f"{len(self.temperature)} temperatures and {len(self.groups)} groups; the files do not belong together"
+            )
+        if len(self.tokens) and int(self.tokens.max()) >= self.facts.vocab_size:
+            raise DataError(
+                f"data set: token {int(self.tokens.max())} is outside the vocabulary of {self.facts.vocab_size}"
+            )
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return len(self.offsets) - 1
+
+    def row(self, index: int) -> tuple[Array, Array]:
+        """Return the tokens and the answer marks of one row."""
+        span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return self.tokens[span], self.answer[span]
+
+    def held_back(self, fraction: float) -> Array:
+        """(R,) bool: rows kept back from training. All rows of one conversation opening share the fate of its hash."""
+        return self.groups.astype(np.float64) < fraction * 2.0**64
+
+    def select(self, chosen: Array) -> DataSet:
+        """Return the rows where `chosen` (R,) is true."""
+        lengths = np.diff(self.offsets)
+        marks = np.repeat(chosen, lengths)
+        offsets = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)
+        return DataSet(
+            self.facts, self.tokens[marks], offsets, self.answer[marks], self.temperature[chosen], self.groups[chosen]
+        )
+
+
+def group_of(text: str) -> int:
+    """Hash a conversation's first user turn to 64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def from_rows(facts: DataFacts, rows: list[tuple[Array, Array, float, int]]) -> DataSet:
+    """Build a data set from (prompt tokens, answer tokens, temperature, group) per row."""
+    dtype = np.uint16 if facts.vocab_size < 2**16 else np.uint32
+    lengths = np.array([(len(prompt), len(answer)) for prompt, answer, _, _ in rows], np.int64).reshape(-1, 2)
+    parts = [part for prompt, answer, _, _ in rows for part in (prompt, answer)]
+    return DataSet(
+        facts,
+        tokens=np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype, casting="unsafe"),
+        offsets=np.concatenate([[0], np.cumsum(lengths.sum(axis=1))]).astype(np.int64),
+        answer=np.repeat(np.tile([False, True], len(rows)), lengths.ravel()),
+        temperature=np.array([row[2] for row in rows], np.float32),
+        groups=np.array([row[3] for row in rows], np.uint64),
+    )
+
+
+def concatenate(sets: list[DataSet]) -> DataSet:
+    """Join data sets of one model; raise DataError when there are none or their digests differ."""
+    if not sets:
+        raise DataError("no data set given; expected at least one folder made by distill")
+    if any(data.facts.digest != sets[0].facts.digest for data in sets):
+        raise DataError(
+            f"data sets of different models: {sorted({data.facts.model for data in sets})}; give one model's"
+        )
+    starts = np.cumsum([0, *(len(data.tokens) for data in sets)])
+    offsets = [data.offsets[1:] + start for data, start in zip(sets, starts, strict=False)]
+    joined = {
+        name: np.concatenate([getattr(data, name) for data in sets])
+        for name in ("tokens", "answer", "temperature", "groups")
+    }
+    return DataSet(sets[0].facts, offsets=np.concatenate([[0], *offsets]).astype(np.int64), **joined)
+
+
+def save_data(data: DataSet, folder: str | Path) -> None:
+    """Write `data` into `folder`; meta.json comes last, so a folder that has it is whole."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ARRAYS:
+        array = getattr(data, name)
+        np.save(target / f"{name}.npy", np.packbits(array) if name == "answer" else array, allow_pickle=False)
+    meta = {"format": FORMAT, **asdict(data.facts)}
+    (target / META_NAME).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def load_facts(folder: str | Path) -> DataFacts:
+    """Read meta.json; raise DataError when there is none or it lacks a key."""
+    path = Path(folder) / META_NAME
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if meta["format"] != FORMAT:
+            raise DataError(f"{path}: format {meta['format']!r}, expected {FORMAT!r}; make the data again")
+        facts = DataFacts(**{field.name: meta[field.name] for field in fields(DataFacts)} | {"eos": tuple(meta["eos"])})
+        if not isinstance(facts.vocab_size, int):
+            raise DataError(f"{path}: vocab_size is {facts.vocab_size!r}, expected a whole number")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder}: no {META_NAME} in it; expected a folder that `medusa-export distill` finished"
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); make the data again") from error
+    return facts
+
+
+def load_data(folder: str | Path) -> DataSet:
+    """Read a data set; raise DataError when a file is missing, damaged, or does not fit the others."""
+    facts = load_facts(folder)
+    arrays: dict[str, Array] = {}
+    for name in ARRAYS:
+        path = Path(folder) / f"{name}.npy"
+        try:
+            arrays[name] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError, MemoryError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); make the data again") from error
+    expected = {"tokens": "u", "offsets": "i", "answer": "u", "temperature": "f", "groups": "u"}
+    for name, kind in expected.items():
+        if arrays[name].dtype.kind != kind or arrays[name].ndim != 1:
+            raise DataError(f"{folder}: {name}.npy is {arrays[name].dtype} of shape {arrays[name].shape}; damaged")
+    if len(arrays["answer"]) != (len(arrays["tokens"]) + 7) // 8:
+        raise DataError(f"{folder}: answer.npy marks {8 * len(arrays['answer'])} tokens of {len(arrays['tokens'])}")
+    arrays["answer"] = np.unpackbits(arrays["answer"], count=len(arrays["tokens"])).astype(bool)
+    return DataSet(facts, **arrays)

@@ -1,0 +1,202 @@
+import json
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from medusa_exporter.heads import facts, layout
+from medusa_exporter.heads.facts import HeadsError
+from medusa_exporter.heads.modules import MedusaHeads
+from medusa_runtime.errors import MedusaError
+from safetensors.torch import load_file, save_file
+
+H, V = 8, 11
+EXTRAS = {"base_model_name_or_path": "tiny", "vocab_size": V}
+
+
+def make_heads(layers=2, conditioning="root", own=None, count=3):
+    torch.manual_seed(0)
+    heads = MedusaHeads(H, count, layers, conditioning, own)
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.copy_(torch.randn_like(parameter).half())
+    return heads
+
+
+@pytest.fixture
+def folder(tmp_path):
+    layout.save_heads(make_heads(), tmp_path / "heads", EXTRAS)
+    return tmp_path / "heads"
+
+
+def change_weights(folder, change):
+    path = folder / facts.WEIGHTS_NAME
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("conditioning", ["none", "root"])
+@pytest.mark.parametrize("own", [None, V])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_round_trip(tmp_path, layers, own, conditioning):
+    heads = make_heads(layers, conditioning, own)
+    layout.save_heads(heads, tmp_path, EXTRAS)
+    back = layout.load_heads(tmp_path, H, V)
+    assert (back.heads, back.layers, back.conditioning, back.own_lm_head_size) == (3, layers, conditioning, own)
+    for name, value in heads.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[name], value)
+    assert layout.read_head_facts(str(tmp_path)) == (3, layers, conditioning)
+    assert [file.name for file in layout.heads_files(tmp_path)] == ["config.json", "medusa_lm_head.safetensors"]
+
+
+def test_the_names_and_the_config_are_the_published_ones(folder):
+    tensors = load_file(folder / facts.WEIGHTS_NAME)
+    assert tensors["0.0.linear.weight"].shape == (H, 2 * H)
+    assert tensors["2.1.linear.bias"].dtype == torch.float16
+    config = json.loads((folder / "config.json").read_text())
+    assert config == {
+        "version": "2",
+        "medusa_num_heads": 3,
+        "medusa_num_layers": 2,
+        "medusa_conditioning": "root",
+        "hidden_size": H,
+        **EXTRAS,
+    }
+
+
+def test_weights_win_over_a_config_that_disagrees(folder):
+    (folder / "config.json").write_text('{"medusa_num_heads": 5}')
+    with pytest.warns(UserWarning, match="medusa_num_heads is 5, but weights and model say 3"):
+        assert layout.load_heads(folder, H, V).heads == 3
+    (folder / "config.json").unlink()
+    assert layout.load_heads(folder, H, V).heads == 3
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_config_is_refused(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(HeadsError, match=r"config\.json"):
+        layout.load_heads(folder, H, V)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update({"0.weird": torch.zeros(2)}), "unknown weight '0.weird'"),
+        (lambda t: [t.pop(name) for name in list(t) if name.startswith("1.")], "without a gap"),
+        (lambda t: [t.pop(name) for name in list(t) if name.startswith("1.1.")], "one depth"),
+        (lambda t: t.pop("1.0.linear.weight"), "missing"),
+        (lambda t: t.pop("1.0.linear.bias"), "missing"),
+        (lambda t: t.update({"0.0.linear.weight": torch.zeros(H)}), "two sizes"),
+        (lambda t: t.update({"1.0.linear.weight": torch.zeros(H, H)}), "1.0.linear.weight"),
+        (lambda t: t.update({"0.2.weight": torch.zeros(V, H)}), "1.2.weight"),
+        (lambda t: t.update({f"{k}.2.weight": torch.zeros(V + 1, H) for k in range(3)}), f"vocabulary has\\s+{V}"),
+        (lambda t: t.clear(), "no head"),
+        (lambda t: t.update({"0.0.linear.bias": torch.full((H,), torch.nan)}), "NaN"),
+        (lambda t: t.update({"0.0.linear.bias": torch.full((H,), -torch.inf)}), "NaN or infinite"),
+        (lambda t: t.update({"0.0.linear.bias": torch.zeros(H, dtype=torch.int8)}), "stored as I8"),
+    ],
+)
+def test_weights_of_another_layout_are_refused(folder, change, message):
+    change_weights(folder, change)
+    with pytest.raises(HeadsError, match=message):
+        layout.load_heads(folder, H, V)
+
+
+def test_heads_of_another_size_are_refused_by_both_numbers(folder):
+    with pytest.raises(HeadsError, match=r"hidden size 8, but the model's is 16"):
+        layout.load_heads(folder, 16, V)
+
+
+def test_a_pickle_alone_is_not_loaded(folder):
+    (folder / facts.WEIGHTS_NAME).rename(folder / "medusa_lm_head.pt")
+    for source in (folder, folder / "medusa_lm_head.pt"):
+        with pytest.raises(MedusaError, match="pickles can run code and are not loaded"):
+            layout.load_heads(source, H, V)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "/no/such/folder", "a/b/c"])
+def test_a_source_that_is_nothing_is_refused(source):
+    with pytest.raises(HeadsError, match="no such folder"):
+        layout.load_heads(source, H, V)
+    assert layout.heads_files(source) == []
+
+
+def test_an_empty_folder_and_a_lone_file_are_refused(tmp_path):
+    with pytest.raises(HeadsError, match="without"):
+        layout.read_head_facts(tmp_path)
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(HeadsError, match="expected the folder"):
+        layout.read_head_facts(tmp_path / "a.txt")
+
+
+def test_a_hub_name_is_fetched(folder, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name, file):
+        asked.append((name, file))
+        return str(folder / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    assert layout.load_heads("owner/name", H, V).heads == 3
+    assert asked == [("owner/name", "medusa_lm_head.safetensors"), ("owner/name", "config.json")]
+    assert layout.heads_files("owner/name") == []
+
+    def fail(name, file):
+        raise OSError("404 Not Found")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(HeadsError, match=r"404.*pickles are not loaded"):
+        layout.load_heads("owner/name", H, V)
+
+
+def header(entries, length=None):
+    raw = json.dumps(entries).encode() if not isinstance(entries, bytes) else entries
+    return struct.pack("<Q", len(raw) if length is None else length) + raw
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x01\x02",
+        header({}, length=2**63),
+        header({}, length=100),
+        header(b"{not json"),
+        header(b"[1]"),
+        header(b"\xff\xff"),
+        header(b"[" * 100_000),
+        header({"0.0.linear.weight": 3}),
+        header({"0.0.linear.weight": {"dtype": "F16"}}),
+        header({"0.0.linear.weight": {"dtype": "F16", "shape": ["x"]}}),
+        header({"0.0.linear.weight": {"dtype": [], "shape": [1, 1]}}),
+        header({f"0.0.linear.{n}": {"dtype": "F16", "shape": s} for n, s in (("weight", [2, 2]), ("bias", [2]))}),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, raw):
+    (tmp_path / facts.WEIGHTS_NAME).write_bytes(raw)
+    with pytest.raises(HeadsError):
+        layout.load_heads(tmp_path, 2, V)
+
+
+def test_weights_that_half_precision_cannot_hold_are_not_saved(tmp_path):
+    heads = MedusaHeads(H, 1, 1)
+    with torch.no_grad():
+        heads.biases[0].fill_(1e6)
+    with pytest.raises(HeadsError, match="infinite"):
+        layout.save_heads(heads, tmp_path, EXTRAS)
+    layout.save_heads(heads, tmp_path, EXTRAS, dtype=torch.float32)
+    assert layout.load_heads(tmp_path, H, V).biases[0][0, 0, 0] == 1e6
+
+
+def test_facts_need_no_torch(folder):
+    code = (
+        "import sys; from medusa_exporter.heads.facts import read_head_facts, heads_files; "
+        f"print(read_head_facts({str(folder)!r}), len(heads_files({str(folder)!r}))); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "(3, 2, 'root') 2"
