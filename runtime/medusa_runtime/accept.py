@@ -5,6 +5,7 @@ Every rule returns (path, next): the kept nodes from the root on, and the decode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -57,7 +58,7 @@ def typical(
 
     Medusa paper (arXiv 2401.10774) section 2.3.1: a token is accepted where p > min(epsilon, delta * exp(-H)), p and
     the entropy H being those of the decoder's distribution at its parent. The root, drawn greedily by the decoder
-    itself, is always accepted; among paths of one length the likelier wins. tokens, argmax (T,).
+    itself, is always accepted; among paths of one length the likelier wins, then the first. tokens, argmax (T,).
     """
     best = max(
         _typical_paths(tree, tokens, logits, epsilon, delta, temperature), key=lambda found: (len(found[0]), found[1])
@@ -77,10 +78,12 @@ def _typical_paths(
         if not children:
             continue
         log_p = log_softmax(logits(path[-1]) / temperature)
-        entropy = -float(np.sum(np.exp(log_p) * log_p))
-        threshold = np.log(min(epsilon, delta * np.exp(-entropy)))
-        for child in children:
-            if log_p[tokens[child]] > threshold:
+        p = np.exp(log_p)
+        possible = p > 0  # a token of logit -inf adds nothing to the entropy; 0 * -inf would be NaN
+        entropy = -float(np.sum(p[possible] * log_p[possible]))
+        threshold = min(epsilon, delta * math.exp(-entropy))
+        for child in reversed(children):  # the last one put down is taken up first: nodes come in rising order
+            if p[tokens[child]] > threshold:
                 open_paths.append(([*path, child], log_probability + float(log_p[tokens[child]])))
 
 

@@ -50,8 +50,10 @@ class Decoder:
         """
         model = self.backend.model
         ids = np.asarray(prompt, dtype=np.int64)
-        if ids.ndim != 1 or not ids.size:
+        if not ids.size:
             raise PromptError("the prompt is empty: expected at least one token")
+        if ids.ndim != 1:
+            raise PromptError(f"the prompt has the shape {ids.shape}; expected one flat list of token ids")
         if ids.min() < 0 or ids.max() >= model.vocab_size:
             raise PromptError(
                 f"the prompt has token ids outside 0 … {model.vocab_size - 1}; was another tokenizer used?"
@@ -64,12 +66,12 @@ class Decoder:
         if max_new_tokens < 1:
             raise PromptError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
         stop = frozenset(model.eos_token_ids if stop_ids is None else stop_ids)
-        self.sequence = Sequence(tuple(ids.tolist()), max_new_tokens, stop, model.context)
-        self.steps = 0
+        self.sequence, self.steps = None, 0  # if the prefill fails there is nothing to step on
         self.cache.truncate(0)
         self.cache.reserve(ids.size)
         for first in range(0, ids.size, PREFILL_CHUNK):
             self._prefill(ids[first : first + PREFILL_CHUNK].astype(np.int32))
+        self.sequence = Sequence(tuple(ids.tolist()), max_new_tokens, stop, model.context)
         return self.sequence.extend([int(self.backend.read_argmax()[0, 0])])
 
     def step(self) -> list[int]:
@@ -81,14 +83,13 @@ class Decoder:
         tree = self._tree
         if not self.cache.can_draft() or length + tree.profile.depth >= self.cache.context:
             tree = self._plain  # no hidden state to draft from, or no positions left for the tree
+        self.cache.reserve(length + tree.profile.depth + 1)  # before the answer grows: the commit cannot fail then
         tree.input_ids[0, 0] = sequence.last
         np.add(tree.depths, length, out=tree.position_ids)
         tree.past_length[0] = length
         self.backend.run(tree.step)
-        path, following = self.accept(
-            tree.profile, self.backend.read_tokens()[0], self.backend.read_argmax()[0], self.backend.read_logits
-        )
         tokens = self.backend.read_tokens()[0]
+        path, following = self.accept(tree.profile, tokens, self.backend.read_argmax()[0], self.backend.read_logits)
         taken = sequence.extend([*(int(tokens[node]) for node in path[1:]), following])
         self.cache.commit(path[: len(taken)])
         self.steps += 1

@@ -48,8 +48,9 @@ class KvCache:
             capacity = self.capacity
             while capacity < rows:
                 capacity *= 2
-            self.capacity = min(capacity, self.context)
-            self._backend.allocate(self.batch, self.capacity)
+            capacity = min(capacity, self.context)
+            self._backend.allocate(self.batch, capacity)
+            self.capacity = capacity
 
     def commit(self, path: Sequence[int], sequence: int = 0) -> None:
         """Keep the rows of the last step's nodes in `path` (ascending), in that order, behind the past."""

@@ -49,7 +49,6 @@ class OrtBackend:
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.run_seconds = 0.0
         self._session = _session(graph, threads or physical_cores())
-        self._run_options = None
         self._draft_hidden = np.zeros((1, model.hidden_size), dtype=np.float32)
         self._arena = np.zeros((2 * model.layers, 1, 0, model.kv_row), dtype=np.float32)
         self._bindings: OrderedDict[tuple[int, int, int, bool], _Binding] = OrderedDict()
@@ -81,6 +80,8 @@ class OrtBackend:
         batch = self._arena.shape[1]
         rows = int(step.past_length[0]) if batch == 1 else self._arena.shape[2]
         if rows != binding.past_rows:
+            if rows > self._arena.shape[2]:  # a view of them would read beyond the arena
+                raise RuntimeError(f"{rows} rows of past do not lie in an arena of {self._arena.shape[2]}")
             binding.bind_past(self._arena, rows)
         self._current = binding
         started = time.perf_counter()
@@ -103,6 +104,8 @@ class OrtBackend:
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Copy the rows of `path` behind the past, all layers at once, and the last one's hidden state."""
         results = self._results()
+        if length + len(path) > self._arena.shape[2]:
+            raise RuntimeError(f"{length} + {len(path)} rows do not fit an arena of {self._arena.shape[2]}")
         target = self._arena[:, sequence, length : length + len(path)]
         first, last = path[0], path[-1]
         if last - first == len(path) - 1:  # one run, the usual case: the rank-0 chain comes first

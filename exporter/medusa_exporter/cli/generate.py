@@ -1,0 +1,79 @@
+"""`medusa-export generate`: answer one prompt, streamed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from medusa_profiles.profile import TreeProfile
+from medusa_runtime.accept import RULES
+from medusa_runtime.backends import BACKENDS
+from medusa_runtime.engine import Engine, Generation
+
+
+@click.command(name="generate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("--profile", default="tree-8", show_default=True, help="A tree of the bundle, or 'plain'.")
+@click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
+@click.option("--threads", type=click.IntRange(min=1), help="Default: one per physical core.")
+@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option("--raw", is_flag=True, help="Take PROMPT as it stands, without the chat template.")
+@click.option("--compare", is_flag=True, help="Answer by plain decoding too, and tell both speeds apart.")
+@click.option(
+    "--accept",
+    default="greedy",
+    show_default=True,
+    type=click.Choice(list(RULES)),
+    help="'greedy' gives the model's own tokens; 'typical' (the paper's rule) is LOSSY.",
+)
+def command(
+    bundle: Path,
+    prompt: str,
+    profile: str,
+    backend: str,
+    threads: int | None,
+    max_new_tokens: int,
+    raw: bool,
+    compare: bool,
+    accept: str,
+) -> None:
+    """Answer PROMPT with BUNDLE, streamed, and end with tokens, steps and speed.
+
+    PROMPT may be - for standard input.
+    """
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    engine = Engine.load(bundle, backend=backend, profile=profile, threads=threads, accept=accept)
+    answer = engine.generate(prompt, stream=True, max_new_tokens=max_new_tokens, raw=raw)
+    for piece in answer:
+        click.echo(piece, nl=False)
+    click.echo()
+    note = "" if accept == "greedy" else f" (accept rule {accept}: lossy, not the model's own tokens)"
+    click.echo(_figures(profile, answer) + note, err=True)
+    if not compare:
+        return
+    engine.decoder.use(TreeProfile.plain())
+    plain = engine.generate(prompt, stream=True, max_new_tokens=max_new_tokens, raw=raw)
+    for _piece in plain:
+        pass
+    click.echo(_figures("plain", plain), err=True)
+    same = "the same tokens" if plain.tokens == answer.tokens else _difference(answer.tokens, plain.tokens)
+    speedup = plain.seconds / answer.seconds if answer.seconds else float("nan")
+    click.echo(f"{same}; {speedup:.2f} times as fast as plain decoding (one answer: `bench` measures)", err=True)
+
+
+def _figures(name: str, answer: Generation) -> str:
+    return (
+        f"[{name}] {len(answer.tokens)} tokens, {answer.steps} steps, {answer.tokens_per_step:.2f} tokens/step, "
+        f"{answer.tokens_per_second:.1f} tokens/s; prompt of {answer.prompt_tokens} tokens in "
+        f"{answer.prefill_seconds:.2f} s"
+    )
+
+
+def _difference(ours: list[int], plain: list[int]) -> str:
+    where = next(
+        (i for i, pair in enumerate(zip(ours, plain, strict=False)) if pair[0] != pair[1]), min(len(ours), len(plain))
+    )
+    return f"DIFFERENT tokens from the answer's token {where} on"

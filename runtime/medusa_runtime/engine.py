@@ -1,0 +1,170 @@
+"""Text in, text out: a bundle, a backend and a tree behind one `generate`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, overload
+
+from medusa_profiles.profile import TreeProfile
+
+from medusa_runtime.accept import RULES
+from medusa_runtime.backends import Backend, load_backend
+from medusa_runtime.bundle import Bundle
+from medusa_runtime.chat import ChatTemplate
+from medusa_runtime.decoder import Decoder
+from medusa_runtime.errors import BundleError, MedusaError, PromptError
+from medusa_runtime.text import TextStream, Tokenizer
+
+Prompt = str | Sequence[Mapping[str, str]]  # one user message, or messages with "role" and "content"
+PLAIN = "plain"  # the profile name that stands for plain decoding, no heads run
+
+
+class Engine:
+    """Answers prompts with a bundle, one at a time.
+
+    engine = Engine.load("bundle", backend="ort-cpu", profile="tree-8")
+    for piece in engine.generate("Why is the sky blue?", stream=True): print(piece, end="")
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, profile: TreeProfile, accept: str = "greedy") -> None:
+        """Put a bundle's tokenizer, a loaded backend and a tree together; most callers want `Engine.load`."""
+        if accept not in RULES:
+            raise MedusaError(f"unknown accept rule {accept!r}; expected one of {', '.join(RULES)}")
+        self.bundle = bundle
+        self.tokenizer = Tokenizer(bundle.tokenizer_file)
+        template = bundle.chat_template
+        self._template = None if template is None else ChatTemplate(template, bundle.special_tokens)
+        self.decoder = Decoder(backend, profile, RULES[accept])
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path,
+        *,
+        backend: str = "ort-cpu",
+        profile: str = "tree-8",
+        precision: str | None = None,
+        threads: int | None = None,
+        accept: str = "greedy",
+    ) -> Engine:
+        """Check and load a bundle.
+
+        profile: one of the bundle's trees, or "plain" for plain decoding. precision: None where the bundle has one.
+        threads: None means one per physical core. accept: "greedy" gives the decoder's own tokens; "typical" is the
+        paper's rule and LOSSY. Raises BundleError, MissingExtraError or CapacityError.
+        """
+        opened = Bundle.open(bundle)
+        tree = opened_profile(opened, profile)
+        return cls(opened, load_backend(opened, backend, precision, threads), tree, accept)
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """Lay a prompt out by the chat template and turn it into token ids.
+
+        `raw` takes a text as it stands, with the special tokens that the tokenizer itself adds. Raises PromptError
+        for an empty prompt.
+        """
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise PromptError("the prompt is empty: give some text")
+            if raw:
+                return self.tokenizer.encode(prompt, add_special_tokens=True)
+            prompt = [{"role": "user", "content": prompt}]
+        elif raw:
+            raise PromptError("a raw prompt is one text; messages need the chat template")
+        if not prompt:
+            raise PromptError("the prompt is empty: give at least one message")
+        if self._template is None:
+            raise BundleError(f"{self.bundle.root} has no chat template; give the prompt raw, laid out by yourself")
+        return self.tokenizer.encode(
+            self._template.render([dict(message) for message in prompt]), add_special_tokens=False
+        )
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[False] = False, max_new_tokens: int = 256, raw: bool = False
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[True], max_new_tokens: int = 256, raw: bool = False
+    ) -> Generation: ...
+
+    def generate(
+        self, prompt: Prompt, *, stream: bool = False, max_new_tokens: int = 256, raw: bool = False
+    ) -> str | Generation:
+        """Answer a prompt: the whole text, or with `stream` a `Generation` to iterate over.
+
+        The answer ends with one of the model's end tokens or after `max_new_tokens`. Raises PromptError or
+        CapacityError.
+        """
+        generation = Generation(self, self.encode(prompt, raw=raw), max_new_tokens)
+        return generation if stream else "".join(generation)
+
+
+class Generation:
+    """One answer, streamed: iterate for its pieces of text; none splits a character.
+
+    `tokens` are the answer's ids so far; `steps` and `seconds` count decoding, `prefill_seconds` the prompt; `finish`
+    is None until the end, then "stop", "length" or "context".
+    """
+
+    def __init__(self, engine: Engine, prompt: list[int], max_new_tokens: int) -> None:
+        """Prefill the prompt; pieces come as the object is iterated over."""
+        self._decoder = engine.decoder
+        self._text = TextStream(engine.tokenizer)
+        self.prompt_tokens = len(prompt)
+        started = time.perf_counter()
+        self._first = self._decoder.start(prompt, max_new_tokens)
+        self.prefill_seconds = time.perf_counter() - started
+        sequence = self._decoder.sequence
+        assert sequence is not None  # noqa: S101 -- start() has just set it
+        self._sequence = sequence
+        self.steps = 0
+        self.seconds = 0.0
+
+    @property
+    def tokens(self) -> list[int]:
+        """The answer's token ids so far, the end token included."""
+        return self._sequence.answer
+
+    @property
+    def finish(self) -> str | None:
+        """Why the answer ended; None while it may go on."""
+        return self._sequence.finish
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that each decoding step gave; the first token is the prefill's and does not count."""
+        return (len(self.tokens) - 1) / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens per second of decoding, prefill excluded."""
+        return (len(self.tokens) - 1) / self.seconds if self.seconds else 0.0
+
+    def __iter__(self) -> Iterator[str]:
+        """Give the pieces of text, each as soon as it is certain. Can be left and taken up again."""
+        if piece := self._text.push(self._take_first()):
+            yield piece
+        while self._sequence.finish is None:
+            if self._decoder.sequence is not self._sequence:
+                raise MedusaError("another prompt was started on this engine before this answer was read to its end")
+            started = time.perf_counter()
+            taken = self._decoder.step()
+            self.seconds += time.perf_counter() - started
+            self.steps += 1
+            if piece := self._text.push(taken):
+                yield piece
+        if piece := self._text.finish():
+            yield piece
+
+    def _take_first(self) -> list[int]:
+        first, self._first = self._first, []
+        return first
+
+
+def opened_profile(bundle: Bundle, name: str) -> TreeProfile:
+    """Return a bundle's tree by name; "plain" is always there. Raises BundleError with the list of what there is."""
+    return TreeProfile.plain() if name == PLAIN else bundle.profile(name)
