@@ -1,0 +1,177 @@
+"""A backend without weights: a toy language model whose every answer depends on every row that it is shown.
+
+A row of the past is a token and its position. The state at a node is the sum of the hashes of all (token, position)
+that it may see, as attention sums over rows, and the logits are a hash of that state. So a row too many or too few,
+at a wrong position or from a wrong node, gives other tokens from there on. Heads are scripted: what they propose
+follows from the kept hidden state alone.
+"""
+
+import numpy as np
+from medusa_profiles.profile import TreeProfile
+from medusa_runtime.errors import CapacityError
+from medusa_runtime.manifest import HeadFacts, ModelFacts
+
+VOCAB = 32
+EOS = 31
+POISON = 999  # no token; what nobody may read
+UNIT = float(2**64)
+
+
+def scramble(*numbers):
+    """A hash of whole numbers or arrays of them, as uint64 (splitmix64)."""
+    with np.errstate(over="ignore"):
+        mixed = np.uint64(0)
+        for number in numbers:
+            mixed = (mixed ^ np.asarray(number).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            mixed = mixed ^ (mixed >> np.uint64(31))
+    return mixed
+
+
+def state_of(tokens, first_position=0):
+    """The state after these tokens: what a correct past and a correct mask add up to."""
+    tokens = np.asarray(tokens)
+    return np.sum(scramble(tokens, first_position + np.arange(len(tokens))), dtype=np.uint64)
+
+
+def logits_of(states):
+    """(...,) states -> (..., V) float32 logits between 0 and 8."""
+    return (scramble(np.asarray(states)[..., None], np.arange(VOCAB)) / UNIT * 8).astype(np.float32)
+
+
+def plain_answer(prompt, max_new_tokens, stop_ids, context):
+    """Greedy decoding spelt out, one token at a time: (answer, why it ended)."""
+    tokens = list(prompt)
+    while True:
+        tokens.append(int(logits_of(state_of(tokens)).argmax()))
+        answer = tokens[len(prompt) :]
+        if tokens[-1] in stop_ids:
+            return answer, "stop"
+        if len(answer) == max_new_tokens:
+            return answer, "length"
+        if len(tokens) == context:
+            return answer, "context"
+
+
+def random_tree(rng, candidates, heads=5, ranks=6):
+    """A tree grown by hanging each new candidate under a random node."""
+    paths = [()]
+    while len(paths) <= candidates:
+        path = (*paths[rng.integers(len(paths))], int(rng.integers(ranks)))
+        if path not in paths and len(path) <= heads:
+            paths.append(path)
+    return TreeProfile("random", tuple(paths[1:]))
+
+
+class FakeBackend:
+    """The toy model behind the Backend protocol; it refuses steps that break the graph contract.
+
+    `hit_rate`: how often a head has the right token among its candidates; its rank is then below `spread`.
+    `steps` lists the steps run, `read_rows` the rows whose logits were read, `committed` the paths kept.
+    """
+
+    name, precision, run_seconds = "fake", "exact", 0.0
+
+    def __init__(self, context=4096, heads=5, top_k=6, hit_rate=1.0, spread=1):
+        self.model = ModelFacts("toy", "toy", 1, 8, 1, 1, 8, VOCAB, context, (EOS,))
+        self.heads = HeadFacts(heads, 1, "none", top_k)
+        self.hit_rate, self.spread = hit_rate, spread
+        self.tokens = self.positions = np.zeros((0, 0), dtype=np.int64)  # (B, capacity): the arena
+        self.hidden = None  # (B,) states and positions of the last committed rows
+        self.memory = None  # most rows that `allocate` can give; None: any number
+        self.steps, self.read_rows, self.committed = [], [], []
+        self._ran = None
+
+    def allocate(self, batch, capacity):
+        if self.memory is not None and capacity > self.memory:
+            raise CapacityError(f"no memory for {capacity} rows")
+        old = self.tokens, self.positions
+        self.tokens, self.positions = (np.full((batch, capacity), POISON, dtype=np.int64) for _ in range(2))
+        for arena, before in zip((self.tokens, self.positions), old, strict=True):
+            kept, rows = min(batch, before.shape[0]), min(capacity, before.shape[1])
+            arena[:kept, :rows] = before[:kept, :rows]
+        if self.hidden is None or len(self.hidden) != batch:
+            self.hidden = [None] * batch
+
+    def run(self, step):
+        if self._ran is not None:
+            for array in self._ran:  # what a run gave is valid until the next one
+                array.fill(POISON)
+        self._check(step)
+        B, T = step.input_ids.shape
+        tokens = step.input_ids.copy()
+        if step.draft:
+            for b in range(B):
+                candidates = self.propose(*self.hidden[b])  # (heads, top_k)
+                open_nodes = tokens[b] < 0
+                tokens[b, open_nodes] = candidates.ravel()[-1 - tokens[b, open_nodes]]
+        new = scramble(tokens, step.position_ids)  # (B, T)
+        states = np.zeros((B, T), dtype=np.uint64)
+        for b in range(B):
+            past = slice(0, step.past_length[b])
+            states[b] = np.sum(scramble(self.tokens[b, past], self.positions[b, past]), dtype=np.uint64)
+            states[b] += np.sum(np.where(step.tree_mask[b], new[b], np.uint64(0)), axis=1, dtype=np.uint64)
+        logits = logits_of(np.take_along_axis(states, step.logit_rows, axis=1))  # (B, R, V)
+        self._ran = tokens, logits.argmax(-1).astype(np.int32), logits, states, step.position_ids.copy()
+        self.steps.append(step)
+
+    def _check(self, step):
+        B, T = step.input_ids.shape
+        R = step.logit_rows.shape[1]
+        for array, shape, kind in (
+            (step.input_ids, (B, T), np.int32),
+            (step.position_ids, (B, T), np.int32),
+            (step.tree_mask, (B, T, T), np.bool_),
+            (step.past_length, (B,), np.int32),
+            (step.logit_rows, (B, R), np.int32),
+        ):
+            assert array.shape == shape and array.dtype == kind
+        assert len(self.tokens) == B
+        assert step.position_ids.min() >= 0 and step.position_ids.max() < self.model.context
+        assert step.logit_rows.min() >= 0 and step.logit_rows.max() < T
+        assert step.past_length.min() >= 0 and step.past_length.max() <= self.tokens.shape[1]
+        assert step.input_ids.max() < VOCAB and step.input_ids[:, 0].min() >= 0
+        assert step.tree_mask.diagonal(axis1=1, axis2=2).all()
+        assert step.input_ids.min() >= (-self.heads.count * self.heads.top_k if step.draft else 0)
+        for b in range(B):
+            past = slice(0, step.past_length[b])
+            assert POISON not in self.tokens[b, past]
+            if step.draft:  # the hidden state must be that of the row before the root
+                state = np.sum(scramble(self.tokens[b, past], self.positions[b, past]), dtype=np.uint64)
+                assert self.hidden[b] == (state, step.past_length[b] - 1), "a draft from a stale hidden state"
+
+    @np.errstate(over="ignore")
+    def propose(self, state, position):
+        """(heads, top_k) int32 candidates, by letting the toy model run on from a hidden state."""
+        heads, top_k = self.heads.count, self.heads.top_k
+        candidates = np.zeros((heads, top_k), dtype=np.int32)
+        token = logits_of(state).argmax()
+        for head in range(heads):
+            position += 1
+            state = state + scramble(token, position)
+            token = logits_of(state).argmax()  # the token head + 2 places after the hidden state's row
+            candidates[head] = (token + 1 + np.arange(top_k)) % VOCAB  # wrong ones, all different
+            if scramble(state, 1) / UNIT < self.hit_rate:
+                candidates[head, int(scramble(state, 2) % np.uint64(self.spread))] = token
+        return candidates
+
+    def read_tokens(self):
+        return self._ran[0]
+
+    def read_argmax(self):
+        return self._ran[1]
+
+    def read_logits(self, row, sequence=0):
+        self.read_rows.append(row)
+        return self._ran[2][sequence, row]
+
+    def commit(self, sequence, path, length):
+        tokens, _, _, states, positions = self._ran
+        path = list(path)
+        assert path and length + len(path) <= self.tokens.shape[1]
+        assert path == sorted(set(path)) and path[-1] < tokens.shape[1]
+        self.tokens[sequence, length : length + len(path)] = tokens[sequence, path]
+        self.positions[sequence, length : length + len(path)] = positions[sequence, path]
+        self.hidden[sequence] = states[sequence, path[-1]], positions[sequence, path[-1]]
+        self.committed.append(path)

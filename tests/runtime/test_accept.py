@@ -1,0 +1,199 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from medusa_profiles.profile import TreeProfile
+from medusa_runtime.accept import RULES, greedy, log_softmax, typical
+
+from .fake_backend import random_tree
+
+SEEDS = range(40)
+V = 6
+
+
+class Rows:
+    """Logits that remember which rows were asked for."""
+
+    def __init__(self, logits):
+        self.logits, self.read = np.asarray(logits, dtype=np.float32), []
+
+    def __call__(self, row, /):
+        self.read.append(row)
+        return self.logits[row]
+
+
+def case(seed, spread=2.0):
+    """A random tree, a token for every node (siblings differ, as a head's candidates do), and random logits."""
+    rng = np.random.default_rng(seed)
+    tree = random_tree(rng, int(rng.integers(0, 20)), ranks=4)
+    tokens = np.zeros(tree.size, dtype=np.int32)
+    tokens[0] = rng.integers(V)
+    for children in tree.children:
+        tokens[list(children)] = rng.permutation(V)[: len(children)]
+    logits = rng.normal(scale=spread, size=(tree.size, V)).astype(np.float32)
+    return tree, tokens, logits
+
+
+def all_paths(tree):
+    """Every path from the root to every node."""
+    for node in range(tree.size):
+        path = [node]
+        while path[0]:
+            path.insert(0, int(tree.parents[path[0]]))
+        yield path
+
+
+def softmax(row, temperature=1.0):
+    weights = [math.exp((float(x) - float(max(row))) / temperature) for x in row]
+    return [weight / sum(weights) for weight in weights]
+
+
+def literal_typical(tree, tokens, logits, epsilon, delta, temperature):
+    """The paper's rule over all paths: the longest whose every token passes, the likelier among equals."""
+    best = (0, 0.0, [])
+    for path in all_paths(tree):
+        log_probability = 0.0
+        for parent, child in pairwise(path):
+            p = softmax(logits[parent], temperature)
+            entropy = -sum(x * math.log(x) for x in p if x > 0)
+            if not p[tokens[child]] > min(epsilon, delta * math.exp(-entropy)):
+                break
+            log_probability += math.log(p[tokens[child]])
+        else:
+            best = max(best, (len(path), log_probability, path))
+    return best[2], int(logits[best[2][-1]].argmax())
+
+
+def test_rules_have_names():
+    assert [RULES["greedy"], RULES["typical"]] == [greedy, typical]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_greedy_keeps_the_longest_path_of_the_decoders_own_tokens(seed):
+    tree, tokens, logits = case(seed)
+    argmax = logits.argmax(-1).astype(np.int32)
+    agreed = [p for p in all_paths(tree) if all(tokens[b] == argmax[a] for a, b in pairwise(p))]
+    path = max(agreed, key=len)
+    rows = Rows(logits)
+    assert greedy(tree, tokens, argmax, rows) == (path, argmax[path[-1]])
+    assert greedy(tree, tokens, argmax) == (path, argmax[path[-1]])
+    assert rows.read == []
+
+
+def test_greedy_goes_on_along_any_branch():
+    tree = TreeProfile("t", ((0,), (1,), (0, 0), (1, 0), (1, 1), (1, 1, 0)))  # parents 0 1 0 3 3 5
+    tokens = np.array([9, 1, 2, 3, 4, 5, 6], dtype=np.int32)
+    argmax = np.array([3, 0, 0, 5, 0, 6, 7], dtype=np.int32)
+    assert greedy(tree, tokens, argmax) == ([0, 3, 5, 6], 7)
+    assert greedy(tree, tokens, np.array([3, 0, 0, 8, 0, 6, 7], dtype=np.int32)) == ([0, 3], 8)
+    assert greedy(tree, tokens, np.array([8, 2, 0, 5, 0, 6, 7], dtype=np.int32)) == ([0], 8)
+
+
+@pytest.mark.parametrize("rule", [greedy, typical])
+def test_the_root_alone_is_kept_and_followed_by_the_decoders_token(rule):
+    rows = Rows([[0, 0, 5, 0]])
+    assert rule(TreeProfile.plain(), np.array([3], np.int32), np.array([2], np.int32), rows) == ([0], 2)
+    assert rows.read == []
+
+
+@pytest.mark.parametrize(("epsilon", "delta", "temperature"), [(0.09, 0.3, 1.0), (0.3, 0.9, 0.7), (0.02, 0.1, 1.5)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_typical_is_the_papers_rule(seed, epsilon, delta, temperature):
+    tree, tokens, logits = case(seed)
+    argmax = logits.argmax(-1).astype(np.int32)
+    expected = literal_typical(tree, tokens, logits, epsilon, delta, temperature)
+    found = typical(tree, tokens, argmax, Rows(logits), epsilon=epsilon, delta=delta, temperature=temperature)
+    assert found == expected
+
+
+def test_typical_by_default_takes_the_papers_numbers():
+    for seed in SEEDS:
+        tree, tokens, logits = case(seed)
+        argmax = logits.argmax(-1).astype(np.int32)
+        assert typical(tree, tokens, argmax, Rows(logits)) == literal_typical(tree, tokens, logits, 0.09, 0.3, 1.0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_typical_reads_each_row_that_a_path_reaches_once_and_no_other(seed):
+    tree, tokens, logits = case(seed)
+    rows = Rows(logits)
+    typical(tree, tokens, logits.argmax(-1).astype(np.int32), rows)
+    reached = {
+        path[-1]
+        for path in all_paths(tree)
+        if all(
+            (p := softmax(logits[a]))[tokens[b]] > min(0.09, 0.3 * math.exp(sum(x * math.log(x) for x in p)))
+            for a, b in pairwise(path)
+        )
+    }
+    assert sorted(rows.read) == sorted(node for node in reached if tree.children[node])
+
+
+def test_typical_reads_what_the_paper_says_of_one_step():
+    tree = TreeProfile("t", ((0,), (1,)))
+    tokens = np.array([0, 1, 2], dtype=np.int32)
+
+    def kept(probabilities):
+        rows = Rows(np.log(np.array([probabilities] * 3)))
+        return typical(tree, tokens, np.zeros(3, np.int32), rows)[0]
+
+    assert kept([0.85, 0.10, 0.05]) == [0, 1]  # 0.10 > 0.09, and delta * exp(-H) is larger still
+    assert kept([0.87, 0.08, 0.05]) == [0]
+    assert kept([0.85, 0.05, 0.10]) == [0, 2]
+    flat = [0.16] * 5 + [0.2]  # H = 1.787, delta * exp(-H) = 0.050: a flat distribution lets less likely tokens pass
+    assert kept(flat) == [0, 1]
+    tail = 0.5 / 20
+    assert kept([0.39, 0.06, 0.05, *[tail] * 20]) == [0, 1]  # H = 2.5: 0.024 is enough
+
+
+def test_a_longer_typical_path_wins_over_a_likelier_one():
+    tree = TreeProfile("t", ((0,), (1,), (1, 0)))
+    tokens = np.array([0, 1, 2, 0], dtype=np.int32)
+    rows = Rows(np.log([[0.1, 0.7, 0.2], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4], [0.8, 0.1, 0.1]]))
+    assert typical(tree, tokens, np.array([1, 2, 2, 0], np.int32), rows) == ([0, 2, 3], 0)
+
+
+def test_among_equal_typical_paths_the_first_wins():
+    tree = TreeProfile("t", ((0,), (1,), (2,), (0, 0), (1, 0), (2, 0)))
+    tokens = np.array([0, 1, 0, 2, 3, 0, 3], dtype=np.int32)
+    assert typical(tree, tokens, np.zeros(7, np.int32), Rows(np.zeros((7, 4)))) == ([0, 1, 2], 0)
+
+
+def test_equality_with_the_threshold_does_not_pass():
+    tree = TreeProfile("t", ((0,),))
+    row = Rows(np.zeros((2, 2)))  # p = 0.5 exactly
+    tokens, argmax = np.array([0, 1], np.int32), np.zeros(2, np.int32)
+    assert typical(tree, tokens, argmax, row, epsilon=0.5, delta=10.0) == ([0], 0)
+    assert typical(tree, tokens, argmax, row, epsilon=0.4999, delta=10.0) == ([0, 1], 0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_with_epsilon_of_a_half_or_more_typical_keeps_a_part_of_what_greedy_keeps(seed):
+    """Only a token likelier than one half passes where min() is at least one half, and that one is the argmax."""
+    tree, tokens, logits = case(seed, spread=6.0)
+    argmax = logits.argmax(-1).astype(np.int32)
+    path, following = typical(tree, tokens, argmax, Rows(logits), epsilon=0.5, delta=1e9)
+    assert greedy(tree, tokens, argmax)[0][: len(path)] == path
+    assert following == argmax[path[-1]]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_near_temperature_zero_typical_is_greedy(seed):
+    """Where no two logits are equal the distribution has one token left, of probability 1."""
+    tree, tokens, logits = case(seed)
+    argmax = logits.argmax(-1).astype(np.int32)
+    assert typical(tree, tokens, argmax, Rows(logits), temperature=1e-6) == greedy(tree, tokens, argmax)
+
+
+def test_tokens_ruled_out_by_the_model_do_no_harm():
+    tree = TreeProfile("t", ((0,), (1,)))
+    tokens, argmax = np.array([0, 1, 2], np.int32), np.array([2, 0, 0], np.int32)
+    row = [-np.inf, -np.inf, 4.0, 3.0]
+    assert typical(tree, tokens, argmax, Rows([row] * 3)) == ([0, 2], 0)
+    assert typical(tree, tokens, argmax, Rows([row] * 3), epsilon=0.0) == ([0, 2], 0)
+
+
+def test_log_softmax_of_large_logits():
+    row = np.array([1e4, 1e4, -1e4, 0], dtype=np.float32)
+    np.testing.assert_allclose(np.exp(log_softmax(row)), [0.5, 0.5, 0, 0])

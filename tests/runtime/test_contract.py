@@ -1,0 +1,59 @@
+import pytest
+from medusa_runtime import contract
+
+DIMENSIONS = {"B", "T", "P", "R", "N"}
+
+
+def specs(layers=3, dtype="float32"):
+    inputs = contract.input_specs(layers, hidden_size=16, kv_row=8, dtype=dtype)
+    return inputs, contract.output_specs(layers, hidden_size=16, vocab_size=50, kv_row=8, dtype=dtype)
+
+
+def test_inputs_of_a_step():
+    inputs, _ = specs(layers=2)
+    assert [(spec.name, spec.dtype, spec.shape) for spec in inputs] == [
+        ("input_ids", "int32", ("B", "T")),
+        ("position_ids", "int32", ("B", "T")),
+        ("tree_mask", "bool", ("B", "T", "T")),
+        ("past_length", "int32", ("B",)),
+        ("draft_hidden", "float32", ("N", 16)),
+        ("logit_rows", "int32", ("B", "R")),
+        ("past_key_0", "float32", ("B", "P", 8)),
+        ("past_key_1", "float32", ("B", "P", 8)),
+        ("past_value_0", "float32", ("B", "P", 8)),
+        ("past_value_1", "float32", ("B", "P", 8)),
+    ]
+
+
+def test_outputs_of_a_step():
+    _, outputs = specs(layers=2)
+    assert [(spec.name, spec.dtype, spec.shape) for spec in outputs] == [
+        ("tokens", "int32", ("B", "T")),
+        ("argmax", "int32", ("B", "R")),
+        ("logits", "float32", ("B", "R", 50)),
+        ("hidden", "float32", ("B", "T", 16)),
+        ("new_key_0", "float32", ("B", "T", 8)),
+        ("new_key_1", "float32", ("B", "T", 8)),
+        ("new_value_0", "float32", ("B", "T", 8)),
+        ("new_value_1", "float32", ("B", "T", 8)),
+    ]
+
+
+@pytest.mark.parametrize("layers", [1, 30])
+def test_names_are_unique_and_every_past_has_its_new_rows(layers):
+    inputs, outputs = specs(layers)
+    names = [spec.name for spec in (*inputs, *outputs)]
+    assert len(names) == len(set(names)) == 6 + 4 + 4 * layers
+    pasts = {spec.name.removeprefix("past_"): spec for spec in inputs if spec.name.startswith("past_k")}
+    news = {spec.name.removeprefix("new_"): spec for spec in outputs if spec.name.startswith("new_k")}
+    assert pasts.keys() == news.keys()
+    for key, past in pasts.items():
+        assert (past.dtype, past.shape[2]) == (news[key].dtype, news[key].shape[2])
+
+
+def test_only_hidden_states_logits_and_rows_take_the_precision():
+    half = [spec for group in specs(dtype="float16") for spec in group]
+    assert {spec.name for spec in half if spec.dtype == "float16"} == {
+        spec.name for spec in half if spec.name in ("draft_hidden", "logits", "hidden") or "key" in spec.name
+    } | {spec.name for spec in half if "value" in spec.name}
+    assert all(isinstance(size, int) or size in DIMENSIONS for spec in half for size in spec.shape)

@@ -1,0 +1,373 @@
+"""The loop over a toy model: whatever the tree, the answer is that of plain decoding, in fewer steps."""
+
+import itertools
+
+import numpy as np
+import pytest
+from medusa_profiles import ProfileError, TreeProfile
+from medusa_runtime import decoder as decoder_module
+from medusa_runtime import kv_cache
+from medusa_runtime.accept import greedy, typical
+from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
+from medusa_runtime.errors import CapacityError, MedusaError, PromptError
+
+from .fake_backend import EOS, VOCAB, FakeBackend, logits_of, plain_answer, random_tree, state_of
+
+CHAIN = TreeProfile("chain", ((0,), (0, 0), (0, 0, 0)))
+
+
+def random_prompt(rng, length):
+    return rng.integers(VOCAB, size=length).tolist()
+
+
+def check_invariants(decoder):
+    """What must hold between steps: the past is exactly the tokens but the last, each at its own position."""
+    sequence, length, backend = decoder.sequence, decoder.cache.length(), decoder.backend
+    tokens = [*sequence.prompt, *sequence.answer]
+    assert length == len(tokens) - 1 == sequence.length - 1
+    assert length <= decoder.cache.capacity == backend.tokens.shape[1] <= decoder.cache.context
+    np.testing.assert_array_equal(backend.tokens[0, :length], tokens[:-1])
+    np.testing.assert_array_equal(backend.positions[0, :length], np.arange(length))
+    assert sequence.last == tokens[-1]
+    assert decoder.cache.can_draft()
+    assert backend.hidden[0] == (state_of(tokens[:-1]), length - 1)
+
+
+def finish(decoder):
+    """Step to the end, checking the invariants, and return what each step gave."""
+    given, steps = [], decoder.steps
+    while decoder.sequence.finish is None:
+        before = decoder.sequence.length
+        given.append(decoder.step())
+        check_invariants(decoder)
+        assert 1 <= len(given[-1]) == decoder.sequence.length - before <= decoder.profile.depth + 1
+        assert decoder.backend.committed[-1][0] == 0  # the root is always kept
+        assert len(decoder.backend.committed[-1]) == len(given[-1])
+        assert decoder.steps == steps + len(given)
+    return given
+
+
+def decode(decoder, prompt, max_new_tokens, stop_ids=()):
+    """A whole answer, from the prompt to the end."""
+    first = decoder.start(prompt, max_new_tokens, stop_ids)
+    assert len(first) == 1 and decoder.steps == 0
+    check_invariants(decoder)
+    given = finish(decoder)
+    assert decoder.sequence.answer == [*first, *itertools.chain(*given)]
+    return decoder.sequence.answer, decoder.sequence.finish
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_every_tree_gives_the_answer_of_plain_decoding(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(decoder_module, "PREFILL_CHUNK", int(rng.integers(1, 20)))
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", int(rng.integers(1, 40)))
+    prompt = random_prompt(rng, rng.integers(1, 40))
+    context = len(prompt) + int(rng.integers(1, 80))
+    backend = FakeBackend(context, hit_rate=rng.choice([0.0, 0.5, 0.9, 1.0]), spread=int(rng.integers(1, 4)))
+    decoder = Decoder(backend, random_tree(rng, int(rng.integers(0, 25))))
+    for _ in range(2):  # the second answer starts from what the first has left behind
+        stop_ids = rng.integers(VOCAB, size=rng.integers(0, 3)).tolist()
+        max_new_tokens = int(rng.choice([1, 2, 3, 20, 200]))
+        expected = plain_answer(prompt, max_new_tokens, stop_ids, context)
+        assert decode(decoder, prompt, max_new_tokens, stop_ids) == expected
+        prompt = random_prompt(rng, rng.integers(1, context))
+
+
+@pytest.mark.parametrize("length", [1, *(n * PREFILL_CHUNK + d for n in (1, 2) for d in (-1, 0, 1))])
+def test_a_prompt_is_prefilled_in_chunks(length):
+    prompt = random_prompt(np.random.default_rng(length), length)
+    backend = FakeBackend()
+    decoder = Decoder(backend, CHAIN)
+    decoder.start(prompt, 2, ())
+    whole, rest = divmod(length, PREFILL_CHUNK)
+    assert [step.input_ids.shape[1] for step in backend.steps] == [PREFILL_CHUNK] * whole + [rest] * (rest > 0)
+    assert all(not step.draft and step.logit_rows.shape == (1, 1) for step in backend.steps)
+    check_invariants(decoder)
+    assert decode(decoder, prompt, 30) == plain_answer(prompt, 30, (), 4096)
+
+
+def test_a_past_that_grows_again_and_again_is_kept():
+    prompt = random_prompt(np.random.default_rng(5), 300)
+    decoder = Decoder(FakeBackend(hit_rate=0.8), CHAIN)
+    assert decode(decoder, prompt, 740) == plain_answer(prompt, 740, (), 4096)
+    assert decoder.cache.capacity == 2048
+
+
+def test_plain_decoding_takes_a_step_a_token_and_runs_no_heads():
+    backend = FakeBackend()
+    decoder = Decoder(backend)
+    assert decode(decoder, [1, 2, 3], 10) == plain_answer([1, 2, 3], 10, (), 4096)
+    assert decoder.steps == 9
+    assert all(not step.draft and step.input_ids.shape == (1, 1) for step in backend.steps[1:])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+def test_perfect_heads_give_the_whole_depth_at_every_step(depth):
+    """A draft from any hidden state but that of the last kept row would miss."""
+    backend = FakeBackend()
+    tree = TreeProfile("t", tuple((*[0] * d, r) for d in range(depth) for r in range(2)))
+    decoder = Decoder(backend, tree)
+    answer, _ = decode(decoder, [4, 5], 1 + 7 * (depth + 1))
+    assert decoder.steps == 7
+    assert (len(answer) - 1) / decoder.steps == depth + 1
+    assert all(step.draft for step in backend.steps[1:])
+
+
+def test_heads_that_always_miss_cost_nothing_but_time():
+    decoder = Decoder(FakeBackend(hit_rate=0.0), CHAIN)
+    assert decode(decoder, [4, 5], 20) == plain_answer([4, 5], 20, (), 4096)
+    assert decoder.steps == 19
+
+
+def test_the_better_the_heads_the_fewer_the_steps():
+    steps = []
+    for hit_rate in (0.0, 0.5, 0.9, 1.0):
+        decoder = Decoder(FakeBackend(hit_rate=hit_rate), CHAIN)
+        decode(decoder, [7], 200)
+        steps.append(decoder.steps)
+    assert steps == sorted(steps, reverse=True)
+    assert 199 / steps[1] > 1.5
+    assert 199 / steps[2] > 2.5
+
+
+def test_a_wider_tree_finds_tokens_of_higher_rank():
+    wide = TreeProfile("wide", tuple((*path, r) for path in ((), (0,), (1,), (2,)) for r in range(3)))
+    steps = []
+    for tree in (TreeProfile("thin", ((0,), (0, 0))), wide):
+        decoder = Decoder(FakeBackend(spread=3), tree)
+        assert decode(decoder, [7], 100) == plain_answer([7], 100, (), 4096)
+        steps.append(decoder.steps)
+    assert steps[1] == 33  # 3 tokens a step
+    assert steps[0] > 50
+
+
+@pytest.mark.parametrize("end", range(1, 12))
+def test_a_stop_id_or_a_limit_ends_inside_an_accepted_path(end):
+    prompt = [1]
+    answer, _ = plain_answer(prompt, 60, (), 4096)
+    stop = next(token for token in answer[end - 1 :] if answer.index(token) >= end - 1)
+    decoder = Decoder(FakeBackend(), CHAIN)
+    until_stop = answer[: answer.index(stop) + 1]
+    assert decode(decoder, prompt, 60, {stop}) == (until_stop, "stop")
+    assert decode(decoder, prompt, end) == (answer[:end], "length")
+    short = Decoder(FakeBackend(context=1 + end), CHAIN)
+    assert decode(short, prompt, 60) == (answer[:end], "context")
+
+
+def test_the_models_own_end_tokens_are_the_default():
+    prompt = next(p for p in ([n] for n in range(VOCAB)) if plain_answer(p, 60, {EOS}, 4096)[1] == "stop")
+    decoder = Decoder(FakeBackend(), CHAIN)
+    decoder.start(prompt, 60)
+    finish(decoder)
+    assert (decoder.sequence.answer, decoder.sequence.finish) == plain_answer(prompt, 60, {EOS}, 4096)
+    assert decoder.sequence.last == EOS
+
+
+def test_near_the_end_of_the_context_the_tree_gives_way_to_plain_decoding():
+    backend = FakeBackend(context=20)
+    decoder = Decoder(backend, CHAIN)
+    assert decode(decoder, [1, 2, 3], 100) == plain_answer([1, 2, 3], 100, (), 20)
+    assert decoder.sequence.length == 20
+    assert [step.input_ids.shape[1] for step in backend.steps[1:]] == [4, 4, 4, 4, 1][: decoder.steps]
+    assert max(step.position_ids.max() for step in backend.steps) <= 19
+
+
+def test_a_tree_deeper_than_the_context_is_never_run():
+    backend = FakeBackend(context=4)
+    decoder = Decoder(backend, TreeProfile("t", tuple((0,) * d for d in range(1, 6))))
+    assert decode(decoder, [1], 100) == plain_answer([1], 100, (), 4)
+    assert all(step.input_ids.shape == (1, 1) for step in backend.steps)
+
+
+def test_an_answer_of_one_token_takes_no_step():
+    backend = FakeBackend()
+    decoder = Decoder(backend, CHAIN)
+    assert decode(decoder, [1, 2], 1) == plain_answer([1, 2], 1, (), 4096)
+    assert len(backend.steps) == 1
+
+
+def test_the_longest_prompt_leaves_room_for_one_token():
+    decoder = Decoder(FakeBackend(context=300), CHAIN)
+    prompt = random_prompt(np.random.default_rng(0), 299)
+    assert decode(decoder, prompt, 50) == plain_answer(prompt, 50, (), 300)
+    assert decoder.sequence.finish == "context"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more", "error", "message"),
+    [
+        ([], {}, PromptError, "the prompt is empty"),
+        ([[1, 2]], {}, PromptError, "one flat list of token ids"),
+        ([1, -1], {}, PromptError, "token ids outside 0 … 31"),
+        ([VOCAB], {}, PromptError, "token ids outside 0 … 31"),
+        ([1], {"max_new_tokens": 0}, PromptError, "max_new_tokens is 0; expected at least 1"),
+        ([1] * 50, {}, CapacityError, "the prompt has 50 tokens, the model's context is 50"),
+        ([1] * 51, {}, CapacityError, "the prompt has 51 tokens, the model's context is 50"),
+    ],
+)
+def test_a_prompt_that_cannot_be_answered_is_refused_before_any_work(prompt, more, error, message):
+    backend = FakeBackend(context=50)
+    decoder = Decoder(backend, CHAIN)
+    with pytest.raises(error, match=message):
+        decoder.start(prompt, **more)
+    assert backend.steps == []
+    decoder.start([1, 2], 20, ())
+    with pytest.raises(error, match=message):
+        decoder.start(prompt, **more)
+    finish(decoder)  # the answer under way is not lost
+    assert decoder.sequence.answer == plain_answer([1, 2], 20, (), 50)[0]
+
+
+def test_there_is_no_step_before_a_prompt():
+    backend = FakeBackend()
+    with pytest.raises(MedusaError, match="start a prompt first"):
+        Decoder(backend, CHAIN).step()
+    assert backend.steps == []
+
+
+@pytest.mark.parametrize(("max_new_tokens", "stop_ids", "context"), [(1, (), 99), (9, (), 99), (99, (), 9)])
+def test_a_finished_sequence_takes_no_further_step(max_new_tokens, stop_ids, context):
+    backend = FakeBackend(context)
+    decoder = Decoder(backend, CHAIN)
+    answer, _ = decode(decoder, [3], max_new_tokens, stop_ids)
+    ran, committed, answer = len(backend.steps), len(backend.committed), list(answer)
+    with pytest.raises(MedusaError, match="no step after an answer is finished"):
+        decoder.step()
+    assert (len(backend.steps), len(backend.committed), decoder.sequence.answer) == (ran, committed, answer)
+    check_invariants(decoder)
+
+
+def test_a_tree_beyond_the_heads_is_refused():
+    with pytest.raises(ProfileError, match="has a path of depth 3"):
+        Decoder(FakeBackend(heads=2), CHAIN)
+    decoder = Decoder(FakeBackend(top_k=2), CHAIN)
+    with pytest.raises(ProfileError, match="with rank 2"):
+        decoder.use(TreeProfile("wide", ((0,), (1,), (2,))))
+    assert decoder.profile is CHAIN
+
+
+def test_the_tree_may_change_in_the_middle_of_an_answer():
+    rng = np.random.default_rng(3)
+    decoder = Decoder(FakeBackend(hit_rate=0.7, spread=2))
+    decoder.start([5, 6], 120, ())
+    while decoder.sequence.finish is None:
+        decoder.use(random_tree(rng, int(rng.integers(0, 12))))
+        decoder.step()
+        check_invariants(decoder)
+    assert decoder.sequence.answer == plain_answer([5, 6], 120, (), 4096)[0]
+
+
+def test_without_a_hidden_state_the_next_step_is_plain():
+    backend = FakeBackend()
+    decoder = Decoder(backend, CHAIN)
+    decoder.start([5, 6], 40, ())
+    decoder.step()
+    decoder.cache.truncate(decoder.cache.length() - 2)
+    del decoder.sequence.answer[-2:]
+    assert len(decoder.step()) == 1
+    assert (backend.steps[-1].draft, backend.steps[-1].input_ids.shape) == (False, (1, 1))
+    finish(decoder)
+    assert all(step.draft for step in backend.steps[-3:])
+    assert decoder.sequence.answer == plain_answer([5, 6], 40, (), 4096)[0]
+
+
+def test_greedy_reads_no_logits():
+    backend = FakeBackend()
+    decode(Decoder(backend, CHAIN), [5, 6], 40)
+    assert backend.read_rows == []
+
+
+def test_memory_that_runs_out_in_a_step_costs_no_token():
+    backend = FakeBackend()
+    decoder = Decoder(backend, CHAIN)
+    prompt = random_prompt(np.random.default_rng(1), 250)
+    decoder.start(prompt, 100, ())
+    backend.memory = 256
+    with pytest.raises(CapacityError, match="no memory"):
+        finish(decoder)
+    check_invariants(decoder)
+    backend.memory = None
+    finish(decoder)
+    assert decoder.sequence.answer == plain_answer(prompt, 100, (), 4096)[0]
+
+
+def test_a_prompt_that_finds_no_memory_leaves_nothing_to_step_on():
+    backend = FakeBackend()
+    decoder = Decoder(backend, CHAIN)
+    decoder.start([1, 2], 50, ())
+    backend.memory = 256
+    with pytest.raises(CapacityError, match="no memory"):
+        decoder.start([1] * 300)
+    with pytest.raises(MedusaError, match="start a prompt first"):
+        decoder.step()
+    assert decode(decoder, [1, 2], 50) == plain_answer([1, 2], 50, (), 4096)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_typical_acceptance_keeps_only_what_the_model_finds_likely(seed):
+    """Lossy: the answer may differ from plain decoding, but each of its tokens passes the rule behind its prefix."""
+    rng = np.random.default_rng(seed)
+    backend = FakeBackend(hit_rate=0.6, spread=2)
+    tree = random_tree(rng, 16)
+    decoder = Decoder(backend, tree, typical)
+    prompt = random_prompt(rng, 5)
+    decoder.start(prompt, 60, ())
+    tokens = [*prompt, *decoder.sequence.answer]
+    for given in finish(decoder):
+        for place, token in enumerate(given):
+            logits = logits_of(state_of(tokens)).astype(np.float64)
+            p = np.exp(logits - np.logaddexp.reduce(logits))
+            threshold = min(0.09, 0.3 * np.exp(np.sum(p * np.log(p))))
+            last_of_a_whole_step = place == len(given) - 1 and decoder.sequence.length > len(tokens) + 1
+            assert token == p.argmax() or (p[token] > threshold and not last_of_a_whole_step)
+            tokens.append(token)
+    assert set(backend.read_rows) <= set(range(tree.size))
+
+
+def test_greedy_is_the_default_rule():
+    assert Decoder(FakeBackend()).accept is greedy
+
+
+class CommitsARejectedRow(FakeBackend):
+    """Keeps a neighbour of the path's last row."""
+
+    def commit(self, sequence, path, length):
+        path = list(path)
+        if len(path) < self._ran[0].shape[1]:
+            path[-1] += 1
+        super().commit(sequence, path, length)
+
+
+class CommitsOneRowTooFew(FakeBackend):
+    """Leaves the last row of a longer path out, its place in the arena as it was."""
+
+    def commit(self, sequence, path, length):
+        super().commit(sequence, path[:-1] if len(path) > 1 else path, length)
+
+
+class KeepsAnotherHiddenState(FakeBackend):
+    """The next draft starts from the root's row, not from that of the last node kept."""
+
+    def commit(self, sequence, path, length):
+        super().commit(sequence, path, length)
+        self.hidden[sequence] = self._ran[3][sequence, 0], self._ran[4][sequence, 0]
+
+
+class LosesRowsAsItGrows(FakeBackend):
+    """Starts from an empty arena at every `allocate`."""
+
+    def allocate(self, batch, capacity):
+        self.tokens = self.positions = np.zeros((0, 0), dtype=np.int64)
+        super().allocate(batch, capacity)
+
+
+@pytest.mark.parametrize(
+    "broken", [CommitsARejectedRow, CommitsOneRowTooFew, KeepsAnotherHiddenState, LosesRowsAsItGrows]
+)
+def test_the_checks_above_would_notice_a_broken_backend(broken, monkeypatch):
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 8)
+    expected = plain_answer([1, 2], 40, (), 4096)
+    assert decode(Decoder(FakeBackend(), CHAIN), [1, 2], 40) == expected
+    with pytest.raises(AssertionError):
+        assert decode(Decoder(broken(), CHAIN), [1, 2], 40) == expected
