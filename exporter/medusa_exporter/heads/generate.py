@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from medusa_runtime.errors import CapacityError
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MIN_P = 0.05  # when sampling, tokens below this share of the likeliest one's probability are left out
 STEPS_PER_CHECK = 16  # between two looks at which rows have finished: each look waits for the device
@@ -93,14 +94,16 @@ def attend(
 
 @contextmanager
 def lockstep_attention(model: Any) -> Iterator[None]:
-    """Let `model` attend by `attend` within the block."""
+    """Let `model` attend by `attend` within the block, on a GPU by the kernel that takes broadcast masks."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
     before = model.config._attn_implementation
     model.config._attn_implementation = ATTENTION
+    kernels = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     try:
-        yield
+        with sdpa_kernel(kernels) if model.device.type == "cuda" else nullcontext():
+            yield
     finally:
         model.config._attn_implementation = before
 
@@ -133,7 +136,7 @@ class Lockstep:
             )
         self.model, self.rows, self.capacity = model, rows, capacity
         device = model.device
-        padded = (capacity + 7) // 8 * 8  # fast attention kernels want a mask of aligned rows
+        padded = (capacity + 15) // 16 * 16  # fast attention kernels want a mask of aligned rows
         self.tokens = torch.zeros(rows, capacity + 1, dtype=torch.int64, device=device)
         self.position = torch.zeros(rows, dtype=torch.int64, device=device)  # of the token fed next
         self.prompt_length = torch.ones(rows, dtype=torch.int64, device=device)
