@@ -1,0 +1,181 @@
+"""The ONNX Runtime backend on a tiny real bundle: binding, commit, growth, one answer with and without a tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medusa_profiles.profile import TreeProfile
+from medusa_runtime.backends import BACKENDS, load_backend
+from medusa_runtime.backends.base import Step
+from medusa_runtime.backends.ort import OrtBackend
+from medusa_runtime.bundle import Bundle
+from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
+from medusa_runtime.errors import BundleError
+from medusa_runtime.kv_cache import FIRST_CAPACITY, KvCache
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture
+def backend(bundle: Bundle) -> OrtBackend:
+    loaded = load_backend(bundle, threads=1)
+    assert isinstance(loaded, OrtBackend)
+    return loaded
+
+
+def literal(ids: list[int], length: int, batch: int = 1) -> Step:
+    T = len(ids)
+    return Step(
+        input_ids=np.tile(np.array(ids, np.int32), (batch, 1)),
+        position_ids=np.tile(np.arange(length, length + T, dtype=np.int32), (batch, 1)),
+        tree_mask=np.tile(np.tri(T, dtype=np.bool_), (batch, 1, 1)),
+        past_length=np.full(batch, length, np.int32),
+        logit_rows=np.tile(np.arange(T, dtype=np.int32), (batch, 1)),
+        draft=False,
+    )
+
+
+def logits(backend: OrtBackend, rows: int, sequence: int = 0) -> np.ndarray:
+    return np.stack([backend.read_logits(row, sequence) for row in range(rows)]).copy()
+
+
+def test_committed_rows_stand_in_for_the_tokens_they_came_from(backend: OrtBackend) -> None:
+    ids = [5, 9, 17, 3, 44, 23]
+    cache = KvCache(backend)
+    backend.run(literal(ids, 0))
+    whole = logits(backend, len(ids))
+    cache.truncate(0)
+    for token, expected in zip(ids, whole, strict=True):
+        backend.run(literal([token], cache.length()))
+        np.testing.assert_allclose(logits(backend, 1)[0], expected, atol=1e-4)
+        cache.commit([0])
+    assert cache.length() == len(ids)
+
+
+@pytest.mark.parametrize("path", [[0, 1, 2], [0, 3], [0, 2, 3]])
+def test_only_the_rows_of_the_path_are_kept(backend: OrtBackend, path: list[int]) -> None:
+    cache = KvCache(backend)
+    backend.run(literal([4, 8, 15], 0))
+    cache.commit(range(3))
+    nodes = [16, 23, 42, 108]
+    mask = np.eye(4, dtype=np.bool_)
+    for child, parent in zip(path[1:], path, strict=False):
+        mask[child] |= mask[parent]
+    depths = mask.sum(axis=1, dtype=np.int32) - 1
+    backend.run(
+        Step(
+            input_ids=np.array([nodes], np.int32),
+            position_ids=(3 + depths)[None],
+            tree_mask=mask[None],
+            past_length=np.array([3], np.int32),
+            logit_rows=np.arange(4, dtype=np.int32)[None],
+            draft=False,
+        )
+    )
+    cache.commit(path)
+    backend.run(literal([7], cache.length()))
+    grown = logits(backend, 1)[0]
+    cache.truncate(0)
+    backend.run(literal([4, 8, 15, *(nodes[node] for node in path), 7], 0))
+    np.testing.assert_allclose(grown, logits(backend, 4 + len(path))[-1], atol=1e-4)
+
+
+def test_growth_keeps_every_row(backend: OrtBackend) -> None:
+    ids = np.random.default_rng(3).integers(0, backend.model.vocab_size, size=40).tolist()
+    backend.allocate(1, 16)
+    backend.run(literal(ids[:16], 0))
+    backend.commit(0, range(16), 0)
+    backend.allocate(1, 64)
+    backend.run(literal(ids[16:], 16))
+    grown = logits(backend, 24)
+    backend.run(literal(ids, 0))
+    np.testing.assert_allclose(grown, logits(backend, 40)[16:], atol=1e-4)
+
+
+def test_sequences_of_a_batch_do_not_see_each_other(backend: OrtBackend) -> None:
+    prompts = [[3, 1, 4, 1, 5], [9, 2, 6]]
+    alone = []
+    for prompt in prompts:
+        backend.allocate(1, 32)
+        backend.run(literal([*prompt, 11], 0))
+        alone.append(logits(backend, len(prompt) + 1)[-1])
+    backend.allocate(2, 32)
+    for sequence, prompt in enumerate(prompts):  # each prompt prefilled while the other slot idles
+        backend.run(literal(prompt, 0, batch=2))
+        backend.commit(sequence, range(len(prompt)), 0)
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    backend.run(
+        Step(
+            input_ids=np.full((2, 1), 11, np.int32),
+            position_ids=lengths[:, None],
+            tree_mask=np.ones((2, 1, 1), np.bool_),
+            past_length=lengths,
+            logit_rows=np.zeros((2, 1), np.int32),
+            draft=False,
+        )
+    )
+    for sequence in range(2):
+        np.testing.assert_allclose(backend.read_logits(0, sequence), alone[sequence], atol=1e-4)
+
+
+def test_pasts_are_bound_anew_only_when_their_length_changes(
+    backend: OrtBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[int] = []
+    from medusa_runtime.backends import ort
+
+    original = ort._Binding.bind_past
+    monkeypatch.setattr(
+        ort._Binding, "bind_past", lambda self, arena, rows: (bound.append(rows), original(self, arena, rows))[1]
+    )
+    cache = KvCache(backend)
+    for _ in range(3):
+        backend.run(literal([7, 8], 0))
+    cache.commit([0, 1])
+    backend.run(literal([5, 6], 2))
+    assert bound == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["chain-2", "tree-8", "mc_sim_7b_63"])
+def test_a_tree_gives_the_tokens_of_plain_decoding(bundle: Bundle, backend: OrtBackend, name: str) -> None:
+    decoder = Decoder(backend)
+    rng = np.random.default_rng(11)
+    for length in (1, 7, PREFILL_CHUNK - 1 if bundle.model.context > PREFILL_CHUNK else bundle.model.context // 2):
+        prompt = rng.integers(0, bundle.model.vocab_size, size=length).tolist()
+        answers = []
+        for profile in (TreeProfile.plain(), bundle.profile(name)):
+            decoder.use(profile)
+            decoder.start(prompt, max_new_tokens=40, stop_ids=())
+            sequence = decoder.sequence
+            assert sequence is not None
+            while sequence.finish is None:
+                assert decoder.cache.length() == sequence.length - 1
+                decoder.step()
+            answers.append(sequence.answer)
+        assert answers[0] == answers[1]
+        assert len(answers[0]) == min(40, bundle.model.context - length)
+
+
+def test_decoding_grows_past_the_first_capacity(bundle: Bundle, backend: OrtBackend) -> None:
+    decoder = Decoder(backend, bundle.profile("tree-4"))
+    start = min(FIRST_CAPACITY, bundle.model.context) - 20
+    decoder.start([3] * start, max_new_tokens=10_000, stop_ids=())
+    sequence = decoder.sequence
+    assert sequence is not None
+    while sequence.finish is None:
+        decoder.step()
+    assert sequence.finish == "context"
+    assert sequence.length == bundle.model.context
+
+
+def test_what_the_bundle_lacks_is_refused_by_name(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"unknown backend 'cuda'.*ort-cpu"):
+        load_backend(bundle, "cuda")
+    with pytest.raises(BundleError, match=r"int4.*it has ort-cpu-fp32"):
+        load_backend(bundle, "ort-cpu", precision="int4")
+    assert list(BACKENDS) == ["ort-cpu"]

@@ -1,0 +1,79 @@
+"""Text in, text out, on a tiny real bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from medusa_runtime import Engine, Generation, MedusaError
+from medusa_runtime.errors import BundleError, CapacityError, PromptError
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_bundle: Path) -> Engine:
+    return Engine.load(tiny_bundle, profile="tree-8", threads=1)
+
+
+def test_the_stream_is_the_whole_answer(engine: Engine) -> None:
+    whole = engine.generate("Hello there", max_new_tokens=30)
+    stream = engine.generate("Hello there", stream=True, max_new_tokens=30)
+    assert isinstance(stream, Generation)
+    pieces = list(stream)
+    assert "".join(pieces) == whole == engine.tokenizer.decode(stream.tokens)
+    assert len(pieces) > 1
+    assert stream.finish in {"stop", "length"}
+    assert stream.steps <= len(stream.tokens) - 1
+    assert stream.tokens_per_step >= 1
+
+
+def test_plain_and_tree_answer_alike(tiny_bundle: Path, engine: Engine) -> None:
+    plain = Engine.load(tiny_bundle, profile="plain", threads=1)
+    for prompt in ("Hello there", "a b c", "日本 🎉"):
+        assert plain.generate(prompt, max_new_tokens=40) == engine.generate(prompt, max_new_tokens=40)
+
+
+def test_messages_and_raw_text(engine: Engine) -> None:
+    assert engine.encode("Hi") == engine.encode([{"role": "user", "content": "Hi"}])
+    assert engine.encode("Hi", raw=True) == engine.tokenizer.encode("Hi", add_special_tokens=True)
+    assert len(engine.encode("Hi")) > len(engine.encode("Hi", raw=True))
+    with pytest.raises(PromptError, match="raw prompt is one text"):
+        engine.encode([{"role": "user", "content": "Hi"}], raw=True)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", []])
+def test_an_empty_prompt_is_refused(engine: Engine, prompt: str | list[dict[str, str]]) -> None:
+    with pytest.raises(PromptError, match="empty"):
+        engine.generate(prompt)
+
+
+def test_a_prompt_beyond_the_context_is_refused(engine: Engine) -> None:
+    with pytest.raises(CapacityError, match=rf"context is {engine.bundle.model.context}"):
+        engine.generate("word " * 4000)
+    assert engine.generate("still well", max_new_tokens=3)
+
+
+def test_two_answers_at_once_are_refused_not_mixed(engine: Engine) -> None:
+    first = engine.generate("one", stream=True, max_new_tokens=40)
+    engine.generate("two", max_new_tokens=2)
+    with pytest.raises(MedusaError, match="another prompt was started"):
+        list(first)
+
+
+def test_a_stream_may_be_left_and_taken_up_again(engine: Engine) -> None:
+    stream = engine.generate("Hello there", stream=True, max_new_tokens=30)
+    first = next(iter(stream))
+    assert first + "".join(stream) == engine.generate("Hello there", max_new_tokens=30)
+
+
+def test_unknown_names_are_refused_with_what_there_is(tiny_bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"no profile 'tree-9'.*tree-8"):
+        Engine.load(tiny_bundle, profile="tree-9")
+    with pytest.raises(MedusaError, match=r"'hopeful'.*greedy"):
+        Engine.load(tiny_bundle, accept="hopeful")
+
+
+def test_the_lossy_rule_runs_and_differs_in_name_only_by_choice(tiny_bundle: Path) -> None:
+    lossy = Engine.load(tiny_bundle, profile="tree-8", accept="typical", threads=1)
+    stream = lossy.generate("Hello there", stream=True, max_new_tokens=30)
+    list(stream)
+    assert 1 <= len(stream.tokens) <= 30
