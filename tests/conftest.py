@@ -1,0 +1,118 @@
+"""A tiny model, heads that have learned a little of it, and the bundle made of both: real files, seconds to make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TEXT = "the tree of the heads and the steps of the tree: one step, more tokens; user assistant then there are others"
+VOCABULARY, CONTEXT, HIDDEN, HEADS = 300, 512, 64, 5
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random two-layer Llama with a byte-level tokenizer and a chat template; context 512 tokens.
+
+    Its weights are large, so that greedy text varies; its attention says little, so that heads can learn what follows.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    torch.manual_seed(6)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            bos_token_id=0,
+            eos_token_id=2,
+            pad_token_id=0,
+            tie_word_embeddings=True,
+            initializer_range=0.2,
+        )
+    )
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight *= 0.05
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_heads(tiny_model: Path) -> Path:
+    """The folder of root-conditioned heads for the tiny model, fitted to its own greedy text for a moment.
+
+    They guess well enough that trees keep paths of several lengths, and badly enough that they reject some.
+    """
+    import torch
+    from medusa_exporter.heads.layout import save_heads
+    from medusa_exporter.heads.modules import MedusaHeads
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(tiny_model).requires_grad_(False).eval()
+    torch.manual_seed(8)
+    prompts = torch.randint(3, VOCABULARY, (96, 12))
+    tokens = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), do_sample=False, min_new_tokens=48, max_new_tokens=48
+    )
+    length = tokens.shape[1] - HEADS - 1  # positions whose every target is there
+    chosen = torch.randperm(96 * length)[:2500]
+    hidden = model.model(tokens).last_hidden_state[:, :length].reshape(-1, HIDDEN)[chosen]
+    roots = model.get_input_embeddings()(tokens[:, 1 : 1 + length]).reshape(-1, HIDDEN)[chosen]
+    targets = torch.stack([tokens[:, 2 + k : 2 + k + length].reshape(-1)[chosen] for k in range(HEADS)])  # (K, N)
+    heads = MedusaHeads(HIDDEN, HEADS, 1, "root")
+    optimiser = torch.optim.AdamW(heads.parameters(), lr=3e-2)
+    for _ in range(60):
+        logits = heads.logits(heads.features(hidden, roots), model.lm_head)  # (K, N, V)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    folder = tiny_model.parent / "heads"
+    save_heads(heads, folder, {"base_model_name_or_path": "tiny", "vocab_size": VOCABULARY})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_model: Path, tiny_heads: Path) -> Path:
+    """A bundle of the tiny model with every shipped tree; tests that change it must copy it first."""
+    from medusa_exporter.build import build
+
+    bundle = tiny_model.parent / "bundle"
+    build(str(tiny_model), str(tiny_heads), bundle)
+    return bundle
+
+
+def _tokenizer() -> object:
+    """Byte-level BPE with the special tokens first and a few merges."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        [TEXT] * 2,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    assert core.get_vocab_size() == VOCABULARY
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=SPECIAL[2], additional_special_tokens=[SPECIAL[1]], chat_template=TEMPLATE
+    )
