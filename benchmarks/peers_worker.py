@@ -1,0 +1,119 @@
+"""One measurement in a process of its own: reads a job from standard input, writes what it measured to standard output.
+
+A job is a JSON object: `system` names an entry of RUNNERS; `prompts` are lists of token ids; `max_new_tokens`,
+`warm_up_tokens` and `threads` are numbers; the rest is the system's own. Every answer has exactly `max_new_tokens`
+tokens, chosen greedily. Nothing of this project is imported but where its own decoder is measured, so that a peer may
+run under another interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Job = dict[str, Any]
+# A system under test: from a prompt and a number of tokens to an iterator whose first item is the prefill's
+# token(s) and whose every further item is what one decode step added.
+Answer = Callable[[list[int], int], Iterator[list[int]]]
+
+
+def open_medusa(job: Job) -> Answer:
+    """Our decoder over `bundle`, with the tree called `profile` or, where that is null, plain."""
+    from medusa_profiles.profile import TreeProfile
+    from medusa_runtime.backends import load_backend
+    from medusa_runtime.bundle import Bundle
+    from medusa_runtime.decoder import Decoder
+
+    bundle = Bundle.open(job["bundle"])
+    profile = bundle.profile(job["profile"]) if job["profile"] else TreeProfile.plain()
+    decoder = Decoder(load_backend(bundle, job["backend"], job["precision"], job["threads"]), profile)
+
+    def answer(prompt: list[int], tokens: int) -> Iterator[list[int]]:
+        yield decoder.start(prompt, tokens, stop_ids=())
+        while decoder.sequence is not None and decoder.sequence.finish is None:
+            yield decoder.step()
+
+    return answer
+
+
+def open_genai(job: Job) -> Answer:
+    """onnxruntime-genai over the folder `model` that its own builder wrote, its options left as it sets them."""
+    import numpy as np
+    import onnxruntime_genai as og
+
+    config = og.Config(job["model"])
+    session = {"intra_op_num_threads": job["threads"]}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+    model = og.Model(config)
+
+    def answer(prompt: list[int], tokens: int) -> Iterator[list[int]]:
+        parameters = og.GeneratorParams(model)
+        length = len(prompt) + tokens
+        parameters.set_search_options(max_length=length, min_length=length, do_sample=False)
+        generator = og.Generator(model, parameters)
+        generator.append_tokens(np.asarray([prompt], dtype=np.int32))  # runs the prefill
+        while not generator.is_done():
+            generator.generate_next_token()  # the first call only picks from the prefill's logits
+            yield [int(token) for token in generator.get_next_tokens()]
+
+    return answer
+
+
+RUNNERS: dict[str, tuple[Callable[[Job], Answer], tuple[str, ...]]] = {
+    "medusa": (open_medusa, ("medusa-export", "onnxruntime", "numpy")),
+    "genai": (open_genai, ("onnxruntime-genai", "onnxruntime", "numpy")),
+}
+
+
+def measure(answer: Answer, prompt: list[int], tokens: int) -> dict[str, Any]:
+    """Decode one answer; the time of the prefill and of the first token, which it gives, is kept apart."""
+    started = time.perf_counter()
+    steps = answer(prompt, tokens)
+    found = list(next(steps))
+    times = [time.perf_counter()]
+    for added in steps:
+        found += added
+        times.append(time.perf_counter())
+    seconds = [after - before for before, after in itertools.pairwise(times)]
+    if len(found) != tokens or not seconds:
+        raise RuntimeError(f"the answer has {len(found)} tokens in {len(seconds)} steps, expected {tokens} tokens")
+    return {
+        "prompt_tokens": len(prompt),
+        "prefill_seconds": times[0] - started,
+        "decode_seconds": times[-1] - times[0],
+        "median_step_seconds": statistics.median(seconds),
+        "steps": len(seconds),
+        "tokens": tokens - 1,  # those that the steps added
+        "answer": found,
+    }
+
+
+def main() -> None:
+    """Run the job on standard input."""
+    job = json.load(sys.stdin)
+    open_system, packages = RUNNERS[job["system"]]
+    started = time.perf_counter()
+    answer = open_system(job)
+    loaded = time.perf_counter() - started
+    if job["warm_up_tokens"]:
+        for _ in answer(job["prompts"][0], job["warm_up_tokens"]):
+            pass
+    prompts = [measure(answer, prompt, job["max_new_tokens"]) for prompt in job["prompts"]]
+    report = {
+        "versions": {name: importlib.metadata.version(name) for name in packages} | {"python": sys.version.split()[0]},
+        "load_seconds": loaded,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
+        "prompts": prompts,
+    }
+    json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
