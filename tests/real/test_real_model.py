@@ -1,0 +1,96 @@
+"""End to end on the real model: built within bounds, lossless against transformers, faster in steps, torch-free."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from medusa_exporter.cli.generate import command as generate
+from medusa_runtime import Bundle, Engine
+from medusa_runtime.engine import opened_profile
+
+from .conftest import RealBundle
+
+PROMPTS = (
+    "Explain in three sentences what a hash table is.",
+    "Write a Python function that checks whether a word is a palindrome.",
+    "Nenne drei Städte in Europa und je eine Sehenswürdigkeit.",
+    "Repeat this word list, sorted by length: " + "stone river tree mountain sky of it " * 40,  # over one prefill chunk
+)
+TREES = ("tree-4", "tree-8", "mc_sim_7b_63")
+NEW_TOKENS = 32
+
+
+@pytest.fixture(scope="module")
+def engine(real_bundle: RealBundle) -> Engine:
+    return Engine.load(real_bundle.path)
+
+
+@pytest.fixture(scope="module")
+def reference(real_model: object, engine: Engine) -> list[list[int]]:
+    """What transformers' own greedy `generate` answers, fp32."""
+    import torch
+    from medusa_exporter.models import ModelSource, load_model
+
+    model = load_model(ModelSource.resolve(str(real_model)), torch.float32)
+    answers = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([engine.encode(prompt)])
+        with torch.inference_mode():
+            output = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS
+            )
+        answers.append(output[0, ids.shape[1] :].tolist())
+    return answers
+
+
+def test_the_build_stays_below_three_times_the_weights(real_bundle: RealBundle) -> None:
+    weights = 134_515_008 * 4  # parameters of SmolLM2-135M, the tied lm_head counted once; fp32
+    assert real_bundle.peak - real_bundle.imported < 3 * weights
+
+
+@pytest.mark.parametrize("profile", ["plain", *TREES])
+def test_greedy_tokens_are_those_of_transformers(engine: Engine, reference: list[list[int]], profile: str) -> None:
+    engine.decoder.use(opened_profile(engine.bundle, profile))
+    steps = tokens = 0
+    for prompt, expected in zip(PROMPTS, reference, strict=True):
+        answer = engine.generate(prompt, stream=True, max_new_tokens=NEW_TOKENS)
+        text = "".join(answer)
+        assert answer.tokens == expected, prompt
+        assert text == engine.tokenizer.decode(expected)
+        steps, tokens = steps + answer.steps, tokens + len(answer.tokens) - 1
+    assert tokens == steps if profile == "plain" else tokens > 1.2 * steps
+
+
+def test_the_end_token_is_the_model_files_own(real_bundle: RealBundle) -> None:
+    bundle = Bundle.open(real_bundle.path)
+    tokenizer = json.loads(bundle.tokenizer_file.read_text())
+    names = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    assert [names[eos] for eos in bundle.model.eos_token_ids] == ["<|im_end|>"]
+
+
+def test_the_runtime_needs_no_torch_transformers_or_onnx(real_bundle: RealBundle) -> None:
+    code = (
+        "import sys; from medusa_runtime import Engine\n"
+        "engine = Engine.load(sys.argv[1], backend='ort-cpu', profile='tree-8')\n"
+        "for piece in engine.generate('Name a colour.', stream=True, max_new_tokens=12): print(piece, end='')\n"
+        "loaded = {'torch', 'transformers', 'onnx', 'onnx_ir', 'medusa_exporter'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(real_bundle.path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_generate_streams_the_answer_and_ends_with_figures(real_bundle: RealBundle) -> None:
+    arguments = [str(real_bundle.path), "Name a colour.", "--max-new-tokens", "16", "--compare"]
+    result = CliRunner().invoke(generate, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "tokens/step" in result.stderr
+    assert "the same tokens" in result.stderr
+    assert result.stdout.strip()
