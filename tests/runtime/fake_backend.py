@@ -1,9 +1,10 @@
 """A backend without weights: a toy language model whose every answer depends on every row that it is shown.
 
-A row of the past is a token and its position. The state at a node is the sum of the hashes of all (token, position)
-that it may see, as attention sums over rows, and the logits are a hash of that state. So a row too many or too few,
-at a wrong position or from a wrong node, gives other tokens from there on. Heads are scripted: what they propose
-follows from the kept hidden state alone.
+It has two layers. A node's context is the sum of the hashes of all (token, position) that the node may see, as
+attention sums over rows; its state is the sum of the hashes of the contexts of the same nodes; the logits are a hash
+of the state. A row of the past is (token, position, context). So a row too many or too few, at a wrong position, from
+a wrong node or made under a wrong mask gives other tokens from there on. Heads are scripted: what they propose follows
+from the kept hidden state alone.
 """
 
 import numpy as np
@@ -29,10 +30,14 @@ def scramble(*numbers):
     return mixed
 
 
-def state_of(tokens, first_position=0):
+def contexts_of(tokens):
+    """The context at each of these tokens, as the first layer makes it from them and those before."""
+    return np.cumsum(scramble(tokens, np.arange(len(tokens))), dtype=np.uint64)
+
+
+def state_of(tokens):
     """The state after these tokens: what a correct past and a correct mask add up to."""
-    tokens = np.asarray(tokens)
-    return np.sum(scramble(tokens, first_position + np.arange(len(tokens))), dtype=np.uint64)
+    return np.sum(scramble(contexts_of(tokens)), dtype=np.uint64)
 
 
 def logits_of(states):
@@ -64,6 +69,12 @@ def random_tree(rng, candidates, heads=5, ranks=6):
     return TreeProfile("random", tuple(paths[1:]))
 
 
+def attend(past, new, mask):
+    """The sum of what each node sees: (P,) past rows, (T,) new rows, (T, T) mask -> (T,)."""
+    seen = np.where(mask, new, np.uint64(0))
+    return np.sum(past, dtype=np.uint64) + np.sum(seen, axis=1, dtype=np.uint64)
+
+
 class FakeBackend:
     """The toy model behind the Backend protocol; it refuses steps that break the graph contract.
 
@@ -77,8 +88,9 @@ class FakeBackend:
         self.model = ModelFacts("toy", "toy", 1, 8, 1, 1, 8, VOCAB, context, (EOS,))
         self.heads = HeadFacts(heads, 1, "none", top_k)
         self.hit_rate, self.spread = hit_rate, spread
-        self.tokens = self.positions = np.zeros((0, 0), dtype=np.int64)  # (B, capacity): the arena
-        self.hidden = None  # (B,) states and positions of the last committed rows
+        self.tokens = self.positions = np.zeros((0, 0), dtype=np.int64)  # (B, capacity): the arena …
+        self.contexts = np.zeros((0, 0), dtype=np.uint64)  # … of two layers
+        self.hidden = []  # of each sequence the (state, context, position) of its last committed row
         self.memory = None  # most rows that `allocate` can give; None: any number
         self.steps, self.read_rows, self.committed = [], [], []
         self._ran = None
@@ -86,12 +98,13 @@ class FakeBackend:
     def allocate(self, batch, capacity):
         if self.memory is not None and capacity > self.memory:
             raise CapacityError(f"no memory for {capacity} rows")
-        old = self.tokens, self.positions
-        self.tokens, self.positions = (np.full((batch, capacity), POISON, dtype=np.int64) for _ in range(2))
-        for arena, before in zip((self.tokens, self.positions), old, strict=True):
+        for name in ("tokens", "positions", "contexts"):
+            before = getattr(self, name)
+            arena = np.full((batch, capacity), POISON, dtype=before.dtype)
             kept, rows = min(batch, before.shape[0]), min(capacity, before.shape[1])
             arena[:kept, :rows] = before[:kept, :rows]
-        if self.hidden is None or len(self.hidden) != batch:
+            setattr(self, name, arena)
+        if len(self.hidden) != batch:
             self.hidden = [None] * batch
 
     def run(self, step):
@@ -106,14 +119,14 @@ class FakeBackend:
                 candidates = self.propose(*self.hidden[b])  # (heads, top_k)
                 open_nodes = tokens[b] < 0
                 tokens[b, open_nodes] = candidates.ravel()[-1 - tokens[b, open_nodes]]
-        new = scramble(tokens, step.position_ids)  # (B, T)
-        states = np.zeros((B, T), dtype=np.uint64)
+        contexts, states = np.zeros((2, B, T), dtype=np.uint64)
         for b in range(B):
-            past = slice(0, step.past_length[b])
-            states[b] = np.sum(scramble(self.tokens[b, past], self.positions[b, past]), dtype=np.uint64)
-            states[b] += np.sum(np.where(step.tree_mask[b], new[b], np.uint64(0)), axis=1, dtype=np.uint64)
+            past, mask = slice(0, step.past_length[b]), step.tree_mask[b]
+            first = scramble(self.tokens[b, past], self.positions[b, past])
+            contexts[b] = attend(first, scramble(tokens[b], step.position_ids[b]), mask)
+            states[b] = attend(scramble(self.contexts[b, past]), scramble(contexts[b]), mask)
         logits = logits_of(np.take_along_axis(states, step.logit_rows, axis=1))  # (B, R, V)
-        self._ran = tokens, logits.argmax(-1).astype(np.int32), logits, states, step.position_ids.copy()
+        self._ran = tokens, logits.argmax(-1).astype(np.int32), logits, states, contexts, step.position_ids.copy()
         self.steps.append(step)
 
     def _check(self, step):
@@ -138,18 +151,20 @@ class FakeBackend:
             past = slice(0, step.past_length[b])
             assert POISON not in self.tokens[b, past]
             if step.draft:  # the hidden state must be that of the row before the root
-                state = np.sum(scramble(self.tokens[b, past], self.positions[b, past]), dtype=np.uint64)
-                assert self.hidden[b] == (state, step.past_length[b] - 1), "a draft from a stale hidden state"
+                state = np.sum(scramble(self.contexts[b, past]), dtype=np.uint64)
+                last = step.past_length[b] - 1
+                assert self.hidden[b] == (state, self.contexts[b, last], last), "a draft from a stale hidden state"
 
     @np.errstate(over="ignore")
-    def propose(self, state, position):
+    def propose(self, state, context, position):
         """(heads, top_k) int32 candidates, by letting the toy model run on from a hidden state."""
         heads, top_k = self.heads.count, self.heads.top_k
         candidates = np.zeros((heads, top_k), dtype=np.int32)
         token = logits_of(state).argmax()
         for head in range(heads):
             position += 1
-            state = state + scramble(token, position)
+            context = context + scramble(token, position)
+            state = state + scramble(context)
             token = logits_of(state).argmax()  # the token head + 2 places after the hidden state's row
             candidates[head] = (token + 1 + np.arange(top_k)) % VOCAB  # wrong ones, all different
             if scramble(state, 1) / UNIT < self.hit_rate:
@@ -167,11 +182,13 @@ class FakeBackend:
         return self._ran[2][sequence, row]
 
     def commit(self, sequence, path, length):
-        tokens, _, _, states, positions = self._ran
+        tokens, _, _, states, contexts, positions = self._ran
         path = list(path)
         assert path and length + len(path) <= self.tokens.shape[1]
         assert path == sorted(set(path)) and path[-1] < tokens.shape[1]
-        self.tokens[sequence, length : length + len(path)] = tokens[sequence, path]
-        self.positions[sequence, length : length + len(path)] = positions[sequence, path]
-        self.hidden[sequence] = states[sequence, path[-1]], positions[sequence, path[-1]]
+        rows, last = slice(length, length + len(path)), path[-1]
+        self.tokens[sequence, rows] = tokens[sequence, path]
+        self.positions[sequence, rows] = positions[sequence, path]
+        self.contexts[sequence, rows] = contexts[sequence, path]
+        self.hidden[sequence] = states[sequence, last], contexts[sequence, last], positions[sequence, last]
         self.committed.append(path)

@@ -11,7 +11,7 @@ from medusa_runtime.accept import greedy, typical
 from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
 from medusa_runtime.errors import CapacityError, MedusaError, PromptError
 
-from .fake_backend import EOS, VOCAB, FakeBackend, logits_of, plain_answer, random_tree, state_of
+from .fake_backend import EOS, VOCAB, FakeBackend, contexts_of, logits_of, plain_answer, random_tree, state_of
 
 CHAIN = TreeProfile("chain", ((0,), (0, 0), (0, 0, 0)))
 
@@ -30,7 +30,9 @@ def check_invariants(decoder):
     np.testing.assert_array_equal(backend.positions[0, :length], np.arange(length))
     assert sequence.last == tokens[-1]
     assert decoder.cache.can_draft()
-    assert backend.hidden[0] == (state_of(tokens[:-1]), length - 1)
+    contexts = contexts_of(tokens[:-1])
+    np.testing.assert_array_equal(backend.contexts[0, :length], contexts)
+    assert backend.hidden[0] == (state_of(tokens[:-1]), contexts[-1], length - 1)
 
 
 def finish(decoder):
@@ -164,13 +166,14 @@ def test_the_models_own_end_tokens_are_the_default():
     assert decoder.sequence.last == EOS
 
 
-def test_near_the_end_of_the_context_the_tree_gives_way_to_plain_decoding():
-    backend = FakeBackend(context=20)
+@pytest.mark.parametrize(("context", "sizes"), [(20, [4] * 4), (19, [4] * 4), (18, [4, 4, 4, 1, 1]), (16, [4] * 3)])
+def test_where_the_context_has_no_room_for_the_tree_it_gives_way_to_plain_decoding(context, sizes):
+    backend = FakeBackend(context)
     decoder = Decoder(backend, CHAIN)
-    assert decode(decoder, [1, 2, 3], 100) == plain_answer([1, 2, 3], 100, (), 20)
-    assert decoder.sequence.length == 20
-    assert [step.input_ids.shape[1] for step in backend.steps[1:]] == [4, 4, 4, 4, 1][: decoder.steps]
-    assert max(step.position_ids.max() for step in backend.steps) <= 19
+    assert decode(decoder, [1, 2, 3], 100) == plain_answer([1, 2, 3], 100, (), context)
+    assert decoder.sequence.length == context
+    assert [step.input_ids.shape[1] for step in backend.steps[1:]] == sizes
+    assert max(step.position_ids.max() for step in backend.steps) < context
 
 
 def test_a_tree_deeper_than_the_context_is_never_run():
@@ -351,7 +354,7 @@ class KeepsAnotherHiddenState(FakeBackend):
 
     def commit(self, sequence, path, length):
         super().commit(sequence, path, length)
-        self.hidden[sequence] = self._ran[3][sequence, 0], self._ran[4][sequence, 0]
+        self.hidden[sequence] = tuple(rows[sequence, 0] for rows in self._ran[3:])
 
 
 class LosesRowsAsItGrows(FakeBackend):

@@ -19,9 +19,9 @@ for module in pkgutil.walk_packages(importlib.import_module(package).__path__, p
 print(json.dumps(sorted(sys.modules)))
 """
 
-# A step of four tokens, two heads and two candidates each. A row of the past is (token, position) as key and
-# (token * position, 1) as value; the next token follows from the sum of all rows seen; the hidden state is the
-# candidates themselves.
+# A step over four tokens, two heads and two candidates each. A row of the past is (token, position) as key and
+# (token * position, token squared * position) as value; the next token follows from the sum of all rows seen; the
+# hidden state is the candidates themselves.
 GRAPH = """
 <ir_version: 10, opset_import: ["": 21]>
 step (int32[B,T] input_ids, int32[B,T] position_ids, bool[B,T,T] tree_mask, int32[B] past_length,
@@ -29,7 +29,7 @@ step (int32[B,T] input_ids, int32[B,T] position_ids, bool[B,T,T] tree_mask, int3
   => (int32[B,T] tokens, int32[B,R] argmax, float[B,R,4] logits, float[B,T,4] hidden,
       float[B,T,2] new_key_0, float[B,T,2] new_value_0)
 <int32 zero = {0}, int32 minus_one = {-1}, int64[1] first = {0}, int64[1] one = {1}, int64[1] two = {2},
- float[1,4] nothing = {0, 0, 0, 0}, float[4,1] weights = {1, 3, 2, 7}, float four = {4},
+ float[1,4] nothing = {0, 0, 0, 0}, float[4,1] weights = {1, 3, 2, 5}, float prime = {61}, float four = {4},
  float[1,1,4] offsets = {1, 2, 2, 3}, float[1,1,4] vocabulary = {0, 1, 2, 3}>
 {
     literal = GreaterOrEqual(input_ids, zero)
@@ -55,7 +55,8 @@ step (int32[B,T] input_ids, int32[B,T] position_ids, bool[B,T,T] tree_mask, int3
     new_sum = MatMul(mask, rows)
     sum = Add(new_sum, past_sum)
     state = MatMul(sum, weights)
-    next = Mod<fmod = 1>(state, four)
+    residue = Mod<fmod = 1>(state, prime)
+    next = Mod<fmod = 1>(residue, four)
     shifted = Add(next, offsets)
     hidden = Mod<fmod = 1>(shifted, four)
     next_token = Squeeze(next, two)
@@ -79,7 +80,12 @@ from medusa_runtime.manifest import HeadFacts, ModelFacts
 model = ModelFacts("toy", "toy", 1, 4, 1, 1, 2, 4, 4096, ())
 backend = OrtBackend(Path(sys.argv[1]), model, HeadFacts(2, 1, "none", 2), threads=1)
 decoder = Decoder(backend)
-trees = [TreeProfile.plain(), TreeProfile("t", ((0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1)))]
+trees = [
+    TreeProfile.plain(),
+    TreeProfile("bushy", ((0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1))),
+    TreeProfile("sparse", ((1,), (1, 1))),
+    TreeProfile("wide", ((0,), (1,))),  # of one size with the last: only mask, positions and ids differ
+]
 answers, steps = [], []
 for prompt in ([3, 1, 2], [n * n % 4 for n in range(259)]):
     for tree in trees:
@@ -92,7 +98,15 @@ for prompt in ([3, 1, 2], [n * n % 4 for n in range(259)]):
 decoder.accept = typical
 decoder.start([1], 10)
 decoder.step()
-print(json.dumps({"answers": answers, "steps": steps, "modules": sorted(sys.modules)}))
+refused = []
+decoder.start([1] * 20, 50)
+backend.allocate(1, 8)  # as a second cache on this backend would
+for work in (decoder.step, lambda: decoder.start([1] * 20)):
+    try:
+        work()
+    except RuntimeError as error:
+        refused.append(str(error))
+print(json.dumps({"answers": answers, "steps": steps, "refused": refused, "modules": sorted(sys.modules)}))
 """
 
 
@@ -113,9 +127,19 @@ def literal_answer(prompt, count):
     """What the graph's model says after a prompt, worked out with whole numbers."""
     tokens = list(prompt)
     for _ in range(count):
-        state = sum(t + 3 * p + 2 * t * p + 7 * t * t * p for p, t in enumerate(tokens))
-        tokens.append(state % 4)
+        state = sum(t + 3 * p + 2 * t * p + 5 * t * t * p for p, t in enumerate(tokens))
+        tokens.append(state % 61 % 4)
     return tokens[len(prompt) :]
+
+
+def literal_steps(answer, first, second):
+    """Steps that an answer takes where `first` and `second` are what each head's token may add to the root."""
+    steps, root = 0, 0
+    while root < len(answer) - 1:
+        behind = [(token - answer[root]) % 4 for token in answer[root + 1 : root + 3]]
+        root += 1 + (behind[:1] in first) * (1 + (behind[1:] in second))
+        steps += 1
+    return steps
 
 
 def test_importing_the_whole_runtime_loads_no_part_of_the_exporter_and_no_backends_library():
@@ -138,11 +162,19 @@ def test_decoding_with_onnx_runtime_loads_no_more_than_it(tmp_path):
     result = python(DECODE, path)
     assert "onnxruntime" in loaded(result["modules"])
     assert not loaded(result["modules"]) & FORBIDDEN
-    short, long = literal_answer([3, 1, 2], 300), literal_answer([n * n % 4 for n in range(259)], 300)
-    assert result["answers"] == [short, short, long, long]
-    plain_short, tree_short, plain_long, tree_long = result["steps"]
-    assert plain_short == plain_long == 299
-    assert max(tree_short, tree_long) < 299 / 1.3
+    expected_answers, expected_steps = [], []
+    for prompt in ([3, 1, 2], [n * n % 4 for n in range(259)]):
+        answer = literal_answer(prompt, 300)
+        expected_answers += [answer] * 4
+        for first, second in (([], []), ([[1], [2]], [[2], [3]]), ([[2]], [[3]]), ([[1], [2]], [])):
+            expected_steps.append(literal_steps(answer, first, second))
+    assert result["answers"] == expected_answers
+    assert result["steps"] == expected_steps
+    assert result["refused"] == [
+        "20 rows of past do not lie in an arena of 8",
+        "0 + 20 rows do not fit an arena of 8",
+    ]
+    assert expected_steps[0] == 299 and expected_steps[1] < 200
 
 
 def test_exporter_imports_runtime_imports_profiles_and_never_the_other_way():
