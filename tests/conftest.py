@@ -68,18 +68,21 @@ def tiny_heads(tiny_model: Path) -> Path:
         prompts, attention_mask=torch.ones_like(prompts), do_sample=False, min_new_tokens=48, max_new_tokens=48
     )
     length = tokens.shape[1] - HEADS - 1  # positions whose every target is there
-    chosen = torch.randperm(96 * length)[:2500]
+    chosen = torch.randperm(96 * length)[:1500]
     hidden = model.model(tokens).last_hidden_state[:, :length].reshape(-1, HIDDEN)[chosen]
     roots = model.get_input_embeddings()(tokens[:, 1 : 1 + length]).reshape(-1, HIDDEN)[chosen]
     targets = torch.stack([tokens[:, 2 + k : 2 + k + length].reshape(-1)[chosen] for k in range(HEADS)])  # (K, N)
     heads = MedusaHeads(HIDDEN, HEADS, 1, "root")
     optimiser = torch.optim.AdamW(heads.parameters(), lr=3e-2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so little work is slower on two
     for _ in range(60):
         logits = heads.logits(heads.features(hidden, roots), model.lm_head)  # (K, N, V)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    torch.set_num_threads(threads)
     folder = tiny_model.parent / "heads"
     save_heads(heads, folder, {"base_model_name_or_path": "tiny", "vocab_size": VOCABULARY})
     return folder

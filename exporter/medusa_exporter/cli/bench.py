@@ -1,0 +1,146 @@
+"""`medusa-export bench`: time tree decoding against plain decoding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from medusa_profiles.profile import TreeProfile
+from medusa_runtime.backends import BACKENDS
+from medusa_runtime.engine import PLAIN, Engine
+from medusa_runtime.errors import MedusaError
+
+from medusa_exporter import bench
+from medusa_exporter.bench import Skipped, Turn
+from medusa_exporter.cli.options import split_commas
+from medusa_exporter.heads.prompts import Turns
+from medusa_exporter.verify import TOLERANCE
+
+COLUMNS = {  # heading -> key of a result
+    "nodes": "nodes",
+    "tok/step": "tokens_per_step",
+    "plain ms": "plain_step_ms",
+    "medusa ms": "medusa_step_ms",
+    "overhead": "overhead",
+    "speed-up": "speedup",
+    "host us": "host_us_per_step",
+    "diverged": "divergences",
+}
+
+
+@click.command(name="bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompts", "file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--profile", "profiles", multiple=True, callback=split_commas, help="Trees to time. Default: all of the bundle."
+)
+@click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
+@click.option("--threads", type=click.IntRange(min=1), help="Default: one per physical core.")
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=2), help="Per answer.")
+@click.option("--turns", default="all", show_default=True, type=click.Choice(["all", "first"]))
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts of the file.")
+@click.option("--json", "output", required=True, type=click.Path(path_type=Path), help="Where the figures go.")
+def command(
+    bundle: Path,
+    file: Path,
+    profiles: tuple[str, ...],
+    backend: str,
+    threads: int | None,
+    max_new_tokens: int,
+    turns: str,
+    limit: int | None,
+    output: Path,
+) -> None:
+    """Time BUNDLE's trees against its own plain decoding (one token a step, no heads run), prompt by prompt.
+
+    The prompt file holds JSON lines with "turns", a list of user messages; a later message is asked after the model's
+    own answers. Every tree answers every message, interleaved and warmed up; prefill is not timed. Exit code 1 when
+    tokens differ from plain decoding's by more than a tie between floats; the JSON is written all the same.
+    """
+    bench.check_output(output, bundle)
+    prompts = bench.load_prompts(file, limit)
+    engine = Engine.load(bundle, backend=backend, profile=PLAIN, threads=threads)
+    trees = bench.choose_trees(engine.bundle, profiles)
+    done, skipped = _run(engine, prompts, trees, max_new_tokens, turns == "first")
+    if not any(turn.plain.steps for turn in done):
+        raise MedusaError(f"no step was taken on the {len(prompts)} prompts of {file}: nothing to time")
+    running = engine.decoder.backend
+    results = [bench.aggregate(done, tree, running.name, running.precision) for tree in trees]
+    facts = engine.bundle.manifest
+    bench.write_json(
+        output,
+        {
+            "machine": bench.machine(threads),
+            "versions": bench.versions(),
+            "bundle": {"name": engine.bundle.root.name, "model": facts.model.name, "digest": facts.digest},
+            "prompts": {
+                "file": file.name,
+                "count": len(prompts),
+                "turns": len(done),
+                "skipped": [{"prompt": one.prompt, "turn": one.turn, "tokens": one.tokens} for one in skipped],
+            },
+            "settings": {
+                "backend": running.name,
+                "precision": running.precision,
+                "profiles": [tree.name for tree in trees],
+                "accept": "greedy",
+                "max_new_tokens": max_new_tokens,
+                "turns": turns,
+                "limit": limit,
+                "gap_tolerance": TOLERANCE,
+            },
+            "results": results,
+        },
+    )
+    click.echo(_table(results))
+    failures = 0
+    for turn in done:
+        for name, difference in turn.differences.items():
+            failures += difference.fails
+            click.echo(f"prompt {turn.prompt}, turn {turn.turn}, {name}: {difference.describe(engine.tokenizer)}")
+    if failures:
+        raise MedusaError(
+            f"{failures} answers differ from plain decoding's by more than a tie of {TOLERANCE:g} between logits: the "
+            f"figures in {output} are not of the same text; look into it with medusa-export verify"
+        )
+
+
+def _run(
+    engine: Engine, prompts: Sequence[Turns], trees: Sequence[TreeProfile], limit: int, first_only: bool
+) -> tuple[list[Turn], list[Skipped]]:
+    """Take every turn, and tell how far it is."""
+    done: list[Turn] = []
+    skipped: list[Skipped] = []
+    started = time.monotonic()
+    tokens, steps = dict.fromkeys((tree.name for tree in trees), 0), dict.fromkeys((tree.name for tree in trees), 0)
+    for turn in bench.walk(engine, prompts, trees, max_new_tokens=limit, first_only=first_only, warm=True):
+        where = f"[{time.monotonic() - started:6.1f} s] prompt {turn.prompt}/{len(prompts)}, turn {turn.turn}"
+        if isinstance(turn, Skipped):
+            skipped.append(turn)
+            click.echo(f"{where}: {turn.describe()}", err=True)
+            continue
+        done.append(turn)
+        for name, run in turn.trees.items():
+            tokens[name] += len(run.tokens) - 1
+            steps[name] += run.steps
+        so_far = ", ".join(f"{name} {tokens[name] / steps[name]:.2f}" for name in tokens if steps[name])
+        click.echo(f"{where}: {len(turn.plain.tokens)} tokens; tokens/step so far: {so_far or 'none'}", err=True)
+    return done, skipped
+
+
+def _table(results: Sequence[dict[str, Any]]) -> str:
+    width = max(len("profile"), *(len(result["profile"]) for result in results))
+    lines = [f"{'profile':<{width}}" + "".join(f"{heading:>11}" for heading in COLUMNS)]
+    for result in results:
+        cells = (_cell(result[key]) for key in COLUMNS.values())
+        lines.append(f"{result['profile']:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.0f}" if value >= 100 else f"{value:.2f}"

@@ -1,0 +1,108 @@
+"""`medusa-export verify`: check that a bundle gives the model's own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from medusa_runtime.engine import PLAIN, Engine
+from medusa_runtime.errors import MedusaError
+
+from medusa_exporter import bench
+from medusa_exporter.bench import Skipped, Turn
+from medusa_exporter.cli.options import split_commas
+from medusa_exporter.verify import PROMPTS, TOLERANCE, Difference, Reference, compare, next_logits
+
+
+@click.command(name="verify")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--prompts",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSON lines with 'turns'. Default: a handful of built-in prompts.",
+)
+@click.option("--model", help="Compare with this model, run by transformers in fp32: hub name, folder or GGUF file.")
+@click.option(
+    "--profile", "profiles", multiple=True, callback=split_commas, help="Trees to check. Default: all of the bundle."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts.")
+@click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=2), help="Per answer.")
+@click.option("--turns", default="all", show_default=True, type=click.Choice(["all", "first"]))
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the outcome there too.")
+def command(
+    bundle: Path,
+    file: Path | None,
+    model: str | None,
+    profiles: tuple[str, ...],
+    limit: int | None,
+    max_new_tokens: int,
+    turns: str,
+    output: Path | None,
+) -> None:
+    """Check that every tree gives the tokens of BUNDLE's plain decoding, and these, with --model, the model's own.
+
+    Each answer's first difference is printed with its position, both tokens and their gap in logits. Exit code 1 when
+    a gap is more than a tie between floats (1e-3).
+    """
+    if output is not None:
+        bench.check_output(output, bundle)
+    prompts = list(PROMPTS)[:limit] if file is None else bench.load_prompts(file, limit)
+    engine = Engine.load(bundle, profile=PLAIN)
+    trees = bench.choose_trees(engine.bundle, profiles)
+    reference = None if model is None else Reference(model, engine.bundle.model)
+    answers = tokens = 0
+    found: list[dict[str, Any]] = []
+    failures = 0
+    for turn in bench.walk(engine, prompts, trees, max_new_tokens=max_new_tokens, first_only=turns == "first"):
+        where = f"prompt {turn.prompt}/{len(prompts)}, turn {turn.turn}"
+        if isinstance(turn, Skipped):
+            click.echo(f"{where}: {turn.describe()}", err=True)
+            continue
+        answers += 1
+        tokens += len(turn.plain.tokens)
+        click.echo(f"{where}: {len(turn.prompt_ids)} tokens of prompt, {len(turn.plain.tokens)} answered", err=True)
+        for subject, difference in _differences(engine, turn, reference, max_new_tokens):
+            failures += difference.fails
+            found.append({"prompt": turn.prompt, "turn": turn.turn, "subject": subject, **asdict(difference)})
+            click.echo(f"prompt {turn.prompt}, turn {turn.turn}, {subject}: {difference.describe(engine.tokenizer)}")
+    if not answers:
+        raise MedusaError(
+            f"none of the {len(prompts)} prompts fits the context of {engine.bundle.model.context} tokens"
+        )
+    if output is not None:
+        content = {
+            "bundle": {"name": engine.bundle.root.name, "digest": engine.bundle.manifest.digest},
+            "model": model,
+            "versions": bench.versions(),
+            "profiles": [tree.name for tree in trees],
+            "gap_tolerance": TOLERANCE,
+            "answers": answers,
+            "tokens": tokens,
+            "passed": not failures,
+            "differences": found,
+        }
+        bench.write_json(output, content)
+    against = "plain decoding" if model is None else f"plain decoding, and that against {model} in transformers"
+    summary = f"{answers} answers of {tokens} tokens in all, {len(trees)} profiles against {against}"
+    if failures:
+        raise MedusaError(f"{summary}: {failures} of {len(found)} differences are more than a tie of {TOLERANCE:g}")
+    click.echo(f"{summary}: {f'{len(found)} ties in float, all else the same' if found else 'the same tokens'}")
+
+
+def _differences(
+    engine: Engine, turn: Turn, reference: Reference | None, max_new_tokens: int
+) -> Iterator[tuple[str, Difference]]:
+    """Give each difference of one turn with what was compared."""
+    for name, difference in turn.differences.items():
+        yield f"{name} against plain decoding", difference
+    if reference is None:
+        return
+    expected = reference.answer(turn.prompt_ids, max_new_tokens)
+    readers = next_logits(engine.decoder), reference.next_logits
+    parted = compare(turn.prompt_ids, expected, turn.plain.tokens, *readers)
+    if parted is not None:
+        yield "plain decoding against transformers", parted

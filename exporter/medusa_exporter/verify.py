@@ -1,0 +1,163 @@
+"""Where two decodings of one prompt part, and whether that is more than a tie between floats."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medusa_runtime.backends.base import FloatArray
+from medusa_runtime.decoder import Decoder
+from medusa_runtime.errors import UnsupportedModelError
+from medusa_runtime.text import Tokenizer
+
+from medusa_exporter import models
+from medusa_exporter.models import ModelSource
+
+if TYPE_CHECKING:
+    from medusa_runtime.manifest import ModelFacts
+
+TOLERANCE = 1e-3  # logits closer than this are a tie: sums of another order of the same floats can turn it
+SHAPE = ("family", "layers", "hidden_size", "attention_heads", "kv_heads", "head_dim", "vocab_size")
+
+_ENTRY = "The {0} ferry left the north quay at {0} past nine with timber, salt and eleven passengers on board. "
+PROMPTS: tuple[tuple[str, ...], ...] = (
+    ("Describe the smell of a bakery at dawn in three sentences.", "Now say it as a single line of a poem."),
+    ("Write a Python function that returns the second largest number of a list, without sorting it.",),
+    ("List five things to check before a long bicycle tour, one per line, numbered.",),
+    ("Explique en français pourquoi les feuilles des arbres changent de couleur en automne.",),
+    ("What is 17 + 25? Answer with the number alone.",),
+    (  # longer than one chunk of the prefill
+        "Here is a harbour log.\n"
+        + "".join(_ENTRY.format(word) for word in ("first", "second", "third", "fourth", "fifth") * 4)
+        + "\nSum up the log in one sentence.",
+    ),
+)
+
+NextLogits = Callable[[list[int]], FloatArray]  # token ids -> (V,): the logits of the token behind them
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two answers to one prompt part for the first time.
+
+    position: index of the token in the answer, from 0. expected, got: the token ids there, None for an answer that
+    had ended. gap: how far the less likely of the two lies below the likeliest token, in logits; None if one answer
+    had ended or a logit is not finite.
+    """
+
+    position: int
+    expected: int | None
+    got: int | None
+    gap: float | None
+
+    @property
+    def fails(self) -> bool:
+        """Whether this is more than a tie between floats."""
+        return self.gap is None or self.gap > TOLERANCE
+
+    def describe(self, tokenizer: Tokenizer) -> str:
+        """Say in one line what was expected, what came and how far apart they are."""
+        got, expected = (_shown(token, tokenizer) for token in (self.got, self.expected))
+        gap = "logit gap unknown" if self.gap is None else f"logit gap {self.gap:.2e}"
+        verdict = f"not a tie (at most {TOLERANCE:g})" if self.fails else "a tie in float"
+        return f"token {self.position} is {got}, expected {expected}; {gap}, {verdict}"
+
+
+def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
+    """Return the first index at which two token lists differ, the end of the shorter one included; None if equal."""
+    for index, pair in enumerate(zip(expected, got, strict=False)):
+        if pair[0] != pair[1]:
+            return index
+    return None if len(expected) == len(got) else min(len(expected), len(got))
+
+
+def compare(
+    prompt: Sequence[int], expected: Sequence[int], got: Sequence[int], *readers: NextLogits
+) -> Difference | None:
+    """Compare two answers to `prompt`; None if they are equal.
+
+    readers: whose logits behind prompt and common tokens measure the gap; the widest gap counts.
+    """
+    position = first_difference(expected, got)
+    if position is None:
+        return None
+    if position >= min(len(expected), len(got)):
+        ends = [answer[position] if position < len(answer) else None for answer in (expected, got)]
+        return Difference(position, ends[0], ends[1], None)
+    ids, pair = [*prompt, *expected[:position]], (expected[position], got[position])
+    gaps = [_gap(reader(ids), pair) for reader in readers]
+    return Difference(position, *pair, max(gaps) if all(map(math.isfinite, gaps)) else None)
+
+
+def next_logits(decoder: Decoder) -> NextLogits:
+    """Return a reader that runs the bundle's plain prefill; whatever the decoder was decoding is forgotten."""
+
+    def read(ids: list[int]) -> FloatArray:
+        decoder.start(ids, 1, stop_ids=())
+        return decoder.backend.read_logits(0)
+
+    return read
+
+
+class Reference:
+    """The model as transformers runs it: fp32, greedy, on the CPU, with its KV cache."""
+
+    def __init__(self, model: str, facts: ModelFacts) -> None:
+        """Load `model` (hub name, folder or GGUF file), which must have the shape that the bundle states in `facts`.
+
+        Raises MissingExtraError without transformers, UnsupportedModelError for what is no model or another one.
+        """
+        torch = models.import_extra("torch", "export")
+        transformers = models.import_extra("transformers", "export")
+        transformers.utils.logging.set_verbosity_error()
+        from medusa_exporter.build import model_facts
+
+        source = ModelSource.resolve(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._model = models.load_model(source, torch.float32)
+        found = model_facts(self._model, source)
+        for name in SHAPE:
+            if getattr(found, name) != getattr(facts, name):
+                raise UnsupportedModelError(
+                    f"{model}: its {name} is {getattr(found, name)}, the bundle's is {getattr(facts, name)}; "
+                    "give the model that the bundle was built from"
+                )
+        self._torch, self._context = torch, facts.context
+        stop = list(facts.eos_token_ids)
+        # a fresh one: the model's own may ask for sampling or penalties, which are not the decoder's own greedy tokens
+        self._model.generation_config = transformers.GenerationConfig(
+            do_sample=False, num_beams=1, use_cache=True, eos_token_id=stop or None, pad_token_id=stop[0] if stop else 0
+        )
+
+    def answer(self, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
+        """Return the greedy answer's token ids, the end token included; it ends as a `Decoder`'s answer does."""
+        ids = self._torch.tensor([list(prompt)])  # (1, P)
+        with self._torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = self._model.generate(
+                ids,
+                attention_mask=self._torch.ones_like(ids),
+                max_new_tokens=min(max_new_tokens, self._context - len(prompt)),
+            )
+        answer: list[int] = whole[0, ids.shape[1] :].tolist()
+        return answer
+
+    def next_logits(self, ids: list[int]) -> FloatArray:
+        """Return (V,): the logits of the token behind `ids`."""
+        with self._torch.inference_mode():
+            logits: FloatArray = self._model(self._torch.tensor([ids])).logits[0, -1].numpy()
+        return logits
+
+
+def _gap(logits: FloatArray, tokens: tuple[int, int]) -> float:
+    return float(logits.max()) - min(float(logits[token]) for token in tokens)
+
+
+def _shown(token: int | None, tokenizer: Tokenizer) -> str:
+    if token is None:
+        return "no token (the answer had ended)"
+    return f"{token} {tokenizer.decode([token])!r}" if tokenizer.token(token) else f"{token} (a special token)"

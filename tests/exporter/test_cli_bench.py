@@ -1,0 +1,177 @@
+"""`medusa-export bench`: figures that agree with each other, and a failure where tokens differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from medusa_exporter import verify
+from medusa_exporter.cli import main
+from medusa_runtime import accept
+from medusa_runtime.backends.base import IntArray
+from medusa_runtime.bundle import Bundle
+
+FIGURES = ("tokens_per_step", "plain_step_ms", "medusa_step_ms", "overhead", "speedup", "host_us_per_step")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    lines = [["What is a tree?", "Write code"], ["Hello there"], ["word " * 600], ["a b c"]]
+    file.write_text("".join(json.dumps({"turns": turns}) + "\n" for turns in lines))
+    return file
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+def accept_wrongly(tree: Any, tokens: IntArray, argmax: IntArray, logits: Any) -> accept.Verdict:
+    """Keep the first candidate, whatever the decoder says of it."""
+    return ([0, 1], int(argmax[1])) if tree.size > 1 else accept.greedy(tree, tokens, argmax)
+
+
+def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "made" / "bench.json"
+    arguments = ["bench", tiny_bundle, "--prompts", prompts, "--threads", 1, "--max-new-tokens", 24]
+    assert run(*arguments, "--profile", "tree-8,chain-2", "--profile", "mc_sim_7b_63", "--json", output) == 0
+    shown = capsys.readouterr()
+    content = json.loads(output.read_text())
+    assert [result["profile"] for result in content["results"]] == ["tree-8", "chain-2", "mc_sim_7b_63"]
+    assert [result["nodes"] for result in content["results"]] == [8, 3, 64]
+    for result in content["results"]:
+        assert (result["backend"], result["precision"]) == ("ort-cpu", "fp32")
+        assert result["identical"] is True
+        assert (result["divergences"], result["max_gap"], result["failures"]) == (0, 0.0, 0)
+        assert result["overhead"] == pytest.approx(result["medusa_step_ms"] / result["plain_step_ms"])
+        assert result["speedup"] == pytest.approx(result["tokens_per_step"] / result["overhead"])
+        assert result["tokens_per_step"] > 1
+        assert 0 < result["host_us_per_step"] < 1e3 * result["medusa_step_ms"]
+        for name in FIGURES:
+            spread = result["spread"][name]
+            assert 0 < spread["p10"] <= spread["p50"] <= spread["p90"]
+        assert result["profile"] in shown.out
+        assert f"{result['tokens_per_step']:.2f}" in shown.out
+    assert content["machine"].keys() >= {"cpu", "cores", "threads", "platform"}
+    assert content["machine"]["threads"] == 1
+    assert content["versions"].keys() >= {"python", "numpy", "onnxruntime", "medusa-export"}
+    prompts_told = content["prompts"]
+    assert (prompts_told["file"], prompts_told["count"], prompts_told["turns"]) == ("prompts.jsonl", 4, 4)
+    assert [(one["prompt"], one["turn"]) for one in prompts_told["skipped"]] == [(3, 1)]
+    assert content["settings"] == {
+        "backend": "ort-cpu",
+        "precision": "fp32",
+        "profiles": ["tree-8", "chain-2", "mc_sim_7b_63"],
+        "accept": "greedy",
+        "max_new_tokens": 24,
+        "turns": "all",
+        "limit": None,
+        "gap_tolerance": 1e-3,
+    }
+    assert content["bundle"]["digest"] == Bundle.open(tiny_bundle).manifest.digest
+    assert str(tmp_path) not in output.read_text()
+    assert "prompt 1/4, turn 2" in shown.err
+    assert "prompt 3/4, turn 1: SKIPPED" in shown.err
+    assert "tokens/step so far: tree-8 " in shown.err
+    assert "prompt" not in shown.out
+
+
+def test_every_profile_is_timed_unless_some_are_named(tiny_bundle: Path, prompts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    arguments = ["--turns", "first", "--limit", 1, "--max-new-tokens", 4, "--threads", 1]
+    assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 0
+    content = json.loads(output.read_text())
+    assert [one["profile"] for one in content["results"]] == list(Bundle.open(tiny_bundle).manifest.profiles)
+    assert {one["nodes"] for one in content["results"]} >= {2, 64}
+    assert (content["prompts"]["count"], content["prompts"]["turns"]) == (1, 1)
+
+
+def test_other_tokens_than_plain_decoding_s_fail_and_the_json_says_so(
+    tiny_bundle: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(accept.RULES, "greedy", accept_wrongly)
+    output = tmp_path / "bench.json"
+    arguments = ["--profile", "tree-4", "--max-new-tokens", 8, "--threads", 1]
+    assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 1
+    shown = capsys.readouterr()
+    (result,) = json.loads(output.read_text())["results"]
+    assert result["identical"] is False
+    assert result["divergences"] == result["failures"] == len(result["differences"]) > 0
+    assert result["max_gap"] > 1e-3
+    assert "prompt 1, turn 1, tree-4: token 1 is" in shown.out
+    assert "not a tie" in shown.out
+    assert shown.err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_tie_in_float_is_shown_and_forgiven(
+    tiny_bundle: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(accept.RULES, "greedy", accept_wrongly)
+    monkeypatch.setattr(verify, "_gap", lambda logits, tokens: 2.5e-4)
+    output = tmp_path / "bench.json"
+    arguments = ["--profile", "tree-4", "--max-new-tokens", 8, "--threads", 1]
+    assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 0
+    (result,) = json.loads(output.read_text())["results"]
+    assert (result["identical"], result["failures"], result["max_gap"]) == (False, 0, 2.5e-4)
+    assert "logit gap 2.50e-04, a tie in float" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"turns": ["a"]}\n{"turns": "a"}\n', "prompts.jsonl:2: 'turns' must be a list"),
+        ('{"turns": ["a"]}\n\n{oops\n', "prompts.jsonl:3: expected a JSON object"),
+        ('{"turns": []}\n', "prompts.jsonl:1: 'turns' must be"),
+        ('{"text": "a"}\n', "prompts.jsonl:1: expected a JSON object with 'turns'"),
+        ("", "holds no prompts"),
+        (json.dumps({"turns": ["word " * 600]}), "no step was taken"),
+    ],
+)
+def test_prompts_that_cannot_be_timed_are_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content)
+    output = tmp_path / "bench.json"
+    assert run("bench", tiny_bundle, "--prompts", file, "--json", output, "--profile", "tree-4") == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (["--limit", "0"], 2, "--limit"),
+        (["--max-new-tokens", "1"], 2, "--max-new-tokens"),
+        (["--prompts", "none.jsonl"], 2, "does not exist"),
+        (["--backend", "abacus"], 2, "ort-cpu"),
+        (["--profile", "oak"], 1, "no profile 'oak'"),
+        (["--json", "."], 1, "is a folder"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    tiny_bundle: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: list[str],
+    code: int,
+    words: str,
+) -> None:
+    arguments = ["bench", tiny_bundle, "--prompts", prompts, "--json", tmp_path / "bench.json", *change]
+    assert run(*arguments) == code
+    assert words in capsys.readouterr().err

@@ -1,0 +1,174 @@
+"""Where answers part, how far apart the two tokens are, and what transformers answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medusa_exporter import verify
+from medusa_exporter.bench import run_once
+from medusa_exporter.verify import PROMPTS, Difference, Reference, compare, first_difference, next_logits
+from medusa_runtime import Engine
+from medusa_runtime.decoder import PREFILL_CHUNK
+from medusa_runtime.errors import MissingExtraError, UnsupportedModelError
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_bundle: Path) -> Engine:
+    return Engine.load(tiny_bundle, profile="plain", threads=1)
+
+
+def reader(**logits: float):
+    """Logits of a vocabulary of ten, all 0 but those named, and the ids asked for."""
+    asked: list[list[int]] = []
+
+    def read(ids: list[int]) -> np.ndarray:
+        asked.append(ids)
+        row = np.zeros(10, np.float32)
+        for name, value in logits.items():
+            row[int(name[1:])] = value
+        return row
+
+    read.asked = asked  # type: ignore[attr-defined]
+    return read
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "where"),
+    [
+        ([], [], None),
+        ([1, 2], [1, 2], None),
+        ([1, 2], [3, 2], 0),
+        ([1, 2, 3], [1, 2, 4], 2),
+        ([1, 2], [1, 2, 3], 2),
+        ([1, 2, 3], [1, 2], 2),
+        ([], [1], 0),
+        ((1, 2), [1, 2], None),
+    ],
+)
+def test_the_first_difference(expected: list[int], got: list[int], where: int | None) -> None:
+    assert first_difference(expected, got) == where
+
+
+def test_equal_answers_cost_no_run() -> None:
+    read = reader()
+    assert compare([1], [2, 3], (2, 3), read) is None
+    assert read.asked == []
+
+
+def test_the_gap_is_read_behind_the_prompt_and_the_common_tokens() -> None:
+    read = reader(t3=2.0, t4=1.5)
+    assert compare([7, 8], [1, 2, 3], [1, 2, 4, 5], read) == Difference(2, 3, 4, pytest.approx(0.5))
+    assert read.asked == [[7, 8, 1, 2]]
+
+
+def test_two_near_tokens_far_below_the_likeliest_are_no_tie() -> None:
+    found = compare([7], [3], [4], reader(t3=1.0, t4=1.0, t9=6.0))
+    assert found is not None
+    assert found.gap == pytest.approx(5.0)
+    assert found.fails
+
+
+def test_the_widest_of_several_gaps_counts() -> None:
+    found = compare([7], [3], [4], reader(t3=1.0, t4=1.0), reader(t3=1.0, t4=0.8))
+    assert found is not None
+    assert found.gap == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("gap", "fails"), [(0.0, False), (1e-3, False), (1.1e-3, True), (None, True)])
+def test_only_a_tie_in_float_is_forgiven(gap: float | None, fails: bool) -> None:
+    assert Difference(0, 1, 2, gap).fails is fails
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_never_a_tie(value: float) -> None:
+    found = compare([7], [3], [4], reader(t3=1.0, t4=value))
+    assert found is not None
+    assert found.gap is None
+    assert found.fails
+
+
+def test_an_answer_that_ended_early_fails() -> None:
+    assert compare([7], [3, 4], [3], reader()) == Difference(1, 4, None, None)
+    assert compare([7], [3], [3, 4], reader()) == Difference(1, None, 4, None)
+
+
+def test_a_difference_is_told_with_position_tokens_and_gap(engine: Engine) -> None:
+    tokenizer = engine.tokenizer
+    tree, end = tokenizer.encode("tree", add_special_tokens=False)[-1], engine.bundle.model.eos_token_ids[0]
+    text = Difference(5, tree, end, 0.25).describe(tokenizer)
+    for part in (
+        "token 5",
+        f"{tree} {tokenizer.decode([tree])!r}",
+        f"{end} (a special token)",
+        "2.50e-01",
+        "not a tie",
+    ):
+        assert part in text
+    assert "a tie in float" in Difference(5, 3, 4, 2e-5).describe(tokenizer)
+    assert "no token" in Difference(5, None, 4, None).describe(tokenizer)
+
+
+def test_the_reader_gives_the_logits_that_plain_decoding_chose_by(engine: Engine) -> None:
+    ids = engine.encode("word " * 60)
+    assert len(ids) > PREFILL_CHUNK
+    answer = run_once(engine.decoder, ids, 6).tokens
+    read = next_logits(engine.decoder)
+    for position, token in enumerate(answer):
+        assert int(read([*ids, *answer[:position]]).argmax()) == token
+
+
+def test_transformers_answers_as_the_bundle_does(engine: Engine, tiny_model: Path) -> None:
+    reference = Reference(str(tiny_model), engine.bundle.model)
+    for text in ("Hello there", "What is a tree?", "word " * 60):
+        ids = engine.encode(text)
+        assert reference.answer(ids, 60) == list(run_once(engine.decoder, ids, 60).tokens)
+    np.testing.assert_allclose(reference.next_logits(ids), next_logits(engine.decoder)(ids), atol=1e-4)
+
+
+def test_both_end_with_the_context(engine: Engine, tiny_model: Path) -> None:
+    ids = [5] * (engine.bundle.model.context - 4)
+    facts = dataclasses.replace(engine.bundle.model, eos_token_ids=())
+    engine.decoder.start(ids, 60, stop_ids=())
+    sequence = engine.decoder.sequence
+    assert sequence is not None
+    while sequence.finish is None:
+        engine.decoder.step()
+    assert Reference(str(tiny_model), facts).answer(ids, 60) == sequence.answer
+    assert len(sequence.answer) == 4
+
+
+def test_the_model_s_own_sampling_settings_do_not_count(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    settings = json.loads((model / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "temperature": 1.5, "repetition_penalty": 3.0, "eos_token_id": [5, 6]}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    ids = engine.encode("a b c")
+    answer = Reference(str(model), engine.bundle.model).answer(ids, 40)
+    assert answer == list(run_once(engine.decoder, ids, 40).tokens)
+
+
+def test_a_model_of_another_shape_is_refused(engine: Engine, tiny_model: Path) -> None:
+    facts = dataclasses.replace(engine.bundle.model, layers=3)
+    with pytest.raises(UnsupportedModelError, match=r"layers is 2, the bundle's is 3"):
+        Reference(str(tiny_model), facts)
+
+
+def test_without_transformers_the_extra_is_named(
+    engine: Engine, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'medusa-export\[export\]'"):
+        Reference(str(tiny_model), engine.bundle.model)
+
+
+def test_the_built_in_prompts_vary_and_one_is_long() -> None:
+    assert len(PROMPTS) >= 5
+    assert any(len(turns) > 1 for turns in PROMPTS)
+    assert max(len(text.split()) for turns in PROMPTS for text in turns) > PREFILL_CHUNK
+    assert len({text for turns in PROMPTS for text in turns}) == sum(map(len, PROMPTS))
+    assert verify.TOLERANCE == 1e-3
