@@ -19,7 +19,7 @@ def read_prompts(path: str | Path) -> list[Turns]:
     """Read one conversation's user turns a line, `{"turns": ["…", …]}`; raise PromptError naming the line at fault."""
     prompts: list[Turns] = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # JSON texts may hold other line breaks
     except UnicodeDecodeError as error:
         raise PromptError(f"{path}: not UTF-8 text ({error}); expected JSON lines with 'turns'") from error
     for number, line in enumerate(lines, start=1):

@@ -52,3 +52,9 @@ def test_a_model_without_a_usable_template_is_refused(tokenizer):
         prompts.lay_out(Bare(), [[{"role": "user", "content": "hi"}]])
     with pytest.raises(PromptError, match="does not show"):
         prompts.user_frame(Deaf())
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('\ufeff{"turns": ["one\u2028two"]}\r\n\n{"turns": ["a\u0085b", "c"]}\n', encoding="utf-8")
+    assert prompts.read_prompts(file) == [("one\u2028two",), ("a\u0085b", "c")]
