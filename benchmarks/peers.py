@@ -86,12 +86,18 @@ def tokens_per_step(report: Report) -> float:
     return _total(report, "tokens") / _total(report, "steps")
 
 
+def other_load(report: Report) -> float:
+    """Share of the machine's processors that other processes took, the mean over prompts."""
+    return _total(report, "other_load") / len(report["prompts"])
+
+
 FIGURES: dict[str, Callable[[Report], float]] = {
     "step_ms": step_ms,
     "typical_step_ms": typical_step_ms,
     "tokens_per_second": token_rate,
     "tokens_per_step": tokens_per_step,
     "prefill_ms": prefill_ms,
+    "other_load": other_load,
     "load_seconds": lambda report: float(report["load_seconds"]),
     "peak_memory_mb": lambda report: float(report["peak_memory_bytes"]) / 1e6,
 }
@@ -140,23 +146,20 @@ def read_prompts(file: Path, limit: int, bundle: Any) -> list[list[int]]:
     turns = [json.loads(line)["turns"][0] for line in lines[:limit]]
     if not turns:
         raise SystemExit(f"{file} has no prompts: expected JSON lines with a list of texts under 'turns'")
-    if template is None:
-        return [tokenizer.encode(turn, add_special_tokens=True) for turn in turns]
-    texts = [template.render([{"role": "user", "content": turn}]) for turn in turns]
-    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    if template is not None:
+        turns = [template.render([{"role": "user", "content": turn}]) for turn in turns]
+    return [tokenizer.encode(turn, add_special_tokens=template is None) for turn in turns]
 
 
 def machine() -> dict[str, Any]:
     """Say what the figures were measured on."""
     from medusa_runtime.threads import physical_cores
 
-    processor = platform.processor() or platform.machine()
     facts = Path("/proc/cpuinfo")
-    if facts.is_file():
-        names = [line.partition(":")[2].strip() for line in facts.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": processor,
+        "processor": names[0] if names else platform.processor() or platform.machine(),
         "physical_cores": physical_cores(),
         "logical_cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -204,7 +207,17 @@ def print_table(result: dict[str, Any]) -> None:
     def cell(figure: dict[str, Any], digits: int) -> str:
         return f"{figure['median']:.{digits}f} ({figure['min']:.{digits}f}–{figure['max']:.{digits}f})"
 
-    columns = ("", "ms/step", "typical step", "tokens/s", "tokens/step", "× genai", "prefill ms", "tokens as plain")
+    columns = (
+        "",
+        "ms/step",
+        "typical step",
+        "tokens/s",
+        "tokens/step",
+        "× genai",
+        "prefill ms",
+        "others",
+        "tokens as plain",
+    )
     rows = [columns]
     for name, system in result["systems"].items():
         same = system["agreement_with_plain"]
@@ -217,6 +230,7 @@ def print_table(result: dict[str, Any]) -> None:
                 f"{system['tokens_per_step']['median']:.3f}",
                 cell(result["token_rate_over_genai"][name], 2),
                 f"{system['prefill_ms']['median']:.0f}",
+                f"{system['other_load']['median']:.0%}",
                 f"{same['leading_tokens_equal']}/{same['tokens']} "
                 f"({same['answers_equal']}/{same['answers']} answers whole)",
             )
@@ -238,13 +252,14 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per answer (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads for all (default: one per physical core)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each system runs (default: %(default)s)")
+    parser.add_argument("--attempts", type=int, default=1, help="decode an answer that others disturbed again (1)")
     parser.add_argument("--profile", action="append", default=[], help="also measure this tree; may be repeated")
     parser.add_argument("--cache", type=Path, default=Path(".cache/peers"), help="where models are kept (%(default)s)")
     parser.add_argument("--genai-python", default=sys.executable, help="the interpreter that has onnxruntime-genai")
     parser.add_argument("--json", type=Path, required=True, help="write everything measured here")
     arguments = parser.parse_args()
-    if arguments.rounds < 1 or arguments.limit < 1 or arguments.max_new_tokens < 2:
-        parser.error("--rounds and --limit must be at least 1, --max-new-tokens at least 2")
+    if min(arguments.rounds, arguments.limit, arguments.attempts, arguments.max_new_tokens - 1) < 1:
+        parser.error("--rounds, --limit and --attempts must be at least 1, --max-new-tokens at least 2")
 
     from medusa_runtime.bundle import Bundle
 
@@ -256,24 +271,20 @@ def main() -> None:
         "max_new_tokens": arguments.max_new_tokens,
         "warm_up_tokens": min(WARM_UP_TOKENS, arguments.max_new_tokens),
         "threads": arguments.threads or facts["physical_cores"],
+        "attempts": arguments.attempts,
     }
-    built = subprocess.run(
-        [sys.executable, str(HERE / "peers_model.py"), arguments.model, str(arguments.cache), arguments.genai_python],
-        check=False,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    make = [sys.executable, str(HERE / "peers_model.py"), arguments.model, str(arguments.cache), arguments.genai_python]
+    built = subprocess.run(make, check=False, stdout=subprocess.PIPE, text=True)
     if built.returncode:
         raise SystemExit("the peer's model could not be made")
     systems = contenders(arguments, built.stdout.strip().splitlines()[-1])
-    load = []  # processes that wanted to run, before each round: other people's work shows here
     for number in range(arguments.rounds):
-        load.append(os.getloadavg()[0])
         for system in systems if number % 2 == 0 else reversed(systems):
             system.run(common)
-            print(f"round {number + 1}: {system.name:24s} {step_ms(system.reports[-1]):8.2f} ms/step", file=sys.stderr)
+            step, others = (figure(system.reports[-1]) for figure in (step_ms, other_load))
+            print(f"round {number + 1}: {system.name}: {step:.2f} ms/step, others took {others:.0%}", file=sys.stderr)
     result = {
-        "machine": facts | {"load_average": load},
+        "machine": facts,
         "settings": {name: value for name, value in common.items() if name != "prompts"}
         | {"prompts": len(prompts), "rounds": arguments.rounds, "precision": "fp32"},
         **summarise(systems, frozenset(bundle.model.eos_token_ids)),

@@ -1,9 +1,9 @@
 """One measurement in a process of its own: reads a job from standard input, writes what it measured to standard output.
 
 A job is a JSON object: `system` names an entry of RUNNERS; `prompts` are lists of token ids; `max_new_tokens`,
-`warm_up_tokens` and `threads` are numbers; the rest is the system's own. Every answer has exactly `max_new_tokens`
-tokens, chosen greedily. Nothing of this project is imported but where its own decoder is measured, so that a peer may
-run under another interpreter.
+`warm_up_tokens`, `threads` and `attempts` are numbers; the rest is the system's own. Every answer has exactly
+`max_new_tokens` tokens, chosen greedily. Nothing of this project is imported but where its own decoder is measured, so
+that a peer may run under another interpreter.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
+import os
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+QUIET = 0.03  # share of the machine that others may take during an answer that counts as undisturbed
 
 Job = dict[str, Any]
 # A system under test: from a prompt and a number of tokens to an iterator whose first item is the prefill's
@@ -74,6 +78,7 @@ RUNNERS: dict[str, tuple[Callable[[Job], Answer], tuple[str, ...]]] = {
 
 def measure(answer: Answer, prompt: list[int], tokens: int) -> dict[str, Any]:
     """Decode one answer; the time of the prefill and of the first token, which it gives, is kept apart."""
+    others = _OtherLoad()
     started = time.perf_counter()
     steps = answer(prompt, tokens)
     found = list(next(steps))
@@ -89,10 +94,41 @@ def measure(answer: Answer, prompt: list[int], tokens: int) -> dict[str, Any]:
         "prefill_seconds": times[0] - started,
         "decode_seconds": times[-1] - times[0],
         "median_step_seconds": statistics.median(seconds),
+        "other_load": others.share(),
         "steps": len(seconds),
         "tokens": tokens - 1,  # those that the steps added
         "answer": found,
     }
+
+
+def least_disturbed(answer: Answer, prompt: list[int], tokens: int, attempts: int) -> dict[str, Any]:
+    """Decode the same answer until no other process disturbed it, `attempts` times at most; return the quietest."""
+    measured: list[dict[str, Any]] = []
+    while len(measured) < attempts and not (measured and measured[-1]["other_load"] < QUIET):
+        measured.append(measure(answer, prompt, tokens))
+    return min(measured, key=lambda one: float(one["other_load"]))
+
+
+class _OtherLoad:
+    """Which share of the machine's processors other processes take, from Linux's /proc/stat; 0 elsewhere."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def share(self) -> float:
+        """Return the share since this object was made."""
+        (wall, busy, own), (wall_before, busy_before, own_before) = self._now(), self._before
+        others = (busy - busy_before) - (own - own_before)
+        return max(0.0, others / (wall - wall_before) / (os.cpu_count() or 1))
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        try:
+            ticks = [int(word) for word in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+            busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
+        except OSError:
+            busy = time.process_time()
+        return time.perf_counter(), busy, time.process_time()
 
 
 def main() -> None:
@@ -105,7 +141,8 @@ def main() -> None:
     if job["warm_up_tokens"]:
         for _ in answer(job["prompts"][0], job["warm_up_tokens"]):
             pass
-    prompts = [measure(answer, prompt, job["max_new_tokens"]) for prompt in job["prompts"]]
+    tokens, attempts = job["max_new_tokens"], job["attempts"]
+    prompts = [least_disturbed(answer, prompt, tokens, attempts) for prompt in job["prompts"]]
     report = {
         "versions": {name: importlib.metadata.version(name) for name in packages} | {"python": sys.version.split()[0]},
         "load_seconds": loaded,
