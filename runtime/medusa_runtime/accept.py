@@ -32,16 +32,16 @@ def greedy(tree: TreeProfile, tokens: IntArray, argmax: IntArray, logits: Logits
 
     tokens (T,): the token at each node; argmax (T,): the greedy next token at each node. `logits` is not read.
     """
+    at, choice = tokens.tolist(), argmax.tolist()  # Python's own numbers compare faster than numpy's
     path, node = [0], 0
     while True:
-        wanted = int(argmax[node])
         for child in tree.children[node]:
-            if tokens[child] == wanted:
+            if at[child] == choice[node]:
                 path.append(child)
                 node = child
                 break
         else:
-            return path, wanted
+            return path, choice[node]
 
 
 def typical(

@@ -28,7 +28,7 @@ step (int32[B,T] input_ids, int32[B,T] position_ids, bool[B,T,T] tree_mask, int3
       float[N,4] draft_hidden, int32[B,R] logit_rows, float[B,P,2] past_key_0, float[B,P,2] past_value_0)
   => (int32[B,T] tokens, int32[B,R] argmax, float[B,R,4] logits, float[B,T,4] hidden,
       float[B,T,2] new_key_0, float[B,T,2] new_value_0)
-<int32 zero = {0}, int32 minus_one = {-1}, int64[1] first = {0}, int64[1] one = {1}, int64[1] two = {2},
+<int32 zero = {0}, int32 plus_one = {1}, int32 minus_one = {-1}, int64[1] first = {0}, int64[1] one = {1}, int64[1] two = {2},
  float[1,4] nothing = {0, 0, 0, 0}, float[4,1] weights = {1, 3, 2, 5}, float prime = {61}, float four = {4},
  float[1,1,4] offsets = {1, 2, 2, 3}, float[1,1,4] vocabulary = {0, 1, 2, 3}>
 {
@@ -50,7 +50,16 @@ step (int32[B,T] input_ids, int32[B,T] position_ids, bool[B,T,T] tree_mask, int3
     new_value_0 = Concat<axis = 2>(product, square)
     rows = Concat<axis = 2>(new_key_0, new_value_0)
     past = Concat<axis = 2>(past_key_0, past_value_0)
-    past_sum = ReduceSum(past, one)
+    past_shape = Shape<start = 1, end = 2>(past_key_0)
+    past_rows = Squeeze(past_shape)
+    past_end = Cast<to = 6>(past_rows)
+    row = Range(zero, past_end, plus_one)
+    length = Unsqueeze(past_length, one)
+    is_real = Less(row, length)
+    real = Cast<to = 1>(is_real)
+    real_column = Unsqueeze(real, two)
+    real_past = Mul(past, real_column)
+    past_sum = ReduceSum(real_past, one)
     mask = Cast<to = 1>(tree_mask)
     new_sum = MatMul(mask, rows)
     sum = Add(new_sum, past_sum)

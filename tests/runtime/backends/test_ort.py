@@ -123,7 +123,7 @@ def test_sequences_of_a_batch_do_not_see_each_other(backend: OrtBackend) -> None
         np.testing.assert_allclose(backend.read_logits(0, sequence), alone[sequence], atol=1e-4)
 
 
-def test_pasts_are_bound_anew_only_when_their_length_changes(
+def test_pasts_are_bound_anew_only_when_more_rows_are_needed(
     backend: OrtBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bound: list[int] = []
@@ -136,9 +136,10 @@ def test_pasts_are_bound_anew_only_when_their_length_changes(
     cache = KvCache(backend)
     for _ in range(3):
         backend.run(literal([7, 8], 0))
-    cache.commit([0, 1])
-    backend.run(literal([5, 6], 2))
-    assert bound == [0, 2]
+    for _ in range(ort.ROWS_BOUND // 2 + 1):
+        cache.commit([0, 1])
+        backend.run(literal([5, 6], cache.length()))
+    assert bound == [0, ort.ROWS_BOUND, 2 * ort.ROWS_BOUND]
 
 
 @pytest.mark.parametrize("name", ["chain-2", "tree-8", "mc_sim_7b_63"])
