@@ -28,7 +28,8 @@ step (int32[B,T] input_ids, int32[B,T] position_ids, bool[B,T,T] tree_mask, int3
       float[N,4] draft_hidden, int32[B,R] logit_rows, float[B,P,2] past_key_0, float[B,P,2] past_value_0)
   => (int32[B,T] tokens, int32[B,R] argmax, float[B,R,4] logits, float[B,T,4] hidden,
       float[B,T,2] new_key_0, float[B,T,2] new_value_0)
-<int32 zero = {0}, int32 plus_one = {1}, int32 minus_one = {-1}, int64[1] first = {0}, int64[1] one = {1}, int64[1] two = {2},
+<int32 zero = {0}, int32 plus_one = {1}, int32 minus_one = {-1},
+ int64[1] first = {0}, int64[1] one = {1}, int64[1] two = {2},
  float[1,4] nothing = {0, 0, 0, 0}, float[4,1] weights = {1, 3, 2, 5}, float prime = {61}, float four = {4},
  float[1,1,4] offsets = {1, 2, 2, 3}, float[1,1,4] vocabulary = {0, 1, 2, 3}>
 {
