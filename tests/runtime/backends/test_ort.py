@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from medusa_runtime.backends.base import Step
 from medusa_runtime.backends.ort import OrtBackend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
-from medusa_runtime.errors import BundleError
+from medusa_runtime.errors import BundleError, MissingExtraError
 from medusa_runtime.kv_cache import FIRST_CAPACITY, KvCache
 
 
@@ -180,3 +181,9 @@ def test_what_the_bundle_lacks_is_refused_by_name(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match=r"int4.*it has ort-cpu-fp32"):
         load_backend(bundle, "ort-cpu", precision="int4")
     assert list(BACKENDS) == ["ort-cpu"]
+
+
+def test_without_onnxruntime_the_pip_command_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'medusa-export\[cpu\]'"):
+        load_backend(bundle)
