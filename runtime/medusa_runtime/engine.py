@@ -44,7 +44,7 @@ class Engine:
         bundle: str | Path,
         *,
         backend: str = "ort-cpu",
-        profile: str = "tree-8",
+        profile: str = "tree-6",
         precision: str | None = None,
         threads: int | None = None,
         accept: str = "greedy",

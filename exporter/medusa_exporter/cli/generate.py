@@ -15,7 +15,7 @@ from medusa_runtime.engine import Engine, Generation
 @click.command(name="generate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt")
-@click.option("--profile", default="tree-8", show_default=True, help="A tree of the bundle, or 'plain'.")
+@click.option("--profile", default="tree-6", show_default=True, help="A tree of the bundle, or 'plain'.")
 @click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one per physical core.")
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
