@@ -54,7 +54,7 @@ def _rope_on_rows(graph: ir.Graph, rope: ir.Node) -> None:
     new.outputs[0].shape = ir.Shape([split.shape[0], split.shape[1], heads * width])
     new.outputs[0].type = split.type
     graph.insert_before(rope, new)
-    _replace(graph, rows.outputs[0], new.outputs[0])
+    _replace(rows.outputs[0], new.outputs[0])
 
 
 def _flat_source(split: ir.Value, width: int) -> ir.Value | None:
@@ -68,19 +68,23 @@ def _flat_source(split: ir.Value, width: int) -> ir.Value | None:
 
 def _skip_reshape(reshape: ir.Node) -> None:
     """Bypass a chain of Reshapes that ends in the shape it began with: (B, T, W) -> (B, T, heads, D) -> (B, T, W)."""
-    end, graph = reshape.outputs[0], reshape.graph
+    end = reshape.outputs[0]
     value = reshape.inputs[0]
     while value is not None and (earlier := _producer(value, "Reshape")) is not None:
         value = earlier.inputs[0]
-    if value is None or value.shape is None or end.shape is None or not isinstance(graph, ir.Graph):
+    if value is None or value.shape is None or end.shape is None:
         return
-    if [str(size) for size in value.shape] == [str(size) for size in end.shape]:
-        _replace(graph, end, value)
+    if _sizes(value.shape) == _sizes(end.shape) and None not in _sizes(value.shape):
+        _replace(end, value)
 
 
-def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+def _sizes(shape: ir.Shape) -> list[int | str | None]:
+    """Return whole numbers, the names of symbolic sizes, and None for a size that nothing is known of."""
+    return [size if isinstance(size, int) else size.value for size in shape]
+
+
+def _replace(old: ir.Value, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    _ = graph
 
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
