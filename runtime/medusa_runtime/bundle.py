@@ -103,7 +103,7 @@ class Bundle:
         if name not in self.manifest.profiles:
             raise BundleError(
                 f"{self.root} has no profile {name!r}; it has {', '.join(self.manifest.profiles) or 'none'}; "
-                "name one of these, or add yours by building the bundle again with it"
+                "name one of these, or build the bundle again with --profile NAME"
             )
         path = f"profiles/{name}.toml"
         try:
