@@ -21,7 +21,8 @@ KEPT_BINDINGS = 8  # shapes of steps whose buffers stay bound
 # The past is bound in whole multiples of so many rows; `past_length` masks the few that are not real. Binding 60 pasts
 # took about 110 us a time, a row too many 14 us of attention: rarely binding beats binding exactly.
 ROWS_BOUND = 8
-INT32, FLOAT32, BOOL = 6, 1, 9  # onnx.TensorProto element types
+FLOAT32 = 1  # onnx.TensorProto element type
+LEAST_VERSION = (1, 31)  # before it, TopK over no rows (a step without a draft) ends the process by SIGFPE
 
 
 def load(bundle: Bundle, name: str, precision: str | None, threads: int | None) -> OrtBackend:
@@ -210,6 +211,11 @@ def _session(graph: Path, threads: int) -> Any:
         raise MissingExtraError(
             f"onnxruntime is not installed ({error}); it comes with: pip install 'medusa-export[cpu]'"
         ) from error
+    if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < LEAST_VERSION:
+        raise MissingExtraError(
+            f"onnxruntime {onnxruntime.__version__} is too old, it crashes on steps without a draft; expected "
+            f"{'.'.join(map(str, LEAST_VERSION))} or newer: pip install --upgrade 'medusa-export[cpu]'"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -187,3 +187,9 @@ def test_without_onnxruntime_the_pip_command_is_named(bundle: Bundle, monkeypatc
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'medusa-export\[cpu\]'"):
         load_backend(bundle)
+
+
+def test_an_onnxruntime_that_would_crash_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.30.1")
+    with pytest.raises(MissingExtraError, match=r"1\.30\.1 is too old.*1\.31 or newer"):
+        load_backend(bundle)
