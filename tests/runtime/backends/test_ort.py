@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import BACKENDS, load_backend
 from medusa_runtime.backends.base import Step
 from medusa_runtime.backends.ort import OrtBackend
-from medusa_runtime.bundle import Bundle
+from medusa_runtime.bundle import Bundle, seal
 from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
 from medusa_runtime.errors import BundleError, MissingExtraError
 from medusa_runtime.kv_cache import FIRST_CAPACITY, KvCache
@@ -193,3 +195,28 @@ def test_an_onnxruntime_that_would_crash_is_refused(bundle: Bundle, monkeypatch:
     monkeypatch.setattr("onnxruntime.__version__", "1.30.1")
     with pytest.raises(MissingExtraError, match=r"1\.30\.1 is too old.*1\.31 or newer"):
         load_backend(bundle)
+
+
+def test_a_graph_cannot_reach_weights_outside_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle.root, tmp_path / "bundle"))
+    data = folder / "graphs" / "ort-cpu-fp32.onnx.data"
+    data.rename(tmp_path / data.name)
+    graph = folder / "graphs" / "ort-cpu-fp32.onnx"
+    model = onnx.load(graph, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = f"../../{data.name}"
+    onnx.save(model, graph)
+    manifest = bundle.manifest
+    seal(
+        folder,
+        producer=manifest.producer,
+        model=manifest.model,
+        heads=manifest.heads,
+        graphs=manifest.graphs,
+        profiles=manifest.profiles,
+        sources={},
+    )
+    with pytest.raises(BundleError, match=r"ort-cpu-fp32\.onnx"):
+        load_backend(Bundle.open(folder))
