@@ -94,3 +94,16 @@ def test_generate_streams_the_answer_and_ends_with_figures(real_bundle: RealBund
     assert "tokens/step" in result.stderr
     assert "the same tokens" in result.stderr
     assert result.stdout.strip()
+
+
+@pytest.mark.slow
+def test_every_profile_of_the_bundle_gives_plain_decodings_tokens(engine: Engine) -> None:
+    for prompt in PROMPTS[:2]:
+        answers = {}
+        for name in ("plain", *engine.bundle.manifest.profiles):
+            engine.decoder.use(opened_profile(engine.bundle, name))
+            answer = engine.generate(prompt, stream=True, max_new_tokens=128)
+            list(answer)
+            answers[name] = answer.tokens
+        assert len(answers) == 21
+        assert all(tokens == answers["plain"] for tokens in answers.values()), prompt

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from medusa_runtime.errors import UnsupportedModelError
 from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -72,7 +73,7 @@ def row_attention(
     Returns (B, T, Hq, D).
     """
     if kwargs.get("softcap") is not None:
-        raise NotImplementedError(f"{type(module).__name__}: attention with a soft cap is not traced")
+        raise UnsupportedModelError(f"{type(module).__name__}: attention with a soft cap is not served")
     B, heads, T, D = query.shape
     mask = attention_mask if sliding_window is None else windowed_mask
     output, *_ = torch.onnx.ops.attention(
