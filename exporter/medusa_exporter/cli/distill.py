@@ -49,7 +49,7 @@ def command(
     if max_new_tokens >= context:
         raise click.UsageError(f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in --context {context}")
 
-    from medusa_exporter.heads.backbone import model_name, pick_device, pick_dtype
+    from medusa_exporter.heads.backbone import pick_device, pick_dtype
     from medusa_exporter.heads.distill import Plan, distill
     from medusa_exporter.heads.prompts import read_prompts
     from medusa_exporter.models import ModelSource, load_model, load_tokenizer
@@ -69,7 +69,7 @@ def command(
     distill(
         loaded,
         load_tokenizer(source),
-        model_name(source),
+        source.name,
         plan,
         output,
         rows=batch,

@@ -11,6 +11,8 @@ from medusa_runtime.accept import RULES
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.engine import Engine, Generation
 
+from medusa_exporter.verify import first_difference
+
 
 @click.command(name="generate")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -59,7 +61,8 @@ def command(
     for _piece in plain:
         pass
     click.echo(_figures("plain", plain), err=True)
-    same = "the same tokens" if plain.tokens == answer.tokens else _difference(answer.tokens, plain.tokens)
+    where = first_difference(plain.tokens, answer.tokens)
+    same = "the same tokens" if where is None else f"DIFFERENT tokens from the answer's token {where} on"
     speedup = plain.seconds / answer.seconds if answer.seconds else float("nan")
     click.echo(f"{same}; {speedup:.2f} times as fast as plain decoding (one answer: `bench` measures)", err=True)
 
@@ -70,10 +73,3 @@ def _figures(name: str, answer: Generation) -> str:
         f"{answer.tokens_per_second:.1f} tokens/s; prompt of {answer.prompt_tokens} tokens in "
         f"{answer.prefill_seconds:.2f} s"
     )
-
-
-def _difference(ours: list[int], plain: list[int]) -> str:
-    where = next(
-        (i for i, pair in enumerate(zip(ours, plain, strict=False)) if pair[0] != pair[1]), min(len(ours), len(plain))
-    )
-    return f"DIFFERENT tokens from the answer's token {where} on"

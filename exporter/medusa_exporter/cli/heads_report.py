@@ -37,7 +37,7 @@ def command(
     nodes count the root. --write-profiles writes them as tree-{nodes}.toml.
     """
     from medusa_exporter.heads import report
-    from medusa_exporter.heads.backbone import model_name, pick_device, pick_dtype
+    from medusa_exporter.heads.backbone import pick_device, pick_dtype
     from medusa_exporter.heads.data import concatenate, load_data
     from medusa_exporter.heads.layout import load_heads
     from medusa_exporter.models import ModelSource, load_model
@@ -47,7 +47,7 @@ def command(
     device = pick_device(device)
     loaded = load_model(source, pick_dtype(dtype, device), device)
     trained = load_heads(heads, loaded.config.hidden_size, loaded.config.vocab_size).to(device)
-    name = model_name(source)
+    name = source.name
     origin = f"fitted on answers of {name} by heads {Path(heads).name}"
     found = report.report(loaded, trained, data, name=name, source=origin, hold_out=None if every_row else hold_out)
     click.echo(report.as_text(found))

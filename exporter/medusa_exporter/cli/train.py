@@ -35,7 +35,7 @@ def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output:
 
     The decoder stays as it is. Hidden states of all positions are computed once and kept in memory.
     """
-    from medusa_exporter.heads.backbone import model_name, pick_device, pick_dtype
+    from medusa_exporter.heads.backbone import pick_device, pick_dtype
     from medusa_exporter.heads.data import concatenate, load_data
     from medusa_exporter.heads.train import Settings, train
     from medusa_exporter.models import ModelSource, load_model
@@ -55,7 +55,7 @@ def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output:
     data = concatenate([load_data(folder) for folder in folders])
     device = pick_device(options["device"])
     loaded = load_model(source, pick_dtype(options["dtype"], device), device)
-    name = model_name(source)
+    name = source.name
     line = shlex.join([*ctx.command_path.split(), name, *_words(ctx.command, options)])
     train(loaded, data, settings, output, name=name, command=line, echo=lambda text: click.echo(text, err=True))
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medusa_exporter.heads.data import DataError, DataSet
-from medusa_exporter.models import ModelSource
 
 IGNORED = -100  # a target that does not count: past the end of its row, or not the model's own token
 TOKENS_PER_PASS = {"cuda": 65_536, "cpu": 2_048}
@@ -52,13 +51,6 @@ def pick_device(name: str) -> str:
 def pick_dtype(name: str, device: str) -> torch.dtype:
     """Resolve 'auto' to bfloat16 on a GPU and float32 on a CPU; other names are DTYPES' keys."""
     return DTYPES[("bfloat16" if device.startswith("cuda") else "float32") if name == "auto" else name]
-
-
-def model_name(source: ModelSource) -> str:
-    """Name a model without the path to it: the hub name, the folder's name or the GGUF's without its suffix."""
-    if source.gguf:
-        return source.gguf.removesuffix(".gguf")
-    return Path(source.location).name if source.local else source.location
 
 
 def model_digest(model: Any) -> str:
