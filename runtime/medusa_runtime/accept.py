@@ -6,13 +6,13 @@ Every rule returns (path, next): the kept nodes from the root on, and the decode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 from medusa_profiles.profile import TreeProfile
 
-from medusa_runtime.backends.base import FloatArray, IntArray
+from medusa_runtime.backends.base import FloatArray
 
 Verdict = tuple[list[int], int]
 
@@ -24,30 +24,34 @@ class Logits(Protocol):
         """Return the logits at node `row`."""
 
 
-AcceptRule = Callable[[TreeProfile, IntArray, IntArray, Logits], Verdict]
+AcceptRule = Callable[[TreeProfile, Sequence[int], Sequence[int], Logits], Verdict]
 
 
-def greedy(tree: TreeProfile, tokens: IntArray, argmax: IntArray, logits: Logits | None = None) -> Verdict:  # noqa: ARG001
+def greedy(
+    tree: TreeProfile,
+    tokens: Sequence[int],
+    argmax: Sequence[int],
+    logits: Logits | None = None,  # noqa: ARG001
+) -> Verdict:
     """Keep the path whose every token is the decoder's own greedy choice: lossless.
 
-    tokens (T,): the token at each node; argmax (T,): the greedy next token at each node. `logits` is not read.
+    tokens: the token at each of T nodes; argmax: the greedy next token at each. `logits` is not read.
     """
-    at, choice = tokens.tolist(), argmax.tolist()  # Python's own numbers compare faster than numpy's
     path, node = [0], 0
     while True:
         for child in tree.children[node]:
-            if at[child] == choice[node]:
+            if tokens[child] == argmax[node]:
                 path.append(child)
                 node = child
                 break
         else:
-            return path, choice[node]
+            return path, argmax[node]
 
 
 def typical(
     tree: TreeProfile,
-    tokens: IntArray,
-    argmax: IntArray,
+    tokens: Sequence[int],
+    argmax: Sequence[int],
     logits: Logits,
     *,
     epsilon: float = 0.09,
@@ -58,16 +62,17 @@ def typical(
 
     Medusa paper (arXiv 2401.10774) section 2.3.1: a token is accepted where p > min(epsilon, delta * exp(-H)), p and
     the entropy H being those of the decoder's distribution at its parent. The root, drawn greedily by the decoder
-    itself, is always accepted; among paths of one length the likelier wins, then the first. tokens, argmax (T,).
+    itself, is always accepted; among paths of one length the likelier wins, then the first. tokens, argmax: as in
+    `greedy`.
     """
     best = max(
         _typical_paths(tree, tokens, logits, epsilon, delta, temperature), key=lambda found: (len(found[0]), found[1])
     )
-    return best[0], int(argmax[best[0][-1]])
+    return best[0], argmax[best[0][-1]]
 
 
 def _typical_paths(
-    tree: TreeProfile, tokens: IntArray, logits: Logits, epsilon: float, delta: float, temperature: float
+    tree: TreeProfile, tokens: Sequence[int], logits: Logits, epsilon: float, delta: float, temperature: float
 ) -> Iterator[tuple[list[int], float]]:
     """Give every accepted path with its log-probability; rows are read only where a path has arrived."""
     open_paths: list[tuple[list[int], float]] = [([0], 0.0)]

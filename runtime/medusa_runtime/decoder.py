@@ -72,7 +72,7 @@ class Decoder:
         for first in range(0, ids.size, PREFILL_CHUNK):
             self._prefill(ids[first : first + PREFILL_CHUNK].astype(np.int32))
         self.sequence = Sequence(tuple(ids.tolist()), max_new_tokens, stop, model.context)
-        return self.sequence.extend([int(self.backend.read_argmax()[0, 0])])
+        return self.sequence.extend(self.backend.read_argmax())
 
     def step(self) -> list[int]:
         """Run one step and return the tokens it adds: one at least, the whole kept path and one more at most."""
@@ -84,13 +84,11 @@ class Decoder:
         if not self.cache.can_draft() or length + tree.profile.depth >= self.cache.context:
             tree = self._plain  # no hidden state to draft from, or no positions left for the tree
         self.cache.reserve(length + tree.profile.depth + 1)  # before the answer grows: the commit cannot fail then
-        tree.input_ids[0, 0] = sequence.last
-        np.add(tree.depths, length, out=tree.position_ids)
-        tree.past_length[0] = length
+        tree.place(sequence.last, length)
         self.backend.run(tree.step)
-        tokens = self.backend.read_tokens()[0]
-        path, following = self.accept(tree.profile, tokens, self.backend.read_argmax()[0], self.backend.read_logits)
-        taken = sequence.extend([*(int(tokens[node]) for node in path[1:]), following])
+        tokens = self.backend.read_tokens()
+        path, following = self.accept(tree.profile, tokens, self.backend.read_argmax(), self.backend.read_logits)
+        taken = sequence.extend([tokens[node] for node in path[1:]] + [following])
         self.cache.commit(path[: len(taken)])
         self.steps += 1
         return taken
@@ -111,20 +109,31 @@ class Decoder:
 
 
 class _TreeInputs:
-    """The arrays of one tree's step, made once; only root, positions and length change from step to step."""
+    """One tree's step, made once; only root, positions and length change from run to run.
+
+    They are written through memoryviews: each run streams the weights through the caches, so what comes after pays
+    for every line of code it touches, and numpy's way to one number is long (10 to 50 us a call there, measured).
+    """
 
     def __init__(self, profile: TreeProfile, top_k: int) -> None:
         T = profile.size
         self.profile = profile
-        self.depths = profile.depths[None]  # (1, T)
-        self.input_ids = profile.candidate_ids(top_k)[None]
-        self.position_ids = np.zeros((1, T), dtype=np.int32)
-        self.past_length = np.zeros(1, dtype=np.int32)
         self.step = Step(
-            input_ids=self.input_ids,
-            position_ids=self.position_ids,
+            input_ids=profile.candidate_ids(top_k)[None],
+            position_ids=np.zeros((1, T), dtype=np.int32),
             tree_mask=np.ascontiguousarray(profile.mask[None]),
-            past_length=self.past_length,
+            past_length=np.zeros(1, dtype=np.int32),
             logit_rows=np.arange(T, dtype=np.int32)[None],
             draft=T > 1,
         )
+        self._depths: list[int] = profile.depths.tolist()
+        self._ids, self._positions = self.step.input_ids[0].data, self.step.position_ids[0].data
+        self._past_length = self.step.past_length.data
+
+    def place(self, root: int, length: int) -> None:
+        """Put the tree behind a past of `length` rows, `root` at its root."""
+        self._ids[0] = root
+        positions = self._positions
+        for node, depth in enumerate(self._depths):
+            positions[node] = length + depth
+        self._past_length[0] = length

@@ -33,16 +33,15 @@ class Sequence:
 
     def extend(self, tokens: Ids[int]) -> list[int]:
         """Take what a step gave, up to where plain decoding would have ended; return what was taken."""
-        taken: list[int] = []
-        for token in tokens:
-            if self.finish is not None:
-                break
-            self.answer.append(token)
-            taken.append(token)
-            if token in self.stop_ids:
-                self.finish = "stop"
-            elif len(self.answer) >= self.max_new_tokens:
-                self.finish = "length"
-            elif self.length >= self.context:
-                self.finish = "context"
+        if self.finish is not None:
+            return []
+        to_limit, to_context = self.max_new_tokens - len(self.answer), self.context - self.length
+        room = to_limit if to_limit <= to_context else to_context
+        taken = list(tokens[:room])
+        if not self.stop_ids.isdisjoint(taken):
+            end = next(index for index, token in enumerate(taken) if token in self.stop_ids)
+            taken, self.finish = taken[: end + 1], "stop"
+        elif len(taken) == room:
+            self.finish = "length" if to_limit <= to_context else "context"
+        self.answer += taken
         return taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 from medusa_exporter import verify
 from medusa_exporter.cli import main
 from medusa_runtime import accept
-from medusa_runtime.backends.base import IntArray
 from medusa_runtime.bundle import Bundle
 
 FIGURES = ("tokens_per_step", "plain_step_ms", "medusa_step_ms", "overhead", "speedup", "host_us_per_step")
@@ -30,9 +30,9 @@ def run(*arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
-def accept_wrongly(tree: Any, tokens: IntArray, argmax: IntArray, logits: Any) -> accept.Verdict:
+def accept_wrongly(tree: Any, tokens: Sequence[int], argmax: Sequence[int], logits: Any) -> accept.Verdict:
     """Keep the first candidate, whatever the decoder says of it."""
-    return ([0, 1], int(argmax[1])) if tree.size > 1 else accept.greedy(tree, tokens, argmax)
+    return ([0, 1], argmax[1]) if tree.size > 1 else accept.greedy(tree, tokens, argmax)
 
 
 def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

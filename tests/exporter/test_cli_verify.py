@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import pytest
 from medusa_exporter import verify
 from medusa_exporter.cli import main
 from medusa_runtime import Engine, accept
-from medusa_runtime.backends.base import IntArray
 from medusa_runtime.backends.ort import OrtBackend
 
 TREES = ("--profile", "chain-2,tree-8", "--max-new-tokens", "24")
@@ -34,12 +34,12 @@ def run(*arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
-def accept_wrongly(tree: Any, tokens: IntArray, argmax: IntArray, logits: Any) -> accept.Verdict:
+def accept_wrongly(tree: Any, tokens: Sequence[int], argmax: Sequence[int], logits: Any) -> accept.Verdict:
     """Keep the last candidate of depth 1, whatever the decoder says of it."""
     if tree.size == 1:
         return accept.greedy(tree, tokens, argmax)
     child = tree.children[0][-1]
-    return [0, child], int(argmax[child])
+    return [0, child], argmax[child]
 
 
 def test_a_sound_bundle_passes_by_built_in_prompts(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,11 +171,11 @@ class FakeBackend:
                 candidates[head, int(scramble(state, 2) % np.uint64(self.spread))] = token
         return candidates
 
-    def read_tokens(self):
-        return self._ran[0]
+    def read_tokens(self, sequence=0):
+        return self._ran[0][sequence].tolist()
 
-    def read_argmax(self):
-        return self._ran[1]
+    def read_argmax(self, sequence=0):
+        return self._ran[1][sequence].tolist()
 
     def read_logits(self, row, sequence=0):
         self.read_rows.append(row)

@@ -1,7 +1,5 @@
 """The loop over a toy model: whatever the tree, the answer is that of plain decoding, in fewer steps."""
 
-import itertools
-
 import numpy as np
 import pytest
 from medusa_profiles import ProfileError, TreeProfile
@@ -9,54 +7,9 @@ from medusa_runtime import decoder as decoder_module
 from medusa_runtime import kv_cache
 from medusa_runtime.accept import greedy, typical
 from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
-from medusa_runtime.errors import CapacityError, MedusaError, PromptError
 
-from .fake_backend import EOS, VOCAB, FakeBackend, contexts_of, logits_of, plain_answer, random_tree, state_of
-
-CHAIN = TreeProfile("chain", ((0,), (0, 0), (0, 0, 0)))
-
-
-def random_prompt(rng, length):
-    return rng.integers(VOCAB, size=length).tolist()
-
-
-def check_invariants(decoder):
-    """What must hold between steps: the past is exactly the tokens but the last, each at its own position."""
-    sequence, length, backend = decoder.sequence, decoder.cache.length(), decoder.backend
-    tokens = [*sequence.prompt, *sequence.answer]
-    assert length == len(tokens) - 1 == sequence.length - 1
-    assert length <= decoder.cache.capacity == backend.tokens.shape[1] <= decoder.cache.context
-    np.testing.assert_array_equal(backend.tokens[0, :length], tokens[:-1])
-    np.testing.assert_array_equal(backend.positions[0, :length], np.arange(length))
-    assert sequence.last == tokens[-1]
-    assert decoder.cache.can_draft()
-    contexts = contexts_of(tokens[:-1])
-    np.testing.assert_array_equal(backend.contexts[0, :length], contexts)
-    assert backend.hidden[0] == (state_of(tokens[:-1]), contexts[-1], length - 1)
-
-
-def finish(decoder):
-    """Step to the end, checking the invariants, and return what each step gave."""
-    given, steps = [], decoder.steps
-    while decoder.sequence.finish is None:
-        before = decoder.sequence.length
-        given.append(decoder.step())
-        check_invariants(decoder)
-        assert 1 <= len(given[-1]) == decoder.sequence.length - before <= decoder.profile.depth + 1
-        assert decoder.backend.committed[-1][0] == 0  # the root is always kept
-        assert len(decoder.backend.committed[-1]) == len(given[-1])
-        assert decoder.steps == steps + len(given)
-    return given
-
-
-def decode(decoder, prompt, max_new_tokens, stop_ids=()):
-    """A whole answer, from the prompt to the end."""
-    first = decoder.start(prompt, max_new_tokens, stop_ids)
-    assert len(first) == 1 and decoder.steps == 0
-    check_invariants(decoder)
-    given = finish(decoder)
-    assert decoder.sequence.answer == [*first, *itertools.chain(*given)]
-    return decoder.sequence.answer, decoder.sequence.finish
+from .decoding import CHAIN, check_invariants, decode, finish, random_prompt
+from .fake_backend import VOCAB, FakeBackend, logits_of, plain_answer, random_tree, state_of
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -144,103 +97,6 @@ def test_a_wider_tree_finds_tokens_of_higher_rank():
     assert steps[0] > 50
 
 
-@pytest.mark.parametrize("end", range(1, 12))
-def test_a_stop_id_or_a_limit_ends_inside_an_accepted_path(end):
-    prompt = [1]
-    answer, _ = plain_answer(prompt, 60, (), 4096)
-    stop = next(token for token in answer[end - 1 :] if answer.index(token) >= end - 1)
-    decoder = Decoder(FakeBackend(), CHAIN)
-    until_stop = answer[: answer.index(stop) + 1]
-    assert decode(decoder, prompt, 60, {stop}) == (until_stop, "stop")
-    assert decode(decoder, prompt, end) == (answer[:end], "length")
-    short = Decoder(FakeBackend(context=1 + end), CHAIN)
-    assert decode(short, prompt, 60) == (answer[:end], "context")
-
-
-def test_the_models_own_end_tokens_are_the_default():
-    prompt = next(p for p in ([n] for n in range(VOCAB)) if plain_answer(p, 60, {EOS}, 4096)[1] == "stop")
-    decoder = Decoder(FakeBackend(), CHAIN)
-    decoder.start(prompt, 60)
-    finish(decoder)
-    assert (decoder.sequence.answer, decoder.sequence.finish) == plain_answer(prompt, 60, {EOS}, 4096)
-    assert decoder.sequence.last == EOS
-
-
-@pytest.mark.parametrize(("context", "sizes"), [(20, [4] * 4), (19, [4] * 4), (18, [4, 4, 4, 1, 1]), (16, [4] * 3)])
-def test_where_the_context_has_no_room_for_the_tree_it_gives_way_to_plain_decoding(context, sizes):
-    backend = FakeBackend(context)
-    decoder = Decoder(backend, CHAIN)
-    assert decode(decoder, [1, 2, 3], 100) == plain_answer([1, 2, 3], 100, (), context)
-    assert decoder.sequence.length == context
-    assert [step.input_ids.shape[1] for step in backend.steps[1:]] == sizes
-    assert max(step.position_ids.max() for step in backend.steps) < context
-
-
-def test_a_tree_deeper_than_the_context_is_never_run():
-    backend = FakeBackend(context=4)
-    decoder = Decoder(backend, TreeProfile("t", tuple((0,) * d for d in range(1, 6))))
-    assert decode(decoder, [1], 100) == plain_answer([1], 100, (), 4)
-    assert all(step.input_ids.shape == (1, 1) for step in backend.steps)
-
-
-def test_an_answer_of_one_token_takes_no_step():
-    backend = FakeBackend()
-    decoder = Decoder(backend, CHAIN)
-    assert decode(decoder, [1, 2], 1) == plain_answer([1, 2], 1, (), 4096)
-    assert len(backend.steps) == 1
-
-
-def test_the_longest_prompt_leaves_room_for_one_token():
-    decoder = Decoder(FakeBackend(context=300), CHAIN)
-    prompt = random_prompt(np.random.default_rng(0), 299)
-    assert decode(decoder, prompt, 50) == plain_answer(prompt, 50, (), 300)
-    assert decoder.sequence.finish == "context"
-
-
-@pytest.mark.parametrize(
-    ("prompt", "more", "error", "message"),
-    [
-        ([], {}, PromptError, "the prompt is empty"),
-        ([[1, 2]], {}, PromptError, "one flat list of token ids"),
-        ([1, -1], {}, PromptError, "token ids outside 0 … 31"),
-        ([VOCAB], {}, PromptError, "token ids outside 0 … 31"),
-        ([1], {"max_new_tokens": 0}, PromptError, "max_new_tokens is 0; expected at least 1"),
-        ([1] * 50, {}, CapacityError, "the prompt has 50 tokens, the model's context is 50"),
-        ([1] * 51, {}, CapacityError, "the prompt has 51 tokens, the model's context is 50"),
-    ],
-)
-def test_a_prompt_that_cannot_be_answered_is_refused_before_any_work(prompt, more, error, message):
-    backend = FakeBackend(context=50)
-    decoder = Decoder(backend, CHAIN)
-    with pytest.raises(error, match=message):
-        decoder.start(prompt, **more)
-    assert backend.steps == []
-    decoder.start([1, 2], 20, ())
-    with pytest.raises(error, match=message):
-        decoder.start(prompt, **more)
-    finish(decoder)  # the answer under way is not lost
-    assert decoder.sequence.answer == plain_answer([1, 2], 20, (), 50)[0]
-
-
-def test_there_is_no_step_before_a_prompt():
-    backend = FakeBackend()
-    with pytest.raises(MedusaError, match="start a prompt first"):
-        Decoder(backend, CHAIN).step()
-    assert backend.steps == []
-
-
-@pytest.mark.parametrize(("max_new_tokens", "stop_ids", "context"), [(1, (), 99), (9, (), 99), (99, (), 9)])
-def test_a_finished_sequence_takes_no_further_step(max_new_tokens, stop_ids, context):
-    backend = FakeBackend(context)
-    decoder = Decoder(backend, CHAIN)
-    answer, _ = decode(decoder, [3], max_new_tokens, stop_ids)
-    ran, committed, answer = len(backend.steps), len(backend.committed), list(answer)
-    with pytest.raises(MedusaError, match="no step after an answer is finished"):
-        decoder.step()
-    assert (len(backend.steps), len(backend.committed), decoder.sequence.answer) == (ran, committed, answer)
-    check_invariants(decoder)
-
-
 def test_a_tree_beyond_the_heads_is_refused():
     with pytest.raises(ProfileError, match="has a path of depth 3"):
         Decoder(FakeBackend(heads=2), CHAIN)
@@ -279,32 +135,6 @@ def test_greedy_reads_no_logits():
     backend = FakeBackend()
     decode(Decoder(backend, CHAIN), [5, 6], 40)
     assert backend.read_rows == []
-
-
-def test_memory_that_runs_out_in_a_step_costs_no_token():
-    backend = FakeBackend()
-    decoder = Decoder(backend, CHAIN)
-    prompt = random_prompt(np.random.default_rng(1), 250)
-    decoder.start(prompt, 100, ())
-    backend.memory = 256
-    with pytest.raises(CapacityError, match="no memory"):
-        finish(decoder)
-    check_invariants(decoder)
-    backend.memory = None
-    finish(decoder)
-    assert decoder.sequence.answer == plain_answer(prompt, 100, (), 4096)[0]
-
-
-def test_a_prompt_that_finds_no_memory_leaves_nothing_to_step_on():
-    backend = FakeBackend()
-    decoder = Decoder(backend, CHAIN)
-    decoder.start([1, 2], 50, ())
-    backend.memory = 256
-    with pytest.raises(CapacityError, match="no memory"):
-        decoder.start([1] * 300)
-    with pytest.raises(MedusaError, match="start a prompt first"):
-        decoder.step()
-    assert decode(decoder, [1, 2], 50) == plain_answer([1, 2], 50, (), 4096)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -20,11 +20,12 @@ BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """The inputs of one step (`medusa_runtime.contract`), but for the past, which the backend holds.
 
-    `draft` says whether the heads run, on the hidden row that the last commit kept.
+    Run it again and again with other numbers in its arrays: a backend binds them where they lie, once, for as long as
+    the step lives. `draft` says whether the heads run, on the hidden row that the last commit kept.
     """
 
     input_ids: IntArray  # (B, T): literal tokens, or -1 - (head * top_k + rank)
@@ -53,17 +54,17 @@ class Backend(Protocol):
     def run(self, step: Step) -> None:
         """Run one step over the past held and return when its results can be read."""
 
-    def read_tokens(self) -> IntArray:
-        """Return (B, T) int32: the last step's ids with the candidates filled in."""
+    def read_tokens(self, sequence: int = 0) -> list[int]:
+        """Return T ids: the last step's, with the candidates filled in."""
 
-    def read_argmax(self) -> IntArray:
-        """Return (B, R) int32: the greedy next token at each wanted row."""
+    def read_argmax(self, sequence: int = 0) -> list[int]:
+        """Return R ids: the greedy next token at each wanted row."""
 
     def read_logits(self, row: int, sequence: int = 0) -> FloatArray:
         """Return (V,) float32: the logits at one of the R wanted rows."""
 
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
-        """Write the rows of the nodes in `path` behind the first `length` rows of the sequence's past.
+        """Write the rows of the nodes in `path`, which ascends, behind the first `length` rows of the sequence's past.
 
         The hidden state of the last of them becomes the one that the next draft starts from.
         """

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medusa_runtime import contract
-from medusa_runtime.backends.base import FloatArray, IntArray, Step
+from medusa_runtime.backends.base import FloatArray, Step
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
 from medusa_runtime.manifest import HeadFacts, ModelFacts
 from medusa_runtime.threads import physical_cores
 
-KEPT_BINDINGS = 8  # shapes of steps whose buffers stay bound
 # The past is bound in whole multiples of so many rows; `past_length` masks the few that are not real. Binding 60 pasts
 # took about 110 us a time, a row too many 14 us of attention: rarely binding beats binding exactly.
 ROWS_BOUND = 8
@@ -35,8 +35,8 @@ class OrtBackend:
     """Runs a graph with the CPU provider.
 
     All layers' keys and values lie in one arena (2·layers, B, capacity, W); with one sequence its first rows are bound
-    as a view, without a copy. A step's buffers are made and bound once per shape; the pasts are bound anew only when
-    more of their rows are needed.
+    as a view, without a copy. The arrays of a step are bound where they lie, and what it gives is bound too, once for
+    as long as the step lives; the pasts are bound anew only when more of their rows are needed.
     """
 
     def __init__(
@@ -53,14 +53,16 @@ class OrtBackend:
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.run_seconds = 0.0
         self._session = _session(graph, threads or physical_cores())
-        self._draft_hidden = np.zeros((1, model.hidden_size), dtype=np.float32)
+        self._batch, self._capacity = 1, 0
         self._arena = np.zeros((2 * model.layers, 1, 0, model.kv_row), dtype=np.float32)
-        self._bindings: OrderedDict[tuple[int, int, int, bool], _Binding] = OrderedDict()
-        self._current: _Binding | None = None
+        self._hold_drafts()
+        self._bindings: WeakKeyDictionary[Step, _Binding] = WeakKeyDictionary()
+        self._step: Step | None = None
+        self._binding: _Binding | None = None  # that of `_step`, the last one run
 
     def allocate(self, batch: int, capacity: int) -> None:
         """Lay the arenas out, keeping the rows of sequences that were there before."""
-        layers, old_batch, old_capacity, width = self._arena.shape
+        layers, width = self._arena.shape[0], self._arena.shape[3]
         try:
             arena = np.zeros((layers, batch, capacity, width), dtype=np.float32)
         except MemoryError as error:
@@ -68,39 +70,39 @@ class OrtBackend:
             raise CapacityError(
                 f"no memory for a KV cache of {size / 1e6:.0f} MB ({batch} × {capacity} rows)"
             ) from error
-        kept, rows = min(batch, old_batch), min(capacity, old_capacity)
+        kept, rows = min(batch, self._batch), min(capacity, self._capacity)
         arena[:, :kept, :rows] = self._arena[:, :kept, :rows]
-        self._arena = arena
-        if batch != old_batch:
-            self._draft_hidden = np.zeros((batch, self.model.hidden_size), dtype=np.float32)
+        same_batch = batch == self._batch
+        self._arena, self._batch, self._capacity = arena, batch, capacity
+        if not same_batch:
+            self._hold_drafts()
             self._bindings.clear()
+            self._step = self._binding = None
         for binding in self._bindings.values():
             binding.past_rows = -1
 
     def run(self, step: Step) -> None:
         """Run one step over the past held."""
-        binding = self._binding(step)
-        binding.load(step)
-        batch = self._arena.shape[1]
-        capacity = self._arena.shape[2]
-        rows = int(step.past_length[0]) if batch == 1 else capacity
-        if rows > capacity:  # a view of them would read beyond the arena
-            raise RuntimeError(f"{rows} rows of past do not lie in an arena of {capacity}")
-        rows = min(capacity, -(-rows // ROWS_BOUND) * ROWS_BOUND)
+        if step is not self._step:
+            self._bind(step)
+        binding = self._results()
+        rows = binding.past_length[0] if self._batch == 1 else self._capacity
+        if rows > self._capacity:  # a view of them would read beyond the arena
+            raise RuntimeError(f"{rows} rows of past do not lie in an arena of {self._capacity}")
+        rows = min(rows + -rows % ROWS_BOUND, self._capacity)
         if rows != binding.past_rows:
             binding.bind_past(self._arena, rows)
-        self._current = binding
         started = time.perf_counter()
         self._session.run_with_iobinding(binding.io)
         self.run_seconds = time.perf_counter() - started
 
-    def read_tokens(self) -> IntArray:
-        """Return (B, T) int32."""
-        return self._results().tokens
+    def read_tokens(self, sequence: int = 0) -> list[int]:
+        """Return T ids."""
+        return self._results().tokens[sequence].tolist()
 
-    def read_argmax(self) -> IntArray:
-        """Return (B, R) int32."""
-        return self._results().argmax
+    def read_argmax(self, sequence: int = 0) -> list[int]:
+        """Return R ids."""
+        return self._results().argmax[sequence].tolist()
 
     def read_logits(self, row: int, sequence: int = 0) -> FloatArray:
         """Return (V,) float32."""
@@ -110,88 +112,73 @@ class OrtBackend:
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Copy the rows of `path` behind the past, all layers at once, and the last one's hidden state."""
         results = self._results()
-        if length + len(path) > self._arena.shape[2]:
-            raise RuntimeError(f"{length} + {len(path)} rows do not fit an arena of {self._arena.shape[2]}")
-        target = self._arena[:, sequence, length : length + len(path)]
+        end = length + len(path)
+        if end > self._capacity:
+            raise RuntimeError(f"{length} + {len(path)} rows do not fit an arena of {self._capacity}")
         first, last = path[0], path[-1]
-        if last - first == len(path) - 1:  # one run, the usual case: the rank-0 chain comes first
-            target[...] = results.new_rows[:, sequence, first : last + 1]
-        else:
-            target[...] = results.new_rows[:, sequence, list(path)]
-        self._draft_hidden[sequence] = results.hidden[sequence, last]
+        if last - first == end - 1 - length:  # one run, the usual case: the rank-0 chain comes first
+            self._arena[:, sequence, length:end] = results.new_rows[:, sequence, first : last + 1]
+        else:  # node by node: one copy by a list of nodes takes four times as long
+            for row, node in enumerate(path, start=length):
+                self._arena[:, sequence, row] = results.new_rows[:, sequence, node]
+        self._draft_rows[sequence][:] = results.hidden[sequence][last]
+
+    def _hold_drafts(self) -> None:
+        """Make room for the hidden state of each sequence's last row."""
+        self._draft_hidden = np.zeros((self._batch, self.model.hidden_size), dtype=np.float32)
+        self._draft_rows = _rows(self._draft_hidden)
 
     def _results(self) -> _Binding:
-        if self._current is None:
+        if self._binding is None:
             raise RuntimeError("no step has been run")
-        return self._current
+        return self._binding
 
-    def _binding(self, step: Step) -> _Binding:
-        """Return the buffers for this step's shape, made once and kept for the last few shapes."""
-        B, T = step.input_ids.shape
-        key = (B, T, step.logit_rows.shape[1], step.draft)
-        binding = self._bindings.get(key)
+    def _bind(self, step: Step) -> None:
+        """Make `step` the one that runs, with buffers bound now if it is new."""
+        binding = self._bindings.get(step)
         if binding is None:
-            binding = _Binding(self._session, self.model, key, self._draft_hidden)
-            self._bindings[key] = binding
-            if len(self._bindings) > KEPT_BINDINGS:
-                self._bindings.popitem(last=False)
-        else:
-            self._bindings.move_to_end(key)
-        return binding
+            binding = self._bindings[step] = _Binding(self._session, self.model, step, self._draft_hidden)
+        self._step, self._binding = step, binding
 
 
 class _Binding:
-    """The input and output buffers of one shape of step, bound to the session once."""
+    """The arrays of one step and the buffers of what it gives, bound to the session once."""
 
-    def __init__(
-        self, session: Any, model: ModelFacts, key: tuple[int, int, int, bool], draft_hidden: FloatArray
-    ) -> None:
-        B, T, R, draft = key
+    def __init__(self, session: Any, model: ModelFacts, step: Step, draft_hidden: FloatArray) -> None:
+        (B, T), R = step.input_ids.shape, step.logit_rows.shape[1]
+        layers = range(model.layers)
         self.io = session.io_binding()
         # IOBinding.bind_input makes a device object at each call, which triples its cost; its inner call does not
         self._bind = self.io._iobinding.bind_input
         self._device = _cpu_device()
+        self._past_names = [*(contract.past_key(i) for i in layers), *(contract.past_value(i) for i in layers)]
         self.past_rows = -1  # how many rows of the past are bound; -1: none yet
-        self._draft_hidden = draft_hidden if draft else draft_hidden[:0]
-        self._inputs = {
-            contract.INPUT_IDS: np.zeros((B, T), dtype=np.int32),
-            contract.POSITION_IDS: np.zeros((B, T), dtype=np.int32),
-            contract.TREE_MASK: np.zeros((B, T, T), dtype=np.bool_),
-            contract.PAST_LENGTH: np.zeros(B, dtype=np.int32),
-            contract.DRAFT_HIDDEN: self._draft_hidden,
-            contract.LOGIT_ROWS: np.zeros((B, R), dtype=np.int32),
+        self._inputs = {  # held, or their memory would go
+            contract.INPUT_IDS: step.input_ids,
+            contract.POSITION_IDS: step.position_ids,
+            contract.TREE_MASK: step.tree_mask,
+            contract.PAST_LENGTH: step.past_length,
+            contract.DRAFT_HIDDEN: draft_hidden if step.draft else draft_hidden[:0],
+            contract.LOGIT_ROWS: step.logit_rows,
         }
-        for name, array in self._inputs.items():
-            self.io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self.tokens = np.zeros((B, T), dtype=np.int32)
-        self.argmax = np.zeros((B, R), dtype=np.int32)
         self.logits = np.zeros((B, R, model.vocab_size), dtype=np.float32)
-        self.hidden = np.zeros((B, T, model.hidden_size), dtype=np.float32)
         self.new_rows = np.zeros((2 * model.layers, B, T, model.kv_row), dtype=np.float32)
-        layers = range(model.layers)
+        tokens, argmax = np.zeros((B, T), dtype=np.int32), np.zeros((B, R), dtype=np.int32)
+        hidden = np.zeros((B, T, model.hidden_size), dtype=np.float32)
         outputs = {
-            contract.TOKENS: self.tokens,
-            contract.ARGMAX: self.argmax,
+            contract.TOKENS: tokens,
+            contract.ARGMAX: argmax,
             contract.LOGITS: self.logits,
-            contract.HIDDEN: self.hidden,
+            contract.HIDDEN: hidden,
             **{contract.new_key(i): self.new_rows[i] for i in layers},
             **{contract.new_value(i): self.new_rows[model.layers + i] for i in layers},
         }
-        for name, array in outputs.items():
-            self.io.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._past_names = [*(contract.past_key(i) for i in layers), *(contract.past_value(i) for i in layers)]
-        self._mask_of: object = None
-
-    def load(self, step: Step) -> None:
-        """Copy the step's inputs into the bound buffers; a mask that is the last one again is not copied."""
-        inputs = self._inputs
-        inputs[contract.INPUT_IDS][...] = step.input_ids
-        inputs[contract.POSITION_IDS][...] = step.position_ids
-        inputs[contract.PAST_LENGTH][...] = step.past_length
-        if step is not self._mask_of:
-            inputs[contract.TREE_MASK][...] = step.tree_mask
-            inputs[contract.LOGIT_ROWS][...] = step.logit_rows
-            self._mask_of = step
+        for bind, arrays in ((self.io.bind_input, self._inputs), (self.io.bind_output, outputs)):
+            for name, array in arrays.items():
+                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self.past_length = step.past_length.data
+        self.tokens, self.argmax = _rows(tokens), _rows(argmax)
+        self.hidden = [_rows(of_one) for of_one in hidden]
 
     def bind_past(self, arena: FloatArray, rows: int) -> None:
         """Bind the first `rows` rows of every tensor of the arena (2·layers, B, capacity, W), where they lie."""
@@ -202,6 +189,11 @@ class _Binding:
             bind(name, device, FLOAT32, shape, pointer)
             pointer += stride
         self.past_rows = rows
+
+
+def _rows(array: NDArray[Any]) -> list[memoryview]:
+    """Return the rows of (N, M) as memoryviews: reading one takes a third of what it takes through numpy."""
+    return [row.data for row in array]
 
 
 def _session(graph: Path, threads: int) -> Any:

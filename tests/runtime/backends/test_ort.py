@@ -137,12 +137,45 @@ def test_pasts_are_bound_anew_only_when_more_rows_are_needed(
         ort._Binding, "bind_past", lambda self, arena, rows: (bound.append(rows), original(self, arena, rows))[1]
     )
     cache = KvCache(backend)
+    step = literal([7, 8], 0)
     for _ in range(3):
-        backend.run(literal([7, 8], 0))
+        backend.run(step)
     for _ in range(ort.ROWS_BOUND // 2 + 1):
         cache.commit([0, 1])
-        backend.run(literal([5, 6], cache.length()))
+        step.past_length[0] = cache.length()
+        step.position_ids[0] = cache.length() + np.arange(2)
+        backend.run(step)
     assert bound == [0, ort.ROWS_BOUND, 2 * ort.ROWS_BOUND]
+
+
+def test_a_step_is_bound_once_and_reads_what_its_arrays_hold_now(
+    backend: OrtBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medusa_runtime.backends import ort
+
+    made: list[Step] = []
+    original = ort._Binding.__init__
+    monkeypatch.setattr(ort._Binding, "__init__", lambda self, *args: (made.append(args[2]), original(self, *args))[1])
+    KvCache(backend)
+    first, second = literal([5, 9, 17], 0), literal([5, 9, 17], 0)
+    backend.run(first)
+    before = logits(backend, 3)
+    backend.run(second)
+    first.input_ids[0, 1] = 23
+    backend.run(first)
+    assert made == [first, second]
+    after = logits(backend, 3)
+    np.testing.assert_array_equal(after[0], before[0])
+    assert np.abs(after[1:] - before[1:]).max(axis=1).min() > 1e-3
+    backend.run(literal([5, 23, 17], 0))
+    np.testing.assert_array_equal(logits(backend, 3), after)
+
+
+def test_the_buffers_of_a_step_go_with_it(backend: OrtBackend) -> None:
+    KvCache(backend)
+    for _ in range(3):
+        backend.run(literal([7, 8], 0))
+    assert len(backend._bindings) == 1  # that of the last one run, whose results can still be read
 
 
 @pytest.mark.parametrize("name", ["chain-2", "tree-8", "mc_sim_7b_63"])
