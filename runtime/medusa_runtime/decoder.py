@@ -30,8 +30,10 @@ class Decoder:
         """
         self.backend, self.accept = backend, accept
         self.cache = KvCache(backend)
+        self._inputs: dict[TreeProfile, _TreeInputs] = {}  # of every tree used so far: a backend binds each once
         plain = TreeProfile.plain()
-        self._plain = _TreeInputs(plain, backend.heads.top_k)
+        self.use(plain)
+        self._plain = self._tree
         self.use(profile or plain)
         self.sequence: Sequence | None = None
         self.steps = 0  # steps since `start`, the prefill not counted
@@ -40,7 +42,7 @@ class Decoder:
         """Decode with another tree from the next step on."""
         profile.require(self.backend.heads.count, self.backend.heads.top_k)
         self.profile = profile
-        self._tree = _TreeInputs(profile, self.backend.heads.top_k)
+        self._tree = self._inputs.setdefault(profile, _TreeInputs(profile, self.backend.heads.top_k))
 
     def start(self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None) -> list[int]:
         """Prefill a prompt and return the first token of its answer, forgetting whatever was decoded before.
