@@ -2,7 +2,9 @@
 
 The layout ("version 2" of the published ones): `medusa_lm_head.safetensors` with `{head}.{layer}.linear.weight`
 (out, in), `{head}.{layer}.linear.bias` (out) and, where a head has an lm_head of its own,
-`{head}.{layers}.weight` (V, H). Source: the Medusa authors' checkpoints.
+`{head}.{layers}.weight` (V, H). Source: the Medusa authors' checkpoints. Beside them `token_map` (D,) int64 may stand,
+as in vLLM's layout: the token that each row of the lm_head scores; own lm_heads then have D rows, or V of which D are
+read.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ CONFIG_NAME = "config.json"
 PICKLE_NAME = "medusa_lm_head.pt"
 LARGEST_HEADER = 16 * 2**20  # bytes; a header of real heads takes a few kilobytes
 STORED_TYPES = ("F16", "BF16", "F32")
+MAP_NAME = "token_map"
+MAP_TYPES = ("I64",)
 
 _LINEAR = re.compile(r"(\d{1,4})\.(\d{1,4})\.linear\.(weight|bias)")
 _LM_HEAD = re.compile(r"(\d{1,4})\.(\d{1,4})\.weight")
@@ -34,13 +38,18 @@ class HeadsError(UnsupportedModelError):
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """What names and shapes say. `own_lm_head_size` is V, or None when the decoder's lm_head is shared."""
+    """What names and shapes say.
+
+    own_lm_head_size: rows of each head's own lm_head, or None when the decoder's is shared. draft_vocabulary: how many
+    tokens the heads score, or None when they score all.
+    """
 
     heads: int
     layers: int
     conditioning: Literal["none", "root"]
     hidden_size: int
     own_lm_head_size: int | None
+    draft_vocabulary: int | None = None
 
 
 def read_head_facts(source: str | Path) -> tuple[int, int, str]:
@@ -120,8 +129,9 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _entry_shape(name: str, entry: Any, path: Path) -> tuple[int, ...]:
-    if entry["dtype"] not in STORED_TYPES:
-        raise HeadsError(f"{path}: {name} is stored as {entry['dtype']}; expected one of {', '.join(STORED_TYPES)}")
+    types = MAP_TYPES if name == MAP_NAME else STORED_TYPES
+    if entry["dtype"] not in types:
+        raise HeadsError(f"{path}: {name} is stored as {entry['dtype']}; expected {' or '.join(types)}")
     return tuple(int(size) for size in entry["shape"])
 
 
@@ -131,6 +141,8 @@ def layout_facts(shapes: dict[str, tuple[int, ...]], path: Path) -> HeadFacts:
     Raises HeadsError for unknown names, gaps in the numbering, heads of different depth, missing biases and
     shapes that do not fit together.
     """
+    draft_vocabulary = _draft_vocabulary(shapes, path)
+    shapes = {name: shape for name, shape in shapes.items() if name != MAP_NAME}
     linears, lm_heads = _sort_names(shapes, path)
     heads = _count({head for head, _, _ in linears} | {head for head, _ in lm_heads}, "heads", path)
     depths = [1 + max((layer for owner, layer, _ in linears if owner == head), default=-1) for head in range(heads)]
@@ -149,6 +161,11 @@ def layout_facts(shapes: dict[str, tuple[int, ...]], path: Path) -> HeadFacts:
     own_size = None
     if lm_heads:
         own_size = _size(shapes, f"0.{layers}.weight", 0, path)
+        if own_size < (draft_vocabulary or 0):
+            raise HeadsError(
+                f"{path}: lm_heads of {own_size} rows under a token_map of {draft_vocabulary} tokens; expected a row "
+                "for each; damaged or of another layout"
+            )
         expected |= {f"{head}.{layers}.weight": (own_size, hidden_size) for head in range(heads)}
     for name in sorted(expected.keys() | shapes.keys()):
         if shapes.get(name) != expected.get(name):
@@ -156,7 +173,16 @@ def layout_facts(shapes: dict[str, tuple[int, ...]], path: Path) -> HeadFacts:
                 f"{path}: {name} has shape {shapes.get(name, 'missing')}, expected {expected.get(name, 'none')} "
                 f"({heads} heads of {layers} layers, hidden size {hidden_size}); damaged or of another layout"
             )
-    return HeadFacts(heads, layers, conditioning, hidden_size, own_size)
+    return HeadFacts(heads, layers, conditioning, hidden_size, own_size, draft_vocabulary)
+
+
+def _draft_vocabulary(shapes: dict[str, tuple[int, ...]], path: Path) -> int | None:
+    if MAP_NAME not in shapes:
+        return None
+    shape = shapes[MAP_NAME]
+    if len(shape) != 1 or shape[0] < 1:
+        raise HeadsError(f"{path}: {MAP_NAME} has shape {shape}, expected (D,): one token id for each lm_head row")
+    return shape[0]
 
 
 def _sort_names(

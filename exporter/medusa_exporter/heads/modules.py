@@ -1,6 +1,6 @@
 """What Medusa heads compute: ResBlocks on the decoder's last hidden state, then an lm_head.
 
-Shapes: N positions, K heads, H hidden size, V vocabulary.
+Shapes: N positions, K heads, H hidden size, V vocabulary, D draft vocabulary (D = V where there is no token_map).
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ class MedusaHeads(torch.nn.Module):
     (arXiv 2401.10774) section 2.1.1. With conditioning "root" the first ResBlock's linear takes [h ; E], where E
     is the embedding of token t+1, while its residual adds h alone.
 
-    hidden_size: H of the decoder. heads: K. layers: ResBlocks per head, at least one. own_lm_head_size: V when
-    each head has an lm_head of its own, None when the decoder's is shared.
+    hidden_size: H of the decoder. heads: K. layers: ResBlocks per head, at least one. own_lm_head_size: D when
+    each head has an lm_head of its own, None when the decoder's is shared. token_map: (D,) int64, the token that each
+    row of the lm_head scores, distinct and in any order; None when row and token are the same.
     All parameters start at zero; with a shared lm_head each head thus starts as the decoder's own distribution.
-    Raises ValueError for sizes below one or an unknown conditioning.
+    Raises ValueError for sizes below one, an unknown conditioning, a token_map that is none, or an own_lm_head_size
+    other than the token_map's.
     """
+
+    token_map: Tensor | None
 
     def __init__(
         self,
@@ -36,12 +40,15 @@ class MedusaHeads(torch.nn.Module):
         layers: int,
         conditioning: Conditioning = "none",
         own_lm_head_size: int | None = None,
+        token_map: Tensor | None = None,
     ) -> None:
         super().__init__()
         if min(hidden_size, heads, layers) < 1:
             raise ValueError(f"hidden_size, heads and layers must be at least 1; got {hidden_size}, {heads}, {layers}")
         if conditioning not in ("none", "root"):
             raise ValueError(f"conditioning must be 'none' or 'root'; got {conditioning!r}")
+        if token_map is not None:
+            _check_token_map(token_map, own_lm_head_size)
         self.hidden_size, self.heads, self.layers = hidden_size, heads, layers
         self.conditioning: Conditioning = conditioning
         self.own_lm_head_size = own_lm_head_size
@@ -52,7 +59,8 @@ class MedusaHeads(torch.nn.Module):
         self.biases = torch.nn.ParameterList([torch.zeros(heads, 1, hidden_size) for _ in inputs])
         self.own_lm_head = (
             torch.nn.Parameter(torch.zeros(heads, hidden_size, own_lm_head_size)) if own_lm_head_size else None
-        )  # (K, H, V)
+        )  # (K, H, D)
+        self.register_buffer("token_map", token_map)
 
     def features(self, hidden: Tensor, root_embedding: Tensor | None = None) -> Tensor:
         """Run the ResBlocks: hidden (N, H), after the final norm -> (K, N, H).
@@ -73,15 +81,32 @@ class MedusaHeads(torch.nn.Module):
         return rows
 
     def logits(self, features: Tensor, lm_head: Callable[[Tensor], Tensor]) -> Tensor:
-        """Turn features (K, N, H) into logits (K, N, V), by `lm_head` (rows, H) -> (rows, V) or the heads' own."""
+        """Turn features (K, N, H) into logits (K, N, D), by `lm_head` (rows, H) -> (rows, D) or the heads' own.
+
+        With a token_map, `lm_head` is to give one column for each of its tokens, in its order.
+        """
         if self.own_lm_head is not None:
             return features @ self.own_lm_head
-        flat = lm_head(features.reshape(-1, self.hidden_size))  # (K·N, V)
+        flat = lm_head(features.reshape(-1, self.hidden_size))  # (K·N, D)
         return flat.reshape(self.heads, -1, flat.shape[-1])
 
     def propose(
         self, hidden: Tensor, root_embedding: Tensor | None, lm_head: Callable[[Tensor], Tensor], top_k: int
     ) -> Tensor:
-        """Return each head's `top_k` likeliest tokens, best first: (N, K, top_k) int64."""
+        """Return each head's `top_k` likeliest tokens, best first: (N, K, top_k) int64, token ids of the decoder.
+
+        `lm_head` as in `logits`; `top_k` is at most D.
+        """
         logits = self.logits(self.features(hidden, root_embedding), lm_head)
-        return torch.topk(logits, top_k, dim=-1).indices.permute(1, 0, 2)
+        rows = torch.topk(logits, top_k, dim=-1).indices.permute(1, 0, 2)
+        return rows if self.token_map is None else self.token_map[rows]
+
+
+def _check_token_map(token_map: Tensor, own_lm_head_size: int | None) -> None:
+    shape, size = tuple(token_map.shape), token_map.numel()
+    if len(shape) != 1 or not size or token_map.dtype != torch.int64:
+        raise ValueError(f"token_map must be (D,) int64 with D of at least 1; got {shape} {token_map.dtype}")
+    if int(token_map.min()) < 0 or len(torch.unique(token_map)) != size:
+        raise ValueError("token_map must hold distinct token ids of at least 0; it repeats some or has negative ones")
+    if own_lm_head_size not in (None, size):
+        raise ValueError(f"an lm_head of {own_lm_head_size} rows under a token_map of {size} tokens; give one row each")

@@ -15,9 +15,9 @@ H, V = 8, 11
 EXTRAS = {"base_model_name_or_path": "tiny", "vocab_size": V}
 
 
-def make_heads(layers=2, conditioning="root", own=None, count=3):
+def make_heads(layers=2, conditioning="root", own=None, count=3, token_map=None):
     torch.manual_seed(0)
-    heads = MedusaHeads(H, count, layers, conditioning, own)
+    heads = MedusaHeads(H, count, layers, conditioning, own, token_map)
     with torch.no_grad():
         for parameter in heads.parameters():
             parameter.copy_(torch.randn_like(parameter).half())
@@ -49,6 +49,63 @@ def test_round_trip(tmp_path, layers, own, conditioning):
         torch.testing.assert_close(back.state_dict()[name], value)
     assert layout.read_head_facts(str(tmp_path)) == (3, layers, conditioning)
     assert [file.name for file in layout.heads_files(tmp_path)] == ["config.json", "medusa_lm_head.safetensors"]
+
+
+TOKENS = torch.tensor([3, 10, 0, 7])
+
+
+@pytest.mark.parametrize("own", [None, len(TOKENS)])
+def test_a_draft_vocabulary_comes_back(tmp_path, own):
+    heads = make_heads(own=own, token_map=TOKENS)
+    layout.save_heads(heads, tmp_path, EXTRAS)
+    assert json.loads((tmp_path / "config.json").read_text())["draft_vocabulary"] == len(TOKENS)
+    assert load_file(tmp_path / facts.WEIGHTS_NAME)["token_map"].dtype == torch.int64
+    back = layout.load_heads(tmp_path, H, V)
+    assert back.own_lm_head_size == own
+    assert back.state_dict().keys() == heads.state_dict().keys()
+    for name, value in heads.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[name], value)
+    found = facts.layout_facts(facts.read_shapes(tmp_path / facts.WEIGHTS_NAME), tmp_path)
+    assert (found.draft_vocabulary, found.own_lm_head_size) == (len(TOKENS), own)
+
+
+def test_of_full_lm_heads_a_draft_vocabulary_takes_its_rows(tmp_path):
+    heads = make_heads(own=V)
+    layout.save_heads(heads, tmp_path, EXTRAS)
+    change_weights(tmp_path, lambda t: t.update({"token_map": TOKENS}))
+    back = layout.load_heads(tmp_path, H, V)
+    assert back.own_lm_head_size == len(TOKENS)
+    torch.testing.assert_close(back.own_lm_head, heads.own_lm_head[:, :, TOKENS], check_stride=False)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.tensor([0, 3, 0]), "repeats 1 of its ids"),
+        (torch.tensor([1, V]), f"ids from 1 to {V}.*vocabulary has {V}"),
+        (torch.tensor([-1, 2]), "ids from -1 to 2"),
+        (torch.tensor([1, 2], dtype=torch.int32), "token_map is stored as I32; expected I64"),
+        (torch.tensor([[1, 2]]), r"token_map has shape \(1, 2\), expected \(D,\)"),
+        (torch.zeros(0, dtype=torch.int64), r"token_map has shape \(0,\)"),
+    ],
+)
+def test_a_token_map_that_is_none_is_refused(folder, tokens, message):
+    change_weights(folder, lambda t: t.update({"token_map": tokens}))
+    with pytest.raises(HeadsError, match=message):
+        layout.load_heads(folder, H, V)
+
+
+def test_own_lm_heads_must_cover_the_draft_vocabulary(tmp_path):
+    layout.save_heads(make_heads(own=3), tmp_path, EXTRAS)
+    change_weights(tmp_path, lambda t: t.update({"token_map": TOKENS}))
+    with pytest.raises(HeadsError, match="lm_heads of 3 rows under a token_map of 4"):
+        layout.load_heads(tmp_path, H, V)
+
+
+def test_a_config_with_another_draft_vocabulary_is_warned_of(folder):
+    (folder / "config.json").write_text('{"draft_vocabulary": 5}')
+    with pytest.warns(UserWarning, match="draft_vocabulary is 5, but weights and model say 11"):
+        layout.load_heads(folder, H, V)
 
 
 def test_the_names_and_the_config_are_the_published_ones(folder):

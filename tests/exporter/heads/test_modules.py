@@ -6,9 +6,9 @@ from medusa_exporter.heads.modules import MedusaHeads
 H, K, V = 8, 3, 11
 
 
-def random_heads(layers=2, conditioning="none", own=None):
+def random_heads(layers=2, conditioning="none", own=None, token_map=None):
     torch.manual_seed(0)
-    heads = MedusaHeads(H, K, layers, conditioning, own)
+    heads = MedusaHeads(H, K, layers, conditioning, own, token_map)
     with torch.no_grad():
         for parameter in heads.parameters():
             parameter.normal_(std=0.5)
@@ -61,6 +61,35 @@ def test_proposals_are_the_likeliest_tokens_of_each_head(rows):
     logits = lm_head(reference(heads, hidden, root)).detach().numpy()
     expected = np.argsort(-logits, axis=-1)[..., :3].transpose(1, 0, 2)
     np.testing.assert_array_equal(proposals.numpy(), expected)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_draft_vocabulary_proposes_the_decoders_tokens(own):
+    token_map = torch.tensor([7, 2, 10, 0, 5])
+    heads, lm_head = random_heads(own=5 if own else None, token_map=token_map), torch.nn.Linear(H, V, bias=False)
+    hidden = torch.randn(4, H)
+    proposals = heads.propose(hidden, None, lambda rows: rows @ lm_head.weight[token_map].T, 3)
+    features = reference(heads, hidden, None)
+    scores = features @ heads.own_lm_head if own else lm_head(features)[..., token_map]
+    ranked = np.argsort(-scores.detach().numpy(), axis=-1)[..., :3]
+    np.testing.assert_array_equal(proposals.numpy(), token_map.numpy()[ranked].transpose(1, 0, 2))
+    assert heads.logits(heads.features(hidden), lambda rows: rows @ lm_head.weight[token_map].T).shape == (K, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("token_map", "own", "message"),
+    [
+        (torch.tensor([[1, 2]]), None, r"\(D,\) int64.*\(1, 2\)"),
+        (torch.tensor([1.0, 2.0]), None, "float32"),
+        (torch.zeros(0, dtype=torch.int64), None, "at least 1"),
+        (torch.tensor([1, 2, 1]), None, "distinct"),
+        (torch.tensor([1, -2]), None, "negative"),
+        (torch.tensor([1, 2]), V, "11 rows under a token_map of 2"),
+    ],
+)
+def test_what_is_no_token_map_is_refused(token_map, own, message):
+    with pytest.raises(ValueError, match=message):
+        MedusaHeads(H, K, 1, own_lm_head_size=own, token_map=token_map)
 
 
 def test_a_missing_root_and_bad_sizes_are_refused():
