@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from medusa_runtime.errors import CapacityError, UnsupportedModelError
+from medusa_runtime.errors import UnsupportedModelError
 from torch import Tensor
 from tqdm import tqdm
 
 from medusa_exporter.heads.data import DataError, DataSet
+from medusa_exporter.heads.states import make_room
 
 IGNORED = -100  # a target that does not count: past the end of its row, or not the model's own token
 TOKENS_PER_PASS = {"cuda": 65_536, "cpu": 2_048}
@@ -24,16 +26,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Positions:
-    """P positions t of a data set, those whose next token is an answer's, on one device.
+    """P positions t of a data set, those whose next token is an answer's.
 
-    hidden (P, H): the decoder's state at t, after the final norm. root (P,) int32: token t+1. targets (P, K) int32:
-    token t+2+k for head k, or IGNORED. row (P,) int32, on the CPU: the row of the data set.
+    hidden (P, S): what heads see of t, the decoder's state after the final norm and, behind it, the tapped states; it
+    may lie elsewhere than the rest (`states.make_room`), on which device `root` is. root (P,) int32: token t+1.
+    targets (P, K) int32: token t+2+k for head k, or IGNORED. row (P,) int32, on the CPU: the row of the data set.
+    place (P,) int64: t, counted over all rows.
     """
 
     hidden: Tensor
     root: Tensor
     targets: Tensor
     row: Tensor
+    place: Tensor
 
     def __len__(self) -> int:
         return len(self.root)
@@ -71,20 +76,28 @@ def check_model(data: DataSet, model: Any, name: str) -> None:
         )
 
 
-def positions(model: Any, data: DataSet, heads: int, label: str = "hidden states") -> Positions:
+def positions(
+    model: Any,
+    data: DataSet,
+    heads: int,
+    *,
+    taps: tuple[int, ...] = (),
+    label: str = "hidden states",
+    disk: Path | None = None,
+) -> Positions:
     """Run the decoder once over all rows and keep the states of the positions that count.
 
-    States are kept in the model's dtype. Raises CapacityError when they would not fit the free memory and DataError
-    when no position counts.
+    taps: decoder layers whose input, after its norm, is kept too. States are kept in the model's dtype, where they fit
+    (`states.make_room`). Raises CapacityError when they fit nowhere and DataError when no position counts.
     """
     places, root, targets, row = _answer_places(data, heads)
     if len(places) == 0:
         raise DataError("no answer of two tokens or more in these rows; expected some: distill more prompts")
-    width, device = model.config.hidden_size, model.device
-    _check_memory(len(places), width * model.dtype.itemsize + 4 + 4 * heads, device)
-    hidden = torch.empty(len(places), width, dtype=model.dtype, device=device)
+    width, device = model.config.hidden_size * (1 + len(taps)), model.device
+    beside = root.itemsize + places.itemsize + targets.itemsize * heads
+    hidden = make_room(len(places), width, model.dtype, device, disk, beside)
     bar = tqdm(total=len(data.tokens), unit="tok", unit_scale=True, desc=label, mininterval=1)
-    with torch.no_grad(), bar:
+    with torch.no_grad(), bar, tapped(model, taps) as caught:
         for rows in _batches(data, TOKENS_PER_PASS[device.type]):
             lengths = np.diff(data.offsets)[rows]
             ids = np.zeros((len(rows), int(lengths.max())), np.int64)  # padded on the right: causal, so never seen
@@ -92,16 +105,37 @@ def positions(model: Any, data: DataSet, heads: int, label: str = "hidden states
                 tokens, _ = data.row(index)
                 line[: len(tokens)] = tokens
             states = model.base_model(input_ids=torch.from_numpy(ids).to(device), use_cache=False).last_hidden_state
-            flat = states.reshape(-1, width)  # (rows · longest, H)
             starts, stops = np.searchsorted(places, data.offsets[rows]), np.searchsorted(places, data.offsets[rows + 1])
             chosen = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
             line_start = np.repeat(np.arange(len(rows)) * ids.shape[1] - data.offsets[rows], stops - starts)
             taken = torch.from_numpy(places[chosen] + line_start).to(device)
-            hidden[torch.from_numpy(chosen).to(device)] = flat[taken]
+            seen = [state.flatten(0, 1)[taken] for state in (states, *(caught[layer] for layer in taps))]  # (n, H) each
+            hidden[torch.from_numpy(chosen).to(hidden.device)] = torch.cat(seen, dim=-1).to(hidden.device)
             bar.update(int(lengths.sum()))
-    return Positions(
-        hidden, torch.from_numpy(root).to(device), torch.from_numpy(targets).to(device), torch.from_numpy(row)
-    )
+    on_device = [torch.from_numpy(array).to(device) for array in (root, targets, places)]
+    return Positions(hidden, on_device[0], on_device[1], torch.from_numpy(row), on_device[2])
+
+
+@contextmanager
+def tapped(model: Any, taps: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
+    """Catch, while the block runs, what the decoder's layers `taps` read: their input after its norm, (B, T, H).
+
+    Raises UnsupportedModelError for a layer that the decoder lacks.
+    """
+    layers: Any = model.base_model.layers
+    caught: dict[int, Tensor] = {}
+    if wrong := [layer for layer in taps if not 0 <= layer < len(layers)]:
+        raise UnsupportedModelError(f"no decoder layer {wrong[0]} to tap: the model's are 0 to {len(layers) - 1}")
+
+    def catch(layer: int) -> Callable[[Any, Any, Tensor], None]:
+        return lambda _module, _arguments, output: caught.__setitem__(layer, output)
+
+    hooks = [layers[layer].input_layernorm.register_forward_hook(catch(layer)) for layer in taps]
+    try:
+        yield caught
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _answer_places(data: DataSet, heads: int) -> tuple[Any, Any, Any, Any]:
@@ -136,23 +170,3 @@ def _batches(data: DataSet, budget: int) -> Iterator[Any]:
         size = max(1, budget // int(lengths[order[start]]))
         yield np.sort(order[start : start + size])
         start += size
-
-
-def _check_memory(count: int, bytes_each: int, device: torch.device) -> None:
-    free = _free_bytes(device)
-    needed = count * bytes_each
-    if free is not None and needed > 0.8 * free:
-        raise CapacityError(
-            f"the hidden states of {count:,} positions take {needed / 1e9:.1f} GB, but {device} has "
-            f"{free / 1e9:.1f} GB free, and training needs a fifth of it; give less data or another device"
-        )
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None  # no such file on this system: nothing to check against
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)

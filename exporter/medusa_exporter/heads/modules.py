@@ -1,6 +1,7 @@
 """What Medusa heads compute: ResBlocks on the decoder's last hidden state, then an lm_head.
 
-Shapes: N positions, K heads, H hidden size, V vocabulary, D draft vocabulary (D = V where there is no token_map).
+Shapes: N positions, K heads, H hidden size, V vocabulary, D draft vocabulary (D = V where there is no token_map),
+S what the heads see of a position: H, and H more for each tap.
 """
 
 from __future__ import annotations
@@ -23,12 +24,17 @@ class MedusaHeads(torch.nn.Module):
     (arXiv 2401.10774) section 2.1.1. With conditioning "root" the first ResBlock's linear takes [h ; E], where E
     is the embedding of token t+1, while its residual adds h alone.
 
+    Two options beyond the paper. taps: decoder layers whose input, after its norm, the heads see behind h. trunk: width
+    of one gated block before all heads' ResBlocks, x + W3 (SiLU(W1 v) * W2 v) (SwiGLU, arXiv 2002.05202), where v is
+    all that is seen: [h ; taps ; E]; the ResBlocks then see x alone.
+
     hidden_size: H of the decoder. heads: K. layers: ResBlocks per head, at least one. own_lm_head_size: D when
     each head has an lm_head of its own, None when the decoder's is shared. token_map: (D,) int64, the token that each
     row of the lm_head scores, distinct and in any order; None when row and token are the same.
-    All parameters start at zero; with a shared lm_head each head thus starts as the decoder's own distribution.
-    Raises ValueError for sizes below one, an unknown conditioning, a token_map that is none, or an own_lm_head_size
-    other than the token_map's.
+    All parameters but the trunk's W1 and W2 start at zero; with a shared lm_head each head thus starts as the decoder's
+    own distribution.
+    Raises ValueError for sizes below one, taps that repeat, an unknown conditioning, a token_map that is none, or an
+    own_lm_head_size other than the token_map's.
     """
 
     token_map: Tensor | None
@@ -41,43 +47,54 @@ class MedusaHeads(torch.nn.Module):
         conditioning: Conditioning = "none",
         own_lm_head_size: int | None = None,
         token_map: Tensor | None = None,
+        *,
+        taps: tuple[int, ...] = (),
+        trunk: int = 0,
     ) -> None:
         super().__init__()
         if min(hidden_size, heads, layers) < 1:
             raise ValueError(f"hidden_size, heads and layers must be at least 1; got {hidden_size}, {heads}, {layers}")
         if conditioning not in ("none", "root"):
             raise ValueError(f"conditioning must be 'none' or 'root'; got {conditioning!r}")
+        if trunk < 0 or len(set(taps)) != len(taps):
+            raise ValueError(f"trunk must not be negative and taps not repeat; got {trunk} and {taps}")
         if token_map is not None:
             _check_token_map(token_map, own_lm_head_size)
         self.hidden_size, self.heads, self.layers = hidden_size, heads, layers
         self.conditioning: Conditioning = conditioning
         self.own_lm_head_size = own_lm_head_size
-        first = 2 * hidden_size if conditioning == "root" else hidden_size
-        inputs = [first] + [hidden_size] * (layers - 1)
+        self.taps, self.trunk = taps, trunk
+        self.input_size = hidden_size * (1 + len(taps))  # S
+        seen = self.input_size + (hidden_size if conditioning == "root" else 0)
+        inputs = [hidden_size if trunk else seen] + [hidden_size] * (layers - 1)
         # input-major: x @ weight needs no transpose
         self.weights = torch.nn.ParameterList([torch.zeros(heads, size, hidden_size) for size in inputs])
         self.biases = torch.nn.ParameterList([torch.zeros(heads, 1, hidden_size) for _ in inputs])
+        if trunk:
+            self.gate = torch.nn.Parameter(torch.randn(seen, trunk) / seen**0.5)
+            self.up = torch.nn.Parameter(torch.randn(seen, trunk) / seen**0.5)
+            self.down = torch.nn.Parameter(torch.zeros(trunk, hidden_size))
         self.own_lm_head = (
             torch.nn.Parameter(torch.zeros(heads, hidden_size, own_lm_head_size)) if own_lm_head_size else None
         )  # (K, H, D)
         self.register_buffer("token_map", token_map)
 
     def features(self, hidden: Tensor, root_embedding: Tensor | None = None) -> Tensor:
-        """Run the ResBlocks: hidden (N, H), after the final norm -> (K, N, H).
+        """Run trunk and ResBlocks: hidden (N, S), h after the final norm and the taps behind it -> (K, N, H).
 
         root_embedding (N, H): the embedding of token t+1 as the decoder's first layer receives it; needed with
         conditioning "root" and ignored without.
         """
-        rows = hidden.unsqueeze(0)  # (1, N, H), broadcast over the heads
-        inner = rows
+        rows, seen = hidden[:, : self.hidden_size], hidden
         if self.conditioning == "root":
             if root_embedding is None:
                 raise ValueError("these heads are conditioned on the root: pass root_embedding (N, H)")
-            inner = torch.cat([hidden, root_embedding], dim=-1).unsqueeze(0)  # (1, N, 2H)
+            seen = torch.cat([hidden, root_embedding], dim=-1)
+        if self.trunk:
+            rows = seen = rows + (F.silu(seen @ self.gate) * (seen @ self.up)) @ self.down
+        rows, inner = rows.unsqueeze(0), seen.unsqueeze(0)  # (1, N, ·), broadcast over the heads
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if index:
-                inner = rows
-            rows = rows + F.silu(inner @ weight + bias)  # (K, N, H)
+            rows = rows + F.silu((rows if index else inner) @ weight + bias)  # (K, N, H)
         return rows
 
     def logits(self, features: Tensor, lm_head: Callable[[Tensor], Tensor]) -> Tensor:

@@ -77,7 +77,7 @@ def report(
     """
     check_model(data, model, name)
     rows, greedy = choose_rows(data, hold_out)
-    found = positions(model, rows, heads.heads)
+    found = positions(model, rows, heads.heads, taps=heads.taps)
     hits = measure_hits(heads, model, found)
     first = (rows.groups[found.row.numpy()] % np.uint64(2)) == 0  # by conversation, so that the halves are strangers
     lines, trees = fit_trees(np.maximum(hits, -1), first, source)
