@@ -14,6 +14,7 @@ COMMANDS = {
     "build": "Make a bundle: one graph with heads, tokenizer, profiles.",
     "distill": "Let the model answer prompts: the data heads are trained on.",
     "generate": "Answer one prompt, streamed.",
+    "heads": "Convert heads of any published layout.",
     "heads-report": "How well heads guess, and the trees that suit them.",
     "inspect": "Show what a bundle holds.",
     "profiles": "List the shipped trees, or draw one.",

@@ -1,9 +1,12 @@
-"""Heads on disk: `medusa_lm_head.safetensors` and `config.json`, safetensors only, never a pickle."""
+"""Heads on disk: `medusa_lm_head.safetensors` and `config.json` are written, every published layout is read.
+
+Safetensors only: a pickle is never loaded here (see `convert`).
+"""
 
 from __future__ import annotations
 
 import json
-import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +15,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from medusa_exporter.heads.facts import (
-    CONFIG_NAME,
-    MAP_NAME,
-    WEIGHTS_NAME,
-    HeadFacts,
-    HeadsError,
-    heads_files,
-    hub_file,
-    layout_facts,
-    read_head_facts,
-    read_shapes,
-    weights_file,
-)
+from medusa_exporter.heads.configs import compare_config
+from medusa_exporter.heads.errors import HeadsError
+from medusa_exporter.heads.facts import HeadFacts, heads_files, layout_facts, read_head_facts, stored_facts
+from medusa_exporter.heads.files import CONFIG_NAME, WEIGHTS_NAME
+from medusa_exporter.heads.layouts import MAP_NAME
 from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.heads.stored import Entry, StoredHeads, find_heads
 
 __all__ = ["HeadsError", "heads_files", "load_heads", "read_head_facts", "save_heads"]
 
@@ -38,35 +34,96 @@ def save_heads(
     extras: further keys of config.json; `base_model_name_or_path` and `vocab_size` are expected among them.
     Raises HeadsError when a weight is not finite, or too large for `dtype`.
     """
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in _named_tensors(heads).items()}
-    _check_finite(tensors, f"heads to be stored as {dtype}")
-    draft = {}
+    tensors = {name: tensor.to(dtype) for name, tensor in _named_tensors(heads).items()}
     if heads.token_map is not None:
-        tensors[MAP_NAME] = heads.token_map.detach().cpu().contiguous()
-        draft = {"draft_vocabulary": heads.token_map.numel()}
+        tensors[MAP_NAME] = heads.token_map.detach().cpu()
+    write_tensors(tensors, folder, extras, f"heads to be stored as {dtype}")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], folder: str | Path, extras: dict[str, Any], where: str) -> None:
+    """Write heads' weights by the authors' names as they are, and the config.json that fits them.
+
+    extras: as for `save_heads`. where: what the weights are, for messages. The files appear whole: an interruption
+    leaves the old weights. Raises HeadsError when a weight is not finite or the weights do not fit together.
+    """
+    facts = layout_facts({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
+    check_values(tensors, where)
     config = {
         "version": "2",
-        "medusa_num_heads": heads.heads,
-        "medusa_num_layers": heads.layers,
-        "medusa_conditioning": heads.conditioning,
-        "hidden_size": heads.hidden_size,
-        **draft,
+        "medusa_num_heads": facts.heads,
+        "medusa_num_layers": facts.layers,
+        "medusa_conditioning": facts.conditioning,
+        "hidden_size": facts.hidden_size,
+        **({} if facts.draft_vocabulary is None else {"draft_vocabulary": facts.draft_vocabulary}),
         **extras,
     }
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(tensors, target / WEIGHTS_NAME, metadata={"format": "pt"})
+    unfinished = target / f".{WEIGHTS_NAME}.part"
+    safetensors.torch.save_file(_apart(tensors), unfinished, metadata={"format": "pt"})
+    unfinished.replace(target / WEIGHTS_NAME)
     (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_heads(source: str | Path, hidden_size: int, vocab_size: int) -> MedusaHeads:
     """Load the heads of a folder or hub name ('owner/name') in fp32, for a decoder of these sizes.
 
-    Count, depth, conditioning, own lm_heads and draft vocabulary follow from the weights; a config.json that says
-    otherwise is warned of (UserWarning). Raises HeadsError for everything that cannot be these heads: see `facts`.
+    Any published layout (see `layouts`). Count, depth, conditioning, own lm_heads and draft vocabulary follow from the
+    weights; a config.json that says otherwise is warned of (UserWarning). Raises HeadsError for everything that cannot
+    be these heads: see `stored` and `facts`.
     """
-    path = weights_file(source)
-    facts = layout_facts(read_shapes(path), path)
+    stored = find_heads(source)
+    facts = stored_facts(stored)
+    check_model(facts, hidden_size, vocab_size, source)
+    compare_config(source, stored.layout, facts, vocab_size)
+    tensors = read_tensors(stored)
+    check_values(tensors, stored.where, vocab_size)
+    tensors = draft_rows(tensors)
+    own_size = facts.own_lm_head_size and (facts.draft_vocabulary or facts.own_lm_head_size)
+    heads = MedusaHeads(hidden_size, facts.heads, facts.layers, facts.conditioning, own_size, tensors.get(MAP_NAME))
+    _fill(heads, tensors)
+    return heads.requires_grad_(False).eval()
+
+
+def read_tensors(stored: StoredHeads) -> dict[str, Tensor]:
+    """Read the heads' weights by the authors' names, and nothing else of the files; biases left out are zeros.
+
+    Raises HeadsError for a damaged file.
+    """
+    tensors = read_entries({name: entry for name, entry in stored.entries.items() if entry})
+    return with_biases(tensors, stored.entries)
+
+
+def read_entries(entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+    """Read single weights out of safetensors files; raise HeadsError for a damaged file."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted({entry.file for entry in entries.values()}):
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                held = {name: entry.name for name, entry in entries.items() if entry.file == path}
+                tensors |= {name: file.get_tensor(stored) for name, stored in held.items()}
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise HeadsError(f"{path}: damaged safetensors file ({error}); fetch or make it again") from error
+    return tensors
+
+
+def with_biases(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Add the biases among `names` that a layout leaves out: zeros, one for each row of their linear's weight."""
+    weights = {name: tensors[name.removesuffix("bias") + "weight"] for name in names if name not in tensors}
+    return {**tensors, **{name: torch.zeros(len(weight), dtype=weight.dtype) for name, weight in weights.items()}}
+
+
+def draft_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cut lm_heads that hold rows for all tokens, (V, H), to those that the token_map names, (D, H), in its order."""
+    token_map = tensors.get(MAP_NAME)
+    if token_map is None:
+        return dict(tensors)
+    lm_heads = [name for name in tensors if name.endswith(".weight") and not name.endswith(".linear.weight")]
+    return {**tensors, **{name: tensors[name][token_map] for name in lm_heads if len(tensors[name]) != len(token_map)}}
+
+
+def check_model(facts: HeadFacts, hidden_size: int, vocab_size: int, source: str | Path) -> None:
+    """Raise HeadsError unless heads with these facts fit a model of H and V."""
     if facts.hidden_size != hidden_size:
         raise HeadsError(
             f"{source}: heads for hidden size {facts.hidden_size}, but the model's is {hidden_size}; "
@@ -77,19 +134,36 @@ def load_heads(source: str | Path, hidden_size: int, vocab_size: int) -> MedusaH
             f"{source}: heads with an lm_head of {facts.own_lm_head_size} tokens, but the model's vocabulary has "
             f"{vocab_size}; give heads trained for this model"
         )
-    _compare_config(source, facts, vocab_size)
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise HeadsError(f"{path}: damaged safetensors file ({error}); fetch or make it again") from error
-    _check_finite(tensors, str(path))
+
+
+def check_values(tensors: Mapping[str, Tensor], where: str, vocab_size: int | None = None) -> None:
+    """Raise HeadsError unless all weights are finite and a token_map holds distinct ids below V, where V is known."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise HeadsError(f"{where}: {name} holds NaN or infinite values; expected finite weights. Train again")
     token_map = tensors.get(MAP_NAME)
-    if token_map is not None:
-        _check_token_map(token_map, vocab_size, path)
-    own_size = facts.own_lm_head_size and (facts.draft_vocabulary or facts.own_lm_head_size)
-    heads = MedusaHeads(hidden_size, facts.heads, facts.layers, facts.conditioning, own_size, token_map)
-    _fill(heads, tensors)
-    return heads.requires_grad_(False).eval()
+    if token_map is None:
+        return
+    low, high = int(token_map.min()), int(token_map.max())
+    if low < 0 or (vocab_size is not None and high >= vocab_size):
+        last = "" if vocab_size is None else f" to {vocab_size - 1}"
+        raise HeadsError(
+            f"{where}: {MAP_NAME} holds ids from {low} to {high}, but the model's tokens are numbered from 0{last}; "
+            "give heads trained for this model"
+        )
+    if repeated := len(token_map) - len(torch.unique(token_map)):
+        raise HeadsError(f"{where}: {MAP_NAME} repeats {repeated} of its ids; expected each token once. Damaged")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give each weight memory of its own, as safetensors wants it: one lm_head may stand under many names."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        apart[name] = whole.clone() if whole.data_ptr() in seen else whole
+        seen.add(whole.data_ptr())
+    return apart
 
 
 def _named_tensors(heads: MedusaHeads) -> dict[str, Tensor]:
@@ -99,65 +173,15 @@ def _named_tensors(heads: MedusaHeads) -> dict[str, Tensor]:
             named[f"{head}.{layer}.linear.weight"] = heads.weights[layer][head].detach().cpu().T  # (H, in)
             named[f"{head}.{layer}.linear.bias"] = heads.biases[layer][head, 0].detach().cpu()
         if heads.own_lm_head is not None:
-            named[f"{head}.{heads.layers}.weight"] = heads.own_lm_head[head].detach().cpu().T  # (V, H)
+            named[f"{head}.{heads.layers}.weight"] = heads.own_lm_head[head].detach().cpu().T  # (D, H)
     return named
 
 
-def _fill(heads: MedusaHeads, tensors: dict[str, Tensor]) -> None:
+def _fill(heads: MedusaHeads, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for head in range(heads.heads):
             for layer in range(heads.layers):
                 heads.weights[layer][head] = tensors[f"{head}.{layer}.linear.weight"].float().T
                 heads.biases[layer][head, 0] = tensors[f"{head}.{layer}.linear.bias"].float()
             if heads.own_lm_head is not None:
-                rows = tensors[f"{head}.{heads.layers}.weight"]
-                if heads.token_map is not None and len(rows) != len(heads.token_map):  # rows for all tokens of V
-                    rows = rows[heads.token_map]
-                heads.own_lm_head[head] = rows.float().T
-
-
-def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise HeadsError(f"{where}: {name} holds NaN or infinite values; expected finite weights. Train again")
-
-
-def _check_token_map(token_map: Tensor, vocab_size: int, path: Path) -> None:
-    low, high = int(token_map.min()), int(token_map.max())
-    if low < 0 or high >= vocab_size:
-        raise HeadsError(
-            f"{path}: {MAP_NAME} holds ids from {low} to {high}, but the model's vocabulary has {vocab_size} tokens, "
-            "numbered from 0; give heads trained for this model"
-        )
-    if repeated := len(token_map) - len(torch.unique(token_map)):
-        raise HeadsError(f"{path}: {MAP_NAME} repeats {repeated} of its ids; expected each token once. Damaged")
-
-
-def _compare_config(source: str | Path, facts: HeadFacts, vocab_size: int) -> None:
-    """Warn of every value in config.json that the weights contradict; a missing config.json is fine."""
-    folder = Path(source).expanduser()
-    try:
-        path = folder / CONFIG_NAME if folder.is_dir() else hub_file(str(source), CONFIG_NAME)
-    except HeadsError:
-        return
-    if not path.is_file():
-        return
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise HeadsError(f"{path}: not valid JSON ({error}); mend or remove it") from error
-    if not isinstance(config, dict):
-        raise HeadsError(f"{path}: holds {type(config).__name__}, expected a JSON object; mend or remove it")
-    actual = {
-        "medusa_num_heads": facts.heads,
-        "medusa_num_layers": facts.layers,
-        "medusa_conditioning": facts.conditioning,
-        "hidden_size": facts.hidden_size,
-        "vocab_size": vocab_size,
-        "draft_vocabulary": facts.draft_vocabulary or vocab_size,
-    }
-    for key, value in actual.items():
-        if key in config and config[key] != value:
-            warnings.warn(
-                f"{path}: {key} is {config[key]!r}, but weights and model say {value!r}; the weights win", stacklevel=3
-            )
+                heads.own_lm_head[head] = tensors[f"{head}.{heads.layers}.weight"].float().T

@@ -1,0 +1,127 @@
+"""Heads of any published layout in, `medusa_lm_head.safetensors` and `config.json` out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medusa_exporter.heads.configs import compare_config, read_config
+from medusa_exporter.heads.errors import HeadsError
+from medusa_exporter.heads.facts import HeadFacts, layout_facts
+from medusa_exporter.heads.files import CONFIG_NAME, WEIGHTS_NAME, pickle_file
+from medusa_exporter.heads.layout import (
+    check_model,
+    check_values,
+    draft_rows,
+    read_entries,
+    read_tensors,
+    with_biases,
+    write_tensors,
+)
+from medusa_exporter.heads.layouts import MAP_NAME, Layout, canonical_names, recognise
+from medusa_exporter.heads.pickles import check_types, read_pickle
+from medusa_exporter.heads.stored import find_heads, read_header
+
+LM_HEADS = ("lm_head.weight", "model.embed_tokens.weight")  # where a decoder keeps its lm_head, the second when tied
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was found and written. `shared`: the heads' lm_heads were the model's own and were left out."""
+
+    facts: HeadFacts
+    layout: Layout
+    shared: bool
+
+
+def convert(source: str | Path, folder: Path, *, base: Path | None = None, force: bool = False) -> Converted:
+    """Read the heads of `source`, of any layout, and write them into `folder` in ours, each weight as it was stored.
+
+    source: folder, hub name or pickle (.pt, .pth, .bin). base: the folder of the model that the heads are for; they are
+    checked against its sizes, and lm_heads that equal its own are left out, since heads without one share the model's.
+    force: overwrite. Raises HeadsError for what cannot be these heads and for a target that is taken.
+    """
+    _check_target(source, folder, force)
+    where, layout, tensors = _read(source)
+    facts = layout_facts({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
+    config = read_config(source)
+    sizes = _base_sizes(base) if base else None
+    if sizes:
+        check_model(facts, *sizes, source)
+    vocab_size = sizes[1] if sizes else _vocab_size(facts, config)
+    compare_config(source, layout, facts, vocab_size)
+    check_values(tensors, where, vocab_size)
+    tensors = draft_rows(tensors)
+    shared = base is not None and _is_the_models(tensors, facts, base)
+    if shared:
+        tensors = {name: tensor for name, tensor in tensors.items() if not _is_lm_head(name, facts)}
+    extras = {
+        "base_model_name_or_path": base.resolve().name if base else config.get("base_model_name_or_path"),
+        "vocab_size": vocab_size,
+    }
+    write_tensors(tensors, folder, {key: value for key, value in extras.items() if value is not None}, where)
+    own_size = None if shared else facts.own_lm_head_size and (facts.draft_vocabulary or facts.own_lm_head_size)
+    return Converted(replace(facts, own_lm_head_size=own_size), layout, shared)
+
+
+def _read(source: str | Path) -> tuple[str, Layout, dict[str, Tensor]]:
+    """Return what was read, its layout, and the weights by the authors' names."""
+    path = pickle_file(source)
+    if path is None:
+        stored = find_heads(source)
+        layout_facts(stored.shapes, stored.where, stored.names)  # before anything large is read
+        return stored.where, stored.layout, read_tensors(stored)
+    held = read_pickle(path)
+    layout = recognise(held, str(path))
+    mapped = canonical_names(held, layout, str(path))
+    tensors = {name: held[stored_name] for name, stored_name in mapped.items() if stored_name}
+    check_types(tensors, path)
+    return str(path), layout, with_biases(tensors, mapped)
+
+
+def _check_target(source: str | Path, folder: Path, force: bool) -> None:
+    place = Path(source).expanduser()
+    home = place if place.is_dir() else place.parent
+    if place.exists() and folder.resolve() == home.resolve():
+        raise HeadsError(f"{folder}: the heads to convert lie there; give another folder to write to")
+    taken = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if (folder / name).exists()]
+    if taken and not force:
+        raise HeadsError(f"{folder}: has {' and '.join(taken)} already; give another folder, or --force to overwrite")
+
+
+def _base_sizes(base: Path) -> tuple[int, int]:
+    """H and V of a model's folder."""
+    config = read_config(base)
+    hidden_size, vocab_size = config.get("hidden_size"), config.get("vocab_size")
+    if not (isinstance(hidden_size, int) and isinstance(vocab_size, int)):
+        raise HeadsError(f"{base}: no hidden_size and vocab_size in its {CONFIG_NAME}; give the folder of a decoder")
+    return hidden_size, vocab_size
+
+
+def _vocab_size(facts: HeadFacts, config: dict[str, Any]) -> int | None:
+    """V by the heads' own lm_heads, or as config.json states it, or None where neither says it."""
+    if facts.own_lm_head_size and facts.own_lm_head_size != facts.draft_vocabulary:
+        return facts.own_lm_head_size
+    stated = config.get("vocab_size")
+    return stated if isinstance(stated, int) and stated > 0 else None
+
+
+def _is_lm_head(name: str, facts: HeadFacts) -> bool:
+    return name.endswith(f".{facts.layers}.weight")
+
+
+def _is_the_models(tensors: dict[str, Tensor], facts: HeadFacts, base: Path) -> bool:
+    """Whether all heads' own lm_heads equal the model's lm_head, value for value."""
+    if not facts.own_lm_head_size:
+        return False
+    entries = {entry.name: entry for file in sorted(base.glob("*.safetensors")) for entry in read_header(file)}
+    held = next((entries[name] for name in LM_HEADS if name in entries), None)
+    if held is None:
+        return False
+    rows = read_entries({"lm_head": held})["lm_head"].float()
+    rows = rows[tensors[MAP_NAME]] if MAP_NAME in tensors else rows
+    return all(torch.equal(tensors[f"{head}.{facts.layers}.weight"].float(), rows) for head in range(facts.heads))
