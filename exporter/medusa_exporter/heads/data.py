@@ -2,13 +2,16 @@
 
 A folder holds `tokens.npy` (all rows, one after the other; uint16 or uint32), `offsets.npy` (R+1, int64: where each
 row starts and ends), `answer.npy` (packed bits, one a token: the model wrote it), `temperature.npy` (R, float32: 0 for
-a greedy answer), `groups.npy` (R, uint64: a hash of the conversation's first user turn) and `meta.json`.
+greedy answers, NaN for answers that are not the model's), `groups.npy` (R, uint64: a hash of the conversation's first
+user turn) and `meta.json`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ META_NAME = "meta.json"
 ARRAYS = ("tokens", "offsets", "answer", "temperature", "groups")
 
 Array = npt.NDArray[Any]
+Row = tuple[Array, Array, float, int]  # tokens (n,), answer marks (n,) bool, temperature, group
 
 
 class DataError(MedusaError):
@@ -109,16 +113,14 @@ def group_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def from_rows(facts: DataFacts, rows: list[tuple[Array, Array, float, int]]) -> DataSet:
-    """Build a data set from (prompt tokens, answer tokens, temperature, group) per row."""
+def from_rows(facts: DataFacts, rows: Sequence[Row]) -> DataSet:
+    """Build a data set of its rows."""
     dtype = np.uint16 if facts.vocab_size < 2**16 else np.uint32
-    lengths = np.array([(len(prompt), len(answer)) for prompt, answer, _, _ in rows], np.int64).reshape(-1, 2)
-    parts = [part for prompt, answer, _, _ in rows for part in (prompt, answer)]
     return DataSet(
         facts,
-        tokens=np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype, casting="unsafe"),
-        offsets=np.concatenate([[0], np.cumsum(lengths.sum(axis=1))]).astype(np.int64),
-        answer=np.repeat(np.tile([False, True], len(rows)), lengths.ravel()),
+        tokens=np.concatenate([np.zeros(0, dtype), *(row[0] for row in rows)], dtype=dtype, casting="unsafe"),
+        offsets=np.cumsum([0, *(len(row[0]) for row in rows)], dtype=np.int64),
+        answer=np.concatenate([np.zeros(0, bool), *(row[1] for row in rows)]),
         temperature=np.array([row[2] for row in rows], np.float32),
         groups=np.array([row[3] for row in rows], np.uint64),
     )
@@ -147,7 +149,11 @@ def save_data(data: DataSet, folder: str | Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in ARRAYS:
         array = getattr(data, name)
-        np.save(target / f"{name}.npy", np.packbits(array) if name == "answer" else array, allow_pickle=False)
+        with (target / f"{name}.new").open("wb") as file:
+            np.save(file, np.packbits(array) if name == "answer" else array, allow_pickle=False)
+    (target / META_NAME).unlink(missing_ok=True)  # from here on what lay there before is not whole
+    for name in ARRAYS:
+        os.replace(target / f"{name}.new", target / f"{name}.npy")  # noqa: PTH105 -- atomic, and says so
     meta = {"format": FORMAT, **asdict(data.facts)}
     (target / META_NAME).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 

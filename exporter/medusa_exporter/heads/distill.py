@@ -2,227 +2,192 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import os
-import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
+from medusa_runtime.errors import CapacityError, PromptError
 
-from medusa_exporter.heads import data, prompts
+from medusa_exporter.heads import data, partial, prompts
+from medusa_exporter.heads.attention import unserved
 from medusa_exporter.heads.backbone import model_digest
-from medusa_exporter.heads.data import DataError, DataFacts, DataSet
-from medusa_exporter.heads.generate import Answer, Ids, Job, Lockstep
+from medusa_exporter.heads.clean import clean
+from medusa_exporter.heads.conversations import Conversation, conversation_rows
+from medusa_exporter.heads.data import DataError, DataFacts, DataSet, Row
+from medusa_exporter.heads.fallback import Generate
+from medusa_exporter.heads.frame import Ends, Frame, Ids, cut_frame
+from medusa_exporter.heads.generate import Lockstep
+from medusa_exporter.heads.review import without_review
+from medusa_exporter.heads.sampling import Sampling
+from medusa_exporter.heads.streams import Stream, Terms, Writer, fits, make_scripts, shuffled
+from medusa_exporter.heads.waves import split, write_waves
 from medusa_exporter.models import eos_token_ids
 
-PARTIAL = "partial"  # the folder of unfinished work inside the data set's
-ANSWERS_PER_PART = 4_096
-SYNTHETIC_TEMPERATURE = 0.9
-SYNTHETIC_TOKENS = 128
-SYNTHETIC_SHARE = 0.25  # of the time that --minutes allows
+MIN_P = Sampling()
 
-Message = dict[str, str]
 Echo = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to distil; the same plan gives the same jobs, so that a broken-off run can go on.
+    """What to distil; the same plan gives the same waves, so that a broken-off run can go on.
 
-    conversations: user turns each. synthesize: how many user turns the model writes itself. temperatures: one pass
-    over all prompts each. max_new_tokens: per answer. context: most tokens of a row, prompt and answer.
+    conversations: user turns each. excluded: user turns to leave out. answers: ready conversations to add. synthesize:
+    how many conversations the model opens itself. follow_ups: go on with user turns of its own. temperatures: one
+    stream a prompt each. max_new_tokens: per answer. context: positions of a row. rows: of a wave.
     """
 
-    conversations: tuple[prompts.Turns, ...]
+    conversations: tuple[prompts.Turns, ...] = ()
     excluded: tuple[prompts.Turns, ...] = ()
+    answers: tuple[Conversation, ...] = ()
     synthesize: int = 0
+    follow_ups: bool = True
     temperatures: tuple[float, ...] = (0.0,)
+    sampling: Sampling = MIN_P
     max_new_tokens: int = 320
     context: int = 768
+    rows: int = 256
     seed: int = 0
 
-
-@dataclass
-class _Run:
-    """What all stages of one run share."""
-
-    model: Any
-    tokenizer: Any
-    lockstep: Lockstep
-    partial: Path
-    eos: tuple[int, ...]
-    echo: Echo
+    def settings(self) -> dict[str, Any]:
+        """The plan in JSON's terms, texts as counts and one digest."""
+        texts = [
+            json.dumps(text)
+            for text in (*self.conversations, *self.excluded, *(answer.messages for answer in self.answers))
+        ]
+        return {
+            "prompts": len(self.conversations),
+            "excluded": len(self.excluded),
+            "answers": len(self.answers),
+            "texts": f"{data.group_of(chr(10).join(texts)):016x}",
+            "synthesize": self.synthesize,
+            "follow_ups": self.follow_ups,
+            "temperatures": list(self.temperatures),
+            "sampling": asdict(self.sampling),
+            "max_new_tokens": self.max_new_tokens,
+            "context": self.context,
+            "rows": self.rows,
+        }
 
 
 def distill(
-    model: Any, tokenizer: Any, name: str, plan: Plan, folder: Path, *, rows: int, minutes: float | None, echo: Echo
+    model: Any, tokenizer: Any, name: str, plan: Plan, folder: Path, *, minutes: float | None, echo: Echo
 ) -> DataSet:
-    """Answer the plan's prompts and save the data set in `folder`; go on where an earlier run of the plan stopped.
+    """Write the plan's conversations and save the data set in `folder`; go on where an earlier run of the plan stopped.
 
-    rows: answered at once. minutes: begin no further answer after that long. Raises DataError when `folder` holds
-    another plan's work, CapacityError when rows do not fit the model.
+    minutes: begin no wave that would end later. Raises DataError when `folder` holds another plan's work,
+    CapacityError when rows do not fit the model, PromptError when the model's template cannot serve the plan.
     """
     began = time.monotonic()
-    facts = DataFacts(
-        name, model_digest(model), int(model.config.vocab_size), _eos(model, tokenizer), plan.seed, _settings(plan)
-    )
+    eos = _eos(model, tokenizer)
+    facts = DataFacts(name, model_digest(model), int(model.config.vocab_size), eos, plan.seed, plan.settings())
     if (folder / data.META_NAME).is_file():
-        if data.load_facts(folder) != facts:
+        if without_review(data.load_facts(folder)) != facts:
             raise DataError(f"{folder}: holds a data set made with other arguments; give another folder")
         echo(f"{folder}: already complete")
         return data.load_data(folder)
-    partial = _open_partial(folder / PARTIAL, facts)
-    torch.manual_seed(plan.seed + len(list(partial.iterdir())))  # a run that goes on must not draw the same again
-    run = _Run(model, tokenizer, Lockstep(model, rows, plan.context, facts.eos), partial, facts.eos, echo)
-    until = math.inf if minutes is None else began + 60 * minutes
-    conversations = prompts.without(plan.conversations, plan.excluded)
-    echo(f"{len(conversations)} prompts; {len(plan.conversations) - len(conversations)} left out by --exclude")
-    if plan.synthesize:
-        share = math.inf if minutes is None else began + 60 * minutes * SYNTHETIC_SHARE
-        written = prompts.without(_synthesize(run, plan, share), plan.excluded)
-        echo(f"{len(written)} prompts written by the model")
-        conversations += written
-    result = data.from_rows(facts, _answer_all(run, plan, conversations, until))
-    if not result.rows:
+    if plan.context > model.config.max_position_embeddings:
+        raise CapacityError(
+            f"rows of {plan.context} tokens exceed the model's {model.config.max_position_embeddings}; "
+            "give a smaller --context"
+        )
+    frame, follow_ups = _frame(tokenizer, plan, eos, echo)
+    waves = split(_streams(tokenizer, plan, echo), plan.rows)
+    unfinished = partial.open_partial(folder, facts)
+    pace = None
+    if waves:
+        terms = Terms(plan.context, plan.max_new_tokens, frame, follow_ups)
+        ends = frame.ends if frame else Ends(eos)
+        pace = write_waves(
+            waves,
+            _writer(model, len(waves[0]), plan, ends, echo),
+            lambda wave: make_scripts(tokenizer, wave, terms),
+            unfinished,
+            context=plan.context,
+            seed=plan.seed,
+            until=math.inf if minutes is None else began + 60 * minutes,
+        )
+    rows = _cleaned(tokenizer, plan, waves, unfinished) + _ready(tokenizer, plan, eos, echo)
+    if not rows:
         raise DataError("no answer was finished; give more prompts, more time or a larger --context")
+    result = data.from_rows(facts, rows)
     data.save_data(result, folder)
-    shutil.rmtree(partial)
+    shutil.rmtree(unfinished)
+    rate = f", {pace.answer_tokens / pace.seconds:,.0f} answer tokens/s while writing" if pace else ""
     seconds = time.monotonic() - began
-    echo(f"{result.rows} rows, {int(result.answer.sum())} answer tokens, {seconds:.0f} s -> {folder}")
+    echo(f"{result.rows} rows, {int(result.answer.sum()):,} answer tokens, {seconds:.0f} s{rate} -> {folder}")
     return result
 
 
-def _synthesize(run: _Run, plan: Plan, until: float) -> list[prompts.Turns]:
-    """Let the model write first user turns; return the distinct ones."""
-    before, after = prompts.user_frame(run.tokenizer)
-    start = np.array(run.tokenizer(before, add_special_tokens=False)["input_ids"], np.int64)
-    limit = min(SYNTHETIC_TOKENS, plan.context - len(start))
-    jobs = [Job(number, start, SYNTHETIC_TEMPERATURE, limit) for number in range(plan.synthesize)]
-    answers = _stage(run, "user", jobs, until)
-    in_order = [tokens for _, tokens in sorted(answers.items())]
-    decoded = [run.tokenizer.decode(tokens, skip_special_tokens=False) for tokens in in_order]
-    texts = [
-        text
-        for tokens, text in zip(in_order, decoded, strict=True)
-        if tokens[-1] in run.eos or after in text  # the others were broken off
-    ]
-    special = sorted(run.tokenizer.all_special_tokens, key=len, reverse=True)
-    return [(text,) for text in prompts.distinct(_cut(text, [after, *special]) for text in texts)]
+def _frame(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> tuple[Frame | None, bool]:
+    """Cut the template and say whether the model can go on with user turns of its own.
+
+    Raises PromptError when it cannot open conversations, but is to.
+    """
+    frame, reason = None, "no special token ends a user turn in the chat template"
+    try:
+        frame = cut_frame(tokenizer, eos)
+    except PromptError as error:
+        reason = str(error)
+    able = frame is not None and frame.ends.user is not None
+    if plan.synthesize and not (able and frame is not None and len(frame.opening)):
+        reason = reason if not able else "the chat template writes nothing before a user turn"
+        raise PromptError(f"--synthesize needs user turns that the model can write itself, but {reason}; leave it out")
+    if frame is None and any(len(turns) > 1 for turns in plan.conversations):
+        echo(f"only the first turn of each prompt is answered: {reason}")
+    if plan.follow_ups and not able and plan.conversations:
+        echo(f"no follow-ups: {reason}")
+    return frame, plan.follow_ups and able
 
 
-def _cut(text: str, marks: list[str]) -> str:
-    """Return the text up to the first of the marks."""
-    return min((text.split(mark, 1)[0] for mark in marks if mark), key=len, default=text).strip()
+def _streams(tokenizer: Any, plan: Plan, echo: Echo) -> list[Stream]:
+    """The plan's streams, less the prompts that are excluded or too long, which is said."""
+    allowed = prompts.without(plan.conversations, plan.excluded)
+    short = fits(tokenizer, allowed, plan.context - plan.max_new_tokens)
+    left_out = f"{len(plan.conversations) - len(allowed)} left out by --exclude"
+    echo(f"{len(short)} prompts; {left_out}, {len(allowed) - len(short)} too long for --context")
+    return shuffled(short, plan.synthesize, plan.temperatures, plan.seed)
 
 
-def _answer_all(
-    run: _Run, plan: Plan, conversations: list[prompts.Turns], until: float
-) -> list[tuple[Ids, Ids, float, int]]:
-    """Answer every conversation at every temperature, turn by turn; return rows as `data.from_rows` takes them."""
-    threads = list(itertools.product(conversations, plan.temperatures))
-    said: dict[int, list[Message]] = {number: [] for number in range(len(threads))}
-    rows: list[tuple[Ids, Ids, float, int]] = []
-    for turn in range(max((len(turns) for turns in conversations), default=0)):
-        open_threads = [number for number in said if len(threads[number][0]) > turn]
-        for number in open_threads:
-            said[number].append({"role": "user", "content": threads[number][0][turn]})
-        laid_out = prompts.lay_out(run.tokenizer, [said[number] for number in open_threads])
-        jobs = [
-            Job(number, np.array(ids, np.int64), threads[number][1], plan.max_new_tokens)
-            for number, ids in zip(open_threads, laid_out, strict=True)
-            if len(ids) + plan.max_new_tokens <= plan.context
-        ]
-        if len(jobs) < len(open_threads):
-            run.echo(f"turn {turn + 1}: {len(open_threads) - len(jobs)} prompts are too long for --context, left out")
-        random.Random(plan.seed).shuffle(jobs)  # noqa: S311 -- so that a run cut short has a fair share of all
-        answers = _stage(run, f"turn{turn + 1}", jobs, until)
-        prompt_of = {job.identity: job.prompt for job in jobs}
-        texts = [run.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers.values()]
-        said = {
-            number: [*said[number], {"role": "assistant", "content": text}]
-            for number, text in zip(answers, texts, strict=True)
-        }
-        for number in sorted(answers):
-            turns, temperature = threads[number]
-            rows.append((prompt_of[number], answers[number], temperature, data.group_of(turns[0])))
+def _writer(model: Any, rows: int, plan: Plan, ends: Ends, echo: Echo) -> Writer:
+    """Rows in lockstep where they serve the model, else transformers' `generate`, which is said."""
+    reason = unserved(model, plan.context)
+    if reason is None:
+        return Lockstep(model, rows, plan.context, ends, plan.sampling, echo)
+    echo(f"transformers' generate writes the answers, slowly: {reason}")
+    return Generate(model, plan.context, ends, plan.sampling)
+
+
+def _cleaned(tokenizer: Any, plan: Plan, waves: Sequence[Sequence[Stream]], unfinished: Path) -> list[Row]:
+    """The data set's rows of all finished waves."""
+    refused = prompts.turn_keys(plan.excluded)
+    openings = prompts.turn_keys(turns[:1] for turns in plan.conversations)
+
+    def decode(tokens: list[Ids]) -> list[str]:
+        texts: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+    rows: list[Row] = []
+    for number, wave in enumerate(waves):
+        if partial.is_finished(unfinished, number):
+            rows += clean(wave, partial.read_wave(unfinished, number), decode, refused, openings)
     return rows
 
 
-def _stage(run: _Run, stage: str, jobs: list[Job], until: float) -> dict[int, Ids]:
-    """Answer `jobs`, less those that an earlier run answered, and put answers away in parts as they come."""
-    answers = _read_parts(run.partial, stage)
-    wanted = {job.identity for job in jobs}
-    answers = {identity: tokens for identity, tokens in answers.items() if identity in wanted}
-    fresh: list[Answer] = []
-    bar = tqdm(unit="tok", unit_scale=True, desc=f"{stage}, {len(jobs) - len(answers)} rows", mininterval=1)
-    try:
-        for answer in run.lockstep.run((job for job in jobs if job.identity not in answers), until):
-            fresh.append(answer)
-            bar.update(len(answer.tokens))
-            if len(fresh) == ANSWERS_PER_PART:
-                answers |= _put_away(run.partial, stage, fresh)
-                fresh = []
-    finally:
-        bar.close()
-        answers |= _put_away(run.partial, stage, fresh)
-    return answers
-
-
-def _put_away(partial: Path, stage: str, answers: list[Answer]) -> dict[int, Ids]:
-    if answers:
-        number = len(list(partial.glob(f"{stage}-*.npz")))
-        unfinished = partial / "writing"
-        with unfinished.open("wb") as file:
-            np.savez(
-                file,
-                identity=np.array([answer.identity for answer in answers]),
-                lengths=np.array([len(answer.tokens) for answer in answers]),
-                tokens=np.concatenate([answer.tokens for answer in answers]),
-            )
-        os.replace(unfinished, partial / f"{stage}-{number:05}.npz")  # noqa: PTH105 -- atomic, and says so
-    return {answer.identity: answer.tokens for answer in answers}
-
-
-def _read_parts(partial: Path, stage: str) -> dict[int, Ids]:
-    answers: dict[int, Ids] = {}
-    for path in sorted(partial.glob(f"{stage}-*.npz")):
-        with np.load(path, allow_pickle=False) as part:
-            rows = np.split(part["tokens"], np.cumsum(part["lengths"])[:-1])
-            answers |= zip(part["identity"].tolist(), rows, strict=True)
-    return answers
-
-
-def _open_partial(partial: Path, facts: DataFacts) -> Path:
-    """Make the folder of unfinished work, or check that it belongs to the same plan."""
-    partial.mkdir(parents=True, exist_ok=True)
-    plan, path = json.dumps(asdict(facts)), partial / "plan.json"
-    if path.is_file() and path.read_text(encoding="utf-8") != plan:
-        raise DataError(f"{partial}: work begun with other arguments; give the same ones, or another folder")
-    path.write_text(plan, encoding="utf-8")
-    return partial
-
-
-def _settings(plan: Plan) -> dict[str, Any]:
-    """Return the plan in JSON's terms, the prompts as counts and one digest."""
-    texts = "\n".join(json.dumps(turns) for turns in (*plan.conversations, *plan.excluded))
-    return {
-        "prompts": len(plan.conversations),
-        "excluded": len(plan.excluded),
-        "texts": f"{data.group_of(texts):016x}",
-        "synthesize": plan.synthesize,
-        "temperatures": list(plan.temperatures),
-        "max_new_tokens": plan.max_new_tokens,
-        "context": plan.context,
-    }
+def _ready(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> list[Row]:
+    """The rows of the plan's ready conversations, less the excluded ones."""
+    refused = prompts.turn_keys(plan.excluded)
+    allowed = [ready for ready in plan.answers if not any(prompts.normalise(turn) in refused for turn in ready.turns)]
+    rows = conversation_rows(tokenizer, allowed, plan.context, eos)
+    if plan.answers:
+        left_out = f"{len(plan.answers) - len(allowed)} left out by --exclude"
+        echo(f"{len(rows)} ready conversations; {left_out}, {len(allowed) - len(rows)} without an answer in --context")
+    return rows
 
 
 def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:

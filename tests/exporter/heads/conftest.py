@@ -35,6 +35,19 @@ def tokenizer():
     )
 
 
+@pytest.fixture
+def template(tokenizer):
+    """The tokenizer with another chat template."""
+    import copy
+
+    def with_template(text):
+        other = copy.deepcopy(tokenizer)
+        other.chat_template = text
+        return other
+
+    return with_template
+
+
 def make_model(seed=0, hidden=64, **settings):
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -67,6 +80,38 @@ def other_model():
     return make_model(seed=1)
 
 
+@pytest.fixture
+def own_model():
+    """A model that a test may change."""
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def mistral():
+    """A tiny Mistral with a sliding window, or none."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    def made(window):
+        torch.manual_seed(0)
+        config = MistralConfig(
+            vocab_size=256,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            sliding_window=window,
+            eos_token_id=1,
+            bos_token_id=None,
+            pad_token_id=None,
+            initializer_range=0.2,
+        )
+        return MistralForCausalLM(config).requires_grad_(False).eval()
+
+    return made
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory, model, tokenizer):
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
@@ -85,5 +130,5 @@ def counting_data(model):
     rows = []
     for number in range(120):
         counted = (np.arange(40) + number) % 32 + 100
-        rows.append((counted[:4], counted[4:], 0.0 if number % 3 else 0.7, group_of(str(number))))
+        rows.append((counted, np.arange(40) >= 4, 0.0 if number % 3 else 0.7, group_of(str(number))))
     return from_rows(facts, rows)

@@ -32,9 +32,28 @@ def test_rows_select_and_concatenate(counting_data):
 
 def test_large_vocabularies_take_four_bytes(counting_data):
     facts = data.DataFacts("m", "d", 100_000, (1,), 0, {})
-    one = data.from_rows(facts, [(np.array([70_000]), np.array([1, 2]), 0.0, 5)])
+    one = data.from_rows(facts, [(np.array([70_000, 1, 2]), np.array([False, True, True]), 0.0, 5)])
     assert one.tokens.dtype == np.uint32
+    assert one.tokens.tolist() == [70_000, 1, 2]
     assert data.from_rows(facts, []).rows == 0
+
+
+def test_answers_may_lie_in_several_places_and_be_another_s(tmp_path, counting_data):
+    marks = [np.array(text) == 1 for text in ([0, 1, 1, 0, 1], [0, 0, 1])]
+    made = data.from_rows(
+        counting_data.facts, [(np.arange(5), marks[0], 0.7, 1), (np.arange(3), marks[1], float("nan"), 2)]
+    )
+    data.save_data(made, tmp_path)
+    back = data.load_data(tmp_path)
+    for row, mark in enumerate(marks):
+        np.testing.assert_array_equal(back.row(row)[1], mark)
+    assert np.isnan(back.temperature[1])
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_saving_over_a_data_set_replaces_it(folder, counting_data):
+    data.save_data(counting_data.select(np.arange(counting_data.rows) < 7), folder)
+    assert data.load_data(folder).rows == 7
 
 
 def test_a_conversation_is_held_back_whole(counting_data):

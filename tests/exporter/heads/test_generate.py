@@ -1,83 +1,213 @@
-import time
-
 import numpy as np
 import pytest
 import torch
-from medusa_exporter.heads.generate import MIN_P, Job, Lockstep, draw
+from medusa_exporter.heads import attention
+from medusa_exporter.heads.fallback import Generate
+from medusa_exporter.heads.frame import Ends
+from medusa_exporter.heads.generate import Lockstep, Tables
+from medusa_exporter.heads.sampling import Sampling
+from medusa_exporter.heads.streams import ANSWER, USER, Part
 from medusa_runtime.errors import CapacityError
 
+CONTEXT = 60
 LENGTHS = (3, 9, 1, 17, 5, 2, 11)
+ENDS = Ends((1, 7), user=8, answer=7)
+MIN_P = Sampling()
 
 
-def prompts():
+def part(random, length, kind=ANSWER, temperature=0.0, limit=6):
+    return Part(random.integers(10, 256, size=length), kind, temperature, limit)
+
+
+def scripts(parts=9):
+    """Rows of different lengths: some fill the context, some end before."""
     random = np.random.default_rng(0)
-    return [random.integers(3, 256, size=length) for length in LENGTHS]
+    return [
+        tuple(
+            part(
+                random, length if m == 0 else int(random.integers(0, 6)), (ANSWER, USER)[m % 2], 0.0, 3 + (row + m) % 7
+            )
+            for m in range(parts - row)
+        )
+        for row, length in enumerate(LENGTHS)
+    ]
 
 
-def reference(model, prompt, eos, limit):
-    ids = torch.from_numpy(prompt)[None]
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=limit,
-        eos_token_id=eos,
-        pad_token_id=0,
-    )
-    return out[0, len(prompt) :].tolist()
+def reference(model, script, ends):
+    """One row, part by part, by transformers' own greedy decoding: tokens and roles up to the last answer's end."""
+    tokens, roles, pending = [], [], []
+    for one in script:
+        given = [*pending, *one.given.tolist()]
+        tokens, roles = tokens + given, roles + [0] * len(given)
+        if len(tokens) >= CONTEXT:
+            break
+        own_end = ends.user if one.kind == USER else ends.answer
+        ids = torch.tensor([tokens])
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=min(one.limit, CONTEXT - len(tokens)),
+            eos_token_id=sorted({*ends.eos, own_end} - {None}),
+            pad_token_id=0,
+        )[0, len(tokens) :].tolist()
+        tokens, roles = tokens + out, roles + [one.kind] * len(out)
+        pending = [] if own_end is None or out[-1] == own_end else [own_end]
+    end = max((place + 1 for place, role in enumerate(roles[:CONTEXT]) if role == ANSWER), default=0)
+    return tokens[:end], roles[:end]
 
 
-@pytest.mark.parametrize("rows", [2, 16])
-def test_greedy_rows_equal_generate(model, rows):
-    free = [reference(model, prompt, [1], 24) for prompt in prompts()]
-    eos = (1, free[0][5], free[3][11])  # so that some rows end early
-    expected = [reference(model, prompt, list(eos), 24) for prompt in prompts()]
-    assert len({len(answer) for answer in expected}) > 1
-    jobs = [Job(number, prompt, 0.0, 24) for number, prompt in enumerate(prompts())]
-    found = {answer.identity: answer.tokens.tolist() for answer in Lockstep(model, rows, 48, eos).run(jobs)}
-    assert found == dict(enumerate(expected))
+def frequent_ends(model):
+    """End tokens that the model does write: some it writes itself, and some have to be forced."""
+    free = [reference(model, script, Ends(())) for script in scripts()]
+    written = np.concatenate([[t for t, role in zip(*line, strict=True) if role] for line in free])
+    common = [int(token) for token in np.argsort(-np.bincount(written, minlength=256), kind="stable")]
+    return Ends((common[3], common[6]), user=common[4], answer=common[6])
 
 
-def test_rows_of_other_temperatures_do_not_disturb_a_greedy_one(model):
-    prompt = prompts()[0]
-    jobs = [Job(0, prompt, 1.0, 8), Job(1, prompt, 0.0, 8), Job(2, prompt, 0.5, 3)]
-    found = {answer.identity: answer.tokens.tolist() for answer in Lockstep(model, 3, 32, (1,)).run(jobs)}
-    assert found[1] == reference(model, prompt, [1], 8)
-    assert len(found[2]) <= 3
+def as_lists(lines):
+    return [(line.tokens.tolist(), line.roles.tolist()) for line in lines]
 
 
-def test_one_lockstep_serves_many_runs_and_leaves_the_model_as_it_was(model):
+def silent(_):
+    return None
+
+
+def lockstep(model, ends=ENDS, rows=8, sampling=MIN_P, bucket=16, context=CONTEXT):
+    return Lockstep(model, rows, context, ends, sampling, silent, bucket)
+
+
+@pytest.fixture(scope="module")
+def ends(model):
+    return frequent_ends(model)
+
+
+@pytest.fixture(scope="module")
+def expected(model, ends):
+    return [reference(model, script, ends) for script in scripts()]
+
+
+def test_the_scripts_try_every_way_a_part_can_end(expected, ends):
+    assert max(len(tokens) for tokens, _ in expected) == CONTEXT
+    assert min(len(tokens) for tokens, _ in expected) < CONTEXT // 2
+    pairs = [pair for tokens, roles in expected for pair in zip(tokens, roles, roles[1:], strict=False)]
+    assert any(role == ANSWER and after == 0 and token == ends.answer for token, role, after in pairs)
+    assert any(role == ANSWER and after == 0 and token == ends.eos[0] for token, role, after in pairs)
+    assert any(role == ANSWER and after == 0 and token not in {*ends.eos} for token, role, after in pairs)
+    assert any(role == USER and after != USER and token == ends.user for token, role, after in pairs)
+    assert any(role == 0 and token == ends.answer for token, role, _ in pairs)
+    assert any(role == 0 and token == ends.user for token, role, _ in pairs)
+
+
+@pytest.mark.parametrize("bucket", [8, 128])
+def test_greedy_lines_equal_generate_turn_by_turn(model, ends, expected, bucket):
+    assert as_lists(lockstep(model, ends, bucket=bucket).write(scripts(), silent)) == expected
+
+
+def test_the_fallback_writes_the_same_lines(model, ends, expected):
+    before = model.generation_config
+    told = []
+    assert as_lists(Generate(model, CONTEXT, ends, Sampling()).write(scripts(), told.append)) == expected
+    assert model.generation_config is before
+    assert sum(told) >= sum(len(tokens) for tokens, _ in expected)
+
+
+def test_without_end_tokens_parts_run_to_their_limits(model):
+    none = Ends(())
+    expected = [reference(model, script, none) for script in scripts()]
+    assert as_lists(lockstep(model, none).write(scripts(), silent)) == expected
+    assert as_lists(Generate(model, CONTEXT, none, Sampling()).write(scripts(), silent)) == expected
+
+
+def test_only_the_needed_positions_are_attended_to(model, monkeypatch):
+    seen = []
+    real = attention.attend
+
+    def spied(module, query, key, *rest, **named):
+        seen.append(key.shape[2])
+        return real(module, query, key, *rest, **named)
+
+    monkeypatch.setattr(attention, "attend", spied)
+    lockstep(model, bucket=16).write(scripts(), silent)
+    layers = model.config.num_hidden_layers
+    assert seen == [16 * (position // 16 + 1) for position in range(CONTEXT - 1) for _ in range(layers)]
+
+
+@pytest.mark.parametrize("make", [lockstep, lambda model: Generate(model, CONTEXT, ENDS, Sampling())])
+def test_draws_follow_the_seed_and_leave_greedy_rows_alone(model, make):
+    random = np.random.default_rng(1)
+    greedy, given = (part(random, 4, limit=20),), part(random, 4).given
+    wave = [(Part(given, ANSWER, 1.5, 20),), greedy, (Part(given, ANSWER, 1.5, 20),), (Part(given, ANSWER, 0.5, 9),)]
+
+    def written(seed):
+        torch.manual_seed(seed)
+        return as_lists(make(model).write(wave, silent))
+
+    first = written(0)
+    assert first == written(0)
+    assert first != written(1)
+    assert first[0] != first[2]
+    assert first[1] == reference(model, greedy, ENDS)
+    assert len(first[3][0]) <= 4 + 9
+
+
+def test_the_limits_of_sampling_hold_within_the_lines(model):
+    random = np.random.default_rng(1)
+    warm = tuple(Part(one.given, one.kind, 5.0, one.limit) for one in (part(random, 4, limit=30),))
+    cold = tuple(Part(one.given, one.kind, 0.0, one.limit) for one in warm)
+    for make in (lockstep, lambda model, sampling: Generate(model, CONTEXT, ENDS, sampling)):
+        (found,) = as_lists(make(model, sampling=Sampling(top_k=1, min_p=0)).write([warm], silent))
+        assert found == reference(model, cold, ENDS)
+
+
+def test_waves_follow_each_other_and_the_model_stays_as_it_was(model, ends, expected):
     before = model.config._attn_implementation
-    lockstep, job = Lockstep(model, 4, 32, (1,)), Job(7, prompts()[1], 0.0, 6)
-    first, second = (list(lockstep.run([job])) for _ in range(2))
-    assert first[0].tokens.tolist() == second[0].tokens.tolist()
+    made, told = lockstep(model, ends), []
+    made.write(scripts()[::-1], silent)
+    assert as_lists(made.write(scripts()[:3], told.append)) == expected[:3]
+    assert sum(told) == 3 * (CONTEXT - 1)
     assert model.config._attn_implementation == before
 
 
-def test_nothing_is_begun_after_the_deadline(model):
-    assert list(Lockstep(model, 2, 32, (1,)).run([Job(0, prompts()[0], 0.0, 4)], time.monotonic() - 1)) == []
+def test_a_wave_ends_when_no_row_is_left(model):
+    told = []
+    (line,) = lockstep(model, context=200).write([(part(np.random.default_rng(0), 3, limit=4),)], told.append)
+    assert len(line.tokens) <= 7
+    assert sum(told) == 32
 
 
-@pytest.mark.parametrize(
-    "job", [Job(0, np.arange(30), 0.0, 8), Job(0, np.arange(0), 0.0, 8), Job(0, np.arange(3), 0.0, 0)]
-)
-def test_a_job_that_does_not_fit_is_refused(model, job):
-    with pytest.raises(CapacityError, match="do not fit"):
-        list(Lockstep(model, 2, 32, (1,)).run([job]))
+def test_a_script_must_begin_with_a_given_token():
+    for script in ((), (part(np.random.default_rng(0), 0),)):
+        with pytest.raises(CapacityError, match="begin with given tokens"):
+            Tables([script], 1, 20)
 
 
-def test_rows_longer_than_the_model_are_refused(model):
-    with pytest.raises(CapacityError, match="256"):
-        Lockstep(model, 2, 300, (1,))
+def test_a_given_part_longer_than_the_row_is_cut(model):
+    random = np.random.default_rng(0)
+    (line,) = lockstep(model).write([(part(random, 3, limit=2), part(random, 100))], silent)
+    assert len(line.tokens) <= 5
+    assert (line.roles[3:] == ANSWER).all()
 
 
-def test_draws_follow_the_distribution_above_the_floor():
-    torch.manual_seed(0)
-    shares = torch.tensor([0.5, 0.3, 0.19, 0.5 * MIN_P * 0.5])
-    logits = shares.log().expand(20_000, 4)
-    drawn = draw(logits, torch.ones(20_000)).bincount(minlength=4) / 20_000
-    torch.testing.assert_close(drawn[:3], shares[:3] / shares[:3].sum(), atol=0.02, rtol=0)
-    assert drawn[3] == 0
-    cold = draw(logits, torch.full((20_000,), 0.5)).bincount(minlength=4) / 20_000
-    torch.testing.assert_close(cold[0], (shares[0] ** 2 / (shares[:3] ** 2).sum()), atol=0.02, rtol=0)
-    assert (draw(logits, torch.zeros(20_000)) == 0).all()
+class Uncapturable:
+    """Stands in for CUDA's capture of a graph, and refuses."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        raise RuntimeError("operation not permitted\nwhen capturing")
+
+    def __exit__(self, *_):
+        return False
+
+
+def test_without_a_graph_decoding_goes_on(model, ends, expected, monkeypatch):
+    made, told = lockstep(model, ends), []
+    made.echo, made.capturing = told.append, True
+    made.warm = {(16 * number, False): 99 for number in range(1, 9)}
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Uncapturable)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert as_lists(made.write(scripts(), silent)) == expected
+    assert told == ["no CUDA graph, decoding goes on without (operation not permitted)"]

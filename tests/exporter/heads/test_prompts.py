@@ -28,30 +28,27 @@ def test_text_that_is_no_text_is_refused(tmp_path):
 def test_exclusion_looks_past_case_punctuation_and_width():
     kept = prompts.without([("Hello,  World!",), ("new", "hello world"), ("other",)], [("ｈｅｌｌｏ - world",)])
     assert kept == [("other",)]
-    assert prompts.distinct(["A b.", "a  B", "", " ?! ", "c"]) == ["A b.", "c"]
+    assert prompts.turn_keys([("A b.", "a  B"), ("?!",)]) == {"a b", ""}
 
 
-def test_layout_and_frame_follow_the_template(tokenizer):
+def test_layout_follows_the_template(tokenizer):
     (ids,) = prompts.lay_out(tokenizer, [[{"role": "user", "content": "hi"}]])
     assert tokenizer.decode(ids) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert prompts.lay_out(tokenizer, []) == []
-    assert prompts.user_frame(tokenizer) == ("<|im_start|>user\n", "<|im_end|>")
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert prompts.render(tokenizer, [conversation], prompt=False) == [
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+    ]
 
 
-def test_a_model_without_a_usable_template_is_refused(tokenizer):
+def test_a_model_without_a_usable_template_is_refused(template):
     class Bare:
         chat_template = None
 
-    class Deaf:
-        chat_template = "x"
-
-        def apply_chat_template(self, *_, **__):
-            return "nothing of it"
-
     with pytest.raises(PromptError, match="no chat template"):
-        prompts.lay_out(Bare(), [[{"role": "user", "content": "hi"}]])
-    with pytest.raises(PromptError, match="does not show"):
-        prompts.user_frame(Deaf())
+        prompts.render(Bare(), [])
+    with pytest.raises(PromptError, match="refuses a conversation"):
+        prompts.render(template("{{ raise_exception('no') }}"), [[{"role": "user", "content": "hi"}]])
 
 
 def test_only_a_newline_ends_a_line(tmp_path):

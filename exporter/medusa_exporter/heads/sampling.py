@@ -1,0 +1,50 @@
+"""How the next token is chosen: the likeliest one, or one drawn by temperature, top-k, top-p and min-p."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What may be drawn at a temperature above 0; the rules apply one after the other, after the temperature.
+
+    top_k: the k likeliest tokens only; 0 for no such limit. top_p: the fewest likeliest tokens that hold this share of
+    the probability; 1 for no limit. min_p: tokens of at least this share of the likeliest one's probability; 0 for no
+    limit.
+    """
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.05
+
+    def floor(self, logits: Tensor, temperature: Tensor) -> Tensor:
+        """The least logit (B, 1) that may be drawn from logits (B, V) at temperature (B, 1), 0 for a greedy row."""
+        floor = torch.full_like(temperature, -torch.inf)
+        if self.top_k or self.top_p < 1:  # needs a sort
+            size = min(self.top_k or logits.shape[-1], logits.shape[-1])
+            ordered = logits.float().topk(size, dim=-1).values  # (B, size), falling
+            shares = (ordered / temperature.masked_fill(temperature == 0, 1.0)).softmax(dim=-1)
+            kept = (shares.cumsum(dim=-1) - shares < self.top_p).sum(dim=-1, keepdim=True)  # at least 1
+            floor = ordered.gather(1, kept - 1)
+        if self.min_p > 0:
+            top = logits.amax(dim=-1, keepdim=True).float()
+            floor = torch.maximum(floor, top + temperature * math.log(self.min_p))
+        return floor
+
+
+def draw(logits: Tensor, temperature: Tensor, sampling: Sampling) -> Tensor:
+    """Draw one token a row (B, 1) from logits (B, V); where temperature (B, 1) fp32 is 0, the argmax.
+
+    The Gumbel trick: argmax of logits + temperature x Gumbel noise is a draw from softmax(logits / temperature).
+    """
+    scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device).exponential_()
+    scores.clamp_min_(TINY).log_().mul_(-temperature).add_(logits)
+    scores.masked_fill_(logits < sampling.floor(logits, temperature), -torch.inf)
+    return scores.argmax(dim=-1, keepdim=True)
