@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,12 @@ def convert_command(source: str, output: Path, base: Path | None, force: bool) -
     """
     from medusa_exporter.heads.convert import convert
 
-    click.echo(_found(convert(source, output, base=base, force=force)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        converted = convert(source, output, base=base, force=force)
+    for warning in caught:
+        click.echo(f"warning: {warning.message}", err=True)
+    click.echo(_found(converted))
     click.echo(f"wrote {output}")
 
 
@@ -43,9 +49,11 @@ def _found(converted: Converted) -> str:
     facts = converted.facts
     own = f"own lm_heads of {facts.own_lm_head_size} tokens" if facts.own_lm_head_size else "the model's lm_head"
     draft = f"draft vocabulary of {facts.draft_vocabulary} tokens" if facts.draft_vocabulary else "whole vocabulary"
+    taps = f", {facts.taps} tapped layer{'' if facts.taps == 1 else 's'}" if facts.taps else ""
+    trunk = f", trunk of width {facts.trunk}" if facts.trunk else ""
     return (
         f"found {facts.heads} head{'' if facts.heads == 1 else 's'} of {facts.layers} "
-        f"layer{'' if facts.layers == 1 else 's'}, hidden size {facts.hidden_size}, conditioning {facts.conditioning}, "
-        f"{draft}, {own}{' (theirs equalled it and was left out)' if converted.shared else ''}, "
+        f"layer{'' if facts.layers == 1 else 's'}, hidden size {facts.hidden_size}, conditioning {facts.conditioning}"
+        f"{taps}{trunk}, {draft}, {own}{' (theirs equalled it and was left out)' if converted.shared else ''}, "
         f"in {converted.layout.title}"
     )

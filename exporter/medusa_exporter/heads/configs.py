@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ def read_config(source: str | Path) -> dict[str, Any]:
     return read_json(path) if path else {}
 
 
-def compare_config(source: str | Path, layout: Layout, facts: HeadFacts, vocab_size: int | None) -> None:
+def compare_config(
+    source: str | Path, layout: Layout, facts: HeadFacts, vocab_size: int | None, taps: Sequence[int] = ()
+) -> None:
     """Warn (UserWarning) of every value in config.json that the weights contradict.
 
-    vocab_size: V of the model, or None where it is not known.
+    vocab_size: V of the model, or None where it is not known. taps: the decoder layers that the heads tap.
     """
     path = config_file(source)
     if path is None:
@@ -46,6 +49,8 @@ def compare_config(source: str | Path, layout: Layout, facts: HeadFacts, vocab_s
         "hidden_size": facts.hidden_size,
         "vocabulary": vocab_size,
         "draft_vocabulary": facts.draft_vocabulary or vocab_size,
+        "taps": list(taps),
+        "trunk": facts.trunk,
     }
     for key, fact in layout.config_keys.items():
         stated, value = _lookup(config, key), actual[fact]

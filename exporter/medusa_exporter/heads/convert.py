@@ -19,6 +19,7 @@ from medusa_exporter.heads.layout import (
     draft_rows,
     read_entries,
     read_tensors,
+    taps_of,
     with_biases,
     write_tensors,
 )
@@ -53,8 +54,8 @@ def convert(source: str | Path, folder: Path, *, base: Path | None = None, force
     if sizes:
         check_model(facts, *sizes, source)
     vocab_size = sizes[1] if sizes else _vocab_size(facts, config)
-    compare_config(source, layout, facts, vocab_size)
     check_values(tensors, where, vocab_size)
+    compare_config(source, layout, facts, vocab_size, taps_of(tensors))
     tensors = draft_rows(tensors)
     shared = base is not None and _is_the_models(tensors, facts, base)
     if shared:

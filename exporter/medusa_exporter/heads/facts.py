@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.layouts import MAP_NAME
+from medusa_exporter.heads.layouts import MAP_NAME, TAPS_NAME, TRUNK_NAMES
 from medusa_exporter.heads.stored import Shape, StoredHeads, find_heads, heads_files
 
-__all__ = ["HeadFacts", "HeadsError", "heads_files", "layout_facts", "read_head_facts", "stored_facts"]
+__all__ = ["HeadFacts", "expected_shapes", "heads_files", "layout_facts", "read_head_facts", "stored_facts"]
 
 _LINEAR = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)")
 _LM_HEAD = re.compile(r"(\d+)\.\d+\.weight")
@@ -23,7 +23,8 @@ class HeadFacts:
     """What names and shapes say.
 
     own_lm_head_size: rows of each head's own lm_head, or None when the decoder's is shared. draft_vocabulary: how many
-    tokens the heads score, or None when they score all.
+    tokens the heads score, or None when they score all. taps: how many decoder layers they tap. trunk: width of the
+    block before the ResBlocks, 0 for none.
     """
 
     heads: int
@@ -32,6 +33,8 @@ class HeadFacts:
     hidden_size: int
     own_lm_head_size: int | None
     draft_vocabulary: int | None = None
+    taps: int = 0
+    trunk: int = 0
 
 
 def read_head_facts(source: str | Path) -> tuple[int, int, str]:
@@ -62,21 +65,15 @@ def layout_facts(shapes: Mapping[str, Shape], where: str, names: Mapping[str, st
         raise HeadsError(f"{where}: heads of {depths} layers; expected one depth of at least 1 for all heads")
     layers = depths[0]
     hidden_size, first = _sizes(shapes, "0.0.linear.weight", where, names)
-    conditioning: Literal["none", "root"] = "root" if first == 2 * hidden_size else "none"
-    expected: dict[str, Shape] = {}
-    for head in range(heads):
-        for layer in range(layers):
-            width = first if layer == 0 and conditioning == "root" else hidden_size
-            expected[f"{head}.{layer}.linear.weight"] = (hidden_size, width)
-            expected[f"{head}.{layer}.linear.bias"] = (hidden_size,)
-    own_size = None
-    if lm_heads:
-        own_size, _ = _sizes(shapes, f"0.{layers}.weight", where, names)
-        expected |= {f"{head}.{layers}.weight": (own_size, hidden_size) for head in range(heads)}
-    draft_vocabulary = None
-    if MAP_NAME in shapes:
-        draft_vocabulary = _map_size(shapes[MAP_NAME], own_size, where)
-        expected[MAP_NAME] = (draft_vocabulary,)
+    own_size = _sizes(shapes, f"0.{layers}.weight", where, names)[0] if lm_heads else None
+    draft_vocabulary = _map_size(shapes[MAP_NAME], own_size, where) if MAP_NAME in shapes else None
+    taps = _length(shapes[TAPS_NAME], TAPS_NAME, where) if TAPS_NAME in shapes else 0
+    trunk, seen = 0, first
+    if any(name in shapes for name in TRUNK_NAMES):
+        trunk, seen = _sizes(shapes, TRUNK_NAMES[0], where, names)
+    conditioning: Literal["none", "root"] = "root" if seen == (2 + taps) * hidden_size else "none"
+    facts = HeadFacts(heads, layers, conditioning, hidden_size, own_size, draft_vocabulary, taps, trunk)
+    expected = expected_shapes(facts)
     for name in sorted(expected.keys() | shapes.keys()):
         if shapes.get(name) != expected.get(name):
             raise HeadsError(
@@ -84,17 +81,43 @@ def layout_facts(shapes: Mapping[str, Shape], where: str, names: Mapping[str, st
                 f"{expected.get(name, 'none')} ({heads} heads of {layers} layers, hidden size {hidden_size}); "
                 "damaged or of another layout"
             )
-    return HeadFacts(heads, layers, conditioning, hidden_size, own_size, draft_vocabulary)
+    return facts
+
+
+def expected_shapes(facts: HeadFacts) -> dict[str, Shape]:
+    """The shapes of all weights of heads with these facts, by the authors' names: the inverse of `layout_facts`."""
+    H = facts.hidden_size
+    seen = H * (1 + facts.taps + (facts.conditioning == "root"))  # columns of the first weight that is applied
+    expected: dict[str, Shape] = {}
+    for head in range(facts.heads):
+        for layer in range(facts.layers):
+            expected[f"{head}.{layer}.linear.weight"] = (H, H if layer or facts.trunk else seen)
+            expected[f"{head}.{layer}.linear.bias"] = (H,)
+        if facts.own_lm_head_size is not None:
+            expected[f"{head}.{facts.layers}.weight"] = (facts.own_lm_head_size, H)
+    if facts.trunk:
+        gate, up, down = TRUNK_NAMES
+        expected |= {gate: (facts.trunk, seen), up: (facts.trunk, seen), down: (H, facts.trunk)}
+    if facts.draft_vocabulary is not None:
+        expected[MAP_NAME] = (facts.draft_vocabulary,)
+    if facts.taps:
+        expected[TAPS_NAME] = (facts.taps,)
+    return expected
 
 
 def _map_size(shape: Shape, own_size: int | None, where: str) -> int:
-    if len(shape) != 1 or shape[0] < 1:
-        raise HeadsError(f"{where}: {MAP_NAME} has shape {shape}, expected (D,): one token id for each lm_head row")
-    if own_size is not None and own_size < shape[0]:
+    size = _length(shape, MAP_NAME, where)
+    if own_size is not None and own_size < size:
         raise HeadsError(
-            f"{where}: lm_heads of {own_size} rows under a {MAP_NAME} of {shape[0]} tokens; expected a row for each; "
+            f"{where}: lm_heads of {own_size} rows under a {MAP_NAME} of {size} tokens; expected a row for each; "
             "damaged or of another layout"
         )
+    return size
+
+
+def _length(shape: Shape, name: str, where: str) -> int:
+    if len(shape) != 1 or shape[0] < 1:
+        raise HeadsError(f"{where}: {name} has shape {shape}, expected one size of at least 1; damaged")
     return shape[0]
 
 

@@ -6,6 +6,7 @@ Safetensors only: a pickle is never loaded here (see `convert`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from medusa_exporter.heads.configs import compare_config
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.facts import HeadFacts, heads_files, layout_facts, read_head_facts, stored_facts
 from medusa_exporter.heads.files import CONFIG_NAME, WEIGHTS_NAME
-from medusa_exporter.heads.layouts import MAP_NAME
+from medusa_exporter.heads.layouts import MAP_NAME, TAPS_NAME, TRUNK_NAMES
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.heads.stored import Entry, StoredHeads, find_heads
 
@@ -29,7 +30,7 @@ __all__ = ["HeadsError", "heads_files", "load_heads", "read_head_facts", "save_h
 def save_heads(
     heads: MedusaHeads, folder: str | Path, extras: dict[str, Any], dtype: torch.dtype = torch.float16
 ) -> None:
-    """Write `heads` into `folder`, weights in `dtype`, a token_map in int64.
+    """Write `heads` into `folder`, weights in `dtype`, a token_map and taps in int64.
 
     extras: further keys of config.json; `base_model_name_or_path` and `vocab_size` are expected among them.
     Raises HeadsError when a weight is not finite, or too large for `dtype`.
@@ -37,6 +38,8 @@ def save_heads(
     tensors = {name: tensor.to(dtype) for name, tensor in _named_tensors(heads).items()}
     if heads.token_map is not None:
         tensors[MAP_NAME] = heads.token_map.detach().cpu()
+    if heads.taps:
+        tensors[TAPS_NAME] = torch.tensor(heads.taps)
     write_tensors(tensors, folder, extras, f"heads to be stored as {dtype}")
 
 
@@ -55,6 +58,8 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: str | Path, extras: dic
         "medusa_conditioning": facts.conditioning,
         "hidden_size": facts.hidden_size,
         **({} if facts.draft_vocabulary is None else {"draft_vocabulary": facts.draft_vocabulary}),
+        **({"medusa_taps": tensors[TAPS_NAME].tolist()} if facts.taps else {}),
+        **({"medusa_trunk": facts.trunk} if facts.trunk else {}),
         **extras,
     }
     target = Path(folder)
@@ -68,19 +73,29 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: str | Path, extras: dic
 def load_heads(source: str | Path, hidden_size: int, vocab_size: int) -> MedusaHeads:
     """Load the heads of a folder or hub name ('owner/name') in fp32, for a decoder of these sizes.
 
-    Any published layout (see `layouts`). Count, depth, conditioning, own lm_heads and draft vocabulary follow from the
-    weights; a config.json that says otherwise is warned of (UserWarning). Raises HeadsError for everything that cannot
-    be these heads: see `stored` and `facts`.
+    Any published layout (see `layouts`). Everything about the heads follows from their weights; a config.json that
+    says otherwise is warned of (UserWarning). Raises HeadsError for everything that cannot be these heads: see `stored`
+    and `facts`.
     """
     stored = find_heads(source)
     facts = stored_facts(stored)
     check_model(facts, hidden_size, vocab_size, source)
-    compare_config(source, stored.layout, facts, vocab_size)
     tensors = read_tensors(stored)
     check_values(tensors, stored.where, vocab_size)
+    taps = taps_of(tensors)
+    compare_config(source, stored.layout, facts, vocab_size, taps)
     tensors = draft_rows(tensors)
     own_size = facts.own_lm_head_size and (facts.draft_vocabulary or facts.own_lm_head_size)
-    heads = MedusaHeads(hidden_size, facts.heads, facts.layers, facts.conditioning, own_size, tensors.get(MAP_NAME))
+    heads = MedusaHeads(
+        hidden_size,
+        facts.heads,
+        facts.layers,
+        facts.conditioning,
+        own_size,
+        tensors.get(MAP_NAME),
+        taps=taps,
+        trunk=facts.trunk,
+    )
     _fill(heads, tensors)
     return heads.requires_grad_(False).eval()
 
@@ -118,8 +133,13 @@ def draft_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     token_map = tensors.get(MAP_NAME)
     if token_map is None:
         return dict(tensors)
-    lm_heads = [name for name in tensors if name.endswith(".weight") and not name.endswith(".linear.weight")]
+    lm_heads = [name for name in tensors if re.fullmatch(r"\d+\.\d+\.weight", name)]
     return {**tensors, **{name: tensors[name][token_map] for name in lm_heads if len(tensors[name]) != len(token_map)}}
+
+
+def taps_of(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the decoder layers that heads with these weights tap, in order."""
+    return tuple(tensors[TAPS_NAME].tolist()) if TAPS_NAME in tensors else ()
 
 
 def check_model(facts: HeadFacts, hidden_size: int, vocab_size: int, source: str | Path) -> None:
@@ -137,10 +157,13 @@ def check_model(facts: HeadFacts, hidden_size: int, vocab_size: int, source: str
 
 
 def check_values(tensors: Mapping[str, Tensor], where: str, vocab_size: int | None = None) -> None:
-    """Raise HeadsError unless all weights are finite and a token_map holds distinct ids below V, where V is known."""
+    """Raise HeadsError unless weights are finite, taps distinct, a token_map's ids distinct and below V (if known)."""
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise HeadsError(f"{where}: {name} holds NaN or infinite values; expected finite weights. Train again")
+    taps = taps_of(tensors)
+    if min(taps, default=0) < 0 or len(set(taps)) != len(taps):
+        raise HeadsError(f"{where}: {TAPS_NAME} holds {list(taps)}; expected distinct layers, numbered from 0. Damaged")
     token_map = tensors.get(MAP_NAME)
     if token_map is None:
         return
@@ -174,7 +197,13 @@ def _named_tensors(heads: MedusaHeads) -> dict[str, Tensor]:
             named[f"{head}.{layer}.linear.bias"] = heads.biases[layer][head, 0].detach().cpu()
         if heads.own_lm_head is not None:
             named[f"{head}.{heads.layers}.weight"] = heads.own_lm_head[head].detach().cpu().T  # (D, H)
+    if heads.trunk:
+        named |= {name: weight.detach().cpu().T for name, weight in _trunk(heads).items()}  # (out, in)
     return named
+
+
+def _trunk(heads: MedusaHeads) -> dict[str, Tensor]:
+    return dict(zip(TRUNK_NAMES, (heads.gate, heads.up, heads.down), strict=True))
 
 
 def _fill(heads: MedusaHeads, tensors: Mapping[str, Tensor]) -> None:
@@ -185,3 +214,5 @@ def _fill(heads: MedusaHeads, tensors: Mapping[str, Tensor]) -> None:
                 heads.biases[layer][head, 0] = tensors[f"{head}.{layer}.linear.bias"].float()
             if heads.own_lm_head is not None:
                 heads.own_lm_head[head] = tensors[f"{head}.{heads.layers}.weight"].float().T
+        for name, weight in (_trunk(heads) if heads.trunk else {}).items():
+            weight.copy_(tensors[name].float().T)

@@ -1,7 +1,8 @@
 """The published layouts of Medusa heads: how each names its weights. Pure: names in, names out.
 
 Every layout is mapped onto the names of the Medusa authors, for heads of L ResBlocks: `{head}.{layer}.linear.weight`,
-`{head}.{layer}.linear.bias`, `{head}.{L}.weight` (a head's own lm_head), and `token_map` beside them.
+`{head}.{layer}.linear.bias`, `{head}.{L}.weight` (a head's own lm_head), and `token_map` beside them. Heads with what
+`modules` offers beyond the paper have names that no publisher has: `taps` and `trunk.{gate,up,down}.weight`.
 Sources: FasterDecoding/Medusa (v0.1 and version 2: `medusa/train/train_legacy.py`; v1.0: `medusa_model.py`),
 huggingface/text-generation-inference (`layers/medusa.py`), vllm-project/vllm (`model_executor/models/medusa.py`,
 `transformers_utils/configs/medusa.py`), NVIDIA ModelOpt (`torch/speculative/plugins`, `torch/export/plugins`) and
@@ -17,7 +18,9 @@ from typing import TypeVar
 
 from medusa_exporter.heads.errors import HeadsError
 
-MAP_NAME = "token_map"
+MAP_NAME, TAPS_NAME = "token_map", "taps"
+TRUNK_NAMES = ("trunk.gate.weight", "trunk.up.weight", "trunk.down.weight")
+INDEX_NAMES = (MAP_NAME, TAPS_NAME)  # hold numbers of tokens or layers, not weights
 
 _Key = TypeVar("_Key")
 _N = r"(0|[1-9]\d{0,3})"  # a head's or a layer's number
@@ -29,6 +32,8 @@ _AUTHORS_KEYS = {
     "hidden_size": "hidden_size",
     "vocab_size": "vocabulary",
     "draft_vocabulary": "draft_vocabulary",
+    "medusa_taps": "taps",
+    "medusa_trunk": "trunk",
 }
 
 
@@ -37,10 +42,10 @@ class Layout:
     """One way to name the weights of heads; the patterns are regular expressions for whole names.
 
     linear: groups head, layer and `weight` or `bias`. lm_head: groups head and, where the layout numbers it, layer.
-    shared_lm_head: one lm_head for all heads. draft_map: the token that each row of an lm_head scores. prefix: what
-    heads' names begin with where they lie among the decoder's own weights; the empty one means that the files hold
-    nothing else. biases: False where heads may have none, which stands for zeros. config_keys: which key of config.json
-    states which fact; a dot leads into a nested object.
+    config_keys: which key of config.json states which fact; a dot leads into a nested object. shared_lm_head: one
+    lm_head for all heads. draft_map: the token that each row of an lm_head scores. further: names that stand for
+    themselves. prefix: what heads' names begin with where they lie among the decoder's own weights; the empty one means
+    that the files hold nothing else. biases: False where heads may have none, which stands for zeros.
     """
 
     title: str
@@ -49,6 +54,7 @@ class Layout:
     config_keys: Mapping[str, str]
     shared_lm_head: str | None = None
     draft_map: str | None = None
+    further: tuple[str, ...] = ()
     prefix: str = ""
     biases: bool = True
 
@@ -64,6 +70,7 @@ LAYOUTS = (
         _AUTHORS_LM_HEAD,
         _AUTHORS_KEYS,
         draft_map=MAP_NAME,
+        further=(TAPS_NAME, *TRUNK_NAMES),
     ),
     Layout(
         "the Medusa authors' v1.0 layout (merged with the decoder)",
@@ -154,6 +161,7 @@ def canonical_names(names: Collection[str], layout: Layout, where: str) -> dict[
     owned: dict[tuple[int, int | None], str] = {}  # lm_heads by head and layer; None: after the last ResBlock
     shared: list[str] = []
     token_maps: list[str] = []
+    further: dict[str, str] = {}
     for name in sorted(filter(layout.owns, names)):
         if match := re.fullmatch(layout.linear, name):
             _keep(linears, f"{match[1]}.{match[2]}.linear.{match[3]}", name, where)
@@ -163,6 +171,8 @@ def canonical_names(names: Collection[str], layout: Layout, where: str) -> dict[
             shared.append(name)
         elif layout.draft_map and re.fullmatch(layout.draft_map, name):
             token_maps.append(name)
+        elif name in layout.further:
+            further[name] = name
         else:
             raise HeadsError(
                 f"{where}: unknown weight {name!r} among heads in {layout.title}; quantised or extended heads "
@@ -170,7 +180,7 @@ def canonical_names(names: Collection[str], layout: Layout, where: str) -> dict[
             )
     if len(token_maps) > 1 or len(shared) > 1 or (shared and owned):
         raise HeadsError(f"{where}: holds {token_maps + shared + sorted(owned.values())}; expected one of a kind")
-    mapped: dict[str, str | None] = {**linears, **_lm_heads(linears, owned, shared, layout)}
+    mapped: dict[str, str | None] = {**linears, **_lm_heads(linears, owned, shared, layout), **further}
     if token_maps:
         mapped[MAP_NAME] = token_maps[0]
     if not layout.biases and not any(name.endswith(".bias") for name in linears):

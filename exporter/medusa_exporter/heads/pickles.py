@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.layouts import MAP_NAME
+from medusa_exporter.heads.layouts import INDEX_NAMES
 
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAP_TYPES = (torch.int64,)
+INDEX_TYPES = (torch.int64,)
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -41,9 +41,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def check_types(tensors: dict[str, Tensor], path: Path) -> None:
-    """Raise HeadsError unless weights are stored as floats of 16 or 32 bits, and a token_map as int64."""
+    """Raise HeadsError unless weights are stored as floats of 16 or 32 bits, and a token_map and taps as int64."""
     for name, tensor in tensors.items():
-        types = MAP_TYPES if name == MAP_NAME else WEIGHT_TYPES
+        types = INDEX_TYPES if name in INDEX_NAMES else WEIGHT_TYPES
         if tensor.dtype not in types:
             raise HeadsError(f"{path}: {name} is stored as {tensor.dtype}; expected {' or '.join(map(str, types))}")
 

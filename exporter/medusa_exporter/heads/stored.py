@@ -9,11 +9,11 @@ from pathlib import Path
 
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.files import CONFIG_NAME, INDEX_NAME, weights_files
-from medusa_exporter.heads.layouts import MAP_NAME, Layout, canonical_names, recognise
+from medusa_exporter.heads.layouts import INDEX_NAMES, Layout, canonical_names, recognise
 
 LARGEST_HEADER = 16 * 2**20  # bytes; a header of real heads takes a few kilobytes
 STORED_TYPES = ("F16", "BF16", "F32")
-MAP_TYPES = ("I64",)
+INDEX_TYPES = ("I64",)
 
 Shape = tuple[int, ...]
 
@@ -74,7 +74,7 @@ def find_heads(source: str | Path) -> StoredHeads:
     mapped = canonical_names(entries, layout, where)
     found = {name: entries[stored] if stored else None for name, stored in mapped.items()}
     for name, held in found.items():
-        types = MAP_TYPES if name == MAP_NAME else STORED_TYPES
+        types = INDEX_TYPES if name in INDEX_NAMES else STORED_TYPES
         if held and held.dtype not in types:
             raise HeadsError(
                 f"{held.file}: {held.name} is stored as {held.dtype}; expected {' or '.join(types)}: give heads that "

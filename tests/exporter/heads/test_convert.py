@@ -12,7 +12,8 @@ from medusa_exporter.cli import main
 from medusa_exporter.cli.heads import command
 from medusa_exporter.heads.convert import convert
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.layout import load_heads
+from medusa_exporter.heads.layout import load_heads, save_heads
+from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.heads.pickles import read_pickle
 from safetensors.torch import load_file
 
@@ -209,6 +210,27 @@ def test_the_command_says_what_it_found(tmp_path, base):
         command, ["convert", *arguments, "--force", "--base", str(base)], catch_exceptions=False
     )
     assert "whole vocabulary, the model's lm_head (theirs equalled it and was left out)" in result.output
+
+
+def test_a_config_that_disagrees_is_told_in_one_line(v01, tmp_path):
+    result = CliRunner().invoke(command, ["convert", str(v01), "-o", str(tmp_path / "out")], catch_exceptions=False)
+    said = "medusa_num_heads is 2, but weights and model say 3; the weights win"
+    assert result.stderr == f"warning: {v01 / 'config.json'}: {said}\n"
+
+
+def test_a_trunk_and_taps_are_told_and_kept(tmp_path):
+    heads = MedusaHeads(H, 1, 1, "root", taps=(5,), trunk=6)
+    save_heads(heads, tmp_path / "in", {"vocab_size": V}, dtype=torch.float32)
+    result = CliRunner().invoke(
+        command, ["convert", str(tmp_path / "in"), "-o", str(tmp_path / "out")], catch_exceptions=False
+    )
+    assert (
+        "conditioning root, 1 tapped layer, trunk of width 6, whole vocabulary, the model's lm_head, in"
+        in result.output
+    )
+    back = load_heads(tmp_path / "out", H, V)
+    assert back.taps == (5,)
+    torch.testing.assert_close(back.gate, heads.gate, check_stride=False, rtol=0, atol=0)
 
 
 def test_errors_are_told_in_one_line(tmp_path, capsys):
