@@ -101,13 +101,16 @@ def _fill(
 
     from medusa_exporter.graph.check import check_graph
     from medusa_exporter.graph.trace import trace
-    from medusa_exporter.heads.layout import load_heads
+    from medusa_exporter.heads.layout import HeadsError, load_heads
 
     model = models.load_model(source, torch.float32)
     tokenizer = models.load_tokenizer(source)
     facts = model_facts(model, source)
     medusa = load_heads(heads, facts.hidden_size, facts.vocab_size)
-    top_k = min(facts.vocab_size, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
+    if beyond := [layer for layer in medusa.taps if layer >= facts.layers]:
+        raise HeadsError(f"{heads}: taps layer {beyond[0]}, but the model's are 0 to {facts.layers - 1}; give its own")
+    scored = facts.vocab_size if medusa.token_map is None else len(medusa.token_map)
+    top_k = min(scored, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
     graph_facts = GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onnx")
     path = folder / graph_facts.file
     path.parent.mkdir(parents=True)
@@ -116,11 +119,14 @@ def _fill(
     graph = trace(model, medusa, facts, top_k)
     report("write the graph")
     onnx_ir.save(graph, path, external_data=f"{path.name}.data")
-    head_facts = HeadFacts(medusa.heads, medusa.layers, medusa.conditioning, top_k)
+    draft_vocabulary = None if medusa.token_map is None else len(medusa.token_map)
+    head_facts = HeadFacts(
+        medusa.heads, medusa.layers, medusa.conditioning, top_k, medusa.taps, medusa.trunk, draft_vocabulary
+    )
     del graph, medusa, model
     gc.collect()
     report("check the graph: ONNX checker, shape inference, declared against actual inputs and outputs")
-    check_graph(path, facts)
+    check_graph(path, facts, head_facts)
 
     report("write tokenizer and profiles, hash every file")
     _write_tokenizer(folder, tokenizer)

@@ -1,8 +1,9 @@
 """The graph contract: names, shapes and types of one step's inputs and outputs, the same for every backend.
 
 One step = draft, then verify. B sequences, T nodes each, P rows of past bound, R rows whose logits are wanted,
-N in {0, B} draft rows (0 skips the heads: plain decoding and prefill), H hidden size, V vocabulary,
-W = kv_heads * head_dim elements of one token's K or V row of one layer.
+N in {0, B} draft rows (0 skips the heads: plain decoding and prefill), S what the heads see of a token (the hidden
+size, and as much again for every layer they tap), V vocabulary, W = kv_heads * head_dim elements of one token's K or V
+row of one layer.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ INPUT_IDS = "input_ids"  # (B, T) int32: a literal token, or -1 - (head * top_k 
 POSITION_IDS = "position_ids"  # (B, T) int32: past_length + depth of the node
 TREE_MASK = "tree_mask"  # (B, T, T) bool: node i may see node j of this step
 PAST_LENGTH = "past_length"  # (B,) int32: rows of the past that are real
-DRAFT_HIDDEN = "draft_hidden"  # (N, H) float: the hidden state whose logits gave the root
+DRAFT_HIDDEN = "draft_hidden"  # (N, S) float: the hidden state whose logits gave the root
 LOGIT_ROWS = "logit_rows"  # (B, R) int32: the rows that need logits
 
 TOKENS = "tokens"  # (B, T) int32: input_ids with the candidates filled in
 ARGMAX = "argmax"  # (B, R) int32: greedy next token at each wanted row
 LOGITS = "logits"  # (B, R, V) float
-HIDDEN = "hidden"  # (B, T, H) float: after the final norm
+HIDDEN = "hidden"  # (B, T, S) float: after the final norm; behind it what the tapped layers read
 
 
 def past_key(layer: int) -> str:
@@ -51,14 +52,14 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
 
-def input_specs(layers: int, hidden_size: int, kv_row: int, dtype: str = "float32") -> tuple[TensorSpec, ...]:
-    """All inputs of a graph, in order. `dtype` is that of hidden states and KV rows."""
+def input_specs(layers: int, state_size: int, kv_row: int, dtype: str = "float32") -> tuple[TensorSpec, ...]:
+    """All inputs of a graph, in order. `state_size` is S, `dtype` that of hidden states and KV rows."""
     return (
         TensorSpec(INPUT_IDS, "int32", ("B", "T")),
         TensorSpec(POSITION_IDS, "int32", ("B", "T")),
         TensorSpec(TREE_MASK, "bool", ("B", "T", "T")),
         TensorSpec(PAST_LENGTH, "int32", ("B",)),
-        TensorSpec(DRAFT_HIDDEN, dtype, ("N", hidden_size)),
+        TensorSpec(DRAFT_HIDDEN, dtype, ("N", state_size)),
         TensorSpec(LOGIT_ROWS, "int32", ("B", "R")),
         *(TensorSpec(past_key(i), dtype, ("B", "P", kv_row)) for i in range(layers)),
         *(TensorSpec(past_value(i), dtype, ("B", "P", kv_row)) for i in range(layers)),
@@ -66,14 +67,14 @@ def input_specs(layers: int, hidden_size: int, kv_row: int, dtype: str = "float3
 
 
 def output_specs(
-    layers: int, hidden_size: int, vocab_size: int, kv_row: int, dtype: str = "float32"
+    layers: int, state_size: int, vocab_size: int, kv_row: int, dtype: str = "float32"
 ) -> tuple[TensorSpec, ...]:
     """All outputs of a graph, in order."""
     return (
         TensorSpec(TOKENS, "int32", ("B", "T")),
         TensorSpec(ARGMAX, "int32", ("B", "R")),
         TensorSpec(LOGITS, dtype, ("B", "R", vocab_size)),
-        TensorSpec(HIDDEN, dtype, ("B", "T", hidden_size)),
+        TensorSpec(HIDDEN, dtype, ("B", "T", state_size)),
         *(TensorSpec(new_key(i), dtype, ("B", "T", kv_row)) for i in range(layers)),
         *(TensorSpec(new_value(i), dtype, ("B", "T", kv_row)) for i in range(layers)),
     )

@@ -15,7 +15,7 @@ from medusa_profiles.profile import NAME_PATTERN
 
 from medusa_runtime.errors import BundleError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 REMEDY = "copy it again, or rebuild it with medusa-export build … --force"
@@ -97,12 +97,19 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """The Medusa heads: how many, ResBlocks in each, what they see besides h, candidates that each one ranks."""
+    """The Medusa heads: how many, ResBlocks in each, what they see besides h, candidates that each one ranks.
+
+    taps: decoder layers whose input they see too. trunk: width of the gated block in front of all heads, 0 for none.
+    draft_vocabulary: how many tokens they score, None for all.
+    """
 
     count: int
     layers: int
     conditioning: Literal["none", "root"]
     top_k: int
+    taps: tuple[int, ...] = ()
+    trunk: int = 0
+    draft_vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         _whole("heads.count", self.count, 1, 1000)
@@ -110,6 +117,16 @@ class HeadFacts:
         if self.conditioning not in ("none", "root"):
             _wrong("heads.conditioning", self.conditioning, "'none' or 'root'")
         _whole("heads.top_k", self.top_k, 1, _INT32_MAX // self.count)
+        for layer in _items("heads.taps", self.taps):
+            _whole("a layer in heads.taps", layer, 0, 999)
+        _whole("heads.trunk", self.trunk, 0, _INT32_MAX)
+        if self.draft_vocabulary is not None:
+            _whole("heads.draft_vocabulary", self.draft_vocabulary, 1, _INT32_MAX)
+
+
+def state_size(model: ModelFacts, heads: HeadFacts) -> int:
+    """Elements that the heads see of one token: the hidden size, and as much again for every tap (S)."""
+    return model.hidden_size * (1 + len(heads.taps))
 
 
 @dataclass(frozen=True)
@@ -168,7 +185,11 @@ class Manifest:
         for package, version in _mapping("producer", self.producer).items():
             _text("a key of producer", package)
             _text(f"producer.{package}", version)
-        _whole("heads.top_k", self.heads.top_k, 1, self.model.vocab_size)
+        if self.heads.draft_vocabulary is not None:
+            _whole("heads.draft_vocabulary", self.heads.draft_vocabulary, 1, self.model.vocab_size)
+        _whole("heads.top_k", self.heads.top_k, 1, self.heads.draft_vocabulary or self.model.vocab_size)
+        for layer in self.heads.taps:
+            _whole("a layer in heads.taps", layer, 0, self.model.layers - 1)
         for path in self.files:
             check_path("a path in files", path)
             if path == FILE_NAME:
@@ -261,6 +282,8 @@ def _facts(kind: type[Fact], what: str, value: object) -> Fact:
     _check_keys(what, content, {f.name for f in fields(kind)})  # type: ignore[arg-type]
     if kind is ModelFacts:
         content["eos_token_ids"] = _as_tuple(f"{what}.eos_token_ids", content["eos_token_ids"])
+    if kind is HeadFacts:
+        content["taps"] = _as_tuple(f"{what}.taps", content["taps"])
     return kind(**content)
 
 

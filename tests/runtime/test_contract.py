@@ -5,8 +5,8 @@ DIMENSIONS = {"B", "T", "P", "R", "N"}
 
 
 def specs(layers=3, dtype="float32"):
-    inputs = contract.input_specs(layers, hidden_size=16, kv_row=8, dtype=dtype)
-    return inputs, contract.output_specs(layers, hidden_size=16, vocab_size=50, kv_row=8, dtype=dtype)
+    inputs = contract.input_specs(layers, state_size=16, kv_row=8, dtype=dtype)
+    return inputs, contract.output_specs(layers, state_size=16, vocab_size=50, kv_row=8, dtype=dtype)
 
 
 def test_inputs_of_a_step():

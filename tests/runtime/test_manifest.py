@@ -8,10 +8,10 @@ import json
 import pytest
 from medusa_runtime import manifest as module
 from medusa_runtime.errors import BundleError
-from medusa_runtime.manifest import FileFacts, GraphFacts, HeadFacts, Manifest, ModelFacts
+from medusa_runtime.manifest import FileFacts, GraphFacts, HeadFacts, Manifest, ModelFacts, state_size
 
 MODEL = ModelFacts("tiny", "llama", 30, 576, 9, 3, 64, 49152, 8192, (2, 0))
-HEADS = HeadFacts(4, 1, "root", 10)
+HEADS = HeadFacts(4, 1, "root", 10, (2, 1), 64, 20)
 FILES = {
     "graphs/ort-cpu-fp32.onnx": FileFacts(7, "0a" * 32),
     "graphs/ort-cpu-fp32.data": FileFacts(2**40, "0b" * 32),
@@ -21,7 +21,7 @@ GRAPHS = {"ort-cpu-fp32": GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onn
 
 
 def make(**changes):
-    parts = {"schema": 1, "producer": {"medusa-export": "0.1.0"}, "model": MODEL, "heads": HEADS, "graphs": GRAPHS}
+    parts = {"schema": 2, "producer": {"medusa-export": "0.1.0"}, "model": MODEL, "heads": HEADS, "graphs": GRAPHS}
     parts |= {"profiles": ("cpu-8",), "files": FILES, "sources": {"heads": "0d" * 32, "options": [1, None, {"é": 0.5}]}}
     return Manifest(**parts | changes)
 
@@ -57,6 +57,11 @@ def test_round_trip():
     assert data.startswith(b'{\n  "digest": "' + manifest.digest.encode() + b'"')
 
 
+def test_what_heads_see_of_a_token():
+    assert state_size(MODEL, HEADS) == 3 * 576
+    assert state_size(MODEL, HeadFacts(4, 1, "none", 10)) == 576
+
+
 def test_sizes():
     assert MODEL.kv_row == 192
     assert MODEL.kv_bytes_per_token(4) == 2 * 30 * 192 * 4
@@ -88,16 +93,16 @@ def test_another_layout_with_a_right_digest_is_refused():
     forged = body.replace(b"0" * 64, hashlib.sha256(body).hexdigest().encode())
     with pytest.raises(BundleError):
         Manifest.from_bytes(forged, "m")
-    data = make().to_bytes().replace(b'"schema": 1,', b'"schema":  1,')
+    data = make().to_bytes().replace(b'"schema": 2,', b'"schema":  2,')
     body = data[:15] + b"0" * 64 + data[79:]
     forged = data[:15] + hashlib.sha256(body).hexdigest().encode() + data[79:]
     with pytest.raises(BundleError, match="form"):
         Manifest.from_bytes(forged, "m")
 
 
-@pytest.mark.parametrize("schema", [0, 2, 7, "1", True, 1.0, None, [1]])
+@pytest.mark.parametrize("schema", [0, 1, 7, "2", True, 2.0, None, [1]])
 def test_wrong_schema_is_told_before_anything_else(schema):
-    with pytest.raises(BundleError, match=r"schema .*reads 1; .*rebuild"):
+    with pytest.raises(BundleError, match=r"schema .*reads 2; .*rebuild"):
         Manifest.from_bytes(json.dumps({"schema": schema, "digest": "?"}).encode(), "m")
 
 
@@ -124,7 +129,7 @@ BAD_PATHS += ["\u202ea", "a" * 1001, "manifest.json"]
 def test_paths_that_leave_the_bundle(path):
     facts = {"size": 1, "sha256": "00" * 32}
     with pytest.raises(BundleError, match="path"):
-        Manifest.from_bytes(forge(content_with(["files"], {**content_with(["schema"], 1)["files"], path: facts})), "m")
+        Manifest.from_bytes(forge(content_with(["files"], {**content_with(["schema"], 2)["files"], path: facts})), "m")
     with pytest.raises(BundleError):
         Manifest.from_bytes(forge(content_with(["graphs", "ort-cpu-fp32", "file"], path)), "m")
 
@@ -157,7 +162,13 @@ def test_paths_that_leave_the_bundle(path):
         (["heads", "count"], 0, "heads.count"),
         (["heads", "conditioning"], "both", "heads.conditioning"),
         (["heads", "conditioning"], [], "heads.conditioning"),
-        (["heads", "top_k"], 49153, "heads.top_k"),
+        (["heads", "top_k"], 21, "heads.top_k"),
+        (["heads", "taps"], [30], "heads.taps"),
+        (["heads", "taps"], [2, 2], "heads.taps"),
+        (["heads", "taps"], 2, "heads.taps"),
+        (["heads", "trunk"], -1, "heads.trunk"),
+        (["heads", "draft_vocabulary"], 49153, "heads.draft_vocabulary"),
+        (["heads", "draft_vocabulary"], 0, "heads.draft_vocabulary"),
         (["graphs"], {}, "graphs"),
         (["graphs"], None, "graphs"),
         (["graphs", "ort-cpu-fp32", "precision"], "fp16", "key of graphs"),
@@ -196,14 +207,14 @@ def test_false_claims_with_a_right_digest(path, value, message):
         b"[]",
         b"\xff\xfe",
         b"{",
-        b'{"schema": 1, "schema": 1}',
-        b'{"schema": 1, "x": NaN}',
-        b'{"schema": 1, "x": -Infinity}',
-        b'{"schema": 1, "x": 1e999}',
-        b'{"schema": 1, "digest": "\xc3\xa9"}',
-        b'{"schema": 1, "x": ' + b"9" * 100_000 + b"}",
+        b'{"schema": 2, "schema": 1}',
+        b'{"schema": 2, "x": NaN}',
+        b'{"schema": 2, "x": -Infinity}',
+        b'{"schema": 2, "x": 1e999}',
+        b'{"schema": 2, "digest": "\xc3\xa9"}',
+        b'{"schema": 2, "x": ' + b"9" * 100_000 + b"}",
         b"[" * 1_000_000,
-        b'{"schema": 1, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"schema": 2, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"a":' * 200_000,
         b" " * (module.MAX_BYTES + 1),
     ],

@@ -53,7 +53,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 def _lines(facts: dict[str, Any]) -> list[str]:
     model, heads = facts["model"], facts["heads"]
     files = sorted(facts["files"].items())
-    sees = {"none": "the hidden state", "root": "the hidden state and the root token"}[heads["conditioning"]]
+    sees = ["the hidden state", *(f"what layer {layer} reads" for layer in heads["taps"])]
+    sees += ["the root token"] if heads["conditioning"] == "root" else []
+    scores = heads["draft_vocabulary"] or model["vocab_size"]
     return [
         f"bundle    {facts['bundle']}, every file as its manifest says (digest {facts['digest'][:12]})",
         f"model     {model['name']} ({model['family']}): {model['layers']} layers, hidden size {model['hidden_size']}, "
@@ -61,7 +63,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"          vocabulary {model['vocab_size']:,}, context {model['context']:,} tokens, "
         f"ends at token {' or '.join(map(str, model['eos_token_ids'])) or 'none'}",
         f"KV cache  {facts['kv_bytes_per_token']['fp32']:,} bytes a token in fp32",
-        f"heads     {heads['count']} of {heads['layers']} ResBlocks, each sees {sees}, ranks {heads['top_k']} tokens",
+        f"heads     {heads['count']} of {heads['layers']} ResBlocks"
+        + (f" behind a gated block of {heads['trunk']:,}" if heads["trunk"] else ""),
+        f"          they see {' and '.join(sees)}; each ranks {heads['top_k']} of {scores:,} tokens",
         *_section("graphs", [(key, _size(graph["size"]), graph["file"]) for key, graph in facts["graphs"].items()]),
         *_section(
             "profiles",

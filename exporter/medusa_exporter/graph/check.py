@@ -10,17 +10,18 @@ import onnx
 import onnxruntime
 from medusa_runtime import contract
 from medusa_runtime.contract import TensorSpec
-from medusa_runtime.manifest import ModelFacts
+from medusa_runtime.manifest import HeadFacts, ModelFacts, state_size
 
 SIZES = {"B": 1, "T": 3, "P": 4, "R": 2}
 
 
-def check_graph(path: Path, facts: ModelFacts) -> None:
+def check_graph(path: Path, facts: ModelFacts, heads: HeadFacts) -> None:
     """Raise RuntimeError (or onnx's own checker error) where the graph at `path` is not what the contract says."""
     onnx.checker.check_model(str(path), full_check=True)
     session = _session(path)
-    inputs = contract.input_specs(facts.layers, facts.hidden_size, facts.kv_row)
-    outputs = contract.output_specs(facts.layers, facts.hidden_size, facts.vocab_size, facts.kv_row)
+    size = state_size(facts, heads)
+    inputs = contract.input_specs(facts.layers, size, facts.kv_row)
+    outputs = contract.output_specs(facts.layers, size, facts.vocab_size, facts.kv_row)
     _declared(session.get_inputs(), inputs)
     _declared(session.get_outputs(), outputs)
     for drafts in (0, SIZES["B"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,14 +20,31 @@ class Step(torch.nn.Module):
     """A decoder and its heads behind the graph contract's inputs and outputs."""
 
     def __init__(self, model: PreTrainedModel, heads: MedusaHeads, top_k: int) -> None:
-        """Take a causal decoder and heads of the same hidden size; `top_k` candidates are kept per head."""
+        """Take a causal decoder and heads made for it; `top_k` candidates are kept per head."""
         super().__init__()
         self.model, self.heads, self.top_k = model, heads, top_k
         self.model.config._attn_implementation = ATTENTION
         self.window: int | None = getattr(model.config, "sliding_window", None)
         self._wanted_rows: Tensor | None = None
         self._hidden: Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._keep_wanted_rows)
+        self._tapped: dict[int, Tensor] = {}
+        lm_head = model.get_output_embeddings()
+        self._draft_lm_head = lm_head.weight, lm_head.bias  # of its own only where the heads score fewer tokens
+        if heads.token_map is not None:
+            bias = None if lm_head.bias is None else lm_head.bias[heads.token_map]
+            self._draft_lm_head = lm_head.weight[heads.token_map], bias
+        for layer in heads.taps:
+            norm = model.base_model.layers[layer].input_layernorm
+            norm.register_forward_hook(self._tap(layer))
+        lm_head.register_forward_pre_hook(self._keep_wanted_rows)
+
+    def _tap(self, layer: int) -> Callable[[torch.nn.Module, object, Tensor], None]:
+        """What catches the input of a layer, after its norm: (B, T, H)."""
+
+        def catch(_module: torch.nn.Module, _arguments: object, output: Tensor) -> None:
+            self._tapped[layer] = output
+
+        return catch
 
     def _keep_wanted_rows(self, _module: torch.nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
         """Before the lm_head: capture all hidden states, hand on the wanted rows only, (B, T, H) -> (B·R, H).
@@ -41,16 +59,15 @@ class Step(torch.nn.Module):
         return (hidden.reshape(B * T, H).index_select(0, (first + rows).reshape(-1)),)
 
     def draft(self, input_ids: Tensor, draft_hidden: Tensor) -> Tensor:
-        """Fill the candidates in: (B, T) ids, (N, H) hidden -> (B, T) tokens. With N = 0 all ids are literal."""
+        """Fill the candidates in: (B, T) ids, (N, S) hidden -> (B, T) tokens. With N = 0 all ids are literal."""
         B, N = input_ids.shape[0], draft_hidden.shape[0]
-        embed, lm_head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         root_embedding = None
         if self.heads.conditioning == "root":
             roots = input_ids[:, 0].index_select(0, torch.arange(N))  # (N,)
-            root_embedding = embed(roots)
+            root_embedding = self.model.get_input_embeddings()(roots)
 
         def logits(rows: Tensor) -> Tensor:
-            return torch.nn.functional.linear(rows, lm_head.weight, lm_head.bias)
+            return torch.nn.functional.linear(rows, *self._draft_lm_head)
 
         proposed = self.heads.propose(draft_hidden, root_embedding, logits, self.top_k)  # (N, K, top_k)
         proposed = proposed.flatten(1).to(torch.int32)
@@ -90,6 +107,8 @@ class Step(torch.nn.Module):
         ).logits.unflatten(0, logit_rows.shape)  # (B·R, V) -> (B, R, V)
         hidden, self._hidden, self._wanted_rows = self._hidden, None, None
         assert hidden is not None  # noqa: S101 -- the hook has just set it
+        if self.heads.taps:
+            hidden = torch.cat((hidden, *(self._tapped.pop(layer) for layer in self.heads.taps)), dim=-1)
         layers = range(len(past_keys))
         return (
             tokens,

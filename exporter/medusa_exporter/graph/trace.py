@@ -33,8 +33,8 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
     Inputs and outputs are those of `medusa_runtime.contract`, in that order, with the symbolic dimensions B, T, P, R
     and N. `top_k` candidates are kept per head.
     """
-    inputs = contract.input_specs(facts.layers, facts.hidden_size, facts.kv_row)
-    outputs = contract.output_specs(facts.layers, facts.hidden_size, facts.vocab_size, facts.kv_row)
+    inputs = contract.input_specs(facts.layers, heads.input_size, facts.kv_row)
+    outputs = contract.output_specs(facts.layers, heads.input_size, facts.vocab_size, facts.kv_row)
     arguments = _group(tuple(_example(spec) for spec in inputs), facts.layers)
     dynamic = _group(
         tuple(

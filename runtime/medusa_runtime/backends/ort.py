@@ -15,7 +15,7 @@ from medusa_runtime import contract
 from medusa_runtime.backends.base import FloatArray, Step
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
-from medusa_runtime.manifest import HeadFacts, ModelFacts
+from medusa_runtime.manifest import HeadFacts, ModelFacts, state_size
 from medusa_runtime.threads import physical_cores
 
 # The past is bound in whole multiples of so many rows; `past_length` masks the few that are not real. Binding 60 pasts
@@ -125,7 +125,7 @@ class OrtBackend:
 
     def _hold_drafts(self) -> None:
         """Make room for the hidden state of each sequence's last row."""
-        self._draft_hidden = np.zeros((self._batch, self.model.hidden_size), dtype=np.float32)
+        self._draft_hidden = np.zeros((self._batch, state_size(self.model, self.heads)), dtype=np.float32)
         self._draft_rows = _rows(self._draft_hidden)
 
     def _results(self) -> _Binding:
@@ -164,7 +164,7 @@ class _Binding:
         self.logits = np.zeros((B, R, model.vocab_size), dtype=np.float32)
         self.new_rows = np.zeros((2 * model.layers, B, T, model.kv_row), dtype=np.float32)
         tokens, argmax = np.zeros((B, T), dtype=np.int32), np.zeros((B, R), dtype=np.int32)
-        hidden = np.zeros((B, T, model.hidden_size), dtype=np.float32)
+        hidden = np.zeros((B, T, draft_hidden.shape[1]), dtype=np.float32)
         outputs = {
             contract.TOKENS: tokens,
             contract.ARGMAX: argmax,

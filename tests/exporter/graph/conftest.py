@@ -36,7 +36,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2-window": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     "qwen3": {"head_dim": 24},
 }
-CASES = [*((family, "root") for family in FAMILIES), ("llama", "none"), ("qwen3", "none")]
+WIDE = {"taps": (1,), "trunk": 40, "token_map": torch.tensor([250, 3, 77, 12, *range(100, 200)])}
+CASES = [
+    *((family, "root") for family in FAMILIES),
+    *((family, "none") for family in ("llama", "qwen3")),
+    *((family, "wide") for family in ("llama3-rope", "mistral-window", "qwen3")),
+]
 
 
 @dataclass
@@ -55,10 +60,19 @@ class Traced:
         return dict(zip(names, self.session.run(None, inputs), strict=True))
 
     def logits(self, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (V,) and hidden state (H,) behind the last of `ids`, by transformers alone."""
+        """Logits (V,) and what the heads see (S,) behind the last of `ids`, by transformers alone."""
         with torch.no_grad():
             output = self.model(torch.tensor([ids]), output_hidden_states=True)
-        return output.logits[0, -1].numpy(), output.hidden_states[-1][0, -1].numpy()
+            seen = [output.hidden_states[-1][0, -1]]
+            for layer in self.heads.taps:
+                norm = self.model.base_model.layers[layer].input_layernorm
+                seen.append(norm(output.hidden_states[layer])[0, -1])
+        return output.logits[0, -1].numpy(), torch.cat(seen).numpy()
+
+    def lm_head(self, rows: torch.Tensor) -> torch.Tensor:
+        """The decoder's lm_head, as far as the heads score its tokens."""
+        logits: torch.Tensor = self.model.get_output_embeddings()(rows)
+        return logits if self.heads.token_map is None else logits[:, self.heads.token_map]
 
     def past(self, rows: int, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Pasts of `rows` rows full of finite garbage."""
@@ -115,7 +129,13 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     family, conditioning = request.param
     model = make_model(family)
     facts = facts_of(model)
-    heads = MedusaHeads(facts.hidden_size, HEADS, 2, conditioning)
+    heads = MedusaHeads(
+        facts.hidden_size,
+        HEADS,
+        2,
+        "none" if conditioning == "none" else "root",
+        **(WIDE if conditioning == "wide" else {}),
+    )
     with torch.no_grad():
         for parameter in heads.parameters():
             parameter.normal_(std=0.2)

@@ -9,42 +9,43 @@ import onnx
 import pytest
 from medusa_exporter.graph.check import check_graph
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.manifest import ModelFacts
+from medusa_runtime.manifest import HeadFacts, ModelFacts
 
 
 @pytest.fixture
-def graph(tiny_bundle: Path, tmp_path: Path) -> tuple[Path, ModelFacts]:
+def graph(tiny_bundle: Path, tmp_path: Path) -> tuple[Path, ModelFacts, HeadFacts]:
     shutil.copytree(tiny_bundle / "graphs", tmp_path / "graphs")
-    return tmp_path / "graphs" / "ort-cpu-fp32.onnx", Bundle.open(tiny_bundle).model
+    bundle = Bundle.open(tiny_bundle)
+    return tmp_path / "graphs" / "ort-cpu-fp32.onnx", bundle.model, bundle.heads
 
 
-def test_a_built_graph_passes(graph: tuple[Path, ModelFacts]) -> None:
+def test_a_built_graph_passes(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
     check_graph(*graph)
 
 
-def test_a_renamed_output_is_refused(graph: tuple[Path, ModelFacts]) -> None:
-    path, facts = graph
+def test_a_renamed_output_is_refused(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
+    path, *facts = graph
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         node.output[:] = ["greedy" if name == "argmax" else name for name in node.output]
     model.graph.output[1].name = "greedy"
     onnx.save(model, path)
     with pytest.raises(RuntimeError, match=r"declares \('greedy'.*contract says \('argmax'"):
-        check_graph(path, facts)
+        check_graph(path, *facts)
 
 
-def test_rows_of_another_width_are_refused(graph: tuple[Path, ModelFacts]) -> None:
-    path, facts = graph
+def test_rows_of_another_width_are_refused(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
+    path, *facts = graph
     model = onnx.load(path, load_external_data=False)
     hidden = next(output for output in model.graph.output if output.name == "hidden")
     hidden.type.tensor_type.shape.dim[2].dim_value = 7
     onnx.save(model, path)
     with pytest.raises(Exception, match=r"(?i)shape|dimension|infer"):
-        check_graph(path, facts)
+        check_graph(path, *facts)
 
 
-def test_a_truncated_graph_is_refused(graph: tuple[Path, ModelFacts]) -> None:
-    path, facts = graph
+def test_a_truncated_graph_is_refused(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
+    path, *facts = graph
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(Exception, match=r"(?i)parse|protobuf|decod"):
-        check_graph(path, facts)
+        check_graph(path, *facts)
