@@ -118,7 +118,11 @@ def distill(
     result = data.from_rows(facts, rows)
     data.save_data(result, folder)
     shutil.rmtree(unfinished)
-    rate = f", {pace.answer_tokens / pace.seconds:,.0f} answer tokens/s while writing" if pace else ""
+    rate = (
+        f", {pace.answer_tokens / pace.seconds:,.0f} answer tokens/s while writing"
+        if pace and pace.answer_tokens
+        else ""
+    )
     seconds = time.monotonic() - began
     echo(f"{result.rows} rows, {int(result.answer.sum()):,} answer tokens, {seconds:.0f} s{rate} -> {folder}")
     return result
@@ -169,7 +173,7 @@ def _cleaned(tokenizer: Any, plan: Plan, waves: Sequence[Sequence[Stream]], unfi
     openings = prompts.turn_keys(turns[:1] for turns in plan.conversations)
 
     def decode(tokens: list[Ids]) -> list[str]:
-        texts: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        texts: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else []
         return texts
 
     rows: list[Row] = []

@@ -14,6 +14,7 @@ from medusa_runtime.errors import PromptError
 from medusa_exporter.heads.prompts import Turns, render
 
 SENTINELS = ("medusa7sentinel1turn", "medusa7sentinel2turn", "medusa7sentinel3turn")
+EXPECTED = "expected one that leaves them as they are"
 
 Ids = npt.NDArray[np.int64]
 
@@ -63,12 +64,12 @@ def cut_frame(tokenizer: Any, eos: Iterable[int]) -> Frame:
     )
     parts = re.fullmatch(f"(.*){one}(.*){two}(.*){three}(.*)", both, flags=re.DOTALL)
     if parts is None:
-        raise PromptError("the chat template does not write the turns in their order, each once")
+        raise PromptError(f"the chat template does not write the turns in their order, each once; {EXPECTED}")
     opening, middle, following, closing = parts.groups()
     if closing != middle or single != opening + first + middle:
-        raise PromptError("the chat template writes a turn otherwise when others stand beside it")
+        raise PromptError(f"the chat template writes a turn otherwise when others stand beside it; {EXPECTED}")
     if reasoned.count(answer) != 2:
-        raise PromptError("the chat template rewrites earlier answers")
+        raise PromptError(f"the chat template rewrites earlier answers; {EXPECTED}")
     answer_end, after = split_end(tokenizer, following, eos)
     between = encode(tokenizer, middle)
     user_end = int(between[0]) if len(between) and int(between[0]) in special_ids(tokenizer) else None

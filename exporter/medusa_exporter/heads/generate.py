@@ -89,7 +89,9 @@ class Lockstep:
                 f"keys and values of {rows} rows of {context} tokens do not fit {device}; lower --batch or --context"
             ) from error
         self.capturing = device.type == "cuda"
-        self.pool = torch.cuda.graph_pool_handle() if self.capturing else None
+        if self.capturing:
+            self.pool = torch.cuda.graph_pool_handle()  # one for all graphs: only one runs at a time
+            self.side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         self.warm: dict[tuple[int, bool], int] = {}
 
@@ -140,7 +142,7 @@ class Lockstep:
         own_end = self.end_of_kind[kind.long()]
         stops = (token == self.eos).any(dim=1, keepdim=True) | (token == own_end)
         ended = written & (stops | (count >= self.limits.gather(1, self.part)))
-        self.pending.copy_(torch.where(ended & (token != own_end), own_end, -1))
+        self.pending.copy_(own_end.masked_fill(~ended | (token == own_end), -1))
         self.cursor += given
         self.part += ended
         self.count.copy_(count.masked_fill(ended, 0))
@@ -157,11 +159,10 @@ class Lockstep:
             self._step(bucket, drawing)
         elif self.warm.setdefault(key, 0) < WARM_UP_STEPS:  # steps of the wave like any other
             self.warm[key] += 1
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
                 self._step(bucket, drawing)
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self.side)
         else:
             self._capture(key)
             self._advance(bucket, drawing)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TINY = torch.finfo(torch.float32).tiny
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -25,17 +23,15 @@ class Sampling:
     min_p: float = 0.05
 
     def floor(self, logits: Tensor, temperature: Tensor) -> Tensor:
-        """The least logit (B, 1) that may be drawn from logits (B, V) at temperature (B, 1), 0 for a greedy row."""
-        floor = torch.full_like(temperature, -torch.inf)
+        """The least logit (B, 1) that may be drawn from logits (B, V) at temperature (B, 1); at 0 the greatest one."""
+        top = logits.amax(dim=-1, keepdim=True).float()
+        floor = top + temperature * math.log(self.min_p) if self.min_p else top.masked_fill(temperature > 0, -torch.inf)
         if self.top_k or self.top_p < 1:  # needs a sort
             size = min(self.top_k or logits.shape[-1], logits.shape[-1])
             ordered = logits.float().topk(size, dim=-1).values  # (B, size), falling
             shares = (ordered / temperature.masked_fill(temperature == 0, 1.0)).softmax(dim=-1)
             kept = (shares.cumsum(dim=-1) - shares < self.top_p).sum(dim=-1, keepdim=True)  # at least 1
-            floor = ordered.gather(1, kept - 1)
-        if self.min_p > 0:
-            top = logits.amax(dim=-1, keepdim=True).float()
-            floor = torch.maximum(floor, top + temperature * math.log(self.min_p))
+            floor = torch.maximum(floor, ordered.gather(1, kept - 1))
         return floor
 
 
@@ -45,6 +41,6 @@ def draw(logits: Tensor, temperature: Tensor, sampling: Sampling) -> Tensor:
     The Gumbel trick: argmax of logits + temperature x Gumbel noise is a draw from softmax(logits / temperature).
     """
     scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device).exponential_()
-    scores.clamp_min_(TINY).log_().mul_(-temperature).add_(logits)
+    scores.log_().mul_(-temperature).add_(logits)
     scores.masked_fill_(logits < sampling.floor(logits, temperature), -torch.inf)
     return scores.argmax(dim=-1, keepdim=True)

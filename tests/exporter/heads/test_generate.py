@@ -1,10 +1,13 @@
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from medusa_exporter.heads import attention
 from medusa_exporter.heads.fallback import Generate
 from medusa_exporter.heads.frame import Ends
-from medusa_exporter.heads.generate import Lockstep, Tables
+from medusa_exporter.heads.generate import WARM_UP_STEPS, Lockstep, Tables
 from medusa_exporter.heads.sampling import Sampling
 from medusa_exporter.heads.streams import ANSWER, USER, Part
 from medusa_runtime.errors import CapacityError
@@ -189,25 +192,74 @@ def test_a_given_part_longer_than_the_row_is_cut(model):
     assert (line.roles[3:] == ANSWER).all()
 
 
-class Uncapturable:
-    """Stands in for CUDA's capture of a graph, and refuses."""
+class FakeGraphs:
+    """Stands in for CUDA's graphs: what is done while one is captured is undone, and done again when it is replayed."""
 
-    def __init__(self, *_, **__):
+    def __init__(self, made, monkeypatch, refuses=False):
+        self.made, self.refuses, self.replays, self.captured = made, refuses, 0, []
+        made.capturing, made.pool, made.side = True, None, self
+        for name in ("CUDAGraph", "graph", "synchronize", "current_stream", "stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def graph(self, graph, pool):
+        return self.capture(graph)
+
+    @contextmanager
+    def capture(self, graph):
+        if self.refuses:
+            raise RuntimeError("operation not permitted\nwhen capturing")
+        before = {name: tensor.clone() for name, tensor in vars(self.made).items() if isinstance(tensor, torch.Tensor)}
+        real = self.made._step
+        self.made._step = lambda *key: setattr(graph, "key", key)
+        try:
+            yield
+        finally:
+            self.made._step = real
+        for name, tensor in before.items():
+            assert torch.equal(getattr(self.made, name), tensor)
+        self.captured.append(graph.key)
+
+    def CUDAGraph(self):
+        graph = SimpleNamespace()
+
+        def replay():
+            self.replays += 1
+            self.made._step(*graph.key)
+
+        graph.replay = replay
+        return graph
+
+    def synchronize(self):
         pass
 
-    def __enter__(self):
-        raise RuntimeError("operation not permitted\nwhen capturing")
+    def current_stream(self):
+        return self
 
-    def __exit__(self, *_):
-        return False
+    def wait_stream(self, other):
+        pass
+
+    @contextmanager
+    def stream(self, side):
+        yield
+
+
+def test_each_bucket_is_captured_once_for_all_waves(model, ends, expected, monkeypatch):
+    made = lockstep(model, ends)
+    graphs = FakeGraphs(made, monkeypatch)
+    assert as_lists(made.write(scripts(), silent)) == expected
+    assert graphs.captured == [(16, False), (32, False), (48, False), (64, False)]
+    assert graphs.replays == CONTEXT - 1 - 4 * WARM_UP_STEPS
+    addresses = {name: tensor.data_ptr() for name, tensor in vars(made).items() if isinstance(tensor, torch.Tensor)}
+    assert as_lists(made.write(scripts(), silent)) == expected
+    assert graphs.replays == 2 * (CONTEXT - 1) - 4 * WARM_UP_STEPS
+    made.write([(part(np.random.default_rng(0), 3, temperature=1.0),)], silent)
+    assert graphs.captured[4:] == [(16, True), (32, True)]  # what draws is another step
+    assert {name: getattr(made, name).data_ptr() for name in addresses} == addresses
 
 
 def test_without_a_graph_decoding_goes_on(model, ends, expected, monkeypatch):
     made, told = lockstep(model, ends), []
-    made.echo, made.capturing = told.append, True
-    made.warm = {(16 * number, False): 99 for number in range(1, 9)}
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", Uncapturable)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    made.echo = told.append
+    FakeGraphs(made, monkeypatch, refuses=True)
     assert as_lists(made.write(scripts(), silent)) == expected
     assert told == ["no CUDA graph, decoding goes on without (operation not permitted)"]

@@ -77,3 +77,10 @@ def test_limits_agree_with_those_of_transformers():
         expected = MinPLogitsWarper(min_p)(None, expected)
         floor = Sampling(top_k, top_p, min_p).floor(logits, torch.full((50, 1), temperature))
         assert torch.equal(logits >= floor, expected.isfinite())
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(min_p=0)])
+def test_noise_without_bound_does_not_reach_a_greedy_row(sampling, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "exponential_", torch.Tensor.zero_)
+    logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    assert draw(logits, torch.zeros(20, 1), sampling)[:, 0].tolist() == logits.argmax(dim=-1).tolist()
