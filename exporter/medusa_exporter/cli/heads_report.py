@@ -16,6 +16,7 @@ import click
 )
 @click.option("--all", "every_row", is_flag=True, help="Judge on all rows, not only those held back from training.")
 @click.option("--hold-out", default=0.02, show_default=True, type=click.FloatRange(0, 1), help="As given to train.")
+@click.option("--prompts", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE")
 @click.option("--write-profiles", type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
@@ -26,6 +27,7 @@ def command(
     folders: tuple[str, ...],
     every_row: bool,
     hold_out: float,
+    files: tuple[str, ...],
     write_profiles: Path | None,
     json_file: Path | None,
     device: str,
@@ -33,13 +35,15 @@ def command(
 ) -> None:
     """Judge HEADS of MODEL on the rows of DATA that training held back: accuracy per head, and the best trees.
 
-    Greedy rows only, where there are any. Trees are fitted on one half of the conversations and checked on the other;
-    nodes count the root. --write-profiles writes them as tree-{nodes}.toml.
+    Greedy rows only, where there are any; with --prompts only conversations that these open. Trees are fitted on one
+    half of the conversations and checked on the other; nodes count the root. --write-profiles fits trees on both halves
+    and writes them as tree-{nodes}.toml.
     """
     from medusa_exporter.heads import report
     from medusa_exporter.heads.backbone import pick_device, pick_dtype
     from medusa_exporter.heads.data import concatenate, load_data
     from medusa_exporter.heads.layout import load_heads
+    from medusa_exporter.heads.prompts import read_prompts
     from medusa_exporter.models import ModelSource, load_model
 
     source = ModelSource.resolve(model)
@@ -49,7 +53,15 @@ def command(
     trained = load_heads(heads, loaded.config.hidden_size, loaded.config.vocab_size).to(device)
     name = source.name
     origin = f"fitted on answers of {name} by heads {Path(heads).name}"
-    found = report.report(loaded, trained, data, name=name, source=origin, hold_out=None if every_row else hold_out)
+    found = report.report(
+        loaded,
+        trained,
+        data,
+        name=name,
+        source=origin,
+        hold_out=None if every_row else hold_out,
+        opened_by=[turns for file in files for turns in read_prompts(file)],
+    )
     click.echo(report.as_text(found))
     if json_file:
         json_file.write_text(json.dumps(found.facts(), indent=2) + "\n", encoding="utf-8")
