@@ -6,7 +6,7 @@ from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import to_toml
 
 CHAINS = {f"chain-{n}": n + 1 for n in range(1, 6)}
-TREES = {f"tree-{n}": n for n in (2, 4, 6, 8, 12, 16, 32)}
+TREES = {f"tree-{n}": n for n in (2, 4, 6, 8, 12, 16, 32, 64)}
 REFERENCE = dict.fromkeys(
     [
         "mc_sim_7b_63",
