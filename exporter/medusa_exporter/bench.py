@@ -20,7 +20,7 @@ from medusa_runtime.engine import Engine
 from medusa_runtime.errors import BundleError, MedusaError, PromptError
 from medusa_runtime.threads import physical_cores
 
-from medusa_exporter.heads.prompts import Turns, read_prompts
+from medusa_exporter.prompts import Turns, read_prompts
 from medusa_exporter.sources import versions as maker_versions
 from medusa_exporter.verify import Difference, compare, next_logits
 

@@ -16,7 +16,7 @@ from medusa_runtime.errors import MedusaError
 from medusa_exporter import bench
 from medusa_exporter.bench import Skipped, Turn
 from medusa_exporter.cli.options import split_commas
-from medusa_exporter.heads.prompts import Turns
+from medusa_exporter.prompts import Turns
 from medusa_exporter.verify import TOLERANCE
 
 COLUMNS = {  # heading -> key of a result

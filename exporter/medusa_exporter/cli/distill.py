@@ -68,14 +68,14 @@ def command(
     if max_new_tokens >= context:
         raise click.UsageError(f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in --context {context}")
 
-    from medusa_exporter.heads.backbone import pick_device, pick_dtype
-    from medusa_exporter.heads.conversations import read_conversations
-    from medusa_exporter.heads.data import META_NAME, DataError, save_data
-    from medusa_exporter.heads.distill import Plan, distill
-    from medusa_exporter.heads.prompts import read_prompts
-    from medusa_exporter.heads.review import read_review, write_review
-    from medusa_exporter.heads.sampling import Sampling
+    from medusa_exporter.distillation.conversations import read_conversations
+    from medusa_exporter.distillation.data import META_NAME, DataError, save_data
+    from medusa_exporter.distillation.distill import Plan, distill
+    from medusa_exporter.distillation.review import read_review, write_review
+    from medusa_exporter.distillation.sampling import Sampling
     from medusa_exporter.models import ModelSource, load_model, load_tokenizer
+    from medusa_exporter.prompts import read_prompts
+    from medusa_exporter.training.backbone import pick_device, pick_dtype
 
     def echo(line: str) -> None:
         click.echo(line, err=True)

@@ -39,12 +39,12 @@ def command(
     half of the conversations and checked on the other; nodes count the root. --write-profiles fits trees on both halves
     and writes them as tree-{nodes}.toml.
     """
-    from medusa_exporter.heads import report
-    from medusa_exporter.heads.backbone import pick_device, pick_dtype
-    from medusa_exporter.heads.data import concatenate, load_data
+    from medusa_exporter.distillation.data import concatenate, load_data
     from medusa_exporter.heads.layout import load_heads
-    from medusa_exporter.heads.prompts import read_prompts
     from medusa_exporter.models import ModelSource, load_model
+    from medusa_exporter.prompts import read_prompts
+    from medusa_exporter.training import report
+    from medusa_exporter.training.backbone import pick_device, pick_dtype
 
     source = ModelSource.resolve(model)
     data = concatenate([load_data(folder) for folder in folders])

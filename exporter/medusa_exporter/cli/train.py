@@ -44,11 +44,11 @@ def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output:
     in a file under --disk. A checkpoint is put into HEADS every minute. For several GPUs, start the same command by
     `accelerate launch -m medusa_exporter`.
     """
-    from medusa_exporter.heads.backbone import pick_device, pick_dtype
-    from medusa_exporter.heads.data import concatenate, load_data
-    from medusa_exporter.heads.train import Settings, train
-    from medusa_exporter.heads.workers import Workers
+    from medusa_exporter.distillation.data import concatenate, load_data
     from medusa_exporter.models import ModelSource, load_model
+    from medusa_exporter.training.backbone import pick_device, pick_dtype
+    from medusa_exporter.training.train import Settings, train
+    from medusa_exporter.training.workers import Workers
 
     settings = Settings(
         heads=options["heads"],

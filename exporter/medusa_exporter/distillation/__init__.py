@@ -1,0 +1,1 @@
+"""Self-distillation: the model writes the text that its heads learn from."""

@@ -1,0 +1,115 @@
+"""Ready conversations, human-written or another model's: read from JSON lines, laid out with their answers marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from medusa_runtime.errors import PromptError
+
+from medusa_exporter.distillation.data import Array, Row, group_of
+from medusa_exporter.distillation.frame import Ids
+from medusa_exporter.prompts import Message, Turns, read_objects, render
+
+NOT_THE_MODELS = float("nan")  # the temperature of answers that the model did not write
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, of which the last is an answer, and where they were read, for error messages.
+
+    identity: the line's "id", None where it has none.
+    """
+
+    messages: tuple[Message, ...]
+    where: str
+    identity: Any = None
+
+    @property
+    def turns(self) -> Turns:
+        """The user's turns."""
+        return tuple(message["content"] for message in self.messages if message["role"] == "user")
+
+
+def read_conversations(path: str | Path) -> list[Conversation]:
+    """Read `{"messages": [{"role": …, "content": …}, …]}` a line; raise PromptError naming the line at fault.
+
+    A system message may come first; then user and assistant take turns, and the assistant has the last word.
+    """
+    conversations = []
+    for where, line in read_objects(path, "messages"):
+        messages = line["messages"]
+        if not isinstance(messages, list) or not all(map(_is_message, messages)):
+            raise PromptError(
+                f"{where}: 'messages' must be a list of objects with 'role' and 'content', the user's not empty; "
+                f"got {str(messages)[:60]}"
+            )
+        roles = [message["role"] for message in messages]
+        turns = roles[1:] if roles[:1] == ["system"] else roles
+        if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+            raise PromptError(
+                f"{where}: the roles are {', '.join(roles)[:60] or 'none'}; expected user and assistant in turn, "
+                "the assistant last, and at most one system message before them"
+            )
+        plain = tuple({"role": message["role"], "content": message["content"]} for message in messages)
+        conversations.append(Conversation(plain, where, line.get("id")))
+    return conversations
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, dict) or message.get("role") not in ["system", "user", "assistant"]:
+        return False
+    content = message.get("content")
+    return isinstance(content, str) and (message["role"] != "user" or bool(content.strip()))
+
+
+def conversation_rows(
+    tokenizer: Any, conversations: Iterable[Conversation], context: int, eos: tuple[int, ...]
+) -> list[Row]:
+    """The data set's rows of conversations, cut at `context` tokens; one without an answer in them is left out."""
+    rows: list[Row] = []
+    for conversation in conversations:
+        tokens, marks = lay_out_answers(tokenizer, conversation, eos)
+        spoken = np.flatnonzero(marks[:context])
+        if len(spoken):
+            end = int(spoken[-1]) + 1
+            rows.append((tokens[:end], marks[:end], NOT_THE_MODELS, group_of(conversation.turns[0])))
+    return rows
+
+
+def lay_out_answers(tokenizer: Any, conversation: Conversation, eos: tuple[int, ...]) -> tuple[Ids, Array]:
+    """Token ids (n,) as the chat template writes the conversation, and marks (n,) bool.
+
+    Marked are the answers' tokens and the end token behind each. Raises PromptError naming the conversation where the
+    template writes an answer otherwise than it stands.
+    """
+    messages = list(conversation.messages)
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    try:
+        (text,) = render(tokenizer, [messages], prompt=False)
+        befores = render(tokenizer, [messages[:place] for place in answers])
+    except PromptError as error:
+        raise PromptError(f"{conversation.where}: {error}") from error
+    laid_out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens = np.array(laid_out["input_ids"], np.int64)
+    begins = np.array([begin for begin, _ in laid_out["offset_mapping"]], np.int64)
+    marks = np.zeros(len(tokens), bool)
+    for place, before in zip(answers, befores, strict=True):
+        content = messages[place]["content"]
+        if not text.startswith(content, len(before)):  # templates may take away space, or write something before
+            content = content.strip()
+        found = text.find(content, len(before)) if text.startswith(before) else -1
+        if found < 0:
+            raise PromptError(
+                f"{conversation.where}: the chat template does not write message {place + 1} as it stands; "
+                "leave the conversation out"
+            )
+        spoken = np.flatnonzero((begins >= len(before)) & (begins < found + len(content)))
+        marks[spoken] = True
+        after = int(np.searchsorted(begins, found + len(content)))
+        if after < len(tokens) and int(tokens[after]) in eos:
+            marks[after] = True
+    return tokens, marks

@@ -1,0 +1,200 @@
+"""Self-distillation: the model answers prompts, and its answers are what heads learn (Medusa paper, section 2.3.2)."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from medusa_runtime.errors import CapacityError, PromptError
+
+from medusa_exporter import prompts
+from medusa_exporter.distillation import data, partial
+from medusa_exporter.distillation.attention import unserved
+from medusa_exporter.distillation.clean import clean
+from medusa_exporter.distillation.conversations import Conversation, conversation_rows
+from medusa_exporter.distillation.data import DataError, DataFacts, DataSet, Row
+from medusa_exporter.distillation.fallback import Generate
+from medusa_exporter.distillation.frame import Ends, Frame, Ids, cut_frame
+from medusa_exporter.distillation.generate import Lockstep
+from medusa_exporter.distillation.review import without_review
+from medusa_exporter.distillation.sampling import Sampling
+from medusa_exporter.distillation.streams import Stream, Terms, Writer, fits, make_scripts, shuffled
+from medusa_exporter.distillation.waves import split, write_waves
+from medusa_exporter.models import eos_token_ids
+from medusa_exporter.training.backbone import model_digest
+
+MIN_P = Sampling()
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to distil; the same plan gives the same waves, so that a broken-off run can go on.
+
+    conversations: user turns each. excluded: user turns to leave out. answers: ready conversations to add. synthesize:
+    how many conversations the model opens itself. follow_ups: go on with user turns of its own. temperatures: one
+    stream a prompt each. max_new_tokens: per answer. context: positions of a row. rows: of a wave.
+    """
+
+    conversations: tuple[prompts.Turns, ...] = ()
+    excluded: tuple[prompts.Turns, ...] = ()
+    answers: tuple[Conversation, ...] = ()
+    synthesize: int = 0
+    follow_ups: bool = True
+    temperatures: tuple[float, ...] = (0.0,)
+    sampling: Sampling = MIN_P
+    max_new_tokens: int = 320
+    context: int = 768
+    rows: int = 256
+    seed: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """The plan in JSON's terms, texts as counts and one digest."""
+        texts = [
+            json.dumps(text)
+            for text in (*self.conversations, *self.excluded, *(answer.messages for answer in self.answers))
+        ]
+        return {
+            "prompts": len(self.conversations),
+            "excluded": len(self.excluded),
+            "answers": len(self.answers),
+            "texts": f"{data.group_of(chr(10).join(texts)):016x}",
+            "synthesize": self.synthesize,
+            "follow_ups": self.follow_ups,
+            "temperatures": list(self.temperatures),
+            "sampling": asdict(self.sampling),
+            "max_new_tokens": self.max_new_tokens,
+            "context": self.context,
+            "rows": self.rows,
+        }
+
+
+def distill(
+    model: Any, tokenizer: Any, name: str, plan: Plan, folder: Path, *, minutes: float | None, echo: Echo
+) -> DataSet:
+    """Write the plan's conversations and save the data set in `folder`; go on where an earlier run of the plan stopped.
+
+    minutes: begin no wave that would end later. Raises DataError when `folder` holds another plan's work,
+    CapacityError when rows do not fit the model, PromptError when the model's template cannot serve the plan.
+    """
+    began = time.monotonic()
+    eos = _eos(model, tokenizer)
+    facts = DataFacts(name, model_digest(model), int(model.config.vocab_size), eos, plan.seed, plan.settings())
+    if (folder / data.META_NAME).is_file():
+        if without_review(data.load_facts(folder)) != facts:
+            raise DataError(f"{folder}: holds a data set made with other arguments; give another folder")
+        echo(f"{folder}: already complete")
+        return data.load_data(folder)
+    if plan.context > model.config.max_position_embeddings:
+        raise CapacityError(
+            f"rows of {plan.context} tokens exceed the model's {model.config.max_position_embeddings}; "
+            "give a smaller --context"
+        )
+    frame, follow_ups = _frame(tokenizer, plan, eos, echo)
+    waves = split(_streams(tokenizer, plan, echo), plan.rows)
+    unfinished = partial.open_partial(folder, facts)
+    pace = None
+    if waves:
+        terms = Terms(plan.context, plan.max_new_tokens, frame, follow_ups)
+        ends = frame.ends if frame else Ends(eos)
+        pace = write_waves(
+            waves,
+            _writer(model, len(waves[0]), plan, ends, echo),
+            lambda wave: make_scripts(tokenizer, wave, terms),
+            unfinished,
+            context=plan.context,
+            seed=plan.seed,
+            until=math.inf if minutes is None else began + 60 * minutes,
+        )
+    rows = _cleaned(tokenizer, plan, waves, unfinished) + _ready(tokenizer, plan, eos, echo)
+    if not rows:
+        raise DataError("no answer was finished; give more prompts, more time or a larger --context")
+    result = data.from_rows(facts, rows)
+    data.save_data(result, folder)
+    shutil.rmtree(unfinished)
+    rate = (
+        f", {pace.answer_tokens / pace.seconds:,.0f} answer tokens/s while writing"
+        if pace and pace.answer_tokens
+        else ""
+    )
+    seconds = time.monotonic() - began
+    echo(f"{result.rows} rows, {int(result.answer.sum()):,} answer tokens, {seconds:.0f} s{rate} -> {folder}")
+    return result
+
+
+def _frame(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> tuple[Frame | None, bool]:
+    """Cut the template and say whether the model can go on with user turns of its own.
+
+    Raises PromptError when it cannot open conversations, but is to.
+    """
+    frame, reason = None, "no special token ends a user turn in the chat template"
+    try:
+        frame = cut_frame(tokenizer, eos)
+    except PromptError as error:
+        reason = str(error)
+    able = frame is not None and frame.ends.user is not None
+    if plan.synthesize and not (able and frame is not None and len(frame.opening)):
+        reason = reason if not able else "the chat template writes nothing before a user turn"
+        raise PromptError(f"--synthesize needs user turns that the model can write itself, but {reason}; leave it out")
+    if frame is None and any(len(turns) > 1 for turns in plan.conversations):
+        echo(f"only the first turn of each prompt is answered: {reason}")
+    if plan.follow_ups and not able and plan.conversations:
+        echo(f"no follow-ups: {reason}")
+    return frame, plan.follow_ups and able
+
+
+def _streams(tokenizer: Any, plan: Plan, echo: Echo) -> list[Stream]:
+    """The plan's streams, less the prompts that are excluded or too long, which is said."""
+    allowed = prompts.without(plan.conversations, plan.excluded)
+    short = fits(tokenizer, allowed, plan.context - plan.max_new_tokens)
+    left_out = f"{len(plan.conversations) - len(allowed)} left out by --exclude"
+    echo(f"{len(short)} prompts; {left_out}, {len(allowed) - len(short)} too long for --context")
+    return shuffled(short, plan.synthesize, plan.temperatures, plan.seed)
+
+
+def _writer(model: Any, rows: int, plan: Plan, ends: Ends, echo: Echo) -> Writer:
+    """Rows in lockstep where they serve the model, else transformers' `generate`, which is said."""
+    reason = unserved(model, plan.context)
+    if reason is None:
+        return Lockstep(model, rows, plan.context, ends, plan.sampling, echo)
+    echo(f"transformers' generate writes the answers, slowly: {reason}")
+    return Generate(model, plan.context, ends, plan.sampling)
+
+
+def _cleaned(tokenizer: Any, plan: Plan, waves: Sequence[Sequence[Stream]], unfinished: Path) -> list[Row]:
+    """The data set's rows of all finished waves."""
+    refused = prompts.turn_keys(plan.excluded)
+    openings = prompts.turn_keys(turns[:1] for turns in plan.conversations)
+
+    def decode(tokens: list[Ids]) -> list[str]:
+        texts: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else []
+        return texts
+
+    rows: list[Row] = []
+    for number, wave in enumerate(waves):
+        if partial.is_finished(unfinished, number):
+            rows += clean(wave, partial.read_wave(unfinished, number), decode, refused, openings)
+    return rows
+
+
+def _ready(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> list[Row]:
+    """The rows of the plan's ready conversations, less the excluded ones."""
+    refused = prompts.turn_keys(plan.excluded)
+    allowed = [ready for ready in plan.answers if not any(prompts.normalise(turn) in refused for turn in ready.turns)]
+    rows = conversation_rows(tokenizer, allowed, plan.context, eos)
+    if plan.answers:
+        left_out = f"{len(plan.answers) - len(allowed)} left out by --exclude"
+        echo(f"{len(rows)} ready conversations; {left_out}, {len(allowed) - len(rows)} without an answer in --context")
+    return rows
+
+
+def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+    return tuple(sorted({*eos_token_ids(model), *own}))

@@ -1,0 +1,1 @@
+"""Heads are trained on a frozen decoder, and judged."""

@@ -1,0 +1,192 @@
+"""How good heads are, and the trees that suit them, on rows kept back from training.
+
+Tokens per step are those of decoding these answers for real (`medusa_profiles.decoding`), which the positions' hits
+determine exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from medusa_profiles.decoding import best_decoding_tree, tokens_per_step
+from medusa_profiles.profile import ProfileError, TreeProfile
+
+from medusa_exporter.distillation.data import Array, DataError, DataSet, group_of
+from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.prompts import Turns
+from medusa_exporter.training.accuracy import Hits, measure_hits, top_accuracy
+from medusa_exporter.training.backbone import Positions, check_model, positions
+from medusa_exporter.training.vocabulary import most_frequent
+
+SIZES = (2, 4, 6, 8, 12, 16, 32, 64, 128)  # nodes, root included
+VOCABULARIES = (2_048, 4_096, 8_192, 16_384, 32_768)
+VOCABULARY_SIZES = (8, 64)  # nodes of the trees that a draft vocabulary is judged by
+ACCURACY_RANKS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class TreeLine:
+    """One tree, fitted on one half of the answers: tokens per step on that half and on the other."""
+
+    nodes: int
+    depth: int
+    fitted: float
+    checked: float
+
+
+@dataclass(frozen=True)
+class VocabularyLine:
+    """A smaller draft vocabulary: tokens per step that the trees of VOCABULARY_SIZES nodes lose."""
+
+    tokens: int
+    lost: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Accuracy per head by ranks, the lines of the trees, and trees by nodes, fitted on all answers."""
+
+    rows: int
+    positions: int
+    greedy: bool
+    accuracy: dict[str, list[float]]
+    lines: tuple[TreeLine, ...]
+    vocabularies: tuple[VocabularyLine, ...]
+    trees: dict[int, TreeProfile]
+
+    def facts(self) -> dict[str, Any]:
+        """The report in JSON's terms, without the trees' paths."""
+        facts = asdict(self)
+        del facts["trees"]
+        facts["trees"] = facts.pop("lines")
+        return facts
+
+
+def choose_rows(data: DataSet, hold_out: float | None, opened_by: Iterable[Turns] = ()) -> tuple[DataSet, bool]:
+    """Keep the rows held back (all with None); of these the greedy ones where there are any. Say if they are greedy.
+
+    opened_by: keep the conversations that these prompts open, where there are any. Raises DataError when no row is
+    left.
+    """
+    chosen = data.held_back(hold_out) if hold_out is not None else np.ones(data.rows, bool)
+    if groups := [group_of(turns[0]) for turns in opened_by]:
+        chosen &= np.isin(data.groups, np.array(groups, np.uint64))
+    if not chosen.any():
+        raise DataError(
+            f"none of {data.rows} rows is held back at {hold_out} and opened by a prompt asked for; use --all or a "
+            "larger --hold-out, or fewer conditions"
+        )
+    greedy = chosen & (data.temperature == 0)
+    return (data.select(greedy), True) if greedy.any() else (data.select(chosen), False)
+
+
+def report(
+    model: Any,
+    heads: MedusaHeads,
+    data: DataSet,
+    *,
+    name: str,
+    source: str,
+    hold_out: float | None = 0.02,
+    opened_by: Iterable[Turns] = (),
+) -> Report:
+    """Judge `heads` on `data`.
+
+    name: the model's. source: a line that says where trees come from. hold_out: the share that `train` held back, None
+    for all rows. opened_by: as in `choose_rows`. Raises DataError for another model's data or when nothing is left.
+    """
+    check_model(data, model, name)
+    rows, greedy = choose_rows(data, hold_out, opened_by)
+    found = positions(model, rows, heads.heads, taps=heads.taps)
+    hits, answers = measure_hits(heads, model, found), answers_of(found)
+    first = (rows.groups[found.row.numpy()] % np.uint64(2)) == 0  # by conversation, so that the halves are strangers
+    known = np.maximum(hits, -1)
+    lines = judge_trees(known, answers, first)
+    trees = fit_trees(known, answers, source)
+    learnt = data.select(~data.held_back(hold_out)) if hold_out else data
+    vocabularies = judge_vocabularies(model, heads, found, learnt, trees, known)
+    accuracy = {f"top{ranks}": top_accuracy(hits, ranks) for ranks in ACCURACY_RANKS}
+    return Report(rows.rows, len(found), greedy, accuracy, lines, vocabularies, trees)
+
+
+def answers_of(found: Positions) -> Array:
+    """Number the answers that positions belong to, (P,): each a run of neighbouring places."""
+    place = found.place.cpu().numpy()
+    return np.cumsum(np.diff(place, prepend=place[:1]) != 1)
+
+
+def fit_trees(hits: Hits, answers: Array, source: str) -> dict[int, TreeProfile]:
+    """Fit the best tree of each size on hits (P, K); sizes for which there are too few samples are left out."""
+    trees: dict[int, TreeProfile] = {}
+    for nodes in SIZES:
+        try:
+            trees[nodes] = best_decoding_tree(hits, answers, nodes, f"tree-{nodes}", source)
+        except ProfileError:
+            break
+    return trees
+
+
+def judge_trees(hits: Hits, answers: Array, first: Array) -> tuple[TreeLine, ...]:
+    """Fit trees on hits[first] (P, K) and check them on the others; none when a half is empty."""
+    if first.all() or not first.any():
+        return ()
+    halves = [(hits[half], answers[half]) for half in (first, ~first)]
+    lines = []
+    for nodes, tree in fit_trees(*halves[0], source="").items():
+        fitted, checked = (round(tokens_per_step(tree, *half), 4) for half in halves)
+        lines.append(TreeLine(nodes, tree.depth, fitted, checked))
+    return tuple(lines)
+
+
+def judge_vocabularies(
+    model: Any, heads: MedusaHeads, found: Positions, learnt: DataSet, trees: dict[int, TreeProfile], hits: Hits
+) -> tuple[VocabularyLine, ...]:
+    """What smaller draft vocabularies, counted on the rows `learnt`, would lose; none for lm_heads of their own."""
+    scored = learnt.facts.vocab_size if heads.token_map is None else len(heads.token_map)
+    judged = [nodes for nodes in VOCABULARY_SIZES if nodes in trees]
+    if heads.own_lm_head is not None or not judged:
+        return ()
+    answers, lines = answers_of(found), []
+    for size in (size for size in VOCABULARIES if size < scored):
+        fewer = copy.deepcopy(heads)
+        fewer.token_map = most_frequent(learnt, size).to(found.root.device)
+        limited = np.maximum(measure_hits(fewer, model, found), -1)
+        lost = {
+            nodes: round(
+                tokens_per_step(trees[nodes], hits, answers) - tokens_per_step(trees[nodes], limited, answers), 4
+            )
+            for nodes in judged
+        }
+        lines.append(VocabularyLine(size, lost))
+    return tuple(lines)
+
+
+def as_text(found: Report) -> str:
+    """Lay the report out for a terminal."""
+    kind = "greedy" if found.greedy else "all"
+    text = [f"{found.rows} rows ({kind}), {found.positions:,} positions", "head   top-1   top-5  top-10"]
+    for head, shares in enumerate(zip(*found.accuracy.values(), strict=True)):
+        text.append(f"{head:4}  " + "  ".join(f"{share:6.3f}" for share in shares))
+    text.append("nodes  depth  tokens/step fitted  checked on the other half")
+    text += [f"{line.nodes:5}  {line.depth:5}  {line.fitted:18.3f}  {line.checked:7.3f}" for line in found.lines]
+    for vocabulary in found.vocabularies:
+        lost = ", ".join(f"{value:.3f} at {nodes} nodes" for nodes, value in vocabulary.lost.items())
+        text.append(f"a draft vocabulary of {vocabulary.tokens:,} would lose {lost}")
+    if len(found.lines) < len(SIZES):
+        missing = [size for size in SIZES if size not in found.trees]
+        text.append(f"too few samples to fit {', '.join(map(str, missing))} nodes")
+    return "\n".join(text)
+
+
+def write_profiles(trees: dict[int, TreeProfile], folder: Path) -> None:
+    """Write each tree as `tree-{nodes}.toml`."""
+    from medusa_profiles.toml import to_toml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for nodes, tree in trees.items():
+        (folder / f"tree-{nodes}.toml").write_text(to_toml(tree), encoding="utf-8")

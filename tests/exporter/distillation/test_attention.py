@@ -1,0 +1,39 @@
+import pytest
+from medusa_exporter.distillation.attention import unserved
+
+
+def test_a_plain_decoder_is_served(model, other_model):
+    assert unserved(model, 256) is None
+    assert unserved(other_model.bfloat16().float(), 64) is None
+
+
+def test_half_precision_is_served(model):
+    import copy
+
+    assert unserved(copy.deepcopy(model).bfloat16(), 256) is None
+
+
+@pytest.mark.parametrize(("window", "served"), [(16, False), (64, True), (None, True)])
+def test_a_sliding_window_must_reach_over_the_context(mistral, window, served):
+    reason = unserved(mistral(window), 64)
+    assert (reason is None) == served
+    assert served or "sliding window of 16" in reason
+
+
+def test_foreign_layers_are_noticed(own_model, monkeypatch):
+    attention = type(own_model.base_model.layers[0].self_attn)
+    real = attention.forward
+
+    def of_its_own(self, hidden_states, **_):  # looks back, but not through the cache
+        return hidden_states.cumsum(dim=1), None
+
+    monkeypatch.setattr(attention, "forward", of_its_own)
+    assert "ALL_ATTENTION_FUNCTIONS" in unserved(own_model, 64)
+
+    def demanding(self, *arguments, past_key_values=None, **named):
+        if past_key_values is not None:
+            past_key_values.layers[self.layer_idx].no_such_thing()
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(attention, "forward", demanding)
+    assert "do not take a static cache (AttributeError" in unserved(own_model, 64)

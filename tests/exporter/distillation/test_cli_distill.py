@@ -1,0 +1,108 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+from medusa_exporter.cli import distill as distill_cli
+from medusa_exporter.cli import heads_report, main, train
+from medusa_exporter.distillation import data
+
+COMMON = ("--max-new-tokens", 24, "--context", 128, "--batch", 16)
+
+
+def call(command, *arguments):
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps({"turns": [f"question {number}"]}) for number in range(30)))
+    return path
+
+
+def test_the_commands_from_prompts_to_trees(model_folder, prompts, tmp_path):
+    answers, heads = tmp_path / "answers", tmp_path / "heads"
+    call(distill_cli.command, model_folder, "--prompts", prompts, "--limit", 20, "-o", answers, *COMMON)
+    assert data.load_facts(answers).model == "tiny-llama"
+    call(
+        train.command, model_folder, "--data", answers, "-o", heads, "--epochs", 3, "--batch", 64, "--heads", 2,
+        "--layers", 1, "--hold-out", 0.3,
+    )  # fmt: skip
+    line = json.loads((heads / "training.json").read_text())["command"]
+    assert line.startswith("train tiny-llama --heads 2 --layers 1 --conditioning root")
+    assert str(tmp_path) not in (heads / "training.json").read_text()
+    text = call(
+        heads_report.command, model_folder, heads, "--data", answers, "--all", "--json", tmp_path / "report.json",
+        "--write-profiles", tmp_path / "trees",
+    )  # fmt: skip
+    assert "20 rows (greedy)" in text
+    assert len(json.loads((tmp_path / "report.json").read_text())["accuracy"]["top1"]) == 2
+
+
+def test_conversations_go_out_and_come_back(model_folder, prompts, tmp_path):
+    ready, out, folder = tmp_path / "ready.jsonl", tmp_path / "out.jsonl", tmp_path / "data"
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    ready.write_text(json.dumps({"messages": talk}))
+    command = (
+        distill_cli.command, model_folder, "--prompts", prompts, "--limit", 3, "--answers", ready, "-o", folder,
+        "--temperature", 0, "--temperature", 0.7, "--top-k", 20, "--top-p", 0.9, "--min-p", 0, *COMMON,
+    )  # fmt: skip
+    assert "7 conversations" in call(*command, "--review-out", out)
+    before = data.load_data(folder)
+    assert before.facts.settings["sampling"] == {"top_k": 20, "top_p": 0.9, "min_p": 0}
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert lines[6] == {"id": 6, "messages": talk}
+    lines[6]["messages"][1]["content"] = "good day"
+    out.write_text("\n".join(json.dumps(line) for line in lines[1:]))
+    assert "5 unchanged, 1 changed, 1 dropped" in call(*command, "--review-in", out)
+    after = data.load_data(folder)
+    assert after.rows == before.rows - 1
+    assert after.row(0)[0].tolist() == before.row(1)[0].tolist()
+    assert "already complete" in call(*command)  # the corrections are no other arguments
+
+
+def test_a_ready_conversation_is_enough(model_folder, tmp_path):
+    ready = tmp_path / "ready.jsonl"
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    ready.write_text(json.dumps({"messages": talk}))
+    call(distill_cli.command, model_folder, "--answers", ready, "-o", tmp_path / "data", *COMMON)
+    assert data.load_data(tmp_path / "data").rows == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--synthesize", "3", "--context", "8"],
+        ["--synthesize", "3", "--top-p", "0"],
+        ["--synthesize", "3", "--min-p", "2"],
+        ["--synthesize", "3", "--seed", "-1"],
+        ["--prompts", "no-such-file"],
+    ],
+)
+def test_commands_refuse_what_makes_no_sense(tmp_path, arguments):
+    result = CliRunner().invoke(distill_cli.command, ["model", "-o", str(tmp_path), *arguments])
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "reason"),
+    [
+        ("--prompts", "{}", ":1: expected a JSON object with 'turns'"),
+        ("--answers", "[]", ":1: expected a JSON object with 'messages'"),
+        ("--exclude", '{"turns": []}', ":1: 'turns' must be a list"),
+        ("--review-in", "{}", "no finished data set"),
+    ],
+)
+def test_bad_files_are_told_in_one_line(tmp_path, capsys, option, text, reason):
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "model", "--synthesize", "1", option, str(tmp_path / "file"), "-o", str(tmp_path / "data")])
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert reason in told
+    assert "expected" in told or "must" in told

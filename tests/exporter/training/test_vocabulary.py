@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+import torch
+from medusa_exporter.distillation.data import DataError
+from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.training import backbone, vocabulary
+from medusa_exporter.training.accuracy import measure_hits
+
+
+def test_the_most_frequent_tokens_of_the_answers(counting_data):
+    counts = np.bincount(counting_data.tokens[counting_data.answer], minlength=256)
+    found = vocabulary.most_frequent(counting_data, 20)
+    assert found.tolist() == sorted(found.tolist())
+    assert counts[found].min() >= np.delete(counts, found).max()
+    assert vocabulary.coverage(counting_data, found.numpy()) == pytest.approx(counts[found].sum() / counts.sum())
+    for size in (0, 257):
+        with pytest.raises(DataError, match="expected 1 to the model's 256"):
+            vocabulary.most_frequent(counting_data, size)
+
+
+def test_tokens_in_terms_of_rows(model):
+    heads = MedusaHeads(64, 1, 1, token_map=torch.tensor([5, 9, 200]))
+    targets = torch.tensor([[9, 5], [200, 7], [-100, 0]], dtype=torch.int32)
+    assert vocabulary.rows_of_tokens(heads, targets, 256).tolist() == [[1, 0], [2, -2], [-100, -2]]
+    assert vocabulary.rows_of_tokens(MedusaHeads(64, 1, 1), targets, 256).tolist() == targets.tolist()
+    weight = model.get_output_embeddings().weight
+    assert torch.equal(vocabulary.draft_lm_head(model, heads), weight[[5, 9, 200]])
+
+
+def test_ranks_within_a_draft_vocabulary(model, counting_data):
+    found = backbone.positions(model, counting_data, 2)
+    token_map = torch.arange(100, 116)
+    hits = measure_hits(MedusaHeads(64, 2, 1, token_map=token_map), model, found)
+    logits = found.hidden @ model.get_output_embeddings().weight[token_map].T
+    for position in range(0, len(found), 131):
+        for head in range(2):
+            target = int(found.targets[position, head])
+            expected = -2 if target == -100 else -1
+            if 100 <= target < 116:
+                expected = int((logits[position] > logits[position, target - 100]).sum())
+            assert hits[position, head] == expected
+    assert {-2, -1, 0} < set(hits.ravel().tolist())
