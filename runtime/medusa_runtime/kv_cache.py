@@ -57,9 +57,11 @@ class KvCache:
         if not path:
             return
         length = self._lengths[sequence]
-        self.reserve(length + len(path))
+        end = length + len(path)
+        if end > self.capacity:
+            self.reserve(end)
         self._backend.commit(sequence, path, length)
-        self._lengths[sequence] = length + len(path)
+        self._lengths[sequence] = end
         self._can_draft[sequence] = True
 
     def truncate(self, length: int, sequence: int = 0) -> None:

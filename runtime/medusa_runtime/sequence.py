@@ -21,6 +21,10 @@ class Sequence:
     answer: list[int] = field(default_factory=list)
     finish: str | None = None
 
+    def __post_init__(self) -> None:
+        """Find the most tokens that the answer may have."""
+        self._limit = min(self.max_new_tokens, self.context - len(self.prompt))
+
     @property
     def length(self) -> int:
         """Tokens of prompt and answer together."""
@@ -35,13 +39,12 @@ class Sequence:
         """Take what a step gave, up to where plain decoding would have ended; return what was taken."""
         if self.finish is not None:
             return []
-        to_limit, to_context = self.max_new_tokens - len(self.answer), self.context - self.length
-        room = to_limit if to_limit <= to_context else to_context
+        room = self._limit - len(self.answer)
         taken = list(tokens[:room])
         if not self.stop_ids.isdisjoint(taken):
             end = next(index for index, token in enumerate(taken) if token in self.stop_ids)
             taken, self.finish = taken[: end + 1], "stop"
         elif len(taken) == room:
-            self.finish = "length" if to_limit <= to_context else "context"
+            self.finish = "length" if self._limit == self.max_new_tokens else "context"
         self.answer += taken
         return taken
