@@ -19,9 +19,8 @@ from medusa_runtime.manifest import HeadFacts, ModelFacts, state_size
 from medusa_runtime.threads import physical_cores
 
 # The past is bound in whole multiples of so many rows; `past_length` masks the few that are not real. Binding 60 pasts
-# took about 110 us a time, a row too many 14 us of attention: rarely binding beats binding exactly.
+# takes 60 to 130 us a time, a row too many 14 us of attention: rarely binding beats binding exactly.
 ROWS_BOUND = 8
-FLOAT32 = 1  # onnx.TensorProto element type
 LEAST_VERSION = (1, 31)  # before it, TopK over no rows (a step without a draft) ends the process by SIGFPE
 
 
@@ -53,10 +52,12 @@ class OrtBackend:
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.run_seconds = 0.0
         self._session = _session(graph, threads or physical_cores())
+        self._value_of, self._device = _values()
         self._batch, self._capacity = 1, 0
         self._arena = np.zeros((2 * model.layers, 1, 0, model.kv_row), dtype=np.float32)
         self._hold_drafts()
         self._bindings: WeakKeyDictionary[Step, _Binding] = WeakKeyDictionary()
+        self._pasts: dict[int, list[Any]] = {}  # by rows: what has been bound once is bound again at half the cost
         self._step: Step | None = None
         self._binding: _Binding | None = None  # that of `_step`, the last one run
 
@@ -78,6 +79,7 @@ class OrtBackend:
             self._hold_drafts()
             self._bindings.clear()
             self._step = self._binding = None
+        self._pasts.clear()
         for binding in self._bindings.values():
             binding.past_rows = -1
 
@@ -91,7 +93,7 @@ class OrtBackend:
             raise RuntimeError(f"{rows} rows of past do not lie in an arena of {self._capacity}")
         rows = min(rows + -rows % ROWS_BOUND, self._capacity)
         if rows != binding.past_rows:
-            binding.bind_past(self._arena, rows)
+            binding.bind_past(self._pasts.get(rows) or self._past(rows), rows)
         started = time.perf_counter()
         self._session.run_with_iobinding(binding.io)
         self.run_seconds = time.perf_counter() - started
@@ -128,6 +130,11 @@ class OrtBackend:
         self._draft_hidden = np.zeros((self._batch, state_size(self.model, self.heads)), dtype=np.float32)
         self._draft_rows = _rows(self._draft_hidden)
 
+    def _past(self, rows: int) -> list[Any]:
+        """The first `rows` rows of every tensor of the arena, where they lie, as ONNX Runtime's values; kept."""
+        values = self._pasts[rows] = [self._value_of(tensor[:, :rows], self._device) for tensor in self._arena]
+        return values
+
     def _results(self) -> _Binding:
         if self._binding is None:
             raise RuntimeError("no step has been run")
@@ -148,9 +155,7 @@ class _Binding:
         (B, T), R = step.input_ids.shape, step.logit_rows.shape[1]
         layers = range(model.layers)
         self.io = session.io_binding()
-        # IOBinding.bind_input makes a device object at each call, which triples its cost; its inner call does not
-        self._bind = self.io._iobinding.bind_input
-        self._device = _cpu_device()
+        self._bind = self.io._iobinding.bind_ortvalue_input
         self._past_names = [*(contract.past_key(i) for i in layers), *(contract.past_value(i) for i in layers)]
         self.past_rows = -1  # how many rows of the past are bound; -1: none yet
         self._inputs = {  # held, or their memory would go
@@ -180,14 +185,11 @@ class _Binding:
         self.tokens, self.argmax = _rows(tokens), _rows(argmax)
         self.hidden = [_rows(of_one) for of_one in hidden]
 
-    def bind_past(self, arena: FloatArray, rows: int) -> None:
-        """Bind the first `rows` rows of every tensor of the arena (2·layers, B, capacity, W), where they lie."""
-        _, batch, _, width = arena.shape
-        pointer, stride, shape = arena.ctypes.data, arena.strides[0], [batch, rows, width]
-        bind, device = self._bind, self._device
-        for name in self._past_names:
-            bind(name, device, FLOAT32, shape, pointer)
-            pointer += stride
+    def bind_past(self, values: list[Any], rows: int) -> None:
+        """Bind the pasts of all layers, keys first: one value of (B, rows, W) each."""
+        bind = self._bind
+        for name, value in zip(self._past_names, values, strict=True):
+            bind(name, value)
         self.past_rows = rows
 
 
@@ -219,7 +221,11 @@ def _session(graph: Path, threads: int) -> Any:
         raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}") from error
 
 
-def _cpu_device() -> Any:
-    from onnxruntime.capi.onnxruntime_pybind11_state import OrtDevice
+def _values() -> tuple[Any, Any]:
+    """What makes ONNX Runtime's value of an array without a copy, and the device it wants to be told.
 
-    return OrtDevice(OrtDevice.cpu(), OrtDevice.default_memory(), 0)
+    The inner ones: the public OrtValue makes a device object at each call, which doubles the cost.
+    """
+    from onnxruntime.capi.onnxruntime_pybind11_state import OrtDevice, OrtValue
+
+    return OrtValue.ortvalue_from_numpy, OrtDevice(OrtDevice.cpu(), OrtDevice.default_memory(), 0)
