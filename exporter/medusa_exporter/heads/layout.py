@@ -65,7 +65,7 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: str | Path, extras: dic
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     unfinished = target / f".{WEIGHTS_NAME}.part"
-    safetensors.torch.save_file(_apart(tensors), unfinished, metadata={"format": "pt"})
+    unfinished.write_bytes(safetensors.torch.save(_apart(tensors), metadata={"format": "pt"}))  # save_file hides it
     unfinished.replace(target / WEIGHTS_NAME)
     (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -260,3 +260,9 @@ def test_facts_need_no_torch(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == "(3, 2, 'root') 2"
+
+
+def test_others_may_read_what_is_written(tmp_path):
+    layout.save_heads(MedusaHeads(8, 1, 1), tmp_path, {})
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["medusa_lm_head.safetensors"] == modes["config.json"]
