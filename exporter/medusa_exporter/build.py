@@ -109,8 +109,7 @@ def _fill(
     medusa = load_heads(heads, facts.hidden_size, facts.vocab_size)
     if beyond := [layer for layer in medusa.taps if layer >= facts.layers]:
         raise HeadsError(f"{heads}: taps layer {beyond[0]}, but the model's are 0 to {facts.layers - 1}; give its own")
-    scored = facts.vocab_size if medusa.token_map is None else len(medusa.token_map)
-    top_k = min(scored, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
+    top_k = min(medusa.draft_vocabulary or facts.vocab_size, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
     graph_facts = GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onnx")
     path = folder / graph_facts.file
     path.parent.mkdir(parents=True)
@@ -119,9 +118,8 @@ def _fill(
     graph = trace(model, medusa, facts, top_k)
     report("write the graph")
     onnx_ir.save(graph, path, external_data=f"{path.name}.data")
-    draft_vocabulary = None if medusa.token_map is None else len(medusa.token_map)
     head_facts = HeadFacts(
-        medusa.heads, medusa.layers, medusa.conditioning, top_k, medusa.taps, medusa.trunk, draft_vocabulary
+        medusa.heads, medusa.layers, medusa.conditioning, top_k, medusa.taps, medusa.trunk, medusa.draft_vocabulary
     )
     del graph, medusa, model
     gc.collect()

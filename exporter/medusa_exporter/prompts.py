@@ -59,7 +59,12 @@ def turn_keys(conversations: Iterable[Turns]) -> set[str]:
 def without(prompts: Iterable[Turns], excluded: Iterable[Turns]) -> list[Turns]:
     """Leave out each conversation that shares a turn, normalised, with `excluded`."""
     refused = turn_keys(excluded)
-    return [turns for turns in prompts if not any(normalise(turn) in refused for turn in turns)]
+    return [turns for turns in prompts if not shares_turn(turns, refused)]
+
+
+def shares_turn(turns: Turns, keys: set[str]) -> bool:
+    """Whether a turn, normalised, is among `keys` (`turn_keys`)."""
+    return any(normalise(turn) in keys for turn in turns)
 
 
 def lay_out(tokenizer: Any, conversations: list[list[Message]]) -> list[list[int]]:

@@ -15,6 +15,7 @@ from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.sequence import Sequence
 
 PREFILL_CHUNK = 256  # tokens of a prompt per step
+KEPT_TREES = 8  # whose arrays, and what a backend has bound to them, are held for when they come back
 
 
 class Decoder:
@@ -30,7 +31,7 @@ class Decoder:
         """
         self.backend, self.accept = backend, accept
         self.cache = KvCache(backend)
-        self._inputs: dict[TreeProfile, _TreeInputs] = {}  # of every tree used so far: a backend binds each once
+        self._inputs: dict[TreeProfile, _TreeInputs] = {}  # of the last trees used: a backend binds each once
         plain = TreeProfile.plain()
         self.use(plain)
         self._plain = self._tree
@@ -42,7 +43,11 @@ class Decoder:
         """Decode with another tree from the next step on."""
         profile.require(self.backend.heads.count, self.backend.heads.top_k)
         self.profile = profile
-        self._tree = self._inputs.setdefault(profile, _TreeInputs(profile, self.backend.heads.top_k))
+        if profile not in self._inputs:
+            self._inputs[profile] = _TreeInputs(profile, self.backend.heads.top_k)
+            if len(self._inputs) > KEPT_TREES:
+                del self._inputs[next(iter(self._inputs))]  # the oldest
+        self._tree = self._inputs[profile]
 
     def start(self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None) -> list[int]:
         """Prefill a prompt and return the first token of its answer, forgetting whatever was decoded before.

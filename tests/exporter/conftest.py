@@ -9,6 +9,17 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIAL = ("<|im_start|>", "<|im_end|>")
+SIZES = {
+    "vocab_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+    "pad_token_id": None,
+    "initializer_range": 0.2,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,18 +64,10 @@ def make_model(seed=0, hidden=64, **settings):
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=256,
         hidden_size=hidden,
         intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=1,
-        bos_token_id=None,
-        pad_token_id=None,
-        initializer_range=0.2,
         tie_word_embeddings=True,
+        **SIZES,
         **settings,
     )
     return LlamaForCausalLM(config).requires_grad_(False).eval()
@@ -94,18 +97,10 @@ def mistral():
     def made(window):
         torch.manual_seed(0)
         config = MistralConfig(
-            vocab_size=256,
             hidden_size=32,
             intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
             sliding_window=window,
-            eos_token_id=1,
-            bos_token_id=None,
-            pad_token_id=None,
-            initializer_range=0.2,
+            **SIZES,
         )
         return MistralForCausalLM(config).requires_grad_(False).eval()
 

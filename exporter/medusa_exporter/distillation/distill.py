@@ -187,7 +187,7 @@ def _cleaned(tokenizer: Any, plan: Plan, waves: Sequence[Sequence[Stream]], unfi
 def _ready(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> list[Row]:
     """The rows of the plan's ready conversations, less the excluded ones."""
     refused = prompts.turn_keys(plan.excluded)
-    allowed = [ready for ready in plan.answers if not any(prompts.normalise(turn) in refused for turn in ready.turns)]
+    allowed = [ready for ready in plan.answers if not prompts.shares_turn(ready.turns, refused)]
     rows = conversation_rows(tokenizer, allowed, plan.context, eos)
     if plan.answers:
         left_out = f"{len(plan.answers) - len(allowed)} left out by --exclude"

@@ -79,6 +79,11 @@ class MedusaHeads(torch.nn.Module):
         )  # (K, H, D)
         self.register_buffer("token_map", token_map)
 
+    @property
+    def draft_vocabulary(self) -> int | None:
+        """How many tokens the heads score (D), None for all."""
+        return None if self.token_map is None else self.token_map.numel()
+
     def features(self, hidden: Tensor, root_embedding: Tensor | None = None) -> Tensor:
         """Run trunk and ResBlocks: hidden (N, S), h after the final norm and the taps behind it -> (K, N, H).
 

@@ -15,6 +15,7 @@ from medusa_exporter.training.states import rows_of
 from medusa_exporter.training.vocabulary import draft_lm_head, rows_of_tokens
 
 RANKS_KEPT = 64
+ACCURACY_RANKS = (1, 5, 10)
 POSITIONS_PER_PASS = {"cuda": 4_096, "cpu": 256}
 
 Hits = npt.NDArray[np.int16]
@@ -49,6 +50,11 @@ def measure_hits(heads: MedusaHeads, model: Any, found: Positions) -> Hits:
             ranks.append(torch.where(target == IGNORED, -2, rank).to(torch.int16))
         parts.append(torch.stack(ranks, dim=1).cpu().numpy())
     return np.concatenate(parts)
+
+
+def accuracies(hits: Hits) -> dict[str, list[float]]:
+    """`top_accuracy` by ACCURACY_RANKS, under the names that reports use: top1, top5, top10."""
+    return {f"top{ranks}": top_accuracy(hits, ranks) for ranks in ACCURACY_RANKS}
 
 
 def top_accuracy(hits: Hits, ranks: int) -> list[float]:

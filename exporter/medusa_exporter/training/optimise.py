@@ -99,9 +99,10 @@ def optimise(
         inputs = rows_of(found.hidden, chosen), embedding(found.root[chosen])
         wanted = [targets(head, chosen) for head in range(heads.heads)]
         values = losses.step_gradients(heads, inputs, lm_head, wanted, loss, schedule.decay)
-        for parameter in heads.parameters():
-            if workers.count > 1 and parameter.grad is not None:
-                parameter.grad.copy_(workers.mean(parameter.grad))
+        if workers.count > 1:
+            for parameter in heads.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.copy_(workers.mean(parameter.grad))
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         done = replace(done, step=done.step + 1)

@@ -19,14 +19,13 @@ from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_exporter.distillation.data import Array, DataError, DataSet, group_of
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.prompts import Turns
-from medusa_exporter.training.accuracy import Hits, measure_hits, top_accuracy
+from medusa_exporter.training.accuracy import Hits, accuracies, measure_hits
 from medusa_exporter.training.backbone import Positions, check_model, positions
 from medusa_exporter.training.vocabulary import most_frequent
 
 SIZES = (2, 4, 6, 8, 12, 16, 32, 64, 128)  # nodes, root included
 VOCABULARIES = (2_048, 4_096, 8_192, 16_384, 32_768)
 VOCABULARY_SIZES = (8, 64)  # nodes of the trees that a draft vocabulary is judged by
-ACCURACY_RANKS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,9 @@ def report(
     lines = judge_trees(known, answers, first)
     trees = fit_trees(known, answers, source)
     learnt = data.select(~data.held_back(hold_out)) if hold_out else data
-    vocabularies = judge_vocabularies(model, heads, found, learnt, trees, known)
-    accuracy = {f"top{ranks}": top_accuracy(hits, ranks) for ranks in ACCURACY_RANKS}
-    return Report(rows.rows, len(found), greedy, accuracy, lines, vocabularies, trees)
+    judged = {nodes: trees[nodes] for nodes in VOCABULARY_SIZES if nodes in trees}
+    vocabularies = judge_vocabularies(model, heads, found, learnt, judged, known)
+    return Report(rows.rows, len(found), greedy, accuracies(hits), lines, vocabularies, trees)
 
 
 def answers_of(found: Positions) -> Array:
@@ -147,20 +146,15 @@ def judge_vocabularies(
     model: Any, heads: MedusaHeads, found: Positions, learnt: DataSet, trees: dict[int, TreeProfile], hits: Hits
 ) -> tuple[VocabularyLine, ...]:
     """What smaller draft vocabularies, counted on the rows `learnt`, would lose; none for lm_heads of their own."""
-    scored = learnt.facts.vocab_size if heads.token_map is None else len(heads.token_map)
-    judged = [nodes for nodes in VOCABULARY_SIZES if nodes in trees]
-    if heads.own_lm_head is not None or not judged:
+    if heads.own_lm_head is not None or not trees:
         return ()
-    answers, lines = answers_of(found), []
-    for size in (size for size in VOCABULARIES if size < scored):
-        fewer = copy.deepcopy(heads)
+    answers, fewer, lines = answers_of(found), copy.deepcopy(heads), []
+    whole = {nodes: tokens_per_step(tree, hits, answers) for nodes, tree in trees.items()}
+    for size in (size for size in VOCABULARIES if size < (heads.draft_vocabulary or learnt.facts.vocab_size)):
         fewer.token_map = most_frequent(learnt, size).to(found.root.device)
         limited = np.maximum(measure_hits(fewer, model, found), -1)
         lost = {
-            nodes: round(
-                tokens_per_step(trees[nodes], hits, answers) - tokens_per_step(trees[nodes], limited, answers), 4
-            )
-            for nodes in judged
+            nodes: round(whole[nodes] - tokens_per_step(tree, limited, answers), 4) for nodes, tree in trees.items()
         }
         lines.append(VocabularyLine(size, lost))
     return tuple(lines)

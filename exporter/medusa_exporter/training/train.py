@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,16 +17,14 @@ from medusa_exporter.distillation.data import DataError, DataSet
 from medusa_exporter.heads.layout import save_heads
 from medusa_exporter.heads.modules import Conditioning, MedusaHeads
 from medusa_exporter.training import checkpoint
-from medusa_exporter.training.accuracy import measure_hits, top_accuracy
+from medusa_exporter.training.accuracy import accuracies, measure_hits
 from medusa_exporter.training.backbone import check_model, positions
-from medusa_exporter.training.optimise import Checkpoints, Schedule, optimise
+from medusa_exporter.training.optimise import Checkpoints, Echo, Schedule, optimise
 from medusa_exporter.training.vocabulary import coverage, most_frequent
 from medusa_exporter.training.workers import Workers
 
 EVALUATION_SHARE = 0.03  # of --minutes
 TRAINING_NAME = "training.json"
-
-Echo = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -149,8 +146,7 @@ def _evaluate(heads: MedusaHeads, model: Any, held: DataSet, echo: Echo) -> dict
         found = positions(model, held, heads.heads, taps=heads.taps, label="held back")
     except DataError:  # too short to have a target
         return {}
-    hits = measure_hits(heads, model, found)
-    accuracy = {f"top{ranks}": top_accuracy(hits, ranks) for ranks in (1, 5, 10)}
+    accuracy = accuracies(measure_hits(heads, model, found))
     for label, values in accuracy.items():
         echo(f"held back, {label}: {' '.join(f'{value:.3f}' for value in values)}")
     return accuracy
