@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,11 +127,12 @@ def _config_facts(source: ModelSource) -> dict[str, Any]:
 def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
     """Load the causal decoder of `source` with its weights in `dtype`, in evaluation mode, on `device`."""
     transformers = import_extra("transformers", "export")
-    check_family(source)
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        source.location, dtype=dtype, attn_implementation="sdpa", **source.load_arguments
-    )
+    with _parsed_once(source):
+        check_family(source)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source.location, dtype=dtype, attn_implementation="sdpa", **source.load_arguments
+        )
     if source.gguf:  # the weights are dequantised: what follows must not take them for quantised ones
         model.hf_quantizer = None
         del model.config.quantization_config
@@ -140,14 +144,30 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer of `source`; it must have a fast form, since the runtime reads tokenizer.json only."""
     transformers = import_extra("transformers", "export")
-    tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-        source.location, **source.load_arguments
-    )
+    with _parsed_once(source):
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            source.location, **source.load_arguments
+        )
     if not tokenizer.is_fast:
         raise UnsupportedModelError(
             f"{source.location}: its tokenizer has no fast form (tokenizer.json); convert it first"
         )
     return tokenizer
+
+
+@contextmanager
+def _parsed_once(source: ModelSource) -> Iterator[None]:
+    """While the block runs, parse a GGUF file once: transformers does so anew for config, weights and tokenizer."""
+    if not source.gguf:
+        yield
+        return
+    gguf = import_extra("gguf", "export")
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.lru_cache(maxsize=1)(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
 
 
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 @click.option("--draft-vocabulary", type=click.IntRange(1), metavar="N", help="Score the N most frequent tokens only.")
 @click.option("--target", default="token", show_default=True, type=click.Choice(["token", "kl"]))
 @click.option("--decay", default=0.8, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="λ.")
+@click.option("--weight-decay", default=0.3, show_default=True, type=click.FloatRange(0), help="On matrices.")
+@click.option("--dropout", default=0.1, show_default=True, type=click.FloatRange(0, 1, max_open=True))
 @click.option("--epochs", default=2.0, show_default=True, type=click.FloatRange(0, min_open=True))
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Take about so long instead of --epochs.")
 @click.option("--batch", default=8192, show_default=True, type=click.IntRange(1), help="Positions a step.")
 @click.option("--lr", default=1.5e-3, show_default=True, type=click.FloatRange(0, min_open=True))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--hold-out", default=0.02, show_default=True, type=click.FloatRange(0, 1, max_open=True))
+@click.option("--compile/--no-compile", "compiled", default=True, help="Try if a compiled loss is faster.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in HEADS.")
 @click.option("--disk", type=click.Path(file_okay=False, path_type=Path), help="For states that fit no memory.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
@@ -59,12 +62,15 @@ def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output:
         draft_vocabulary=options["draft_vocabulary"],
         target=cast("Any", options["target"]),
         decay=options["decay"],
+        weight_decay=options["weight_decay"],
+        dropout=options["dropout"],
         epochs=options["epochs"],
         minutes=options["minutes"],
         batch=options["batch"],
         learning_rate=options["lr"],
         seed=options["seed"],
         hold_out=options["hold_out"],
+        compiled=options["compiled"],
     )
     source = ModelSource.resolve(model)
     data = concatenate([load_data(folder) for folder in folders])
@@ -88,7 +94,7 @@ def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output:
 
 def _words(command: click.Command, options: dict[str, Any]) -> list[str]:
     """The options as they would be typed, in the order of --help, without those that say where to run."""
-    left_out = ("device", "dtype", "resume", "disk")
+    left_out = ("device", "dtype", "resume", "disk", "compiled")
     named = [p for p in command.params if p.name in options and p.name not in left_out and options[p.name] is not None]
     words: list[str] = []
     for parameter in named:

@@ -32,7 +32,8 @@ class MedusaHeads(torch.nn.Module):
     each head has an lm_head of its own, None when the decoder's is shared. token_map: (D,) int64, the token that each
     row of the lm_head scores, distinct and in any order; None when row and token are the same.
     All parameters but the trunk's W1 and W2 start at zero; with a shared lm_head each head thus starts as the decoder's
-    own distribution.
+    own distribution. While the module is in training mode, `dropout` of the gated block's inner units and of what each
+    ResBlock adds is left out.
     Raises ValueError for sizes below one, taps that repeat, an unknown conditioning, a token_map that is none, or an
     own_lm_head_size other than the token_map's.
     """
@@ -50,6 +51,7 @@ class MedusaHeads(torch.nn.Module):
         *,
         taps: tuple[int, ...] = (),
         trunk: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if min(hidden_size, heads, layers) < 1:
@@ -63,7 +65,7 @@ class MedusaHeads(torch.nn.Module):
         self.hidden_size, self.heads, self.layers = hidden_size, heads, layers
         self.conditioning: Conditioning = conditioning
         self.own_lm_head_size = own_lm_head_size
-        self.taps, self.trunk = taps, trunk
+        self.taps, self.trunk, self.dropout = taps, trunk, dropout
         self.input_size = hidden_size * (1 + len(taps))  # S
         seen = self.input_size + (hidden_size if conditioning == "root" else 0)
         inputs = [hidden_size if trunk else seen] + [hidden_size] * (layers - 1)
@@ -96,11 +98,14 @@ class MedusaHeads(torch.nn.Module):
                 raise ValueError("these heads are conditioned on the root: pass root_embedding (N, H)")
             seen = torch.cat([hidden, root_embedding], dim=-1)
         if self.trunk:
-            rows = seen = rows + (F.silu(seen @ self.gate) * (seen @ self.up)) @ self.down
+            rows = seen = rows + self._drop(F.silu(seen @ self.gate) * (seen @ self.up)) @ self.down
         rows, inner = rows.unsqueeze(0), seen.unsqueeze(0)  # (1, N, ·), broadcast over the heads
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            rows = rows + F.silu((rows if index else inner) @ weight + bias)  # (K, N, H)
+            rows = rows + self._drop(F.silu((rows if index else inner) @ weight + bias))  # (K, N, H)
         return rows
+
+    def _drop(self, units: Tensor) -> Tensor:
+        return F.dropout(units, self.dropout) if self.training and self.dropout else units
 
     def logits(self, features: Tensor, lm_head: Callable[[Tensor], Tensor]) -> Tensor:
         """Turn features (K, N, H) into logits (K, N, D), by `lm_head` (rows, H) -> (rows, D) or the heads' own.

@@ -39,7 +39,9 @@ class Schedule:
     batch: int
     learning_rate: float
     decay: float
+    weight_decay: float
     seed: int
+    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,12 @@ def optimise(
     least = int(workers.least(torch.tensor(len(found), device=device)))
     batch = min(max(1, schedule.batch // width), least)
     per_epoch = least // batch
-    optimiser = torch.optim.AdamW(heads.parameters(), betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda")
+    optimiser = torch.optim.AdamW(
+        _groups(heads, schedule.weight_decay), lr=0.0, betas=(0.9, 0.95), fused=device.type == "cuda"
+    )
     embedding, lm_head = model.get_input_embeddings(), draft_lm_head(model, heads).to(found.hidden.dtype)
     targets = _targets(heads, model, found, target)
-    loss = _loss(target, targets, lm_head, batch, found, echo)
+    loss = _loss(target, targets, lm_head, batch, found, echo, compiled=schedule.compiled)
     done = Progress(0, 0 if schedule.deadline else max(1, round(schedule.epochs * per_epoch)), batch * width, 0.0)
     if checkpoints.resume:
         done = checkpoint.load(checkpoints.folder, checkpoints.run, heads, optimiser)
@@ -98,6 +102,7 @@ def optimise(
             group["lr"] = learning_rate(done.step, done.total or ASSUMED_STEPS, schedule.learning_rate)
         inputs = rows_of(found.hidden, chosen), embedding(found.root[chosen])
         wanted = [targets(head, chosen) for head in range(heads.heads)]
+        torch.manual_seed(_seed(schedule.seed, done.step, workers.rank))  # what dropout leaves out, resumed or not
         values = losses.step_gradients(heads, inputs, lm_head, wanted, loss, schedule.decay)
         if workers.count > 1:
             for parameter in heads.parameters():
@@ -149,8 +154,19 @@ def synchronised_time(tensor: Tensor) -> float:
 
 def _order(count: int, seed: int, epoch: int, rank: int, device: torch.device) -> Tensor:
     """The order of one epoch, the same whenever it is asked for: (count,) int64."""
-    generator = torch.Generator(device=device).manual_seed(seed * 1_000_003 + epoch * 1_009 + rank)
+    generator = torch.Generator(device=device).manual_seed(_seed(seed, epoch, rank))
     return torch.randperm(count, generator=generator, device=device)
+
+
+def _seed(seed: int, index: int, rank: int) -> int:
+    return seed * 1_000_003 + index * 1_009 + rank
+
+
+def _groups(heads: MedusaHeads, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices decay, biases do not."""
+    biases = list(heads.biases)
+    matrices = [p for p in heads.parameters() if not any(p is bias for bias in biases)]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
 
 
 def _targets(heads: MedusaHeads, model: Any, found: Positions, target: str) -> Targets:
@@ -159,10 +175,12 @@ def _targets(heads: MedusaHeads, model: Any, found: Positions, target: str) -> T
     return losses.token_targets(heads, found, int(model.config.vocab_size))
 
 
-def _loss(target: str, targets: Targets, lm_head: Tensor, batch: int, found: Positions, echo: Echo) -> Loss:
+def _loss(
+    target: str, targets: Targets, lm_head: Tensor, batch: int, found: Positions, echo: Echo, *, compiled: bool
+) -> Loss:
     """Return the loss, or on a GPU its compiled form where that is faster; compiling may fail, eager cannot."""
     eager: Loss = losses.kl_loss if target == "kl" else losses.token_loss
-    if found.root.device.type != "cuda":
+    if found.root.device.type != "cuda" or not compiled:
         return eager
     features = torch.randn(batch, lm_head.shape[1], device=lm_head.device, dtype=lm_head.dtype)
     example = targets(0, torch.arange(batch, device=found.root.device))
@@ -178,10 +196,10 @@ def _loss(target: str, targets: Targets, lm_head: Tensor, batch: int, found: Pos
 
     plain = seconds(eager)
     try:
-        compiled: Loss = torch.compile(eager, dynamic=False)
-        fused = seconds(compiled)
+        fused: Loss = torch.compile(eager, dynamic=False)
+        taken = seconds(fused)
     except Exception as error:  # whatever the compiler lacks on this machine, training goes on
         echo(f"loss: not compiled ({type(error).__name__})")
         return eager
-    echo(f"loss of one head: {plain * 1e3:.2f} ms, compiled {fused * 1e3:.2f} ms")
-    return compiled if fused < plain else eager
+    echo(f"loss of one head: {plain * 1e3:.2f} ms, compiled {taken * 1e3:.2f} ms")
+    return fused if taken < plain else eager

@@ -34,8 +34,9 @@ class Settings:
     heads, layers, conditioning, taps, trunk: see MedusaHeads. draft_vocabulary: how many tokens the heads score, None
     for all. target: the token that came, or the decoder's distribution. epochs: passes over the data, unless minutes
     is set: then the whole run, hidden states and evaluation included, takes about that long. batch: positions a step.
-    learning_rate: the highest. decay: the paper's λ, head k weighs λ to the power k. hold_out: the share of
-    conversations kept back.
+    learning_rate: the highest. decay: the paper's λ, head k weighs λ to the power k. weight_decay: AdamW's, on
+    matrices. dropout: see MedusaHeads. hold_out: the share of conversations kept back.
+    compiled: try whether a compiled loss is faster; that takes some seconds.
     """
 
     heads: int = 4
@@ -50,8 +51,11 @@ class Settings:
     batch: int = 8_192
     learning_rate: float = 1.5e-3
     decay: float = 0.8
+    weight_decay: float = 0.3
+    dropout: float = 0.1
     seed: int = 0
     hold_out: float = 0.02
+    compiled: bool = True
 
 
 def train(
@@ -85,7 +89,11 @@ def train(
     token_map = None if settings.draft_vocabulary is None else most_frequent(learnt, settings.draft_vocabulary)
     if token_map is not None:
         echo(f"draft vocabulary of {len(token_map)}: {coverage(learnt, token_map.numpy()):.2%} of the answers' tokens")
-    run = {"settings": asdict(replace(settings, minutes=None)), "model": data.facts.digest, "data": _digest(data)}
+    run = {
+        "settings": asdict(replace(settings, minutes=None, compiled=True)),
+        "model": data.facts.digest,
+        "data": _digest(data),
+    }
     torch.manual_seed(settings.seed)
     heads = MedusaHeads(
         model.config.hidden_size,
@@ -95,13 +103,21 @@ def train(
         token_map=token_map,
         taps=settings.taps,
         trunk=settings.trunk,
+        dropout=settings.dropout,
     ).to(model.device)
     found = positions(model, _share(learnt, workers), settings.heads, taps=settings.taps, disk=disk)
     cached = time.monotonic() - began
     echo(f"{len(found):,} positions to train on, states on {found.hidden.device}, {cached:.0f} s")
     deadline = None if settings.minutes is None else began + 60 * settings.minutes * (1 - EVALUATION_SHARE)
     schedule = Schedule(
-        settings.epochs, deadline, settings.batch, settings.learning_rate, settings.decay, settings.seed
+        settings.epochs,
+        deadline,
+        settings.batch,
+        settings.learning_rate,
+        settings.decay,
+        settings.weight_decay,
+        settings.seed,
+        settings.compiled,
     )
     done = optimise(heads, model, found, settings.target, schedule, Checkpoints(folder, run, resume), workers, echo)
     del found

@@ -92,6 +92,22 @@ def test_what_is_no_token_map_is_refused(token_map, own, message):
         MedusaHeads(H, K, 1, own_lm_head_size=own, token_map=token_map)
 
 
+def test_dropout_leaves_units_out_while_training_only():
+    """Half of what a block adds is dropped and the rest doubled, so each of its units is 0 or twice its value."""
+    hidden = torch.randn(50, H)
+    for trunk in (0, 5):
+        heads = MedusaHeads(H, K, 1, trunk=trunk, dropout=0.5)
+        with torch.no_grad():
+            for bias in heads.biases:
+                bias.fill_(1.0)
+        whole = heads.eval().features(hidden)
+        assert torch.equal(whole, heads.features(hidden))
+        added, dropped = whole - hidden, heads.train().features(hidden) - hidden
+        kept = dropped.abs() > 1e-6
+        torch.testing.assert_close(dropped[kept], 2 * added[kept])
+        assert 0.4 < kept.float().mean() < 0.6
+
+
 def test_a_missing_root_and_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="root_embedding"):
         MedusaHeads(H, K, 1, "root").features(torch.zeros(1, H))

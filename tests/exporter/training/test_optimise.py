@@ -6,6 +6,7 @@ import pytest
 import torch
 from medusa_exporter.distillation.data import DataError, save_data
 from medusa_exporter.heads.layout import load_heads
+from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.training import checkpoint, optimise, train
 
 SETTINGS = train.Settings(heads=2, layers=1, epochs=3, batch=256, learning_rate=1e-2, hold_out=0.2, trunk=8)
@@ -44,6 +45,7 @@ def test_a_run_that_was_broken_off_goes_on_exactly(model, counting_data, tmp_pat
         run(model, counting_data, tmp_path / "broken", break_at=20)
     assert (tmp_path / "broken" / checkpoint.FOLDER).is_dir()
     resumed = run(model, counting_data, tmp_path / "broken", resume=True)
+    assert SETTINGS.dropout > 0  # its masks are to come back as well
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
     assert not (tmp_path / "broken" / checkpoint.FOLDER).exists()
@@ -64,6 +66,14 @@ def test_a_checkpoint_of_another_run_or_none_is_refused(model, counting_data, tm
     state.write_bytes(state.read_bytes()[:-9])
     with pytest.raises(DataError, match="damaged checkpoint"):
         run(model, counting_data, tmp_path, resume=True)
+
+
+def test_matrices_decay_and_biases_do_not():
+    heads = MedusaHeads(8, 2, 1, trunk=4)
+    groups = optimise._groups(heads, 0.3)
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert groups[1]["params"] == list(heads.biases)
+    assert sum(len(group["params"]) for group in groups) == len(list(heads.parameters()))
 
 
 def test_the_order_is_that_of_its_epoch_and_worker():

@@ -1,0 +1,31 @@
+import gguf
+import pytest
+from medusa_exporter.models import ModelSource, _parsed_once, check_family
+
+
+@pytest.fixture
+def source(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_block_count(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return ModelSource.resolve(str(tmp_path / "tiny.gguf"))
+
+
+def test_a_gguf_is_parsed_once_while_it_is_loaded(source, monkeypatch):
+    parsed = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, path):
+            parsed.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    with _parsed_once(source):
+        assert [check_family(source) for _ in range(3)] == ["llama"] * 3
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is Counted
+    check_family(source)
+    assert len(parsed) == 2
