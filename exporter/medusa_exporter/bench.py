@@ -164,6 +164,26 @@ def aggregate(turns: Sequence[Turn], profile: TreeProfile, backend: str, precisi
     }
 
 
+def by_category(
+    turns: Sequence[Turn], profile: TreeProfile, categories: Sequence[str | None]
+) -> dict[str, dict[str, float | None]]:
+    """Return `aggregate`'s figures for each category of prompts, and how many `prompts` of it were answered.
+
+    categories: of prompt 1, 2, …; prompts without one are left out.
+    """
+    chosen: dict[str, list[Turn]] = defaultdict(list)
+    for turn in turns:
+        if category := categories[turn.prompt - 1]:
+            chosen[category].append(turn)
+    return {
+        category: {
+            "prompts": len({turn.prompt for turn in of}),
+            **_figures([(turn.plain, turn.trees[profile.name]) for turn in of]),
+        }
+        for category, of in chosen.items()
+    }
+
+
 def _figures(pairs: Sequence[tuple[Run, Run]]) -> dict[str, float | None]:
     """Return FIGURES over (plain, medusa) runs."""
     plain, medusa = [pair[0] for pair in pairs], [pair[1] for pair in pairs]

@@ -46,6 +46,12 @@ def read_prompts(path: str | Path) -> list[Turns]:
     return prompts
 
 
+def read_categories(path: str | Path) -> list[str | None]:
+    """Return each line's "category", None where it has no such text: in the order of `read_prompts`."""
+    found = (line.get("category") for _, line in read_objects(path, "turns"))
+    return [category if isinstance(category, str) else None for category in found]
+
+
 def normalise(text: str) -> str:
     """Return the text's words alone, NFKC-normalised and case-folded, so that trifles make no difference."""
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from medusa_exporter import bench
-from medusa_exporter.bench import FIGURES, Run, Skipped, Turn, aggregate, run_once, walk
+from medusa_exporter.bench import FIGURES, Run, Skipped, Turn, aggregate, by_category, run_once, walk
 from medusa_exporter.verify import Difference
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import Engine
@@ -63,6 +63,20 @@ def test_the_spread_is_over_prompts_not_turns() -> None:
     assert spread["tokens_per_step"]["p50"] == pytest.approx(2.0)  # of 20/15, 10/5, 10/2
     assert all(values["p10"] <= values["p50"] <= values["p90"] for values in spread.values())
     assert all(list(values) == ["p10", "p50", "p90"] for values in spread.values())
+
+
+def test_categories_have_figures_of_their_own() -> None:
+    turns = [
+        turn(run(11, 10, 1.0), run(11, 5, 0.75), prompt=1),
+        turn(run(11, 10, 1.0), run(11, 2, 0.25), prompt=2),
+        turn(run(11, 10, 1.0), run(11, 3, 0.25), prompt=2, number=2),
+        turn(run(11, 10, 1.0), run(11, 1, 0.25), prompt=3),
+    ]
+    found = by_category(turns, CHAIN, ["maths", "code", None])
+    assert list(found) == ["maths", "code"]
+    assert [found[name]["tokens_per_step"] for name in found] == [2.0, 4.0]
+    assert [found[name]["prompts"] for name in found] == [1, 1]
+    assert found["code"]["speedup"] == pytest.approx(4.0)
 
 
 def test_a_turn_that_parts_counts_but_not_for_the_speedup() -> None:

@@ -35,6 +35,21 @@ def accept_wrongly(tree: Any, tokens: Sequence[int], argmax: Sequence[int], logi
     return ([0, 1], argmax[1]) if tree.size > 1 else accept.greedy(tree, tokens, argmax)
 
 
+def test_categories_are_told_where_there_are_some(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = tmp_path / "prompts.jsonl", tmp_path / "bench.json"
+    lines = [{"turns": ["Hello"], "category": kind} for kind in ("writing", "maths", "writing")]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ["bench", tiny_bundle, "--prompts", file, "--threads", 1, "--max-new-tokens", 8, "--json", output]
+    assert run(*arguments, "--profile", "tree-8,chain-2") == 0
+    (first, _) = json.loads(output.read_text())["results"]
+    assert {kind: found["prompts"] for kind, found in first["categories"].items()} == {"writing": 2, "maths": 1}
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert table[0].split() == ["tokens/step", "prompts", "tree-8", "chain-2"]
+    assert table[1].split()[:3] == ["writing", "2", f"{first['categories']['writing']['tokens_per_step']:.2f}"]
+
+
 def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "made" / "bench.json"
     arguments = ["bench", tiny_bundle, "--prompts", prompts, "--threads", 1, "--max-new-tokens", 24]

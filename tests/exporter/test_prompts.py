@@ -9,6 +9,13 @@ def test_prompts_are_read_and_blank_lines_skipped(tmp_path):
     assert prompts.read_prompts(path) == [("a", "b"), ("c",)]
 
 
+def test_categories_stand_beside_their_prompts(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"turns": ["a"], "category": "code"}\n\n{"turns": ["b"]}\n{"turns": ["c"], "category": 3}\n')
+    assert prompts.read_categories(path) == ["code", None, None]
+    assert len(prompts.read_prompts(path)) == 3
+
+
 @pytest.mark.parametrize(
     "line", ["{", "[]", "3", '{"turns": []}', '{"turns": [" "]}', '{"turns": "a"}', '{"t": ["a"]}']
 )

@@ -16,7 +16,7 @@ from medusa_runtime.errors import MedusaError
 from medusa_exporter import bench
 from medusa_exporter.bench import Skipped, Turn
 from medusa_exporter.cli.options import split_commas
-from medusa_exporter.prompts import Turns
+from medusa_exporter.prompts import Turns, read_categories
 from medusa_exporter.verify import TOLERANCE
 
 COLUMNS = {  # heading -> key of a result
@@ -58,7 +58,8 @@ def command(
 
     The prompt file holds JSON lines with "turns", a list of user messages; a later message is asked after the model's
     own answers. Every tree answers every message, interleaved and warmed up; prefill is not timed. Exit code 1 when
-    tokens differ from plain decoding's by more than a tie between floats; the JSON is written all the same.
+    tokens differ from plain decoding's by more than a tie between floats; the JSON is written all the same. Lines that
+    have a "category" are counted by it too.
     """
     bench.check_output(output, bundle)
     prompts = bench.load_prompts(file, limit)
@@ -68,7 +69,12 @@ def command(
     if not any(turn.plain.steps for turn in done):
         raise MedusaError(f"no step was taken on the {len(prompts)} prompts of {file}: nothing to time")
     running = engine.decoder.backend
-    results = [bench.aggregate(done, tree, running.name, running.precision) for tree in trees]
+    categories = read_categories(file)
+    results = [
+        bench.aggregate(done, tree, running.name, running.precision)
+        | {"categories": bench.by_category(done, tree, categories)}
+        for tree in trees
+    ]
     facts = engine.bundle.manifest
     bench.write_json(
         output,
@@ -96,6 +102,8 @@ def command(
         },
     )
     click.echo(_table(results))
+    if len(results[0]["categories"]) > 1:
+        click.echo(_categories(results))
     failures = 0
     for turn in done:
         for name, difference in turn.differences.items():
@@ -137,6 +145,21 @@ def _table(results: Sequence[dict[str, Any]]) -> str:
     for result in results:
         cells = (_cell(result[key]) for key in COLUMNS.values())
         lines.append(f"{result['profile']:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _categories(results: Sequence[dict[str, Any]]) -> str:
+    """Tokens per step of every tree in every category."""
+    names = list(results[0]["categories"])
+    width = max(len("tokens/step"), *map(len, names))
+    columns = [max(11, len(result["profile"]) + 2) for result in results]
+    heading = zip(results, columns, strict=True)
+    lines = [f"{'tokens/step':<{width}}  prompts" + "".join(f"{one['profile']:>{size}}" for one, size in heading)]
+    for name in names:
+        found = [result["categories"][name] for result in results]
+        cells = zip(found, columns, strict=True)
+        line = "".join(f"{_cell(one['tokens_per_step']):>{size}}" for one, size in cells)
+        lines.append(f"{name:<{width}}{found[0]['prompts']:>9}{line}")
     return "\n".join(lines)
 
 
