@@ -17,7 +17,8 @@ from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import to_toml
 from medusa_runtime.bundle import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, seal
 from medusa_runtime.errors import BundleError
-from medusa_runtime.manifest import FILE_NAME, GraphFacts, HeadFacts, Manifest, ModelFacts
+from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.manifest import FILE_NAME, Manifest
 
 from medusa_exporter import models
 from medusa_exporter.heads.facts import read_head_facts

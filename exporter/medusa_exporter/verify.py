@@ -17,7 +17,7 @@ from medusa_exporter import models
 from medusa_exporter.models import ModelSource
 
 if TYPE_CHECKING:
-    from medusa_runtime.manifest import ModelFacts
+    from medusa_runtime.facts import ModelFacts
 
 TOLERANCE = 1e-3  # logits closer than this are a tie: sums of another order of the same floats can turn it
 SHAPE = ("family", "layers", "hidden_size", "attention_heads", "kv_heads", "head_dim", "vocab_size")

@@ -15,19 +15,10 @@ from typing import Any
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import from_toml
 
+from medusa_runtime.checks import check_path
 from medusa_runtime.errors import BundleError
-from medusa_runtime.manifest import (
-    FILE_NAME,
-    MAX_BYTES,
-    REMEDY,
-    SCHEMA,
-    FileFacts,
-    GraphFacts,
-    HeadFacts,
-    Manifest,
-    ModelFacts,
-    check_path,
-)
+from medusa_runtime.facts import FileFacts, GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, REMEDY, SCHEMA, Manifest
 
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"

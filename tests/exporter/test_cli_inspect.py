@@ -8,7 +8,7 @@ from medusa_exporter.cli import main
 from medusa_exporter.cli.inspect import command
 from medusa_profiles.draw import draw
 from medusa_runtime.bundle import Bundle, seal
-from medusa_runtime.manifest import GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 
 
 @pytest.fixture

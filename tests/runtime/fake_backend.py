@@ -10,7 +10,7 @@ from the kept hidden state alone.
 import numpy as np
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.errors import CapacityError
-from medusa_runtime.manifest import HeadFacts, ModelFacts
+from medusa_runtime.facts import HeadFacts, ModelFacts
 
 VOCAB = 32
 EOS = 31

@@ -8,7 +8,8 @@ import shutil
 import pytest
 from medusa_runtime.bundle import Bundle, seal, verify_sizes
 from medusa_runtime.errors import BundleError
-from medusa_runtime.manifest import GraphFacts, HeadFacts, Manifest, ModelFacts
+from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.manifest import Manifest
 
 MODEL = ModelFacts("tiny", "llama", 2, 64, 4, 2, 16, 100, 128, (2,))
 HEADS = HeadFacts(3, 1, "none", 10)

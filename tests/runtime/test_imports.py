@@ -85,7 +85,7 @@ from medusa_profiles import TreeProfile
 from medusa_runtime.accept import typical
 from medusa_runtime.backends.ort import OrtBackend
 from medusa_runtime.decoder import Decoder
-from medusa_runtime.manifest import HeadFacts, ModelFacts
+from medusa_runtime.facts import HeadFacts, ModelFacts
 
 model = ModelFacts("toy", "toy", 1, 4, 1, 1, 2, 4, 4096, ())
 backend = OrtBackend(Path(sys.argv[1]), model, HeadFacts(2, 1, "none", 2), threads=1)

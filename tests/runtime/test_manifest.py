@@ -8,7 +8,8 @@ import json
 import pytest
 from medusa_runtime import manifest as module
 from medusa_runtime.errors import BundleError
-from medusa_runtime.manifest import FileFacts, GraphFacts, HeadFacts, Manifest, ModelFacts, state_size
+from medusa_runtime.facts import FileFacts, GraphFacts, HeadFacts, ModelFacts, state_size
+from medusa_runtime.manifest import Manifest
 
 MODEL = ModelFacts("tiny", "llama", 30, 576, 9, 3, 64, 49152, 8192, (2, 0))
 HEADS = HeadFacts(4, 1, "root", 10, (2, 1), 64, 20)

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from medusa_runtime import contract
 from medusa_runtime.contract import TensorSpec
-from medusa_runtime.manifest import HeadFacts, ModelFacts, state_size
+from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 
 SIZES = {"B": 1, "T": 3, "P": 4, "R": 2}
 

@@ -17,7 +17,7 @@ from medusa_exporter.graph.step import Step
 from medusa_exporter.graph.tidy import tidy
 
 if TYPE_CHECKING:
-    from medusa_runtime.manifest import ModelFacts
+    from medusa_runtime.facts import ModelFacts
     from transformers import PreTrainedModel
 
     from medusa_exporter.heads.modules import MedusaHeads

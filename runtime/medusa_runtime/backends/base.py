@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from medusa_runtime.manifest import HeadFacts, ModelFacts
+    from medusa_runtime.facts import HeadFacts, ModelFacts
 
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]

@@ -15,7 +15,7 @@ from medusa_runtime import contract
 from medusa_runtime.backends.base import FloatArray, Step
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
-from medusa_runtime.manifest import HeadFacts, ModelFacts, state_size
+from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_runtime.threads import physical_cores
 
 # The past is bound in whole multiples of so many rows; `past_length` masks the few that are not real. Binding 60 pasts

@@ -15,7 +15,7 @@ import torch
 from medusa_exporter.graph.trace import trace
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_runtime import contract
-from medusa_runtime.manifest import ModelFacts
+from medusa_runtime.facts import ModelFacts
 from transformers import AutoConfig, AutoModelForCausalLM
 
 TOP_K, HEADS, CONTEXT = 6, 3, 128

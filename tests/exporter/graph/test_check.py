@@ -9,7 +9,7 @@ import onnx
 import pytest
 from medusa_exporter.graph.check import check_graph
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.manifest import HeadFacts, ModelFacts
+from medusa_runtime.facts import HeadFacts, ModelFacts
 
 
 @pytest.fixture

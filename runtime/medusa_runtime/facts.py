@@ -1,0 +1,119 @@
+"""The facts that a manifest holds: of the model, its heads, each graph and each file.
+
+Every class here checks its fields when it is made and raises BundleError for what does not hold.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from medusa_runtime.checks import check_distinct, check_path, check_text, check_whole, refuse
+
+_INT32_MAX = 2**31 - 1
+DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_BACKEND = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*", re.ASCII)
+_PRECISION = re.compile(r"[a-z0-9][a-z0-9_.]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The decoder's shape, all counts; `context` counts tokens, token ids are below `vocab_size`."""
+
+    name: str
+    family: str
+    layers: int
+    hidden_size: int
+    attention_heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context: int
+    eos_token_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_text("model.name", self.name)
+        check_text("model.family", self.family)
+        for field in ("layers", "attention_heads", "kv_heads", "head_dim"):
+            check_whole(f"model.{field}", getattr(self, field), 1, 2**16)
+        for field in ("hidden_size", "vocab_size", "context"):
+            check_whole(f"model.{field}", getattr(self, field), 1, _INT32_MAX)
+        if self.attention_heads % self.kv_heads:
+            refuse("model.kv_heads", self.kv_heads, f"a divisor of attention_heads, {self.attention_heads}")
+        for token in check_distinct("model.eos_token_ids", self.eos_token_ids):
+            check_whole("a token of model.eos_token_ids", token, 0, self.vocab_size - 1)
+
+    @property
+    def kv_row(self) -> int:
+        """Elements of one token's K row (or V row) of one layer."""
+        return self.kv_heads * self.head_dim
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        """Bytes that one token takes in the KV cache, K and V of all layers, at `itemsize` bytes an element."""
+        return 2 * self.layers * self.kv_row * itemsize
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """The Medusa heads: how many, ResBlocks in each, what they see besides h, candidates that each one ranks.
+
+    taps: decoder layers whose input they see too. trunk: width of the gated block in front of all heads, 0 for none.
+    draft_vocabulary: how many tokens they score, None for all.
+    """
+
+    count: int
+    layers: int
+    conditioning: Literal["none", "root"]
+    top_k: int
+    taps: tuple[int, ...] = ()
+    trunk: int = 0
+    draft_vocabulary: int | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("heads.count", self.count, 1, 1000)
+        check_whole("heads.layers", self.layers, 0, 1000)
+        if self.conditioning not in ("none", "root"):
+            refuse("heads.conditioning", self.conditioning, "'none' or 'root'")
+        check_whole("heads.top_k", self.top_k, 1, _INT32_MAX // self.count)
+        for layer in check_distinct("heads.taps", self.taps):
+            check_whole("a layer in heads.taps", layer, 0, 999)
+        check_whole("heads.trunk", self.trunk, 0, _INT32_MAX)
+        if self.draft_vocabulary is not None:
+            check_whole("heads.draft_vocabulary", self.draft_vocabulary, 1, _INT32_MAX)
+
+
+def state_size(model: ModelFacts, heads: HeadFacts) -> int:
+    """Elements that the heads see of one token: the hidden size, and as much again for every tap (S)."""
+    return model.hidden_size * (1 + len(heads.taps))
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """One graph: the backend whose dialect it speaks, the precision of its weights, its file in the bundle."""
+
+    backend: str
+    precision: str
+    file: str
+
+    def __post_init__(self) -> None:
+        check_text("a graph's backend", self.backend, _BACKEND)
+        check_text("a graph's precision", self.precision, _PRECISION)
+        check_path("a graph's file", self.file)
+
+    @property
+    def key(self) -> str:
+        """The graph's key in the manifest: "<backend>-<precision>"."""
+        return f"{self.backend}-{self.precision}"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """One file: its size in bytes and its SHA-256 in lower-case hexadecimal digits."""
+
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_whole("a file's size", self.size, 0, 2**63 - 1)
+        check_text("a file's sha256", self.sha256, DIGEST)
