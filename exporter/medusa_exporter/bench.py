@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections import defaultdict
@@ -261,13 +260,3 @@ def check_output(file: Path, bundle: Path) -> None:
     if file.resolve().is_relative_to(bundle.resolve()):
         raise MedusaError(f"{file} lies in the bundle, which must hold no other files; give another place")
     file.parent.mkdir(parents=True, exist_ok=True)
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write `file` in one move: whoever reads it finds the old content or the new."""
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        scratch.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from medusa_runtime.errors import MedusaError
 from medusa_exporter import bench
 from medusa_exporter.bench import Skipped, Turn
 from medusa_exporter.cli.options import split_commas
+from medusa_exporter.files import write_json
 from medusa_exporter.prompts import Turns, read_categories
 from medusa_exporter.verify import TOLERANCE
 
@@ -76,7 +77,7 @@ def command(
         for tree in trees
     ]
     facts = engine.bundle.manifest
-    bench.write_json(
+    write_json(
         output,
         {
             "machine": bench.machine(threads),

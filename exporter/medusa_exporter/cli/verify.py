@@ -14,6 +14,7 @@ from medusa_runtime.errors import MedusaError
 from medusa_exporter import bench
 from medusa_exporter.bench import Skipped, Turn
 from medusa_exporter.cli.options import split_commas
+from medusa_exporter.files import write_json
 from medusa_exporter.verify import PROMPTS, TOLERANCE, Difference, Reference, compare, next_logits
 
 
@@ -85,7 +86,7 @@ def command(
             "passed": not failures,
             "differences": found,
         }
-        bench.write_json(output, content)
+        write_json(output, content)
     against = "plain decoding" if model is None else f"plain decoding, and that against {model} in transformers"
     summary = f"{answers} answers of {tokens} tokens in all, {len(trees)} profiles against {against}"
     if failures:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from medusa_runtime.errors import MedusaError
+
+from medusa_exporter.files import write_json, written_whole
 
 FORMAT = "medusa-distilled 1"
 META_NAME = "meta.json"
@@ -147,15 +149,14 @@ def save_data(data: DataSet, folder: str | Path) -> None:
     """Write `data` into `folder`; meta.json comes last, so a folder that has it is whole."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    for name in ARRAYS:
-        array = getattr(data, name)
-        with (target / f"{name}.new").open("wb") as file:
+    with ExitStack() as unfinished:
+        for name in ARRAYS:
+            array = getattr(data, name)
+            file = unfinished.enter_context(written_whole(target / f"{name}.npy"))
             np.save(file, np.packbits(array) if name == "answer" else array, allow_pickle=False)
-    (target / META_NAME).unlink(missing_ok=True)  # from here on what lay there before is not whole
-    for name in ARRAYS:
-        os.replace(target / f"{name}.new", target / f"{name}.npy")  # noqa: PTH105 -- atomic, and says so
-    meta = {"format": FORMAT, **asdict(data.facts)}
-    (target / META_NAME).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+            file.flush()
+        (target / META_NAME).unlink(missing_ok=True)  # from here on what lay there before is not whole
+    write_json(target / META_NAME, {"format": FORMAT, **asdict(data.facts)})
 
 
 def load_facts(folder: str | Path) -> DataFacts:

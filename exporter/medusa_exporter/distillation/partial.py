@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import numpy as np
 
 from medusa_exporter.distillation.data import DataError, DataFacts
 from medusa_exporter.distillation.streams import Line
+from medusa_exporter.files import written_whole
 
 PARTIAL = "partial"  # the folder's name inside the data set's
 
@@ -24,21 +24,20 @@ def open_partial(folder: Path, facts: DataFacts) -> Path:
     plan, path = json.dumps(asdict(facts)), partial / "plan.json"
     if path.is_file() and path.read_text(encoding="utf-8") != plan:
         raise DataError(f"{partial}: work begun with other arguments; give the same ones, or another folder")
-    path.write_text(plan, encoding="utf-8")
+    with written_whole(path) as file:
+        file.write(plan.encode())
     return partial
 
 
 def put_away(partial: Path, wave: int, lines: Sequence[Line]) -> None:
     """Write a wave's lines; the file is whole or not there."""
-    unfinished = partial / "writing"
-    with unfinished.open("wb") as file:
+    with written_whole(_path(partial, wave)) as file:
         np.savez(
             file,
             lengths=np.array([len(line.tokens) for line in lines], np.int64),
             tokens=np.concatenate([line.tokens for line in lines]).astype(np.uint32),
             roles=np.concatenate([line.roles for line in lines]),
         )
-    os.replace(unfinished, _path(partial, wave))  # noqa: PTH105 -- atomic, and says so
 
 
 def is_finished(partial: Path, wave: int) -> bool:

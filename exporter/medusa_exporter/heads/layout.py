@@ -5,7 +5,6 @@ Safetensors only: a pickle is never loaded here (see `convert`).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from medusa_exporter.files import write_json, written_whole
 from medusa_exporter.heads.configs import compare_config
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.facts import HeadFacts, heads_files, layout_facts, read_head_facts, stored_facts
@@ -64,10 +64,9 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: str | Path, extras: dic
     }
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    unfinished = target / f".{WEIGHTS_NAME}.part"
-    unfinished.write_bytes(safetensors.torch.save(_apart(tensors), metadata={"format": "pt"}))  # save_file hides it
-    unfinished.replace(target / WEIGHTS_NAME)
-    (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with written_whole(target / WEIGHTS_NAME) as file:
+        file.write(safetensors.torch.save(_apart(tensors), metadata={"format": "pt"}))  # save_file hides it
+    write_json(target / CONFIG_NAME, config)
 
 
 def load_heads(source: str | Path, hidden_size: int, vocab_size: int) -> MedusaHeads:

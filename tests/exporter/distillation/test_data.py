@@ -48,12 +48,26 @@ def test_answers_may_lie_in_several_places_and_be_another_s(tmp_path, counting_d
     for row, mark in enumerate(marks):
         np.testing.assert_array_equal(back.row(row)[1], mark)
     assert np.isnan(back.temperature[1])
-    assert not list(tmp_path.glob("*.new"))
+    assert {path.name for path in tmp_path.iterdir()} == {*(f"{name}.npy" for name in data.ARRAYS), "meta.json"}
 
 
 def test_saving_over_a_data_set_replaces_it(folder, counting_data):
     data.save_data(counting_data.select(np.arange(counting_data.rows) < 7), folder)
     assert data.load_data(folder).rows == 7
+
+
+def test_saving_that_fails_leaves_the_data_set_that_lay_there(folder, counting_data, monkeypatch):
+    def full(file, array, **how):
+        if array.dtype == np.float32:
+            raise OSError("no space left")
+        save(file, array, **how)
+
+    save, files = np.save, {path.name for path in folder.iterdir()}
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        data.save_data(counting_data.select(np.arange(counting_data.rows) < 7), folder)
+    assert data.load_data(folder).rows == counting_data.rows
+    assert {path.name for path in folder.iterdir()} == files
 
 
 def test_a_conversation_is_held_back_whole(counting_data):
