@@ -102,14 +102,14 @@ def _fill(
 
     from medusa_exporter.graph.check import check_graph
     from medusa_exporter.graph.trace import trace
-    from medusa_exporter.heads.layout import HeadsError, load_heads
+    from medusa_exporter.heads.layout import load_heads
+    from medusa_exporter.heads.taps import check_taps
 
     model = models.load_model(source, torch.float32)
     tokenizer = models.load_tokenizer(source)
     facts = model_facts(model, source)
     medusa = load_heads(heads, facts.hidden_size, facts.vocab_size)
-    if beyond := [layer for layer in medusa.taps if layer >= facts.layers]:
-        raise HeadsError(f"{heads}: taps layer {beyond[0]}, but the model's are 0 to {facts.layers - 1}; give its own")
+    check_taps(medusa.taps, facts.layers, heads)
     top_k = min(medusa.draft_vocabulary or facts.vocab_size, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
     graph_facts = GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onnx")
     path = folder / graph_facts.file

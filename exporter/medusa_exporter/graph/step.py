@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from medusa_exporter.graph.rows import ATTENTION, RowCache
+from medusa_exporter.heads.taps import tapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,24 +27,12 @@ class Step(torch.nn.Module):
         self.window: int | None = getattr(model.config, "sliding_window", None)
         self._wanted_rows: Tensor | None = None
         self._hidden: Tensor | None = None
-        self._tapped: dict[int, Tensor] = {}
         lm_head = model.get_output_embeddings()
         self._draft_lm_head = lm_head.weight, lm_head.bias  # of its own only where the heads score fewer tokens
         if heads.token_map is not None:
             bias = None if lm_head.bias is None else lm_head.bias[heads.token_map]
             self._draft_lm_head = lm_head.weight[heads.token_map], bias
-        for layer in heads.taps:
-            norm = model.base_model.layers[layer].input_layernorm
-            norm.register_forward_hook(self._tap(layer))
         lm_head.register_forward_pre_hook(self._keep_wanted_rows)
-
-    def _tap(self, layer: int) -> Callable[[torch.nn.Module, object, Tensor], None]:
-        """What catches the input of a layer, after its norm: (B, T, H)."""
-
-        def catch(_module: torch.nn.Module, _arguments: object, output: Tensor) -> None:
-            self._tapped[layer] = output
-
-        return catch
 
     def _keep_wanted_rows(self, _module: torch.nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
         """Before the lm_head: capture all hidden states, hand on the wanted rows only, (B, T, H) -> (B·R, H).
@@ -97,18 +85,19 @@ class Step(torch.nn.Module):
             more["windowed_mask"] = _additive(seen & near)
         cache = RowCache(past_keys, past_values)
         self._wanted_rows = logit_rows
-        logits = self.model(
-            input_ids=tokens,
-            position_ids=position_ids,
-            attention_mask=_additive(seen),
-            past_key_values=cache,
-            use_cache=True,
-            **more,
-        ).logits.unflatten(0, logit_rows.shape)  # (B·R, V) -> (B, R, V)
+        with tapped(self.model, self.heads.taps) as caught:
+            logits = self.model(
+                input_ids=tokens,
+                position_ids=position_ids,
+                attention_mask=_additive(seen),
+                past_key_values=cache,
+                use_cache=True,
+                **more,
+            ).logits.unflatten(0, logit_rows.shape)  # (B·R, V) -> (B, R, V)
         hidden, self._hidden, self._wanted_rows = self._hidden, None, None
         assert hidden is not None  # noqa: S101 -- the hook has just set it
         if self.heads.taps:
-            hidden = torch.cat((hidden, *(self._tapped.pop(layer) for layer in self.heads.taps)), dim=-1)
+            hidden = torch.cat((hidden, *(caught[layer] for layer in self.heads.taps)), dim=-1)
         layers = range(len(past_keys))
         return (
             tokens,

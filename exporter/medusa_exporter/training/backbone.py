@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medusa_exporter.distillation.data import DataError, DataSet
+from medusa_exporter.heads.taps import tapped
 from medusa_exporter.training.states import make_room
 
 IGNORED = -100  # a target that does not count: past the end of its row, or not the model's own token
@@ -88,7 +88,8 @@ def positions(
     """Run the decoder once over all rows and keep the states of the positions that count.
 
     taps: decoder layers whose input, after its norm, is kept too. States are kept in the model's dtype, where they fit
-    (`states.make_room`). Raises CapacityError when they fit nowhere and DataError when no position counts.
+    (`states.make_room`). Raises CapacityError when they fit nowhere, DataError when no position counts and
+    HeadsError for a layer that the decoder lacks.
     """
     places, root, targets, row = _answer_places(data, heads)
     if len(places) == 0:
@@ -114,28 +115,6 @@ def positions(
             bar.update(int(lengths.sum()))
     on_device = [torch.from_numpy(array).to(device) for array in (root, targets, places)]
     return Positions(hidden, on_device[0], on_device[1], torch.from_numpy(row), on_device[2])
-
-
-@contextmanager
-def tapped(model: Any, taps: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
-    """Catch, while the block runs, what the decoder's layers `taps` read: their input after its norm, (B, T, H).
-
-    Raises UnsupportedModelError for a layer that the decoder lacks.
-    """
-    layers: Any = model.base_model.layers
-    caught: dict[int, Tensor] = {}
-    if wrong := [layer for layer in taps if not 0 <= layer < len(layers)]:
-        raise UnsupportedModelError(f"no decoder layer {wrong[0]} to tap: the model's are 0 to {len(layers) - 1}")
-
-    def catch(layer: int) -> Callable[[Any, Any, Tensor], None]:
-        return lambda _module, _arguments, output: caught.__setitem__(layer, output)
-
-    hooks = [layers[layer].input_layernorm.register_forward_hook(catch(layer)) for layer in taps]
-    try:
-        yield caught
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _answer_places(data: DataSet, heads: int) -> tuple[Any, Any, Any, Any]:

@@ -1,0 +1,42 @@
+"""Taps: decoder layers whose input, after its norm, the heads see behind the last hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from medusa_exporter.heads.errors import HeadsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def check_taps(taps: tuple[int, ...], layers: int, whose: str) -> None:
+    """Raise HeadsError for a tap that is none of the decoder's `layers`; `whose` taps they are begins the message."""
+    if wrong := [layer for layer in taps if not 0 <= layer < layers]:
+        raise HeadsError(
+            f"{whose}: no decoder layer {wrong[0]} to tap, the model's are 0 to {layers - 1}; "
+            "tap one of these, or give heads made for this model"
+        )
+
+
+@contextmanager
+def tapped(model: Any, taps: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
+    """Catch, while the block runs, what the decoder's layers `taps` read: their input after its norm, (B, T, H).
+
+    Raises HeadsError for a layer that the decoder lacks.
+    """
+    layers: Any = model.base_model.layers
+    check_taps(taps, len(layers), "heads")
+    caught: dict[int, Tensor] = {}
+
+    def catch(layer: int) -> Callable[[Any, Any, Tensor], None]:
+        return lambda _module, _arguments, output: caught.__setitem__(layer, output)
+
+    hooks = [layers[layer].input_layernorm.register_forward_hook(catch(layer)) for layer in taps]
+    try:
+        yield caught
+    finally:
+        for hook in hooks:
+            hook.remove()
