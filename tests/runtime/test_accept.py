@@ -4,7 +4,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.accept import RULES, greedy, log_softmax, typical
+from medusa_runtime.accept import RULES, Typical, greedy, log_softmax
+from medusa_runtime.errors import MedusaError
 
 from .fake_backend import random_tree
 
@@ -66,7 +67,7 @@ def literal_typical(tree, tokens, logits, epsilon, delta, temperature):
 
 
 def test_rules_have_names():
-    assert [RULES["greedy"], RULES["typical"]] == [greedy, typical]
+    assert [RULES["greedy"], RULES["typical"]] == [greedy, Typical()]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -90,7 +91,7 @@ def test_greedy_goes_on_along_any_branch():
     assert greedy(tree, tokens, np.array([8, 2, 0, 5, 0, 6, 7], dtype=np.int32)) == ([0], 8)
 
 
-@pytest.mark.parametrize("rule", [greedy, typical])
+@pytest.mark.parametrize("rule", [greedy, Typical()])
 def test_the_root_alone_is_kept_and_followed_by_the_decoders_token(rule):
     rows = Rows([[0, 0, 5, 0]])
     assert rule(TreeProfile.plain(), np.array([3], np.int32), np.array([2], np.int32), rows) == ([0], 2)
@@ -103,7 +104,7 @@ def test_typical_is_the_papers_rule(seed, epsilon, delta, temperature):
     tree, tokens, logits = case(seed)
     argmax = logits.argmax(-1).astype(np.int32)
     expected = literal_typical(tree, tokens, logits, epsilon, delta, temperature)
-    found = typical(tree, tokens, argmax, Rows(logits), epsilon=epsilon, delta=delta, temperature=temperature)
+    found = Typical(epsilon=epsilon, delta=delta, temperature=temperature)(tree, tokens, argmax, Rows(logits))
     assert found == expected
 
 
@@ -111,14 +112,14 @@ def test_typical_by_default_takes_the_papers_numbers():
     for seed in SEEDS:
         tree, tokens, logits = case(seed)
         argmax = logits.argmax(-1).astype(np.int32)
-        assert typical(tree, tokens, argmax, Rows(logits)) == literal_typical(tree, tokens, logits, 0.09, 0.3, 1.0)
+        assert Typical()(tree, tokens, argmax, Rows(logits)) == literal_typical(tree, tokens, logits, 0.09, 0.3, 1.0)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_typical_reads_each_row_that_a_path_reaches_once_and_no_other(seed):
     tree, tokens, logits = case(seed)
     rows = Rows(logits)
-    typical(tree, tokens, logits.argmax(-1).astype(np.int32), rows)
+    Typical()(tree, tokens, logits.argmax(-1).astype(np.int32), rows)
     reached = {
         path[-1]
         for path in all_paths(tree)
@@ -136,7 +137,7 @@ def test_typical_reads_what_the_paper_says_of_one_step():
 
     def kept(probabilities):
         rows = Rows(np.log(np.array([probabilities] * 3)))
-        return typical(tree, tokens, np.zeros(3, np.int32), rows)[0]
+        return Typical()(tree, tokens, np.zeros(3, np.int32), rows)[0]
 
     assert kept([0.85, 0.10, 0.05]) == [0, 1]  # 0.10 > 0.09, and delta * exp(-H) is larger still
     assert kept([0.87, 0.08, 0.05]) == [0]
@@ -151,21 +152,21 @@ def test_a_longer_typical_path_wins_over_a_likelier_one():
     tree = TreeProfile("t", ((0,), (1,), (1, 0)))
     tokens = np.array([0, 1, 2, 0], dtype=np.int32)
     rows = Rows(np.log([[0.1, 0.7, 0.2], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4], [0.8, 0.1, 0.1]]))
-    assert typical(tree, tokens, np.array([1, 2, 2, 0], np.int32), rows) == ([0, 2, 3], 0)
+    assert Typical()(tree, tokens, np.array([1, 2, 2, 0], np.int32), rows) == ([0, 2, 3], 0)
 
 
 def test_among_equal_typical_paths_the_first_wins():
     tree = TreeProfile("t", ((0,), (1,), (2,), (0, 0), (1, 0), (2, 0)))
     tokens = np.array([0, 1, 0, 2, 3, 0, 3], dtype=np.int32)
-    assert typical(tree, tokens, np.zeros(7, np.int32), Rows(np.zeros((7, 4)))) == ([0, 1, 2], 0)
+    assert Typical()(tree, tokens, np.zeros(7, np.int32), Rows(np.zeros((7, 4)))) == ([0, 1, 2], 0)
 
 
 def test_equality_with_the_threshold_does_not_pass():
     tree = TreeProfile("t", ((0,),))
     row = Rows(np.zeros((2, 2)))  # p = 0.5 exactly
     tokens, argmax = np.array([0, 1], np.int32), np.zeros(2, np.int32)
-    assert typical(tree, tokens, argmax, row, epsilon=0.5, delta=10.0) == ([0], 0)
-    assert typical(tree, tokens, argmax, row, epsilon=0.4999, delta=10.0) == ([0, 1], 0)
+    assert Typical(epsilon=0.5, delta=10.0)(tree, tokens, argmax, row) == ([0], 0)
+    assert Typical(epsilon=0.4999, delta=10.0)(tree, tokens, argmax, row) == ([0, 1], 0)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -173,7 +174,7 @@ def test_with_epsilon_of_a_half_or_more_typical_keeps_a_part_of_what_greedy_keep
     """Only a token likelier than one half passes where min() is at least one half, and that one is the argmax."""
     tree, tokens, logits = case(seed, spread=6.0)
     argmax = logits.argmax(-1).astype(np.int32)
-    path, following = typical(tree, tokens, argmax, Rows(logits), epsilon=0.5, delta=1e9)
+    path, following = Typical(epsilon=0.5, delta=1e9)(tree, tokens, argmax, Rows(logits))
     assert greedy(tree, tokens, argmax)[0][: len(path)] == path
     assert following == argmax[path[-1]]
 
@@ -183,15 +184,43 @@ def test_near_temperature_zero_typical_is_greedy(seed):
     """Where no two logits are equal the distribution has one token left, of probability 1."""
     tree, tokens, logits = case(seed)
     argmax = logits.argmax(-1).astype(np.int32)
-    assert typical(tree, tokens, argmax, Rows(logits), temperature=1e-6) == greedy(tree, tokens, argmax)
+    assert Typical(temperature=1e-6)(tree, tokens, argmax, Rows(logits)) == greedy(tree, tokens, argmax)
 
 
 def test_tokens_ruled_out_by_the_model_do_no_harm():
     tree = TreeProfile("t", ((0,), (1,)))
     tokens, argmax = np.array([0, 1, 2], np.int32), np.array([2, 0, 0], np.int32)
     row = [-np.inf, -np.inf, 4.0, 3.0]
-    assert typical(tree, tokens, argmax, Rows([row] * 3)) == ([0, 2], 0)
-    assert typical(tree, tokens, argmax, Rows([row] * 3), epsilon=0.0) == ([0, 2], 0)
+    assert Typical()(tree, tokens, argmax, Rows([row] * 3)) == ([0, 2], 0)
+    assert Typical(epsilon=0.0)(tree, tokens, argmax, Rows([row] * 3)) == ([0, 2], 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epsilon": -0.01}, r"^epsilon is -0\.01, expected a probability, from 0 to 1$"),
+        ({"epsilon": 1.5}, r"^epsilon is 1\.5, expected a probability"),
+        ({"epsilon": math.nan}, r"^epsilon is nan, expected a probability"),
+        ({"delta": -0.3}, r"^delta is -0\.3, expected a finite number from 0 up$"),
+        ({"delta": math.inf}, r"^delta is inf, expected a finite number"),
+        ({"delta": math.nan}, r"^delta is nan, expected a finite number"),
+        ({"temperature": 0.0}, r"^temperature is 0\.0, expected a finite number from 1e-06 up; .*'greedy'$"),
+        ({"temperature": -1.0}, r"^temperature is -1\.0, expected a finite number"),
+        ({"temperature": math.inf}, r"^temperature is inf, expected a finite number"),
+        ({"temperature": math.nan}, r"^temperature is nan, expected a finite number"),
+    ],
+)
+def test_parameters_that_make_no_rule_are_refused_before_any_step(wrong, message):
+    with pytest.raises(MedusaError, match=message):
+        Typical(**wrong)
+
+
+def test_parameters_may_lie_at_their_limits():
+    tree, tokens, logits = case(0)
+    argmax = logits.argmax(-1).astype(np.int32)
+    for rule in (Typical(epsilon=0, delta=0), Typical(epsilon=1), Typical(temperature=1e-6), Typical(temperature=1e9)):
+        path, following = rule(tree, tokens, argmax, Rows(logits))
+        assert path[0] == 0 and following == argmax[path[-1]]
 
 
 def test_log_softmax_of_large_logits():

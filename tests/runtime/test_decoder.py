@@ -5,7 +5,7 @@ import pytest
 from medusa_profiles import ProfileError, TreeProfile
 from medusa_runtime import decoder as decoder_module
 from medusa_runtime import kv_cache
-from medusa_runtime.accept import greedy, typical
+from medusa_runtime.accept import Typical, greedy
 from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
 
 from .decoding import CHAIN, check_invariants, decode, finish, random_prompt
@@ -158,7 +158,7 @@ def test_typical_acceptance_keeps_only_what_the_model_finds_likely(seed):
     rng = np.random.default_rng(seed)
     backend = FakeBackend(hit_rate=0.6, spread=2)
     tree = random_tree(rng, 16)
-    decoder = Decoder(backend, tree, typical)
+    decoder = Decoder(backend, tree, Typical())
     prompt = random_prompt(rng, 5)
     decoder.start(prompt, 60, ())
     tokens = [*prompt, *decoder.sequence.answer]

@@ -82,7 +82,7 @@ DECODE = """
 import json, sys
 from pathlib import Path
 from medusa_profiles import TreeProfile
-from medusa_runtime.accept import typical
+from medusa_runtime.accept import Typical
 from medusa_runtime.backends.ort import OrtBackend
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.facts import HeadFacts, ModelFacts
@@ -105,7 +105,7 @@ for prompt in ([3, 1, 2], [n * n % 4 for n in range(259)]):
             decoder.step()
         answers.append(decoder.sequence.answer)
         steps.append(decoder.steps)
-decoder.accept = typical
+decoder.accept = Typical()
 decoder.start([1], 10)
 decoder.step()
 refused = []
