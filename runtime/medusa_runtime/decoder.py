@@ -27,15 +27,15 @@ class Decoder:
     def __init__(self, backend: Backend, profile: TreeProfile | None = None, accept: AcceptRule = greedy) -> None:
         """Decode with `backend`; without a profile (or with the root alone) this is plain decoding, no heads run.
 
-        Raises ProfileError where the heads do not reach the profile.
+        Raises ProfileError where the heads do not reach the profile, MedusaError while another decoder has the backend.
         """
         self.backend, self.accept = backend, accept
-        self.cache = KvCache(backend)
         self._inputs: dict[TreeProfile, _TreeInputs] = {}  # of the last trees used: a backend binds each once
         plain = TreeProfile.plain()
         self.use(plain)
         self._plain = self._tree
         self.use(profile or plain)
+        self.cache = KvCache(backend)  # last: a decoder that cannot be made takes no backend
         self.sequence: Sequence | None = None
         self.steps = 0  # steps since `start`, the prefill not counted
 

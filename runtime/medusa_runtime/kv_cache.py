@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 from medusa_runtime.backends.base import Backend
-from medusa_runtime.errors import CapacityError
+from medusa_runtime.errors import CapacityError, MedusaError
 
 FIRST_CAPACITY = 256  # rows; doubled as a sequence grows
+
+_OPEN: WeakValueDictionary[int, KvCache] = WeakValueDictionary()  # by the id of its backend, which it keeps alive
 
 
 class KvCache:
@@ -18,7 +21,16 @@ class KvCache:
     """
 
     def __init__(self, backend: Backend, batch: int = 1) -> None:
-        """Take over the backend's arenas for `batch` sequences, all empty."""
+        """Take over the backend's arenas for `batch` sequences, all empty.
+
+        Raises MedusaError while another cache has them: each would overwrite the other's rows.
+        """
+        if id(backend) in _OPEN:
+            raise MedusaError(
+                f"the backend {backend.name!r} is in use by another decoder or cache, expected one at a time; go on "
+                "with that one (`start` forgets what came before, `use` takes another tree), let it go first, or load "
+                "a second backend"
+            )
         self._backend = backend
         self.batch = batch
         self.context = backend.model.context  # rows beyond which the model has no positions
@@ -26,6 +38,7 @@ class KvCache:
         self._lengths = [0] * batch
         self._can_draft = [False] * batch
         backend.allocate(batch, self.capacity)
+        _OPEN[id(backend)] = self
 
     def length(self, sequence: int = 0) -> int:
         """Rows of this sequence's past that are real."""

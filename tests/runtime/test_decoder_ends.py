@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from medusa_profiles import TreeProfile
+from medusa_profiles import ProfileError, TreeProfile
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import CapacityError, MedusaError, PromptError
 
@@ -86,6 +86,29 @@ def test_a_prompt_that_cannot_be_answered_is_refused_before_any_work(prompt, mor
         decoder.start(prompt, **more)
     finish(decoder)  # the answer under way is not lost
     assert decoder.sequence.answer == plain_answer([1, 2], 20, (), 50)[0]
+
+
+def test_a_second_decoder_on_a_backend_is_refused_and_harms_nothing():
+    backend = FakeBackend()
+    decoder = Decoder(backend, CHAIN)
+    decoder.start([1, 2], 20, ())
+    decoder.step()
+    with pytest.raises(MedusaError, match="in use by another decoder"):
+        Decoder(backend)
+    finish(decoder)
+    assert decoder.sequence.answer == plain_answer([1, 2], 20, (), 4096)[0]
+    assert decode(decoder, [3], 20) == plain_answer([3], 20, (), 4096)  # the same one may start again
+    del decoder
+    assert decode(Decoder(backend), [4], 20) == plain_answer([4], 20, (), 4096)
+
+
+def test_a_decoder_that_cannot_be_made_leaves_the_backend_free():
+    backend = FakeBackend(heads=2)
+    try:
+        Decoder(backend, CHAIN)
+    except ProfileError:  # while it is handled, all that was made is still there
+        decoder = Decoder(backend)
+    assert decode(decoder, [3], 20) == plain_answer([3], 20, (), 4096)
 
 
 def test_there_is_no_step_before_a_prompt():

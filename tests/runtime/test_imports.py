@@ -110,7 +110,7 @@ decoder.start([1], 10)
 decoder.step()
 refused = []
 decoder.start([1] * 20, 50)
-backend.allocate(1, 8)  # as a second cache on this backend would
+backend.allocate(1, 8)  # behind the back of the cache that has it
 for work in (decoder.step, lambda: decoder.start([1] * 20)):
     try:
         work()

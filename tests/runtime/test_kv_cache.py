@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from medusa_runtime.backends.base import Step
-from medusa_runtime.errors import CapacityError
+from medusa_runtime.errors import CapacityError, MedusaError
 from medusa_runtime.kv_cache import FIRST_CAPACITY, KvCache
 
 from .fake_backend import VOCAB, FakeBackend
@@ -29,6 +29,32 @@ def test_starts_empty_with_a_small_arena():
     cache = KvCache(backend)
     assert (cache.length(), cache.capacity, cache.can_draft()) == (0, FIRST_CAPACITY, False)
     assert backend.tokens.shape == (1, FIRST_CAPACITY)
+
+
+def test_a_backend_has_one_cache_at_a_time():
+    backend = FakeBackend()
+    cache = KvCache(backend)
+    tokens = run(cache, backend, 3)
+    cache.commit(range(3))
+    with pytest.raises(MedusaError, match=r"^the backend 'fake' is in use by another decoder or cache.*load a second"):
+        KvCache(backend, batch=2)
+    assert backend.tokens.shape == (1, FIRST_CAPACITY)
+    np.testing.assert_array_equal(backend.tokens[0, :3], tokens[0])
+    KvCache(FakeBackend())  # another backend is free
+    del cache
+    assert KvCache(backend, batch=2).batch == 2  # and this one is again
+
+
+def test_a_cache_that_finds_no_memory_leaves_the_backend_free():
+    backend = FakeBackend()
+    backend.memory = 10
+    try:
+        KvCache(backend)
+    except CapacityError:
+        backend.memory = None
+        assert KvCache(backend).capacity == FIRST_CAPACITY
+    else:
+        pytest.fail("there was memory")
 
 
 def test_a_short_context_is_all_the_capacity_there_is():
