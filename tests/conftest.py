@@ -98,6 +98,17 @@ def tiny_bundle(tiny_model: Path, tiny_heads: Path) -> Path:
     return bundle
 
 
+@pytest.fixture(scope="session")
+def tiny_precisions(tiny_model: Path, tiny_heads: Path) -> Path:
+    """The same with a graph of every precision, and two trees."""
+    from medusa_exporter.build import build
+    from medusa_exporter.precisions import PRECISIONS
+
+    bundle = tiny_model.parent / "precisions"
+    build(str(tiny_model), str(tiny_heads), bundle, precisions=PRECISIONS, profiles=("tree-4", "tree-8"))
+    return bundle
+
+
 def _tokenizer() -> object:
     """Byte-level BPE with the special tokens first and a few merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

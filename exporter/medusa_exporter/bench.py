@@ -21,7 +21,7 @@ from medusa_runtime.threads import physical_cores
 
 from medusa_exporter.prompts import Turns, read_prompts
 from medusa_exporter.sources import versions as maker_versions
-from medusa_exporter.verify import Difference, compare, next_logits
+from medusa_exporter.verify import Difference, compare, is_exact, next_logits
 
 FIGURES = ("tokens_per_step", "plain_step_ms", "medusa_step_ms", "overhead", "speedup", "host_us_per_step")
 PERCENTILES = (10, 50, 90)
@@ -128,7 +128,10 @@ def walk(
             plain, *others = (run for run in runs if run is not None)
             answered = dict(zip((tree.name for tree in trees), others, strict=True))
             reader = next_logits(engine.decoder)
-            found = {name: compare(ids, plain.tokens, run.tokens, reader) for name, run in answered.items()}
+            exact = is_exact(engine.decoder.backend.precision)
+            found = {
+                name: compare(ids, plain.tokens, run.tokens, reader, exact=exact) for name, run in answered.items()
+            }
             differences = {name: difference for name, difference in found.items() if difference is not None}
             yield Turn(number, turn, tuple(ids), plain, answered, differences)
             messages.append({"role": "assistant", "content": engine.tokenizer.decode(plain.tokens)})
@@ -146,6 +149,7 @@ def aggregate(turns: Sequence[Turn], profile: TreeProfile, backend: str, precisi
     single = [_figures(pairs) for pairs in by_prompt.values()]
     parted = [(turn, turn.differences[profile.name]) for turn in turns if profile.name in turn.differences]
     gaps = [difference.gap for _, difference in parted if difference.gap is not None]
+    shares = [difference.share for _, difference in parted if difference.share is not None]
     return {
         "backend": backend,
         "precision": precision,
@@ -155,6 +159,7 @@ def aggregate(turns: Sequence[Turn], profile: TreeProfile, backend: str, precisi
         "identical": not parted,
         "divergences": len(parted),
         "max_gap": max(gaps, default=None if parted else 0.0),
+        "max_gap_share": max(shares, default=None if parted else 0.0),
         "failures": sum(difference.fails for _, difference in parted),
         "differences": [
             {"prompt": turn.prompt, "turn": turn.turn, **asdict(difference)} for turn, difference in parted

@@ -23,6 +23,7 @@ from medusa_runtime.manifest import FILE_NAME, Manifest
 from medusa_exporter import models
 from medusa_exporter.heads.facts import read_head_facts
 from medusa_exporter.models import ModelSource
+from medusa_exporter.precisions import PRECISIONS
 from medusa_exporter.sources import describe_sources, unchanged, versions
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 LEAST_TOP_K = 10  # candidates kept per head, or more where a profile's ranks ask for it
 BACKENDS = ("ort-cpu",)
+SHARED_DATA = "ort-cpu.data"  # what the graphs of several precisions have in common
 Report = Callable[[str], None]
 
 
@@ -48,23 +50,29 @@ def build(
     bundle: Path,
     *,
     backends: tuple[str, ...] = BACKENDS,
+    precisions: tuple[str, ...] = PRECISIONS[:1],
     profiles: tuple[str, ...] = (),
     force: bool = False,
     report: Report = lambda _line: None,
 ) -> BuildResult:
     """Build `bundle` from a decoder and its heads, or find it as it should be.
 
-    model: hub name, folder or GGUF file. heads: folder or hub name. profiles: names of shipped trees or .toml files;
-    empty means every shipped tree that the heads reach. `report` gets a line as each stage begins. Raises MedusaError
-    or ProfileError before any work for what cannot be built; an interrupted build leaves the old bundle, or none.
+    model: hub name, folder or GGUF file. heads: folder or hub name. precisions: of PRECISIONS, one graph each.
+    profiles: names of shipped trees or .toml files; empty means every shipped tree that the heads reach. `report` gets
+    a line as each stage begins. Raises MedusaError or ProfileError before any work for what cannot be built; an
+    interrupted build leaves the old bundle, or none.
     """
     for backend in backends:
         if backend not in BACKENDS:
             raise BundleError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise BundleError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    precisions = tuple(precision for precision in PRECISIONS if precision in precisions)
     source = ModelSource.resolve(model)
     count, *_ = read_head_facts(heads)
     trees = choose_profiles(profiles, count)
-    sources = describe_sources(source, heads, backends, trees)
+    sources = describe_sources(source, heads, backends, precisions, trees)
     if not force and (manifest := unchanged(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
     _check_target(bundle)
@@ -72,7 +80,7 @@ def build(
     models.import_extra("onnxscript", "export")
     with _appearing(bundle) as folder:
         report(f"load model {source.gguf or source.location}")
-        manifest = _fill(folder, source, heads, trees, sources, report)
+        manifest = _fill(folder, source, heads, precisions, trees, sources, report)
     return BuildResult(bundle, manifest, built=True)
 
 
@@ -92,15 +100,17 @@ def _fill(
     folder: Path,
     source: ModelSource,
     heads: str,
+    precisions: tuple[str, ...],
     trees: tuple[TreeProfile, ...],
     sources: dict[str, Any],
     report: Report,
 ) -> Manifest:
     """Write every file of the bundle into `folder`, the manifest last."""
-    import onnx_ir
     import torch
 
     from medusa_exporter.graph.check import check_graph
+    from medusa_exporter.graph.quantise import with_precision
+    from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
     from medusa_exporter.heads.layout import load_heads
     from medusa_exporter.heads.taps import check_taps
@@ -111,21 +121,21 @@ def _fill(
     medusa = load_heads(heads, facts.hidden_size, facts.vocab_size)
     check_taps(medusa.taps, facts.layers, heads)
     top_k = min(medusa.draft_vocabulary or facts.vocab_size, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
-    graph_facts = GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onnx")
-    path = folder / graph_facts.file
-    path.parent.mkdir(parents=True)
+    graphs = [GraphFacts("ort-cpu", precision, f"graphs/ort-cpu-{precision}.onnx") for precision in precisions]
+    (folder / "graphs").mkdir(parents=True)
 
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     graph = trace(model, medusa, facts, top_k)
-    report("write the graph")
-    onnx_ir.save(graph, path, external_data=f"{path.name}.data")
+    report(f"write {', '.join(precisions)}")
+    save_graphs({folder / one.file: with_precision(graph, one.precision) for one in graphs}, SHARED_DATA)
     head_facts = HeadFacts(
         medusa.heads, medusa.layers, medusa.conditioning, top_k, medusa.taps, medusa.trunk, medusa.draft_vocabulary
     )
     del graph, medusa, model
     gc.collect()
-    report("check the graph: ONNX checker, shape inference, declared against actual inputs and outputs")
-    check_graph(path, facts, head_facts)
+    for one in graphs:
+        report(f"check {one.key}: ONNX checker, shape inference, declared against actual inputs and outputs")
+        check_graph(folder / one.file, facts, head_facts)
 
     report("write tokenizer and profiles, hash every file")
     _write_tokenizer(folder, tokenizer)
@@ -137,7 +147,7 @@ def _fill(
         producer=versions(),
         model=facts,
         heads=head_facts,
-        graphs={graph_facts.key: graph_facts},
+        graphs={one.key: one for one in graphs},
         profiles=[tree.name for tree in trees],
         sources=sources,
     )

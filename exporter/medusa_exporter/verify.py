@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from medusa_runtime.backends.base import FloatArray
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from medusa_runtime.facts import ModelFacts
 
 TOLERANCE = 1e-3  # logits closer than this are a tie: sums of another order of the same floats can turn it
+# Of quantised products another number of rows rounds activations in another way: a share of the row's range is a tie.
+QUANTISED_TOLERANCE = 0.01
 SHAPE = ("family", "layers", "hidden_size", "attention_heads", "kv_heads", "head_dim", "vocab_size")
 
 _ENTRY = "The {0} ferry left the north quay at {0} past nine with timber, salt and eleven passengers on board. "
@@ -45,24 +47,32 @@ class Difference:
 
     position: index of the token in the answer, from 0. expected, got: the token ids there, None for an answer that
     had ended. gap: how far the less likely of the two lies below the likeliest token, in logits; None if one answer
-    had ended or a logit is not finite.
+    had ended or a logit is not finite. share: the gap as a share of that row's range, from its lowest logit to its
+    highest. exact: whether only floats in another order may part the two (`is_exact`).
     """
 
     position: int
     expected: int | None
     got: int | None
     gap: float | None
+    share: float | None = field(default=None, compare=False)
+    exact: bool = True
 
     @property
     def fails(self) -> bool:
-        """Whether this is more than a tie between floats."""
-        return self.gap is None or self.gap > TOLERANCE
+        """Whether this is more than a tie, which TOLERANCE bounds, or QUANTISED_TOLERANCE for quantised weights."""
+        if self.gap is None:
+            return True
+        return self.gap > TOLERANCE if self.exact else self.share is None or self.share > QUANTISED_TOLERANCE
 
     def describe(self, tokenizer: Tokenizer) -> str:
         """Say in one line what was expected, what came and how far apart they are."""
         got, expected = (_shown(token, tokenizer) for token in (self.got, self.expected))
         gap = "logit gap unknown" if self.gap is None else f"logit gap {self.gap:.2e}"
         verdict = f"not a tie (at most {TOLERANCE:g})" if self.fails else "a tie in float"
+        if not self.exact:
+            gap += "" if self.share is None else f", {self.share:.2%} of the row's range"
+            verdict = f"not a tie (at most {QUANTISED_TOLERANCE:.0%})" if self.fails else "a tie of quantised products"
         return f"token {self.position} is {got}, expected {expected}; {gap}, {verdict}"
 
 
@@ -74,22 +84,28 @@ def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
     return None if len(expected) == len(got) else min(len(expected), len(got))
 
 
+def is_exact(precision: str) -> bool:
+    """Whether a graph of this precision gives the same tokens whatever the number of rows, but for ties in float."""
+    return precision == "fp32"
+
+
 def compare(
-    prompt: Sequence[int], expected: Sequence[int], got: Sequence[int], *readers: NextLogits
+    prompt: Sequence[int], expected: Sequence[int], got: Sequence[int], *readers: NextLogits, exact: bool = True
 ) -> Difference | None:
     """Compare two answers to `prompt`; None if they are equal.
 
-    readers: whose logits behind prompt and common tokens measure the gap; the widest gap counts.
+    readers: whose logits behind prompt and common tokens measure the gap; the widest gap counts. exact: see Difference.
     """
     position = first_difference(expected, got)
     if position is None:
         return None
     if position >= min(len(expected), len(got)):
         ends = [answer[position] if position < len(answer) else None for answer in (expected, got)]
-        return Difference(position, ends[0], ends[1], None)
+        return Difference(position, ends[0], ends[1], None, exact=exact)
     ids, pair = [*prompt, *expected[:position]], (expected[position], got[position])
-    gaps = [_gap(reader(ids), pair) for reader in readers]
-    return Difference(position, *pair, max(gaps) if all(map(math.isfinite, gaps)) else None)
+    gaps, shares = zip(*(_gap(reader(ids), pair) for reader in readers), strict=True)
+    finite = all(map(math.isfinite, gaps))
+    return Difference(position, *pair, max(gaps) if finite else None, max(shares) if finite else None, exact=exact)
 
 
 def next_logits(decoder: Decoder) -> NextLogits:
@@ -153,8 +169,11 @@ class Reference:
         return logits
 
 
-def _gap(logits: FloatArray, tokens: tuple[int, int]) -> float:
-    return float(logits.max()) - min(float(logits[token]) for token in tokens)
+def _gap(logits: FloatArray, tokens: tuple[int, int]) -> tuple[float, float]:
+    """How far the less likely token lies below the likeliest: in logits, and as a share of the row's range."""
+    gap = float(logits.max()) - min(float(logits[token]) for token in tokens)
+    reach = float(logits.max()) - float(logits.min())
+    return gap, gap / reach if reach else math.inf if gap else 0.0
 
 
 def _shown(token: int | None, tokenizer: Tokenizer) -> str:

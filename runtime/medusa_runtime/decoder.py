@@ -9,7 +9,7 @@ import numpy as np
 from medusa_profiles.profile import TreeProfile
 
 from medusa_runtime.accept import AcceptRule, greedy
-from medusa_runtime.backends.base import Backend, Step
+from medusa_runtime.backends.base import Backend, IntArray, Step, literal_step
 from medusa_runtime.errors import CapacityError, MedusaError, PromptError
 from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.sequence import Sequence
@@ -100,19 +100,11 @@ class Decoder:
         self.steps += 1
         return taken
 
-    def _prefill(self, ids: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
+    def _prefill(self, ids: IntArray) -> None:
         """Run one chunk of literal tokens under a causal mask and keep all its rows."""
-        length, T = self.cache.length(), len(ids)
-        step = Step(
-            input_ids=ids[None],
-            position_ids=np.arange(length, length + T, dtype=np.int32)[None],
-            tree_mask=np.tri(T, dtype=np.bool_)[None],
-            past_length=np.array([length], dtype=np.int32),
-            logit_rows=np.array([[T - 1]], dtype=np.int32),
-            draft=False,
-        )
-        self.backend.run(step)
-        self.cache.commit(range(T))
+        last = np.array([len(ids) - 1], dtype=np.int32)
+        self.backend.run(literal_step(ids, self.cache.length(), last))
+        self.cache.commit(range(len(ids)))
 
 
 class _TreeInputs:

@@ -91,7 +91,8 @@ def test_a_turn_that_parts_counts_but_not_for_the_speedup() -> None:
     assert result["identical"] is False
     assert (result["divergences"], result["failures"], result["max_gap"]) == (3, 2, 0.5)
     assert result["differences"][0] == {
-        "prompt": 2, "turn": 1, "position": 3, "expected": 7, "got": 8, "gap": 2e-4,
+        "prompt": 2, "turn": 1, "position": 3, "expected": 7, "got": 8, "gap": 2e-4, "share": None,
+        "exact": True,
     }  # fmt: skip
     assert aggregate(turns[3:], CHAIN, "ort-cpu", "fp32")["max_gap"] is None
 

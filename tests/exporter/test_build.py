@@ -16,6 +16,7 @@ from medusa_exporter import build as building
 from medusa_exporter.build import build, choose_profiles
 from medusa_exporter.cli import main
 from medusa_exporter.cli.build import command
+from medusa_exporter.precisions import PRECISIONS
 from medusa_profiles.profile import ProfileError
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError, UnsupportedModelError
@@ -39,6 +40,31 @@ def test_the_bundle_opens_and_says_what_went_in(tiny_bundle: Path) -> None:
     assert all(tree.depth <= bundle.heads.count for tree in bundle.profiles().values())
     assert bundle.manifest.producer.keys() >= {"torch", "transformers", "onnx"}
     assert str(tiny_bundle.parent) not in (tiny_bundle / "manifest.json").read_text()
+
+
+def test_one_bundle_holds_several_precisions(tiny_precisions: Path, tiny_bundle: Path) -> None:
+    bundle, alone = Bundle.open(tiny_precisions), Bundle.open(tiny_bundle)
+    assert list(bundle.manifest.graphs) == ["ort-cpu-fp32", "ort-cpu-int4", "ort-cpu-int8"]
+    assert list(alone.manifest.graphs) == ["ort-cpu-fp32"]
+    assert bundle.graph("ort-cpu")[0].precision == "fp32"
+    sizes = {name: facts.size for name, facts in bundle.manifest.files.items() if name.startswith("graphs/")}
+    assert set(sizes) == {
+        "graphs/ort-cpu.data",
+        *(f"graphs/ort-cpu-{precision}.onnx{end}" for precision in PRECISIONS for end in ("", ".data")),
+    }
+    whole = alone.manifest.files["graphs/ort-cpu-fp32.onnx.data"].size
+    assert sizes["graphs/ort-cpu.data"] + sizes["graphs/ort-cpu-fp32.onnx.data"] == whole  # nothing twice
+    assert sizes["graphs/ort-cpu-int4.onnx.data"] < sizes["graphs/ort-cpu-int8.onnx.data"] < whole / 3
+
+
+def test_another_list_of_precisions_is_another_build(copied: Path, tiny_model: Path, tiny_heads: Path) -> None:
+    assert build(str(tiny_model), str(tiny_heads), copied, precisions=("fp32",)).built is False
+    done = build(str(tiny_model), str(tiny_heads), copied, precisions=("int8", "int8"), profiles=("tree-4",))
+    assert (done.built, list(done.manifest.graphs)) == (True, ["ort-cpu-int8"])
+    assert Bundle.open(copied).graph("ort-cpu")[0].precision == "int8"
+    assert not (copied / "graphs/ort-cpu.data").exists()
+    with pytest.raises(BundleError, match="unknown precision 'int2'; expected one of fp32, int8, int4"):
+        build(str(tiny_model), str(tiny_heads), copied, precisions=("int2",))
 
 
 def test_a_second_run_does_nothing_and_loads_no_torch(copied: Path, tiny_model: Path, tiny_heads: Path) -> None:

@@ -50,6 +50,15 @@ def test_categories_are_told_where_there_are_some(
     assert table[1].split()[:3] == ["writing", "2", f"{first['categories']['writing']['tokens_per_step']:.2f}"]
 
 
+def test_a_precision_is_timed_alone(tiny_precisions: Path, prompts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    arguments = ["bench", tiny_precisions, "--prompts", prompts, "--threads", 1, "--max-new-tokens", 16]
+    assert run(*arguments, "--precision", "int8", "--profile", "tree-4", "--json", output) == 0
+    content = json.loads(output.read_text())
+    assert [result["precision"] for result in content["results"]] == ["int8"]
+    assert (content["settings"]["gap_tolerance"], content["settings"]["gap_share_tolerance"]) == (None, 0.01)
+
+
 def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "made" / "bench.json"
     arguments = ["bench", tiny_bundle, "--prompts", prompts, "--threads", 1, "--max-new-tokens", 24]
@@ -86,6 +95,7 @@ def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: p
         "turns": "all",
         "limit": None,
         "gap_tolerance": 1e-3,
+        "gap_share_tolerance": None,
     }
     assert content["bundle"]["digest"] == Bundle.open(tiny_bundle).manifest.digest
     assert str(tmp_path) not in output.read_text()
@@ -134,7 +144,7 @@ def test_a_tie_in_float_is_shown_and_forgiven(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(accept.RULES, "greedy", accept_wrongly)
-    monkeypatch.setattr(verify, "_gap", lambda logits, tokens: 2.5e-4)
+    monkeypatch.setattr(verify, "_gap", lambda logits, tokens: (2.5e-4, 1e-5))
     output = tmp_path / "bench.json"
     arguments = ["--profile", "tree-4", "--max-new-tokens", 8, "--threads", 1]
     assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 0

@@ -50,6 +50,42 @@ def test_a_sound_bundle_passes_by_built_in_prompts(tiny_bundle: Path, capsys: py
     assert "prompt 6/6, turn 1: SKIPPED" in shown.err  # the long one, by a tokenizer of almost single bytes
 
 
+def test_precisions_are_set_beside_fp32(
+    tiny_precisions: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "verify.json"
+    arguments = [tiny_precisions, "--prompts", prompts, "--profile", "tree-4", "--max-new-tokens", 24]
+    assert run(*arguments, "--json", output) == 0
+    shown = capsys.readouterr()
+    content = json.loads(output.read_text())
+    assert (content["precision"], content["gap_tolerance"], content["gap_share_tolerance"]) == ("fp32", 1e-3, None)
+    assert list(content["quality"]) == ["int8", "int4"]
+    assert content["quality"]["int8"]["positions"] == content["tokens"]
+    assert 0 < content["quality"]["int8"]["divergence"] < content["quality"]["int4"]["divergence"]
+    assert "argmax agreement" in shown.out
+    assert "quality of int4 beside fp32, on 3 answers" in shown.err
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_quantised_graph_gives_its_own_tokens(
+    tiny_precisions: Path, prompts: Path, tmp_path: Path, precision: str
+) -> None:
+    output = tmp_path / "verify.json"
+    arguments = [tiny_precisions, "--prompts", prompts, "--profile", "tree-4,tree-8", "--max-new-tokens", 48]
+    assert run(*arguments, "--precision", precision, "--json", output) == 0
+    content = json.loads(output.read_text())
+    assert (content["precision"], content["gap_share_tolerance"], content["answers"]) == (precision, 0.01, 3)
+
+
+def test_a_model_is_no_measure_of_quantised_weights(
+    tiny_precisions: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_precisions, "--precision", "int8", "--model", tiny_model) == 2
+    assert "--model is compared with fp32, not with int8" in capsys.readouterr().err
+    assert run(tiny_precisions, "--precision", "int2") == 1
+    assert "ort-cpu-fp32, ort-cpu-int4, ort-cpu-int8" in capsys.readouterr().err
+
+
 def test_a_sound_bundle_passes_against_its_model(
     tiny_bundle: Path, tiny_model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,11 +170,11 @@ def test_a_tie_in_float_is_shown_with_its_gap_and_passes(
     tiny_bundle: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(accept.RULES, "greedy", accept_wrongly)
-    monkeypatch.setattr(verify, "_gap", lambda logits, tokens: 2.5e-4)
+    monkeypatch.setattr(verify, "_gap", lambda logits, tokens: (2.5e-4, 1e-5))
     assert run(tiny_bundle, "--prompts", prompts, *TREES) == 0
     out = capsys.readouterr().out
     assert "logit gap 2.50e-04, a tie in float" in out
-    assert "ties in float, all else the same" in out
+    assert "ties, all else the same" in out
 
 
 def test_what_cannot_be_checked_is_refused(

@@ -60,6 +60,17 @@ def test_equal_answers_cost_no_run() -> None:
     assert read.asked == []
 
 
+@pytest.mark.parametrize(("share", "fails"), [(0.0, False), (0.0099, False), (0.0101, True), (None, True)])
+def test_a_tie_of_quantised_products_is_a_share_of_the_rows_range(share: float | None, fails: bool) -> None:
+    assert Difference(0, 1, 2, 0.3, share, exact=False).fails is fails
+
+
+def test_the_share_is_the_gap_over_the_rows_range() -> None:
+    found = compare([7], [3], [4], reader(t3=1.0, t4=0.5, t9=-3.0), exact=False)
+    assert found is not None
+    assert (found.gap, found.share, found.exact) == (pytest.approx(0.5), pytest.approx(0.125), False)
+
+
 def test_the_gap_is_read_behind_the_prompt_and_the_common_tokens() -> None:
     read = reader(t3=2.0, t4=1.5)
     assert compare([7, 8], [1, 2, 3], [1, 2, 4, 5], read) == Difference(2, 3, 4, pytest.approx(0.5))

@@ -12,6 +12,7 @@ import click
 
 from medusa_exporter.build import BACKENDS, build
 from medusa_exporter.cli.options import split_commas
+from medusa_exporter.precisions import PRECISIONS
 
 
 @click.command(name="build")
@@ -20,6 +21,15 @@ from medusa_exporter.cli.options import split_commas
 @click.option("-o", "--output", "bundle", required=True, type=click.Path(path_type=Path), help="The bundle's folder.")
 @click.option(
     "--backend", "backends", multiple=True, default=BACKENDS, callback=split_commas, show_default=True, help="Backends."
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=PRECISIONS[:1],
+    callback=split_commas,
+    show_default=True,
+    help=f"Of the weights, one graph each: {', '.join(PRECISIONS)}.",
 )
 @click.option(
     "--profile",
@@ -35,6 +45,7 @@ def command(
     heads: str,
     bundle: Path,
     backends: tuple[str, ...],
+    precisions: tuple[str, ...],
     profiles: tuple[str, ...],
     force: bool,
     as_json: bool,
@@ -50,7 +61,16 @@ def command(
     def report(line: str) -> None:
         click.echo(f"[{time.monotonic() - started:5.1f} s] {line}", err=True)
 
-    result = build(model, heads, bundle, backends=backends, profiles=profiles, force=force, report=report)
+    result = build(
+        model,
+        heads,
+        bundle,
+        backends=backends,
+        precisions=precisions,
+        profiles=profiles,
+        force=force,
+        report=report,
+    )
     seconds = round(time.monotonic() - started, 1)
     size = sum(facts.size for facts in result.manifest.files.values())
     if as_json:

@@ -11,6 +11,7 @@ from medusa_runtime.accept import RULES
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.engine import Engine, Generation
 
+from medusa_exporter.cli.options import precision_option
 from medusa_exporter.verify import first_difference
 
 
@@ -19,6 +20,7 @@ from medusa_exporter.verify import first_difference
 @click.argument("prompt")
 @click.option("--profile", default="tree-6", show_default=True, help="A tree of the bundle, or 'plain'.")
 @click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
+@precision_option
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one per physical core.")
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option("--raw", is_flag=True, help="Take PROMPT as it stands, without the chat template.")
@@ -35,6 +37,7 @@ def command(
     prompt: str,
     profile: str,
     backend: str,
+    precision: str | None,
     threads: int | None,
     max_new_tokens: int,
     raw: bool,
@@ -47,7 +50,7 @@ def command(
     """
     if prompt == "-":
         prompt = sys.stdin.read()
-    engine = Engine.load(bundle, backend=backend, profile=profile, threads=threads, accept=accept)
+    engine = Engine.load(bundle, backend=backend, profile=profile, precision=precision, threads=threads, accept=accept)
     answer = engine.generate(prompt, stream=True, max_new_tokens=max_new_tokens, raw=raw)
     for piece in answer:
         click.echo(piece, nl=False)

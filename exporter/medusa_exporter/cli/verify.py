@@ -8,14 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import click
+from medusa_runtime.backends import load_backend
+from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import PLAIN, Engine
 from medusa_runtime.errors import MedusaError
 
 from medusa_exporter import bench
 from medusa_exporter.bench import Skipped, Turn
-from medusa_exporter.cli.options import split_commas
+from medusa_exporter.cli.options import precision_option, split_commas
 from medusa_exporter.files import write_json
-from medusa_exporter.verify import PROMPTS, TOLERANCE, Difference, Reference, compare, next_logits
+from medusa_exporter.precisions import PRECISIONS
+from medusa_exporter.quality import Quality, Text, as_table, measure
+from medusa_exporter.verify import (
+    PROMPTS,
+    QUANTISED_TOLERANCE,
+    TOLERANCE,
+    Difference,
+    Reference,
+    compare,
+    is_exact,
+    next_logits,
+)
 
 
 @click.command(name="verify")
@@ -30,6 +43,7 @@ from medusa_exporter.verify import PROMPTS, TOLERANCE, Difference, Reference, co
 @click.option(
     "--profile", "profiles", multiple=True, callback=split_commas, help="Trees to check. Default: all of the bundle."
 )
+@precision_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts.")
 @click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=2), help="Per answer.")
 @click.option("--turns", default="all", show_default=True, type=click.Choice(["all", "first"]))
@@ -39,6 +53,7 @@ def command(
     file: Path | None,
     model: str | None,
     profiles: tuple[str, ...],
+    precision: str | None,
     limit: int | None,
     max_new_tokens: int,
     turns: str,
@@ -47,15 +62,25 @@ def command(
     """Check that every tree gives the tokens of BUNDLE's plain decoding, and these, with --model, the model's own.
 
     Each answer's first difference is printed with its position, both tokens and their gap in logits. Exit code 1 when
-    a gap is more than a tie between floats (1e-3).
+    a gap is more than a tie: 1e-3 logits in fp32, 1% of the row's range where weights are quantised (there another
+    number of rows rounds in another way; and the model's own tokens are not promised, so --model needs fp32).
+
+    Where BUNDLE has fp32 and other precisions, each of these is then compared with fp32 on the same answers: how often
+    both find the same token likeliest, KL divergence, perplexity.
     """
     if output is not None:
         bench.check_output(output, bundle)
     prompts = list(PROMPTS)[:limit] if file is None else bench.load_prompts(file, limit)
-    engine = Engine.load(bundle, profile=PLAIN)
+    engine = Engine.load(bundle, profile=PLAIN, precision=precision)
+    exact = is_exact(engine.decoder.backend.precision)
+    if model is not None and not exact:
+        raise click.UsageError(
+            f"--model is compared with fp32, not with {engine.decoder.backend.precision}; leave out one of the two"
+        )
     trees = bench.choose_trees(engine.bundle, profiles)
     reference = None if model is None else Reference(model, engine.bundle.model)
-    answers = tokens = 0
+    texts: list[Text] = []
+    tokens = 0
     found: list[dict[str, Any]] = []
     failures = 0
     for turn in bench.walk(engine, prompts, trees, max_new_tokens=max_new_tokens, first_only=turns == "first"):
@@ -63,35 +88,54 @@ def command(
         if isinstance(turn, Skipped):
             click.echo(f"{where}: {turn.describe()}", err=True)
             continue
-        answers += 1
+        texts.append(Text(turn.prompt_ids, turn.plain.tokens))
         tokens += len(turn.plain.tokens)
         click.echo(f"{where}: {len(turn.prompt_ids)} tokens of prompt, {len(turn.plain.tokens)} answered", err=True)
         for subject, difference in _differences(engine, turn, reference, max_new_tokens):
             failures += difference.fails
             found.append({"prompt": turn.prompt, "turn": turn.turn, "subject": subject, **asdict(difference)})
             click.echo(f"prompt {turn.prompt}, turn {turn.turn}, {subject}: {difference.describe(engine.tokenizer)}")
-    if not answers:
+    if not texts:
         raise MedusaError(
             f"none of the {len(prompts)} prompts fits the context of {engine.bundle.model.context} tokens"
         )
+    qualities = _qualities(engine.bundle, texts)
     if output is not None:
         content = {
             "bundle": {"name": engine.bundle.root.name, "digest": engine.bundle.manifest.digest},
             "model": model,
             "versions": bench.versions(),
             "profiles": [tree.name for tree in trees],
-            "gap_tolerance": TOLERANCE,
-            "answers": answers,
+            "precision": engine.decoder.backend.precision,
+            "gap_tolerance": TOLERANCE if exact else None,
+            "gap_share_tolerance": None if exact else QUANTISED_TOLERANCE,
+            "answers": len(texts),
             "tokens": tokens,
             "passed": not failures,
             "differences": found,
+            "quality": {name: asdict(quality) for name, quality in qualities.items()},
         }
         write_json(output, content)
     against = "plain decoding" if model is None else f"plain decoding, and that against {model} in transformers"
-    summary = f"{answers} answers of {tokens} tokens in all, {len(trees)} profiles against {against}"
+    if qualities:
+        click.echo(as_table(qualities))
+    summary = f"{len(texts)} answers of {tokens} tokens in all, {len(trees)} profiles against {against}"
     if failures:
-        raise MedusaError(f"{summary}: {failures} of {len(found)} differences are more than a tie of {TOLERANCE:g}")
-    click.echo(f"{summary}: {f'{len(found)} ties in float, all else the same' if found else 'the same tokens'}")
+        raise MedusaError(f"{summary}: {failures} of {len(found)} differences are more than a tie")
+    click.echo(f"{summary}: {f'{len(found)} ties, all else the same' if found else 'the same tokens'}")
+
+
+def _qualities(bundle: Bundle, texts: list[Text]) -> dict[str, Quality]:
+    """Each quantised precision of the bundle beside its fp32, on `texts`; none where it has not both."""
+    graphs = [facts.precision for facts in bundle.manifest.graphs.values() if facts.backend == "ort-cpu"]
+    others = [precision for precision in PRECISIONS if precision in graphs and not is_exact(precision)]
+    if not others or len(others) == len(graphs):
+        return {}
+    found = {}
+    for precision in others:
+        click.echo(f"quality of {precision} beside fp32, on {len(texts)} answers", err=True)
+        found[precision] = measure(load_backend(bundle), load_backend(bundle, precision=precision), texts)
+    return found
 
 
 def _differences(

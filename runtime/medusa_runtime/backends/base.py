@@ -36,6 +36,22 @@ class Step:
     draft: bool
 
 
+def literal_step(ids: IntArray, length: int, logit_rows: IntArray) -> Step:
+    """The step of one sequence's literal tokens (T,) in a row, behind a past of `length` rows; no draft.
+
+    logit_rows (R,): the rows whose logits are wanted.
+    """
+    T = len(ids)
+    return Step(
+        input_ids=ids[None],
+        position_ids=np.arange(length, length + T, dtype=np.int32)[None],
+        tree_mask=np.tri(T, dtype=np.bool_)[None],
+        past_length=np.array([length], dtype=np.int32),
+        logit_rows=logit_rows[None],
+        draft=False,
+    )
+
+
 class Backend(Protocol):
     """Runs steps on one device. What it returns is valid until its next run."""
 

@@ -1,0 +1,141 @@
+"""Weight-only quantisation: every product with a weight becomes ONNX Runtime's MatMulNBits.
+
+Each block of a column of the weight has a scale of its own, and inside the operator each block of a row of activations
+has one too (accuracy level 4: products of 8-bit integers). So rows stay independent of each other: a node's logits
+depend on its ancestors only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from medusa_runtime.errors import UnsupportedModelError
+from onnx_ir.passes import common
+
+from medusa_exporter.precisions import FORMATS, WeightFormat
+
+DOMAIN = "com.microsoft"
+ACCURACY_LEVEL = 4  # activations in 8 bits; the levels below it compute in floats and are several times slower
+
+Matrix = npt.NDArray[np.float32]
+
+
+def with_precision(model: ir.Model, precision: str) -> ir.Model:
+    """Return `model` in a precision of FORMATS: itself for fp32, else a copy that shares all other tensors."""
+    found = FORMATS[precision]
+    return model if found is None else quantise(model.clone(), found)
+
+
+def quantise(model: ir.Model, to: WeightFormat) -> ir.Model:
+    """Quantise every weight that a MatMul or Gemm multiplies by, in place; the embedding's rows stay as they are."""
+    graph = model.graph
+    graph.opset_imports[DOMAIN] = 1
+    for node in list(graph):
+        weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
+        if weight is None or weight.const_value is None:
+            continue
+        if node.op_type == "Gemm":
+            _quantise_gemm(graph, node, weight, to)
+        elif weight.const_value.shape.rank() == 3:
+            _quantise_stack(graph, node, weight, to)
+        else:
+            _become(node, "MatMulNBits", *_operands(graph, node.inputs[0], _matrix(weight), weight.name, to))
+    common.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _quantise_gemm(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightFormat) -> None:
+    """Serve rows @ W.T + bias, as `torch.nn.Linear` is exported."""
+    given = {name: attribute.value for name, attribute in node.attributes.items()}
+    if given.get("transA", 0) or given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0:
+        raise UnsupportedModelError(f"a Gemm with {given} cannot be quantised; expected x @ W.T + bias")
+    matrix = _matrix(weight).T if given.get("transB", 0) else _matrix(weight)
+    inputs, attributes = _operands(graph, node.inputs[0], np.ascontiguousarray(matrix), weight.name, to)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        _become(node, "MatMulNBits", inputs, attributes)
+        return
+    product = _product(graph, node, inputs, attributes)
+    _become(node, "Add", [product, bias], {}, domain="")
+
+
+def _quantise_stack(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightFormat) -> None:
+    """(1 or K, N, in) @ (K, in, out), one product for each of K heads: MatMulNBits knows no stacked weights."""
+    rows, matrices = node.inputs[0], _matrix(weight)
+    count = len(matrices)
+    parts: list[ir.Value] = []
+    if rows is None or rows.shape is None or rows.shape[0] not in (1, count):
+        raise UnsupportedModelError(f"{weight.name}: a stack of {count} weights on rows of unknown or another number")
+    if rows.shape[0] == count and count > 1:
+        split = ir.node("Split", [rows], attributes={"axis": 0, "num_outputs": count}, num_outputs=count)
+        for part in split.outputs:
+            part.type, part.shape = rows.type, ir.Shape([1, *rows.shape[1:]])
+        graph.insert_before(node, split)
+        parts = list(split.outputs)
+    products = []
+    for k, (part, matrix) in enumerate(zip(parts or [rows] * count, matrices, strict=True)):
+        products.append(_product(graph, node, *_operands(graph, part, matrix, f"{weight.name}.{k}", to)))
+        products[-1].shape = None
+    _become(node, "Concat", products, {"axis": 0}, domain="")
+
+
+def _operands(
+    graph: ir.Graph, rows: ir.Value | None, matrix: Matrix, name: str | None, to: WeightFormat
+) -> tuple[Sequence[ir.Value | None], dict[str, int]]:
+    """Register what MatMulNBits multiplies `rows` by; return its inputs and attributes. matrix: (in, out)."""
+    packed, scales = _pack(matrix, to)
+    values = []
+    for label, array in ((f"{name}.q{to.bits}", packed), (f"{name}.q{to.bits}_scales", scales)):
+        if label not in graph.initializers:  # a weight that serves twice is kept once
+            tensor = ir.tensor(array, name=label)
+            value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            value.shape = ir.Shape(array.shape)
+            graph.register_initializer(value)
+        values.append(graph.initializers[label])
+    size = {"K": matrix.shape[0], "N": matrix.shape[1]}
+    return [rows, *values], {**size, "bits": to.bits, "block_size": to.block, "accuracy_level": ACCURACY_LEVEL}
+
+
+def _pack(matrix: Matrix, to: WeightFormat) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Quantise (in, out), each column in blocks; return (out, blocks, bytes of a block) and (out, blocks) scales."""
+    silent = logging.NullHandler()
+    logging.root.addHandler(silent)  # or the library's import would set up logging for the whole process
+    try:
+        from onnxruntime.quantization import matmul_nbits_quantizer as library
+    finally:
+        logging.root.removeHandler(silent)
+    config = library.DefaultWeightOnlyQuantConfig(to.block, is_symmetric=True, bits=to.bits)
+    packed, scales, _zero_points = library.DefaultWeightOnlyQuantizer(config).qbits_block_quant(matrix)
+    return packed, scales
+
+
+def _product(
+    graph: ir.Graph, before: ir.Node, inputs: Sequence[ir.Value | None], attributes: dict[str, int]
+) -> ir.Value:
+    """Put a MatMulNBits in front of a node and return what it gives."""
+    new = ir.node("MatMulNBits", inputs, attributes=attributes, domain=DOMAIN)
+    new.outputs[0].type, new.outputs[0].shape = before.outputs[0].type, before.outputs[0].shape
+    graph.insert_before(before, new)
+    return new.outputs[0]
+
+
+def _become(
+    node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int], domain: str = DOMAIN
+) -> None:
+    """Turn a node into another that gives the same value, whose name may be an output of the graph."""
+    node.op_type, node.domain = op_type, domain
+    node.resize_inputs(len(inputs))
+    for index, value in enumerate(inputs):
+        node.replace_input_with(index, value)
+    node.attributes.clear()
+    for name, number in attributes.items():
+        node.attributes.add(ir.AttrInt64(name, number))
+
+
+def _matrix(weight: ir.Value) -> Matrix:
+    assert weight.const_value is not None  # noqa: S101 -- `quantise` has looked
+    return np.ascontiguousarray(weight.const_value.numpy(), dtype=np.float32)
