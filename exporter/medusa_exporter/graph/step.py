@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from medusa_exporter.graph.groups import group_size
 from medusa_exporter.graph.rows import ATTENTION, RowCache
 from medusa_exporter.heads.taps import tapped
 
@@ -24,6 +25,7 @@ class Step(torch.nn.Module):
         super().__init__()
         self.model, self.heads, self.top_k = model, heads, top_k
         self.model.config._attn_implementation = ATTENTION
+        self.group = group_size(model.config)
         self.window: int | None = getattr(model.config, "sliding_window", None)
         self._wanted_rows: Tensor | None = None
         self._hidden: Tensor | None = None
@@ -82,14 +84,14 @@ class Step(torch.nn.Module):
         more = {}
         if self.window is not None:
             near = _distance(position_ids, past_keys[0].shape[1]) < self.window
-            more["windowed_mask"] = _additive(seen & near)
+            more["windowed_mask"] = _additive(seen & near, self.group)
         cache = RowCache(past_keys, past_values)
         self._wanted_rows = logit_rows
         with tapped(self.model, self.heads.taps) as caught:
             logits = self.model(
                 input_ids=tokens,
                 position_ids=position_ids,
-                attention_mask=_additive(seen),
+                attention_mask=_additive(seen, self.group),
                 past_key_values=cache,
                 use_cache=True,
                 **more,
@@ -124,6 +126,11 @@ def _distance(position_ids: Tensor, P: int) -> Tensor:
     return position_ids.unsqueeze(2) - torch.cat((past, new), dim=2)
 
 
-def _additive(seen: Tensor) -> Tensor:
-    """(B, T, S) bool -> (B, 1, T, S) float32 to add to scores: 0, or a finite minimum (never an empty softmax)."""
-    return torch.where(seen, 0.0, torch.finfo(torch.float32).min).unsqueeze(1)
+def _additive(seen: Tensor, group: int) -> Tensor:
+    """(B, T, S) bool -> (B, 1, T·G, S) float32 to add to scores: 0, or a finite minimum (never an empty softmax).
+
+    Each node's row stands once for every query of a group.
+    """
+    B, T, S = seen.shape
+    mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    return mask.unsqueeze(2).expand(B, T, group, S).reshape(B, 1, T * group, S)

@@ -67,11 +67,14 @@ def _flat_source(split: ir.Value, width: int) -> ir.Value | None:
 
 
 def _skip_reshape(reshape: ir.Node) -> None:
-    """Bypass a chain of Reshapes that ends in the shape it began with: (B, T, W) -> (B, T, heads, D) -> (B, T, W)."""
+    """Make a chain of Reshapes one, or none where it ends in the shape it began with: (B, T, W) -> … -> (B, T, W)."""
     end = reshape.outputs[0]
     value = reshape.inputs[0]
     while value is not None and (earlier := _producer(value, "Reshape")) is not None:
         value = earlier.inputs[0]
+    allow_zero = reshape.attributes.get("allowzero")
+    if allow_zero is not None and allow_zero.as_int():  # no size is taken over from the input: any will do
+        reshape.replace_input_with(0, value)
     if value is None or value.shape is None or end.shape is None:
         return
     if _sizes(value.shape) == _sizes(end.shape) and None not in _sizes(value.shape):

@@ -13,6 +13,7 @@ import torch
 from medusa_runtime import contract
 from medusa_runtime.contract import TensorSpec
 
+from medusa_exporter.graph.groups import queries_by_group
 from medusa_exporter.graph.step import Step
 from medusa_exporter.graph.tidy import tidy
 
@@ -44,7 +45,7 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
         facts.layers,
     )
     step = Step(model, heads, top_k).eval()
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), queries_by_group(model):
         program = torch.onnx.export(
             step,
             arguments,

@@ -21,6 +21,10 @@ from medusa_runtime.threads import physical_cores
 # The past is bound in whole multiples of so many rows; `past_length` masks the few that are not real. Binding 60 pasts
 # takes 60 to 130 us a time, a row too many 14 us of attention: rarely binding beats binding exactly.
 ROWS_BOUND = 8
+# Not where weights are quantised: a row too many moves the rows behind it, whose terms are then added up in another
+# order, and of activations rounded to 8 bits the least difference makes another rounding. Bound exactly, every row of a
+# chain lies where plain decoding has it, and gives the same bits.
+EXACT_ROWS = 1
 LEAST_VERSION = (1, 31)  # before it, TopK over no rows (a step without a draft) ends the process by SIGFPE
 
 
@@ -51,6 +55,7 @@ class OrtBackend:
         """Load `graph`; `threads` None means one per physical core that this process may use."""
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.run_seconds = 0.0
+        self._rows_bound = ROWS_BOUND if precision == "fp32" else EXACT_ROWS
         self._session = _session(graph, threads or physical_cores())
         self._value_of, self._device = _values()
         self._batch, self._capacity = 1, 0
@@ -91,7 +96,7 @@ class OrtBackend:
         rows = binding.past_length[0] if self._batch == 1 else self._capacity
         if rows > self._capacity:  # a view of them would read beyond the arena
             raise RuntimeError(f"{rows} rows of past do not lie in an arena of {self._capacity}")
-        rows = min(rows + -rows % ROWS_BOUND, self._capacity)
+        rows = min(rows + -rows % self._rows_bound, self._capacity)
         if rows != binding.past_rows:
             binding.bind_past(self._pasts.get(rows) or self._past(rows), rows)
         started = time.perf_counter()

@@ -56,6 +56,17 @@ def test_reshapes_there_and_back_go_and_others_stay() -> None:
     assert ops == ["Add", "Mul", "Reshape", "Mul"]
 
 
+def test_a_chain_of_reshapes_becomes_one() -> None:
+    text = RESHAPES.replace("other = Reshape(doubled, wide)", "other = Reshape<allowzero = 1>(apart, wide)")
+    model = tidied(text.replace("wide = {0, -1, 32}", "wide = {3, -1, 32}"))
+    assert [node.op_type for node in model.graph] == ["Add", "Mul", "Reshape", "Mul"]
+    reshape = next(node for node in model.graph if node.op_type == "Reshape")
+    assert reshape.inputs[0] is not None
+    producer = reshape.inputs[0].producer()
+    assert producer is not None
+    assert producer.op_type == "Add"
+
+
 def test_inner_names_cannot_clash_with_outputs() -> None:
     model = tidied(RESHAPES.replace("doubled", "n3_0"))
     names = [value.name for node in model.graph for value in node.outputs]

@@ -148,6 +148,31 @@ def test_pasts_are_bound_anew_only_when_more_rows_are_needed(
     assert bound == [0, ort.ROWS_BOUND, 2 * ort.ROWS_BOUND]
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_quantised_rows_are_bound_exactly(tiny_precisions: Path, precision: str) -> None:
+    """A row too many would move the rows behind it, and with that round activations in another way."""
+    backend = load_backend(Bundle.open(tiny_precisions), precision=precision)
+    assert isinstance(backend, OrtBackend)
+    backend.allocate(1, 64)
+    backend.run(literal(list(range(3, 16)), 0))
+    backend.commit(0, range(13), 0)
+    backend.run(literal([7], 13))
+    assert backend._results().past_rows == 13
+
+
+def test_an_int8_row_is_the_same_bits_whatever_stands_beside_it(tiny_precisions: Path) -> None:
+    backend = load_backend(Bundle.open(tiny_precisions), precision="int8")
+    backend.allocate(1, 64)
+    backend.run(literal(list(range(3, 16)), 0))
+    backend.commit(0, range(13), 0)
+    found = []
+    for beside in ([], [11], [12, 13, 14], list(range(20, 35))):
+        backend.run(literal([7, *beside], 13))
+        found.append(backend.read_logits(0).copy())
+    for row in found[1:]:
+        np.testing.assert_array_equal(row, found[0])
+
+
 def test_a_step_is_bound_once_and_reads_what_its_arrays_hold_now(
     backend: OrtBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
