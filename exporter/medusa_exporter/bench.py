@@ -17,7 +17,7 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import BundleError, MedusaError, PromptError
-from medusa_runtime.threads import physical_cores
+from medusa_runtime.threads import default_threads, physical_cores
 
 from medusa_exporter.prompts import Turns, read_prompts
 from medusa_exporter.sources import versions as maker_versions
@@ -239,7 +239,7 @@ def machine(threads: int | None) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": physical_cores(),
         "processors": os.cpu_count(),
-        "threads": threads or physical_cores(),
+        "threads": threads or default_threads(),
         "platform": platform.platform(),
     }
 

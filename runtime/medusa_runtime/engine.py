@@ -52,7 +52,7 @@ class Engine:
         """Check and load a bundle.
 
         profile: one of the bundle's trees, or "plain" for plain decoding. precision: None where the bundle has one.
-        threads: None means one per physical core. accept: "greedy" gives the decoder's own tokens; "typical" is the
+        threads: None means `threads.default_threads`. accept: "greedy" gives the decoder's own tokens; "typical" is the
         paper's rule and LOSSY. Raises BundleError, MissingExtraError or CapacityError.
         """
         opened = Bundle.open(bundle)

@@ -1,9 +1,54 @@
-"""How many threads decoding should use: one per physical core that this process may run on."""
+"""How many threads decoding should use: one per physical core that this process may run on, within its quota."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def default_threads() -> int:
+    """One thread per physical core, but no more than the processors' worth of time that a container may use.
+
+    A thread beyond that would be stopped in the middle of a step, and the others would wait for it.
+    """
+    quota = cpu_quota()
+    return physical_cores() if quota is None else max(1, min(physical_cores(), int(quota)))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Processors' worth of time that this process's control groups allow, the least of them; None without a limit.
+
+    Read from Linux's cgroups, version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`); `root` is where its file systems lie.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not on this system
+        return None
+    quotas = []
+    for line in lines:
+        _number, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        group = mount / path.strip("/")
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(mount))):
+            if quota := _quota_of(folder):
+                quotas.append(quota)
+    return min(quotas, default=None)
+
+
+def _quota_of(folder: Path) -> float | None:
+    """One control group's quota in processors, or None where it has none."""
+    try:
+        if (file := folder / "cpu.max").is_file():
+            quota, period = file.read_text(encoding="ascii").split()
+        else:
+            quota, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period")
+            )
+        return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
+    except (OSError, ValueError):  # "max", or a group without the controller
+        return None
 
 
 def physical_cores() -> int:

@@ -40,7 +40,9 @@ COLUMNS = {  # heading -> key of a result
 )
 @click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
 @precision_option
-@click.option("--threads", type=click.IntRange(min=1), help="Default: one per physical core.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Default: one per physical core, within a container's quota."
+)
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=2), help="Per answer.")
 @click.option("--turns", default="all", show_default=True, type=click.Choice(["all", "first"]))
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts of the file.")

@@ -21,7 +21,9 @@ from medusa_exporter.verify import first_difference
 @click.option("--profile", default="tree-6", show_default=True, help="A tree of the bundle, or 'plain'.")
 @click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
 @precision_option
-@click.option("--threads", type=click.IntRange(min=1), help="Default: one per physical core.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Default: one per physical core, within a container's quota."
+)
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option("--raw", is_flag=True, help="Take PROMPT as it stands, without the chat template.")
 @click.option("--compare", is_flag=True, help="Answer by plain decoding too, and tell both speeds apart.")

@@ -16,7 +16,7 @@ from medusa_runtime.backends.base import FloatArray, Step
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
-from medusa_runtime.threads import physical_cores
+from medusa_runtime.threads import default_threads
 
 # The past is bound in whole multiples of so many rows; `past_length` masks the few that are not real. Binding 60 pasts
 # takes 60 to 130 us a time, a row too many 14 us of attention: rarely binding beats binding exactly.
@@ -52,11 +52,11 @@ class OrtBackend:
         precision: str = "fp32",
         threads: int | None = None,
     ) -> None:
-        """Load `graph`; `threads` None means one per physical core that this process may use."""
+        """Load `graph`; `threads` None means `threads.default_threads`."""
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.run_seconds = 0.0
         self._rows_bound = ROWS_BOUND if precision == "fp32" else EXACT_ROWS
-        self._session = _session(graph, threads or physical_cores())
+        self._session = _session(graph, threads or default_threads())
         self._value_of, self._device = _values()
         self._batch, self._capacity = 1, 0
         self._arena = np.zeros((2 * model.layers, 1, 0, model.kv_row), dtype=np.float32)
