@@ -19,9 +19,9 @@ def load_backend(
 ) -> Backend:
     """Load a bundle's graph for one backend.
 
-    `precision` may be None where the bundle holds one; `threads` None means one per physical core this process may
-    use. Raises BundleError for a backend or precision that the bundle lacks, MissingExtraError where the library that
-    runs it is not installed.
+    `precision` may be None where the bundle holds one; `threads` None means `threads.default_threads`. Raises
+    BundleError for a backend or precision that the bundle lacks, MissingExtraError where the library that runs it is
+    not installed.
     """
     if name not in BACKENDS:
         raise BundleError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
