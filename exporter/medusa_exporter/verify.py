@@ -89,6 +89,14 @@ def is_exact(precision: str) -> bool:
     return precision == "fp32"
 
 
+def tolerances(exact: bool) -> dict[str, float | None]:
+    """What counts as a tie, as reports tell it: in logits, or as a share of the row's range."""
+    return {
+        "gap_tolerance": TOLERANCE if exact else None,
+        "gap_share_tolerance": None if exact else QUANTISED_TOLERANCE,
+    }
+
+
 def compare(
     prompt: Sequence[int], expected: Sequence[int], got: Sequence[int], *readers: NextLogits, exact: bool = True
 ) -> Difference | None:

@@ -18,7 +18,7 @@ from medusa_exporter.bench import Skipped, Turn
 from medusa_exporter.cli.options import precision_option, split_commas
 from medusa_exporter.files import write_json
 from medusa_exporter.prompts import Turns, read_categories
-from medusa_exporter.verify import QUANTISED_TOLERANCE, TOLERANCE, is_exact
+from medusa_exporter.verify import QUANTISED_TOLERANCE, TOLERANCE, is_exact, tolerances
 
 COLUMNS = {  # heading -> key of a result
     "nodes": "nodes",
@@ -101,8 +101,7 @@ def command(
                 "max_new_tokens": max_new_tokens,
                 "turns": turns,
                 "limit": limit,
-                "gap_tolerance": TOLERANCE if is_exact(running.precision) else None,
-                "gap_share_tolerance": None if is_exact(running.precision) else QUANTISED_TOLERANCE,
+                **tolerances(is_exact(running.precision)),
             },
             "results": results,
         },

@@ -21,13 +21,12 @@ from medusa_exporter.precisions import PRECISIONS
 from medusa_exporter.quality import Quality, Text, as_table, measure
 from medusa_exporter.verify import (
     PROMPTS,
-    QUANTISED_TOLERANCE,
-    TOLERANCE,
     Difference,
     Reference,
     compare,
     is_exact,
     next_logits,
+    tolerances,
 )
 
 
@@ -107,8 +106,7 @@ def command(
             "versions": bench.versions(),
             "profiles": [tree.name for tree in trees],
             "precision": engine.decoder.backend.precision,
-            "gap_tolerance": TOLERANCE if exact else None,
-            "gap_share_tolerance": None if exact else QUANTISED_TOLERANCE,
+            **tolerances(exact),
             "answers": len(texts),
             "tokens": tokens,
             "passed": not failures,
@@ -131,10 +129,10 @@ def _qualities(bundle: Bundle, texts: list[Text]) -> dict[str, Quality]:
     others = [precision for precision in PRECISIONS if precision in graphs and not is_exact(precision)]
     if not others or len(others) == len(graphs):
         return {}
-    found = {}
+    found, reference = {}, load_backend(bundle)
     for precision in others:
         click.echo(f"quality of {precision} beside fp32, on {len(texts)} answers", err=True)
-        found[precision] = measure(load_backend(bundle), load_backend(bundle, precision=precision), texts)
+        found[precision] = measure(reference, load_backend(bundle, precision=precision), texts)
     return found
 
 

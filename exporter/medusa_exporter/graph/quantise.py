@@ -87,17 +87,17 @@ def _operands(
     graph: ir.Graph, rows: ir.Value | None, matrix: Matrix, name: str | None, to: WeightFormat
 ) -> tuple[Sequence[ir.Value | None], dict[str, int]]:
     """Register what MatMulNBits multiplies `rows` by; return its inputs and attributes. matrix: (in, out)."""
-    packed, scales = _pack(matrix, to)
-    values = []
-    for label, array in ((f"{name}.q{to.bits}", packed), (f"{name}.q{to.bits}_scales", scales)):
-        if label not in graph.initializers:  # a weight that serves twice is kept once
+    labels = f"{name}.q{to.bits}", f"{name}.q{to.bits}_scales"
+    if labels[0] not in graph.initializers:  # a weight that serves twice is kept once
+        packed, scales = _pack(matrix, to)
+        for label, array in ((labels[0], packed), (labels[1], scales)):
             tensor = ir.tensor(array, name=label)
             value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), const_value=tensor)
             value.shape = ir.Shape(array.shape)
             graph.register_initializer(value)
-        values.append(graph.initializers[label])
     size = {"K": matrix.shape[0], "N": matrix.shape[1]}
-    return [rows, *values], {**size, "bits": to.bits, "block_size": to.block, "accuracy_level": ACCURACY_LEVEL}
+    operands = [rows, *(graph.initializers[label] for label in labels)]
+    return operands, {**size, "bits": to.bits, "block_size": to.block, "accuracy_level": ACCURACY_LEVEL}
 
 
 def _pack(matrix: Matrix, to: WeightFormat) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
