@@ -49,7 +49,7 @@ def test_chains_have_no_branches(name):
 
 @pytest.mark.parametrize("name", TREES)
 def test_fitted_trees_need_four_heads_at_most(name):
-    load(name).require(heads=4, top_k=13 if name == "tree-64" else 10)
+    load(name).require(heads=4, top_k=14 if name == "tree-64" else 10)
 
 
 @pytest.mark.parametrize("name", REFERENCE)
