@@ -109,6 +109,7 @@ def _fill(
     import torch
 
     from medusa_exporter.graph.check import check_graph
+    from medusa_exporter.graph.fuse import fuse
     from medusa_exporter.graph.quantise import with_precision
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
@@ -126,6 +127,7 @@ def _fill(
 
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     graph = trace(model, medusa, facts, top_k)
+    fuse(graph)
     report(f"write {', '.join(precisions)}")
     save_graphs({folder / one.file: with_precision(graph, one.precision) for one in graphs}, SHARED_DATA)
     head_facts = HeadFacts(

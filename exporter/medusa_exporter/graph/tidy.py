@@ -23,7 +23,7 @@ def tidy(model: ir.Model) -> None:
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
     )(model)
-    _strip(model)
+    strip(model)
 
 
 def _rope_on_rows(graph: ir.Graph, rope: ir.Node) -> None:
@@ -112,7 +112,7 @@ def _constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
     return value
 
 
-def _strip(model: ir.Model) -> None:
+def strip(model: ir.Model) -> None:
     """Drop the tracer's notes (most of the file) and give inner values short names that cannot clash with outputs."""
     model.metadata_props.clear()
     model.producer_name, model.producer_version, model.doc_string = "medusa-export", None, None

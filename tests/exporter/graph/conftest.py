@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from medusa_exporter.graph.fuse import fuse
 from medusa_exporter.graph.trace import trace
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_runtime import contract
@@ -141,6 +142,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             parameter.normal_(std=0.2)
     reference = copy.deepcopy(model)
     graph = trace(model, heads, facts, TOP_K)
+    fuse(graph)
     path = tmp_path_factory.mktemp("graph") / "step.onnx"
     ir.save(graph, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

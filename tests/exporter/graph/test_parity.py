@@ -153,14 +153,17 @@ def test_the_graph_is_made_of_few_fused_operators(traced: Traced) -> None:
     counts: dict[str, int] = {}
     for node in traced.graph.graph:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    layers = traced.facts.layers
-    norms_per_layer = 4 if traced.facts.family == "qwen3" else 2
+    layers, trunk = traced.facts.layers, bool(traced.heads.trunk)
+    qwen3 = traced.facts.family == "qwen3"  # norms of queries and keys, so these are turned apart
     assert counts["Attention"] == layers
-    assert counts["RotaryEmbedding"] == 2 * layers
-    assert counts["RMSNormalization"] == norms_per_layer * layers + 1
+    assert counts["RotaryEmbedding"] == (2 if qwen3 else 1) * layers
+    assert counts["SkipSimplifiedLayerNormalization"] == 2 * layers  # all norms but the first, which no sum precedes
+    assert counts["RMSNormalization"] == (2 * layers if qwen3 else 0) + 1
+    # queries with keys and values, output, gate with up, down; each head's layers; what the heads have in front
+    assert counts["MatMul"] == 4 * layers + traced.heads.layers + 2 * trunk
     assert counts["Transpose"] == 1  # the draft's candidates: (K, N, top_k) -> (N, K, top_k)
     assert counts["Concat"] <= 2 * layers + 12 + bool(traced.heads.taps)
     # queries into groups and back; qwen3 takes heads apart for their norms
-    assert counts["Reshape"] <= (6 if traced.facts.family == "qwen3" else 2) * layers + 13
+    assert counts["Reshape"] <= (6 if qwen3 else 2) * layers + 13
     assert "ReduceMean" not in counts
     assert "Softmax" not in counts

@@ -1,0 +1,127 @@
+"""The fusions, one by one: the graph before and after gives the same, by the operators that were meant."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from medusa_exporter.graph.fuse import fuse
+
+PRODUCTS = """
+<ir_version: 10, opset_import: ["": 23]>
+step (float[B,T,8] x) => (float[B,T,8] y, float[B,T,4] z)
+{
+    a = MatMul(x, wa)
+    b = MatMul(x, wb)
+    z = MatMul(x, wc)
+    s = Sigmoid(a)
+    y = Mul(s, b)
+}
+"""
+BIASES = PRODUCTS.replace("z = MatMul(x, wc)", "c = MatMul(x, wc)\n z = Add(c, bc)").replace(
+    "s = Sigmoid(a)\n    y = Mul(s, b)", "d = Add(a, ba)\n e = Add(bb, b)\n s = Sigmoid(d)\n y = Mul(s, e)"
+)
+ATTENTION = """
+<ir_version: 10, opset_import: ["": 23]>
+step (float[B,T,8] x, float[B,T,2] angle) => (float[B,T,8] q, float[B,T,4] k, float[B,T,4] v)
+{
+    a = MatMul(x, wa)
+    b = MatMul(x, wc)
+    v = MatMul(x, wd)
+    cos = Cos(angle)
+    sin = Sin(angle)
+    q = RotaryEmbedding<num_heads = 2>(a, cos, sin)
+    k = RotaryEmbedding<num_heads = 1>(b, cos, sin)
+}
+"""
+NORMS = """
+<ir_version: 10, opset_import: ["": 23]>
+step (float[B,T,8] x, float[B,T,8] r) => (float[B,T,8] y, float[B,T,8] z)
+{
+    s = Add(x, r)
+    n = RMSNormalization<axis = -1, epsilon = 0.01>(s, gain)
+    m = Mul(n, r)
+    z = Add(s, m)
+    y = RMSNormalization<axis = -1>(z, gain)
+}
+"""
+
+
+def model(text: str) -> ir.Model:
+    rng = np.random.default_rng(0)
+    shapes = {name: (8, 4 if name in ("wc", "wd") else 8) for name in ("wa", "wb", "wc", "wd")}
+    shapes |= {"ba": (8,), "bb": (8,), "bc": (4,), "gain": (8,)}
+    proto = onnx.parser.parse_model(text)
+    for name, shape in shapes.items():
+        if f"{name})" in text or f"({name}" in text:
+            array = rng.standard_normal(shape).astype(np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
+
+
+def run(of: ir.Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(of).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, inputs), strict=True))
+
+
+def fused(text: str) -> dict[str, int]:
+    """Fuse, check that nothing has changed in what comes out, and count the operators."""
+    before, after = model(text), model(text)
+    fuse(after)
+    rng = np.random.default_rng(1)
+    inputs = {
+        str(value.name): rng.standard_normal((2, 3, int(value.shape[2]))).astype(np.float32)
+        for value in before.graph.inputs
+        if value.shape is not None
+    }
+    expected, found = run(before, inputs), run(after, inputs)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-5)
+    counts: dict[str, int] = {}
+    for node in after.graph:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return counts
+
+
+def test_products_of_the_same_rows_become_one() -> None:
+    assert fused(PRODUCTS) == {"MatMul": 1, "Split": 1, "Sigmoid": 1, "Mul": 1}
+
+
+def test_their_biases_too() -> None:
+    assert fused(BIASES) == {"MatMul": 1, "Add": 1, "Split": 1, "Sigmoid": 1, "Mul": 1}
+
+
+def test_a_bias_that_not_all_have_stays() -> None:
+    assert fused(BIASES.replace("d = Add(a, ba)", "d = Sigmoid(a)"))["Add"] == 2
+
+
+def test_queries_and_keys_are_turned_by_one_operator() -> None:
+    assert fused(ATTENTION) == {"MatMul": 1, "Cos": 1, "Sin": 1, "RotaryEmbedding": 1, "Split": 2}
+
+
+@pytest.mark.parametrize("change", [("(b, cos, sin)", "(b, sin, cos)"), ("num_heads = 2", "num_heads = 4")])
+def test_but_not_where_they_are_turned_otherwise(change: tuple[str, str]) -> None:
+    text = ATTENTION.replace(*change)
+    if "num_heads = 4" in text:  # heads of another size: angles of their own
+        text = text.replace("x, float[B,T,2] angle", "x, float[B,T,2] angle, float[B,T,1] other")
+        text = text.replace("(a, cos, sin)", "(a, cos2, sin2)")
+        text = text.replace("cos = Cos(angle)", "cos = Cos(angle)\n cos2 = Cos(other)\n sin2 = Sin(other)")
+    assert fused(text)["RotaryEmbedding"] == 2
+
+
+def test_a_norm_takes_the_sum_before_it() -> None:
+    assert fused(NORMS) == {"SkipSimplifiedLayerNormalization": 1, "Mul": 1, "Add": 1, "RMSNormalization": 1}
+
+
+def test_weights_are_joined_only_when_they_are_read() -> None:
+    after = model(PRODUCTS)
+    fuse(after)
+    (joined,) = [value.const_value for value in after.graph.initializers.values() if "|" in str(value.name)]
+    assert isinstance(joined, ir.LazyTensor)
+    assert joined.numpy().shape == (8, 20)
