@@ -58,7 +58,7 @@ def _turn_together(graph: ir.Graph, split: ir.Node) -> None:
     """Split -> two RotaryEmbeddings of the first two parts becomes one RotaryEmbedding, split afterwards."""
     parts = split.outputs
     turned = [_only_consumer(part, "RotaryEmbedding") for part in parts[:2]]
-    queries, keys = turned if len(turned) == 2 else (None, None)  # noqa: PLR2004 -- queries and keys
+    queries, keys = turned if len(turned) == 2 else (None, None)
     if queries is None or keys is None or list(queries.inputs[1:]) != list(keys.inputs[1:]):
         return
     heads = [rope.attributes["num_heads"].as_int() for rope in (queries, keys)]
@@ -68,7 +68,7 @@ def _turn_together(graph: ir.Graph, split: ir.Node) -> None:
     product = split.inputs[0]
     assert product is not None  # noqa: S101 -- `_pack` has made it
     first, rest = _parts(graph, split, product, [widths[0] + widths[1], *widths[2:]])
-    attributes = {**queries.attributes, "num_heads": sum(heads)}
+    attributes: dict[str, ir.Attr | int] = {**queries.attributes, "num_heads": sum(heads)}
     both = _add(graph, split, "RotaryEmbedding", [first, *queries.inputs[1:]], attributes)
     _split(graph, split, both, [queries.outputs[0], keys.outputs[0]])
     for part, value in zip(parts[2:], rest, strict=True):
@@ -81,7 +81,7 @@ def _norm_the_sum(graph: ir.Graph, norm: ir.Node) -> None:
     add = None if total is None else total.producer()
     if add is None or add.op_type != "Add" or total is None or total.is_graph_output():
         return
-    if any(value is None or value.shape is None or value.shape.rank() != 3 for value in add.inputs):  # noqa: PLR2004
+    if any(value is None or value.shape is None or value.shape.rank() != 3 for value in add.inputs):
         return
     if _axis(norm) not in (-1, 2) or _constant(gain, rank=1) is None:
         return
@@ -121,7 +121,7 @@ def _side_by_side(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.Valu
     """Constants next to each other along their last axis; joined when they are read, so that no copy is held."""
     tensors = [value.const_value for value in values if value is not None and value.const_value is not None]
     name = "|".join(value.name or "" for value in values if value is not None)
-    shape = [*tensors[0].shape[:-1], sum(int(tensor.shape[-1]) for tensor in tensors)]
+    shape = (*tensors[0].shape.numpy()[:-1], sum(tensor.shape.numpy()[-1] for tensor in tensors))
 
     def join() -> ir.TensorProtocol:
         return ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=-1), name=name)
@@ -167,7 +167,7 @@ def _add(
 ) -> ir.Value:
     """Put a node in front of another whose rows its own are like; return what it gives."""
     rows, last = inputs[0], inputs[1]
-    assert rows is not None and rows.shape is not None and last is not None  # noqa: S101, PT018
+    assert rows is not None and rows.shape is not None and last is not None  # noqa: S101
     name = f"{before.name}_{op_type}"
     new = ir.node(op_type, inputs, attributes=attributes, name=name)
     value = new.outputs[0]
