@@ -1,12 +1,14 @@
 """Makes the peers' models from the same weights as ours, and keeps them in a cache folder.
 
-Run by peers.py in a process of its own, so that torch's memory is gone before anything is measured:
-`python benchmarks/peers_model.py MODEL CACHE [GENAI_PYTHON]` prints the folder of onnxruntime-genai's model.
+Run by peers.py in a process of its own, so that torch's memory is gone before anything is measured. It reads a job from
+standard input, {"model", "cache", "python", "genai": precisions, "llama": types}, and writes a JSON object from the
+name of each model ("genai int8", "llama.cpp Q8_0") to where it lies.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -14,48 +16,84 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+# Blocks and accuracy level as in our own graphs; llama.cpp's types have blocks of 32 too.
+GENAI_OPTIONS = ["--extra_options", "block_size=32", "accuracy_level=4"]
+# The file's weights are 4-bit already: all types are made of what they decode to, as ours are.
+LLAMA_QUANTISE = """
+import ctypes, sys
+import llama_cpp
+source, target, kind = sys.argv[1:]
+kinds = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0", "Q4_0": "MOSTLY_Q4_0"}
+parameters = llama_cpp.llama_model_quantize_default_params()
+parameters.ftype = getattr(llama_cpp, "LLAMA_FTYPE_" + kinds[kind])
+parameters.allow_requantize = True
+parameters.pure = True  # or some tensors would keep more bits
+sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters)))
+"""
 
-def weights_folder(model: str, cache: Path) -> Path:
-    """Write MODEL as a plain Hugging Face folder in fp32, as every peer's converter reads it."""
+
+def model_folder(model: str, cache: Path) -> Path:
+    """Where the peers' models of MODEL are kept."""
     from medusa_exporter.models import ModelSource
 
     source = ModelSource.resolve(model)
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in source.files()]
     key = hashlib.sha256(repr((source.location, source.gguf, facts)).encode()).hexdigest()[:12]
-    name = Path(source.gguf or source.location).stem
+    return cache / f"{Path(source.gguf or source.location).stem}-{key}"
 
-    def write(folder: Path) -> None:
+
+def weights_folder(model: str, folder: Path) -> Path:
+    """Write MODEL as a plain Hugging Face folder in fp32, as the peers' converters read it."""
+
+    def write(target: Path) -> None:
         import torch
-        from medusa_exporter.models import load_model, load_tokenizer
+        from medusa_exporter.models import ModelSource, load_model, load_tokenizer
 
-        load_model(source, torch.float32).save_pretrained(folder)
-        load_tokenizer(source).save_pretrained(folder)
+        source = ModelSource.resolve(model)
+        load_model(source, torch.float32).save_pretrained(target)
+        load_tokenizer(source).save_pretrained(target)
 
-    return _made(cache / f"{name}-{key}" / "hf-fp32", write)
+    return _made(folder / "hf-fp32", write)
 
 
-def genai_folder(weights: Path, python: str) -> Path:
-    """Build onnxruntime-genai's fp32 model for the CPU with the builder that its package brings."""
+def genai_folder(weights: Path, python: str, precision: str) -> Path:
+    """Build onnxruntime-genai's model for the CPU with the builder that its package brings."""
     builder = [python, "-m", "onnxruntime_genai.models.builder"]
-    version = subprocess.run(
-        [python, "-c", "from importlib.metadata import version; print(version('onnxruntime-genai'))"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
 
     def write(folder: Path) -> None:
-        arguments = ["-m", str(weights), "-o", str(folder), "-p", "fp32", "-e", "cpu"]
-        done = subprocess.run([*builder, *arguments], check=False, capture_output=True, text=True)
+        arguments = ["-m", str(weights), "-o", str(folder), "-p", precision, "-e", "cpu"]
+        options = [] if precision == "fp32" else GENAI_OPTIONS
+        done = subprocess.run([*builder, *arguments, *options], check=False, capture_output=True, text=True)
         if done.returncode or not (folder / "genai_config.json").is_file():
             raise SystemExit(f"onnxruntime-genai's builder failed: {done.stderr[-3000:] or done.stdout[-3000:]}")
 
-    return _made(weights.parent / f"genai-{version}-fp32", write)
+    return _made(weights.parent / f"genai-{_version(python, 'onnxruntime-genai')}-{precision}", write)
+
+
+def llama_file(model: str, folder: Path, python: str, kind: str) -> Path:
+    """Make llama.cpp's model of one type from the .gguf file, with llama.cpp's own quantiser."""
+
+    def write(target: Path) -> None:
+        command = [python, "-c", LLAMA_QUANTISE, model, str(target / "model.gguf"), kind]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"llama.cpp could not make {kind} of {model}: {done.stderr[-3000:]}")
+
+    return _made(folder / f"llama-{_version(python, 'llama-cpp-python')}-{kind}", write) / "model.gguf"
+
+
+def _version(python: str, package: str) -> str:
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    done = subprocess.run([python, "-c", code], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{package} is not installed for {python}: {python} -m pip install {package}")
+    return done.stdout.strip()
 
 
 def _made(folder: Path, write: Callable[[Path], None]) -> Path:
     """Return `folder`; if it is not there, write it beside its place first, so that it is never half there."""
     if not folder.is_dir():
+        print(f"make {folder}", file=sys.stderr)
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
@@ -66,6 +104,18 @@ def _made(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
+def main() -> None:
+    """Make what the job on standard input asks for."""
+    job = json.load(sys.stdin)
+    folder = model_folder(job["model"], Path(job["cache"]).resolve())
+    made = {}
+    for precision in job["genai"]:
+        weights = weights_folder(job["model"], folder)
+        made[f"genai {precision}"] = str(genai_folder(weights, job["python"], precision))
+    for kind in job["llama"]:
+        made[f"llama.cpp {kind}"] = str(llama_file(job["model"], folder, job["python"], kind))
+    print(json.dumps(made))
+
+
 if __name__ == "__main__":
-    MODEL, CACHE, *GENAI = sys.argv[1:]
-    print(genai_folder(weights_folder(MODEL, Path(CACHE).resolve()), GENAI[0] if GENAI else sys.executable))
+    main()

@@ -23,7 +23,7 @@ from medusa_runtime.manifest import FILE_NAME, Manifest
 from medusa_exporter import models
 from medusa_exporter.heads.facts import read_head_facts
 from medusa_exporter.models import ModelSource
-from medusa_exporter.precisions import PRECISIONS
+from medusa_exporter.precisions import PRECISIONS, default_profile
 from medusa_exporter.sources import describe_sources, unchanged, versions
 
 if TYPE_CHECKING:
@@ -122,7 +122,10 @@ def _fill(
     medusa = load_heads(heads, facts.hidden_size, facts.vocab_size)
     check_taps(medusa.taps, facts.layers, heads)
     top_k = min(medusa.draft_vocabulary or facts.vocab_size, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
-    graphs = [GraphFacts("ort-cpu", precision, f"graphs/ort-cpu-{precision}.onnx") for precision in precisions]
+    graphs = [
+        GraphFacts("ort-cpu", precision, f"graphs/ort-cpu-{precision}.onnx", default_profile(precision, trees))
+        for precision in precisions
+    ]
     (folder / "graphs").mkdir(parents=True)
 
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")

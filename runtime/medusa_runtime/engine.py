@@ -15,10 +15,10 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.chat import ChatTemplate
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import BundleError, MedusaError, PromptError
+from medusa_runtime.facts import PLAIN
 from medusa_runtime.text import TextStream, Tokenizer
 
 Prompt = str | Sequence[Mapping[str, str]]  # one user message, or messages with "role" and "content"
-PLAIN = "plain"  # the profile name that stands for plain decoding, no heads run
 
 
 class Engine:
@@ -44,19 +44,20 @@ class Engine:
         bundle: str | Path,
         *,
         backend: str = "ort-cpu",
-        profile: str = "tree-6",
+        profile: str | None = None,
         precision: str | None = None,
         threads: int | None = None,
         accept: str = "greedy",
     ) -> Engine:
         """Check and load a bundle.
 
-        profile: one of the bundle's trees, or "plain" for plain decoding. precision: None where the bundle has one.
-        threads: None means `threads.default_threads`. accept: "greedy" gives the decoder's own tokens; "typical" is the
-        paper's rule and LOSSY. Raises BundleError, MissingExtraError or CapacityError.
+        profile: one of the bundle's trees, "plain" for plain decoding, None for the one that suits the precision.
+        precision: None for the only one, or fp32. threads: None means `threads.default_threads`. accept: "greedy" gives
+        the decoder's own tokens; "typical" is the paper's rule and LOSSY. Raises BundleError, MissingExtraError or
+        CapacityError.
         """
         opened = Bundle.open(bundle)
-        tree = opened_profile(opened, profile)
+        tree = opened_profile(opened, profile or opened.graph(backend, precision)[0].profile)
         return cls(opened, load_backend(opened, backend, precision, threads), tree, accept)
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:

@@ -9,8 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from medusa_profiles.profile import NAME_PATTERN
+
 from medusa_runtime.checks import check_distinct, check_path, check_text, check_whole, refuse
 
+PLAIN = "plain"  # the profile name that stands for plain decoding, no heads run
 _INT32_MAX = 2**31 - 1
 DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _BACKEND = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*", re.ASCII)
@@ -90,16 +93,21 @@ def state_size(model: ModelFacts, heads: HeadFacts) -> int:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """One graph: the backend whose dialect it speaks, the precision of its weights, its file in the bundle."""
+    """One graph: the backend whose dialect it speaks, the precision of its weights, its file in the bundle.
+
+    profile: the tree that is taken where none is named: one of the bundle's, or "plain" for plain decoding.
+    """
 
     backend: str
     precision: str
     file: str
+    profile: str = PLAIN
 
     def __post_init__(self) -> None:
         check_text("a graph's backend", self.backend, _BACKEND)
         check_text("a graph's precision", self.precision, _PRECISION)
         check_path("a graph's file", self.file)
+        check_text("a graph's profile", self.profile, NAME_PATTERN)
 
     @property
     def key(self) -> str:

@@ -11,9 +11,9 @@ from medusa_profiles.profile import NAME_PATTERN
 
 from medusa_runtime.checks import check_distinct, check_mapping, check_path, check_text, check_whole, refuse
 from medusa_runtime.errors import BundleError
-from medusa_runtime.facts import DIGEST, FileFacts, GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.facts import DIGEST, PLAIN, FileFacts, GraphFacts, HeadFacts, ModelFacts
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 REMEDY = "copy it again, or rebuild it with medusa-export build … --force"
@@ -67,6 +67,9 @@ class Manifest:
             check_text("a name in profiles", name, NAME_PATTERN)
             if f"profiles/{name}.toml" not in self.files:
                 refuse("a name in profiles", name, "a profile whose file profiles/<name>.toml is in files")
+        for key, graph in self.graphs.items():
+            if graph.profile not in (PLAIN, *self.profiles):
+                refuse(f"the profile of graph {key}", graph.profile, f"{PLAIN!r} or one of the names in profiles")
         object.__setattr__(self, "sources", json.loads(_to_json(check_mapping("sources", self.sources))))
         computed = self._body()[1]
         if self.digest not in ("", computed):

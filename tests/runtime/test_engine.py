@@ -65,6 +65,11 @@ def test_a_stream_may_be_left_and_taken_up_again(engine: Engine) -> None:
     assert first + "".join(stream) == engine.generate("Hello there", max_new_tokens=30)
 
 
+def test_the_bundle_names_the_tree_to_take_by_default(tiny_bundle: Path) -> None:
+    engine = Engine.load(tiny_bundle, threads=1)
+    assert engine.decoder.profile.name == engine.bundle.graph("ort-cpu")[0].profile != "plain"
+
+
 def test_unknown_names_are_refused_with_what_there_is(tiny_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"no profile 'tree-9'.*tree-8"):
         Engine.load(tiny_bundle, profile="tree-9")

@@ -18,7 +18,7 @@ from medusa_exporter.verify import first_difference
 @click.command(name="generate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt")
-@click.option("--profile", default="tree-6", show_default=True, help="A tree of the bundle, or 'plain'.")
+@click.option("--profile", help="A tree of the bundle, or 'plain'. Default: what suits the precision.")
 @click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
 @precision_option
 @click.option(
@@ -37,7 +37,7 @@ from medusa_exporter.verify import first_difference
 def command(
     bundle: Path,
     prompt: str,
-    profile: str,
+    profile: str | None,
     backend: str,
     precision: str | None,
     threads: int | None,
@@ -58,7 +58,7 @@ def command(
         click.echo(piece, nl=False)
     click.echo()
     note = "" if accept == "greedy" else f" (accept rule {accept}: lossy, not the model's own tokens)"
-    click.echo(_figures(profile, answer) + note, err=True)
+    click.echo(_figures(engine.decoder.profile.name, answer) + note, err=True)
     if not compare:
         return
     engine.decoder.use(TreeProfile.plain())

@@ -66,7 +66,13 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"heads     {heads['count']} of {heads['layers']} ResBlocks"
         + (f" behind a gated block of {heads['trunk']:,}" if heads["trunk"] else ""),
         f"          they see {' and '.join(sees)}; each ranks {heads['top_k']} of {scores:,} tokens",
-        *_section("graphs", [(key, _size(graph["size"]), graph["file"]) for key, graph in facts["graphs"].items()]),
+        *_section(
+            "graphs",
+            [
+                (key, _size(graph["size"]), graph["file"], f"by default with {graph['profile']}")
+                for key, graph in facts["graphs"].items()
+            ],
+        ),
         *_section(
             "profiles",
             [(name, f"{p['nodes']} nodes", f"depth {p['depth']}") for name, p in sorted(facts["profiles"].items())],

@@ -10,8 +10,9 @@ from typing import Any
 import click
 from medusa_runtime.backends import load_backend
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.engine import PLAIN, Engine
+from medusa_runtime.engine import Engine
 from medusa_runtime.errors import MedusaError
+from medusa_runtime.facts import PLAIN
 
 from medusa_exporter import bench
 from medusa_exporter.bench import Skipped, Turn
