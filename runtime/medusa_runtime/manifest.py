@@ -58,23 +58,25 @@ class Manifest:
             check_path("a path in files", path)
             if path == FILE_NAME:
                 refuse("a path in files", path, "any file but the manifest itself")
-        for key, graph in (self.graphs or refuse("graphs", self.graphs, "at least one graph")).items():
-            if key != graph.key:
-                refuse("a key of graphs", key, f"{graph.key!r}, as its backend and precision say")
-            if graph.file not in self.files:
-                refuse(f"the file of graph {key}", graph.file, "one of the paths in files")
         for name in check_distinct("profiles", self.profiles):
             check_text("a name in profiles", name, NAME_PATTERN)
             if f"profiles/{name}.toml" not in self.files:
                 refuse("a name in profiles", name, "a profile whose file profiles/<name>.toml is in files")
-        for key, graph in self.graphs.items():
-            if graph.profile not in (PLAIN, *self.profiles):
-                refuse(f"the profile of graph {key}", graph.profile, f"{PLAIN!r} or one of the names in profiles")
+        self._check_graphs()
         object.__setattr__(self, "sources", json.loads(_to_json(check_mapping("sources", self.sources))))
         computed = self._body()[1]
         if self.digest not in ("", computed):
             refuse("digest", self.digest, computed)
         object.__setattr__(self, "digest", computed)
+
+    def _check_graphs(self) -> None:
+        for key, graph in (self.graphs or refuse("graphs", self.graphs, "at least one graph")).items():
+            if key != graph.key:
+                refuse("a key of graphs", key, f"{graph.key!r}, as its backend and precision say")
+            if graph.file not in self.files:
+                refuse(f"the file of graph {key}", graph.file, "one of the paths in files")
+            if graph.profile not in (PLAIN, *self.profiles):
+                refuse(f"the profile of graph {key}", graph.profile, f"{PLAIN!r} or one of the names in profiles")
 
     def _body(self) -> tuple[bytes, str]:
         """Return the manifest's bytes with 64 zeros for a digest, and the digest that belongs there."""
