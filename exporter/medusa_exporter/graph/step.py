@@ -59,13 +59,22 @@ class Step(torch.nn.Module):
         def logits(rows: Tensor) -> Tensor:
             return torch.nn.functional.linear(rows, *self._draft_lm_head)
 
-        proposed = self.heads.propose(draft_hidden, root_embedding, logits, self.top_k)  # (N, K, top_k)
+        number = -1 - input_ids  # of a candidate: head · top_k + rank; negative for literals
+        used = self._heads_used(number)
+        proposed = self.heads.propose(draft_hidden, root_embedding, logits, self.top_k, used)  # (N, used, top_k)
         proposed = proposed.flatten(1).to(torch.int32)
         # a Gather from no rows at all is an error in ONNX Runtime: append B dummy rows, keep the first B
         proposed = torch.cat((proposed, torch.zeros(B, proposed.shape[1], dtype=torch.int32)))[:B]
         literal = input_ids >= 0
-        candidate = torch.gather(proposed, 1, torch.where(literal, 0, -1 - input_ids).long())
+        candidate = torch.gather(proposed, 1, torch.where(literal, 0, number).long())
         return torch.where(literal, input_ids, candidate)
+
+    def _heads_used(self, number: Tensor) -> int:
+        """How many heads the tree's candidates come from: no other is scored."""
+        used: int = (number.max().clamp(min=0) // self.top_k + 1).item()  # type: ignore[assignment]
+        torch._check(used >= 1)  # type: ignore[no-untyped-call]
+        torch._check(used <= self.heads.heads)  # type: ignore[no-untyped-call]
+        return used
 
     def forward(
         self,

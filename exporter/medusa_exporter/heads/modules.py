@@ -108,23 +108,30 @@ class MedusaHeads(torch.nn.Module):
         return F.dropout(units, self.dropout) if self.training and self.dropout else units
 
     def logits(self, features: Tensor, lm_head: Callable[[Tensor], Tensor]) -> Tensor:
-        """Turn features (K, N, H) into logits (K, N, D), by `lm_head` (rows, H) -> (rows, D) or the heads' own.
+        """Turn features (K, N, H) of the first K heads into logits (K, N, D), by `lm_head`, (rows, H) -> (rows, D), or theirs.
 
         With a token_map, `lm_head` is to give one column for each of its tokens, in its order.
         """
+        used = features.shape[0]
         if self.own_lm_head is not None:
-            return features @ self.own_lm_head
+            return features @ self.own_lm_head.narrow(0, 0, used)
         flat = lm_head(features.reshape(-1, self.hidden_size))  # (K·N, D)
-        return flat.reshape(self.heads, -1, flat.shape[-1])
+        return flat.reshape(used, -1, flat.shape[-1])
 
     def propose(
-        self, hidden: Tensor, root_embedding: Tensor | None, lm_head: Callable[[Tensor], Tensor], top_k: int
+        self,
+        hidden: Tensor,
+        root_embedding: Tensor | None,
+        lm_head: Callable[[Tensor], Tensor],
+        top_k: int,
+        used: int | None = None,
     ) -> Tensor:
         """Return each head's `top_k` likeliest tokens, best first: (N, K, top_k) int64, token ids of the decoder.
 
-        `lm_head` as in `logits`; `top_k` is at most D.
+        `lm_head` as in `logits`; `top_k` is at most D. used: score the first so many heads only, K becomes that.
         """
-        logits = self.logits(self.features(hidden, root_embedding), lm_head)
+        features = self.features(hidden, root_embedding)
+        logits = self.logits(features if used is None else features.narrow(0, 0, used), lm_head)
         rows = torch.topk(logits, top_k, dim=-1).indices.permute(1, 0, 2)
         return rows if self.token_map is None else self.token_map[rows]
 
