@@ -108,9 +108,10 @@ class MedusaHeads(torch.nn.Module):
         return F.dropout(units, self.dropout) if self.training and self.dropout else units
 
     def logits(self, features: Tensor, lm_head: Callable[[Tensor], Tensor]) -> Tensor:
-        """Turn features (K, N, H) of the first K heads into logits (K, N, D), by `lm_head`, (rows, H) -> (rows, D), or theirs.
+        """Turn features (K, N, H) of the first K heads into logits (K, N, D).
 
-        With a token_map, `lm_head` is to give one column for each of its tokens, in its order.
+        `lm_head`, (rows, H) -> (rows, D), serves where the heads have none of their own. With a token_map it is to give
+        one column for each of its tokens, in its order.
         """
         used = features.shape[0]
         if self.own_lm_head is not None:
