@@ -17,9 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.tidy import strip
-
-DOMAIN = "com.microsoft"
+from medusa_exporter.graph.quantise import DOMAIN
+from medusa_exporter.graph.tidy import int64_constant, only_consumer, strip
 
 
 def fuse(model: ir.Model) -> None:
@@ -57,7 +56,7 @@ def _pack(graph: ir.Graph, nodes: Sequence[ir.Node]) -> ir.Node:
 def _turn_together(graph: ir.Graph, split: ir.Node) -> None:
     """Split -> two RotaryEmbeddings of the first two parts becomes one RotaryEmbedding, split afterwards."""
     parts = split.outputs
-    turned = [_only_consumer(part, "RotaryEmbedding") for part in parts[:2]]
+    turned = [only_consumer(part, "RotaryEmbedding") for part in parts[:2]]
     queries, keys = turned if len(turned) == 2 else (None, None)
     if queries is None or keys is None or list(queries.inputs[1:]) != list(keys.inputs[1:]):
         return
@@ -110,7 +109,7 @@ def _axis(norm: ir.Node) -> int:
 
 def _bias(product: ir.Node) -> ir.Value | None:
     """The vector that is all that is done to a product: product + bias."""
-    add = _only_consumer(product.outputs[0], "Add")
+    add = only_consumer(product.outputs[0], "Add")
     if add is None or product.outputs[0].is_graph_output():
         return None
     other = add.inputs[1] if add.inputs[0] is product.outputs[0] else add.inputs[0]
@@ -147,9 +146,7 @@ def _parts(
 ) -> tuple[ir.Value, Sequence[ir.Value]]:
     """Split `joined` along its last axis, in front of a node: the first part and the others."""
     name = f"{joined.name}_in_{len(widths)}"
-    sizes = ir.Value(name=name, const_value=ir.tensor(list(widths), dtype=ir.DataType.INT64, name=name))
-    sizes.shape, sizes.dtype = ir.Shape([len(widths)]), ir.DataType.INT64
-    graph.register_initializer(sizes)
+    sizes = int64_constant(graph, name, list(widths))
     node = ir.node("Split", [joined, sizes], attributes={"axis": -1}, num_outputs=len(widths), name=name)
     for index, (part, width) in enumerate(zip(node.outputs, widths, strict=True)):
         part.name, part.type = f"{name}_{index}", joined.type
@@ -188,11 +185,6 @@ def _replace(old: ir.Value, new: ir.Value) -> None:
 def _constant(value: ir.Value | None, rank: int) -> ir.TensorProtocol | None:
     tensor = None if value is None else value.const_value
     return tensor if tensor is not None and len(tensor.shape) == rank else None
-
-
-def _only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
-    nodes = list(value.consumers())
-    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == op_type else None
 
 
 def _width(value: ir.Value) -> int:

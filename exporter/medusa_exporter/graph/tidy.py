@@ -31,10 +31,10 @@ def _rope_on_rows(graph: ir.Graph, rope: ir.Node) -> None:
 
     The 3-D form of the operator (ONNX opset 23) reads and writes rows as the KV arenas hold them.
     """
-    before, after = _producer(rope.inputs[0], "Transpose"), _consumer(rope.outputs[0], "Transpose")
+    before, after = _producer(rope.inputs[0], "Transpose"), only_consumer(rope.outputs[0], "Transpose")
     if before is None or after is None or not (_swaps_heads(before) and _swaps_heads(after)):
         return
-    rows = _consumer(after.outputs[0], "Reshape")
+    rows = only_consumer(after.outputs[0], "Reshape")
     split = before.inputs[0]  # (B, T, heads, D)
     if rows is None or split is None or split.shape is None or len(split.shape) != 4:
         return
@@ -43,7 +43,7 @@ def _rope_on_rows(graph: ir.Graph, rope: ir.Node) -> None:
         return
     source = _flat_source(split, heads * width)
     if source is None:
-        shape = _constant(graph, f"{rope.name}_rows", [0, 0, heads * width])
+        shape = int64_constant(graph, f"{rope.name}_rows", [0, 0, heads * width])
         join = ir.node("Reshape", [split, shape])
         join.outputs[0].shape = ir.Shape([split.shape[0], split.shape[1], heads * width])
         join.outputs[0].type = split.type
@@ -95,7 +95,8 @@ def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type else None
 
 
-def _consumer(value: ir.Value, op_type: str) -> ir.Node | None:
+def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
+    """Return the one node that uses `value`, if there is one only and it is of that type."""
     nodes = list(value.consumers())
     return nodes[0] if len(nodes) == 1 and nodes[0].op_type == op_type else None
 
@@ -105,7 +106,8 @@ def _swaps_heads(transpose: ir.Node) -> bool:
     return permutation is not None and tuple(permutation.as_ints()) == TO_HEADS_FIRST
 
 
-def _constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
+def int64_constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
+    """Give the graph a constant vector."""
     value = ir.Value(name=name, const_value=ir.tensor(values, dtype=ir.DataType.INT64, name=name))
     value.shape, value.dtype = ir.Shape([len(values)]), ir.DataType.INT64
     graph.register_initializer(value)
