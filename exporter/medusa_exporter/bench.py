@@ -189,15 +189,22 @@ def by_category(
 
 
 def _figures(pairs: Sequence[tuple[Run, Run]]) -> dict[str, float | None]:
-    """Return FIGURES over (plain, medusa) runs."""
+    """Return FIGURES over (plain, medusa) runs, and the sums that let runs on parts of a file be put together.
+
+    Those are the tree's `tokens` (prefill's not among them), its `steps` and plain decoding's `plain_steps`.
+    """
     plain, medusa = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     same = [pair for pair in pairs if pair[0].tokens == pair[1].tokens]
-    steps = sum(run.steps for run in medusa)
+    tokens = sum(len(run.tokens) - 1 for run in medusa)
+    steps, plain_steps = (sum(run.steps for run in runs) for runs in (medusa, plain))
     seconds = sum(run.seconds for run in medusa)
-    plain_ms = _ratio(1e3 * sum(run.seconds for run in plain), sum(run.steps for run in plain))
+    plain_ms = _ratio(1e3 * sum(run.seconds for run in plain), plain_steps)
     medusa_ms = _ratio(1e3 * seconds, steps)
     return {
-        "tokens_per_step": _ratio(sum(len(run.tokens) - 1 for run in medusa), steps),
+        "tokens": tokens,
+        "steps": steps,
+        "plain_steps": plain_steps,
+        "tokens_per_step": _ratio(tokens, steps),
         "plain_step_ms": plain_ms,
         "medusa_step_ms": medusa_ms,
         "overhead": _ratio(medusa_ms or 0.0, plain_ms or 0.0),
