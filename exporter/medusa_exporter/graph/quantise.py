@@ -1,4 +1,4 @@
-"""Weight-only quantisation: every product with a weight becomes ONNX Runtime's MatMulNBits.
+"""Weight-only quantisation: products with a weight become ONNX Runtime's MatMulNBits.
 
 Each block of a column of the weight has a scale of its own, and inside the operator each block of a row of activations
 has one too (accuracy level 4: products of 8-bit integers). So rows stay independent of each other: a node's logits
@@ -8,15 +8,16 @@ depend on its ancestors only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from medusa_runtime.contract import TOKENS
 from medusa_runtime.errors import UnsupportedModelError
 from onnx_ir.passes import common
 
-from medusa_exporter.precisions import FORMATS, WeightFormat
+from medusa_exporter.precisions import FORMATS, WeightFormat, Weights
 
 DOMAIN = "com.microsoft"
 ACCURACY_LEVEL = 4  # activations in 8 bits; the levels below it compute in floats and are several times slower
@@ -25,27 +26,47 @@ Matrix = npt.NDArray[np.float32]
 
 
 def with_precision(model: ir.Model, precision: str) -> ir.Model:
-    """Return `model` in a precision of FORMATS: itself for fp32, else a copy that shares all other tensors."""
-    found = FORMATS[precision]
-    return model if found is None else quantise(model.clone(), found)
+    """Return a copy of `model` in a precision of FORMATS, which shares the tensors that stay as they are."""
+    return quantise(model.clone(), FORMATS[precision])
 
 
-def quantise(model: ir.Model, to: WeightFormat) -> ir.Model:
-    """Quantise every weight that a MatMul or Gemm multiplies by, in place; the embedding's rows stay as they are."""
+def quantise(model: ir.Model, to: Weights) -> ir.Model:
+    """Quantise the weights that a MatMul or Gemm multiplies by, in place; the embedding's rows stay as they are.
+
+    The draft's products are those that the graph's output `tokens` comes from, the decoder's are all others.
+    """
     graph = model.graph
     graph.opset_imports[DOMAIN] = 1
+    draft = _before(value for value in graph.outputs if value.name == TOKENS)
     for node in list(graph):
-        weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
-        if weight is None or weight.const_value is None:
-            continue
-        if node.op_type == "Gemm":
-            _quantise_gemm(graph, node, weight, to)
-        elif weight.const_value.shape.rank() == 3:
-            _quantise_stack(graph, node, weight, to)
-        else:
-            _become(node, "MatMulNBits", *_operands(graph, node.inputs[0], _matrix(weight), weight.name, to))
+        if form := to.draft if node in draft else to.decoder:
+            _quantise_product(graph, node, form)
     common.RemoveUnusedNodesPass()(model)
     return model
+
+
+def _before(values: Iterable[ir.Value]) -> set[ir.Node]:
+    """All nodes that the values come from."""
+    found: set[ir.Node] = set()
+    ahead = [value.producer() for value in values]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            ahead += [other.producer() for other in node.inputs if other is not None]
+    return found
+
+
+def _quantise_product(graph: ir.Graph, node: ir.Node, to: WeightFormat) -> None:
+    weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
+    if weight is None or weight.const_value is None:
+        return
+    if node.op_type == "Gemm":
+        _quantise_gemm(graph, node, weight, to)
+    elif weight.const_value.shape.rank() == 3:
+        _quantise_stack(graph, node, weight, to)
+    else:
+        _become(node, "MatMulNBits", *_operands(graph, node.inputs[0], _matrix(weight), weight.name, to))
 
 
 def _quantise_gemm(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightFormat) -> None:

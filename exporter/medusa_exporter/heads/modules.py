@@ -108,16 +108,15 @@ class MedusaHeads(torch.nn.Module):
         return F.dropout(units, self.dropout) if self.training and self.dropout else units
 
     def logits(self, features: Tensor, lm_head: Callable[[Tensor], Tensor]) -> Tensor:
-        """Turn features (K, N, H) of the first K heads into logits (K, N, D).
+        """Turn features (K, N, H) into logits (K, N, D); where the lm_head is shared, of the first K heads only.
 
         `lm_head`, (rows, H) -> (rows, D), serves where the heads have none of their own. With a token_map it is to give
         one column for each of its tokens, in its order.
         """
-        used = features.shape[0]
         if self.own_lm_head is not None:
-            return features @ self.own_lm_head.narrow(0, 0, used)
+            return features @ self.own_lm_head
         flat = lm_head(features.reshape(-1, self.hidden_size))  # (K·N, D)
-        return flat.reshape(used, -1, flat.shape[-1])
+        return flat.reshape(features.shape[0], -1, flat.shape[-1])
 
     def propose(
         self,
@@ -129,10 +128,13 @@ class MedusaHeads(torch.nn.Module):
     ) -> Tensor:
         """Return each head's `top_k` likeliest tokens, best first: (N, K, top_k) int64, token ids of the decoder.
 
-        `lm_head` as in `logits`; `top_k` is at most D. used: score the first so many heads only, K becomes that.
+        `lm_head` as in `logits`; `top_k` is at most D. used: the first so many heads are wanted; where they share an
+        lm_head no others are scored, and K becomes that.
         """
         features = self.features(hidden, root_embedding)
-        logits = self.logits(features if used is None else features.narrow(0, 0, used), lm_head)
+        if used is not None and self.own_lm_head is None:
+            features = features.narrow(0, 0, used)
+        logits = self.logits(features, lm_head)
         rows = torch.topk(logits, top_k, dim=-1).indices.permute(1, 0, 2)
         return rows if self.token_map is None else self.token_map[rows]
 
