@@ -23,7 +23,7 @@ from medusa_runtime.manifest import FILE_NAME, Manifest
 from medusa_exporter import models
 from medusa_exporter.heads.facts import read_head_facts
 from medusa_exporter.models import ModelSource
-from medusa_exporter.precisions import PRECISIONS, default_profile
+from medusa_exporter.precisions import DRAFT, PRECISIONS, default_profile
 from medusa_exporter.sources import describe_sources, unchanged, versions
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def _fill(
 
     from medusa_exporter.graph.check import check_graph
     from medusa_exporter.graph.fuse import fuse
-    from medusa_exporter.graph.quantise import with_precision
+    from medusa_exporter.graph.in_place import angles, in_place
+    from medusa_exporter.graph.quantise import quantise_draft, with_precision
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
     from medusa_exporter.heads.layout import load_heads
@@ -130,7 +131,9 @@ def _fill(
 
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     graph = trace(model, medusa, facts, top_k)
+    in_place(graph, facts, medusa.input_size, angles(model, facts.context))
     fuse(graph)
+    quantise_draft(graph, DRAFT)
     report(f"write {', '.join(precisions)}")
     save_graphs({folder / one.file: with_precision(graph, one.precision) for one in graphs}, SHARED_DATA)
     head_facts = HeadFacts(

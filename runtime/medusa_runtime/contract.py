@@ -1,9 +1,14 @@
-"""The graph contract: names, shapes and types of one step's inputs and outputs, the same for every backend.
+"""The graph contract: names, shapes and types of one step's inputs and outputs.
 
 One step = draft, then verify. B sequences, T nodes each, P rows of past bound, R rows whose logits are wanted,
 N in {0, B} draft rows (0 skips the heads: plain decoding and prefill), S what the heads see of a token (the hidden
 size, and as much again for every layer they tap), V vocabulary, W = kv_heads * head_dim elements of one token's K or V
 row of one layer.
+
+It has two forms. As traced, the past is read only and comes as rows, and a step gives its new rows (`input_specs`,
+`output_specs`). In place, one sequence at a time, the past is a buffer of C rows for each key head, which is an input
+and an output at once: a step writes its T rows behind the `past_length` real ones, where the next step finds them or
+writes over them (`in_place_specs`).
 """
 
 from __future__ import annotations
@@ -31,6 +36,16 @@ def past_key(layer: int) -> str:
 def past_value(layer: int) -> str:
     """(B, P, W) float, input: this layer's values of the past."""
     return f"past_value_{layer}"
+
+
+def present_key(layer: int) -> str:
+    """(1, kv_heads, C, head_dim) float, output, in place: the buffer that `past_key` names."""
+    return f"present_key_{layer}"
+
+
+def present_value(layer: int) -> str:
+    """(1, kv_heads, C, head_dim) float, output, in place: the buffer that `past_value` names."""
+    return f"present_value_{layer}"
 
 
 def new_key(layer: int) -> str:
@@ -78,3 +93,19 @@ def output_specs(
         *(TensorSpec(new_key(i), dtype, ("B", "T", kv_row)) for i in range(layers)),
         *(TensorSpec(new_value(i), dtype, ("B", "T", kv_row)) for i in range(layers)),
     )
+
+
+def in_place_specs(
+    layers: int, state_size: int, vocab_size: int, kv_heads: int, head_dim: int, dtype: str = "float32"
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """All inputs, and all outputs, of a graph that writes its rows in place: B is 1, there is no P but a capacity C."""
+    buffer = (1, kv_heads, "C", head_dim)
+    step, results = (
+        tuple(TensorSpec(one.name, one.dtype, tuple(1 if size == "B" else size for size in one.shape)) for one in specs)
+        for specs in (input_specs(0, state_size, 0, dtype), output_specs(0, state_size, vocab_size, 0, dtype))
+    )
+    pasts, presents = (
+        tuple(TensorSpec(name(i), dtype, buffer) for name in names for i in range(layers))
+        for names in ((past_key, past_value), (present_key, present_value))
+    )
+    return (*step, *pasts), (*results, *presents)

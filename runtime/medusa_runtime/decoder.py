@@ -88,9 +88,9 @@ class Decoder:
             raise MedusaError("nothing to decode: start a prompt first, and take no step after an answer is finished")
         length = self.cache.length()
         tree = self._tree
-        if not self.cache.can_draft() or length + tree.profile.depth >= self.cache.context:
-            tree = self._plain  # no hidden state to draft from, or no positions left for the tree
-        self.cache.reserve(length + tree.profile.depth + 1)  # before the answer grows: the commit cannot fail then
+        if not self.cache.can_draft() or length + tree.profile.size > self.cache.context:
+            tree = self._plain  # no hidden state to draft from, or no rows left for the tree
+        self.cache.reserve(length + tree.profile.size)  # a backend may write all of them where they would be kept
         tree.place(sequence.last, length)
         self.backend.run(tree.step)
         tokens = self.backend.read_tokens()

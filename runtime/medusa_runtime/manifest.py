@@ -13,7 +13,7 @@ from medusa_runtime.checks import check_distinct, check_mapping, check_path, che
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import DIGEST, PLAIN, FileFacts, GraphFacts, HeadFacts, ModelFacts
 
-SCHEMA = 3
+SCHEMA = 4
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 REMEDY = "copy it again, or rebuild it with medusa-export build … --force"

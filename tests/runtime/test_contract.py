@@ -57,3 +57,23 @@ def test_only_hidden_states_logits_and_rows_take_the_precision():
         spec.name for spec in half if spec.name in ("draft_hidden", "logits", "hidden") or "key" in spec.name
     } | {spec.name for spec in half if "value" in spec.name}
     assert all(isinstance(size, int) or size in DIMENSIONS for spec in half for size in spec.shape)
+
+
+def test_a_step_in_place():
+    inputs, outputs = contract.in_place_specs(layers=2, state_size=16, vocab_size=50, kv_heads=2, head_dim=4)
+    assert [(spec.name, spec.dtype, spec.shape) for spec in inputs] == [
+        ("input_ids", "int32", (1, "T")),
+        ("position_ids", "int32", (1, "T")),
+        ("tree_mask", "bool", (1, "T", "T")),
+        ("past_length", "int32", (1,)),
+        ("draft_hidden", "float32", ("N", 16)),
+        ("logit_rows", "int32", (1, "R")),
+        *((f"past_{what}_{i}", "float32", (1, 2, "C", 4)) for what in ("key", "value") for i in range(2)),
+    ]
+    assert [(spec.name, spec.dtype, spec.shape) for spec in outputs] == [
+        ("tokens", "int32", (1, "T")),
+        ("argmax", "int32", (1, "R")),
+        ("logits", "float32", (1, "R", 50)),
+        ("hidden", "float32", (1, "T", 16)),
+        *((f"present_{what}_{i}", "float32", (1, 2, "C", 4)) for what in ("key", "value") for i in range(2)),
+    ]

@@ -22,7 +22,7 @@ GRAPHS = {"ort-cpu-fp32": GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onn
 
 
 def make(**changes):
-    parts = {"schema": 3, "producer": {"medusa-export": "0.1.0"}, "model": MODEL, "heads": HEADS, "graphs": GRAPHS}
+    parts = {"schema": 4, "producer": {"medusa-export": "0.1.0"}, "model": MODEL, "heads": HEADS, "graphs": GRAPHS}
     parts |= {"profiles": ("cpu-8",), "files": FILES, "sources": {"heads": "0d" * 32, "options": [1, None, {"é": 0.5}]}}
     return Manifest(**parts | changes)
 
@@ -94,16 +94,16 @@ def test_another_layout_with_a_right_digest_is_refused():
     forged = body.replace(b"0" * 64, hashlib.sha256(body).hexdigest().encode())
     with pytest.raises(BundleError):
         Manifest.from_bytes(forged, "m")
-    data = make().to_bytes().replace(b'"schema": 3,', b'"schema":  3,')
+    data = make().to_bytes().replace(b'"schema": 4,', b'"schema":  4,')
     body = data[:15] + b"0" * 64 + data[79:]
     forged = data[:15] + hashlib.sha256(body).hexdigest().encode() + data[79:]
     with pytest.raises(BundleError, match="form"):
         Manifest.from_bytes(forged, "m")
 
 
-@pytest.mark.parametrize("schema", [0, 2, 7, "3", True, 3.0, None, [1]])
+@pytest.mark.parametrize("schema", [0, 3, 7, "4", True, 4.0, None, [1]])
 def test_wrong_schema_is_told_before_anything_else(schema):
-    with pytest.raises(BundleError, match=r"schema .*reads 3; .*rebuild"):
+    with pytest.raises(BundleError, match=r"schema .*reads 4; .*rebuild"):
         Manifest.from_bytes(json.dumps({"schema": schema, "digest": "?"}).encode(), "m")
 
 
@@ -130,7 +130,7 @@ BAD_PATHS += ["\u202ea", "a" * 1001, "manifest.json"]
 def test_paths_that_leave_the_bundle(path):
     facts = {"size": 1, "sha256": "00" * 32}
     with pytest.raises(BundleError, match="path"):
-        Manifest.from_bytes(forge(content_with(["files"], {**content_with(["schema"], 3)["files"], path: facts})), "m")
+        Manifest.from_bytes(forge(content_with(["files"], {**content_with(["schema"], 4)["files"], path: facts})), "m")
     with pytest.raises(BundleError):
         Manifest.from_bytes(forge(content_with(["graphs", "ort-cpu-fp32", "file"], path)), "m")
 
@@ -210,14 +210,14 @@ def test_false_claims_with_a_right_digest(path, value, message):
         b"[]",
         b"\xff\xfe",
         b"{",
-        b'{"schema": 3, "schema": 1}',
-        b'{"schema": 3, "x": NaN}',
-        b'{"schema": 3, "x": -Infinity}',
-        b'{"schema": 3, "x": 1e999}',
-        b'{"schema": 3, "digest": "\xc3\xa9"}',
-        b'{"schema": 3, "x": ' + b"9" * 100_000 + b"}",
+        b'{"schema": 4, "schema": 1}',
+        b'{"schema": 4, "x": NaN}',
+        b'{"schema": 4, "x": -Infinity}',
+        b'{"schema": 4, "x": 1e999}',
+        b'{"schema": 4, "digest": "\xc3\xa9"}',
+        b'{"schema": 4, "x": ' + b"9" * 100_000 + b"}",
         b"[" * 1_000_000,
-        b'{"schema": 3, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"schema": 4, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"a":' * 200_000,
         b" " * (module.MAX_BYTES + 1),
     ],

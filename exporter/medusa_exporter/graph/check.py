@@ -12,7 +12,7 @@ from medusa_runtime import contract
 from medusa_runtime.contract import TensorSpec
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 
-SIZES = {"B": 1, "T": 3, "P": 4, "R": 2}
+SIZES = {"T": 3, "C": 8, "R": 2}
 
 
 def check_graph(path: Path, facts: ModelFacts, heads: HeadFacts) -> None:
@@ -20,11 +20,10 @@ def check_graph(path: Path, facts: ModelFacts, heads: HeadFacts) -> None:
     onnx.checker.check_model(str(path), full_check=True)
     session = _session(path)
     size = state_size(facts, heads)
-    inputs = contract.input_specs(facts.layers, size, facts.kv_row)
-    outputs = contract.output_specs(facts.layers, size, facts.vocab_size, facts.kv_row)
+    inputs, outputs = contract.in_place_specs(facts.layers, size, facts.vocab_size, facts.kv_heads, facts.head_dim)
     _declared(session.get_inputs(), inputs)
     _declared(session.get_outputs(), outputs)
-    for drafts in (0, SIZES["B"]):
+    for drafts in (0, 1):
         sizes = {**SIZES, "N": drafts}
         results = session.run(None, {spec.name: np.zeros(_shape(spec, sizes), spec.dtype) for spec in inputs})
         for spec, result in zip(outputs, results, strict=True):

@@ -4,7 +4,7 @@ Each operator costs some microseconds beside its work, and each product wakes th
 weights that is a good part of a step. Three rewrites, none of which changes what is computed:
 
 - products of the same rows (queries, keys and values; gate and up) become one, its columns split afterwards;
-- queries and keys are turned by one RotaryEmbedding;
+- GroupQueryAttention takes queries, keys and values as they come from one product, unsplit;
 - a residual sum and the norm of it become SkipSimplifiedLayerNormalization, ONNX Runtime's own operator.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.quantise import DOMAIN
-from medusa_exporter.graph.tidy import int64_constant, only_consumer, strip
+from medusa_exporter.graph.edit import DOMAIN, constant, only_consumer
+from medusa_exporter.graph.tidy import strip
 
 
 def fuse(model: ir.Model) -> None:
@@ -31,17 +31,18 @@ def fuse(model: ir.Model) -> None:
             together[node.inputs[0]].append(node)
     for nodes in together.values():
         if len(nodes) > 1:
-            _turn_together(graph, _pack(graph, nodes))
+            _pack(graph, nodes)
     for node in list(graph):
         if node.op_type == "RMSNormalization":
             _norm_the_sum(graph, node)
+        elif node.op_type == "GroupQueryAttention":
+            _attend_unsplit(node)
     common.RemoveUnusedNodesPass()(model)
-    graph.sort()  # the angles are computed behind the first product
     strip(model)
 
 
-def _pack(graph: ir.Graph, nodes: Sequence[ir.Node]) -> ir.Node:
-    """Make one product, with one sum of all biases if each product has a bias; return the Split behind it."""
+def _pack(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
+    """Make one product, with one sum of all biases if each product has a bias, and a Split behind it."""
     rows, first = nodes[0].inputs[0], nodes[0]
     assert rows is not None  # noqa: S101 -- `fuse` has looked
     product = _add(graph, first, "MatMul", [rows, _side_by_side(graph, [node.inputs[1] for node in nodes])])
@@ -50,28 +51,18 @@ def _pack(graph: ir.Graph, nodes: Sequence[ir.Node]) -> ir.Node:
     if None not in biases:
         product = _add(graph, first, "Add", [product, _side_by_side(graph, biases)])
         ends = [next(iter(end.consumers())).outputs[0] for end in ends]
-    return _split(graph, first, product, ends)
+    _split(graph, first, product, ends)
 
 
-def _turn_together(graph: ir.Graph, split: ir.Node) -> None:
-    """Split -> two RotaryEmbeddings of the first two parts becomes one RotaryEmbedding, split afterwards."""
-    parts = split.outputs
-    turned = [only_consumer(part, "RotaryEmbedding") for part in parts[:2]]
-    queries, keys = turned if len(turned) == 2 else (None, None)
-    if queries is None or keys is None or list(queries.inputs[1:]) != list(keys.inputs[1:]):
+def _attend_unsplit(attention: ir.Node) -> None:
+    """Split -> queries, keys, values -> GroupQueryAttention becomes GroupQueryAttention of what was split."""
+    parts = list(attention.inputs[:3])
+    split = None if parts[0] is None else parts[0].producer()
+    if split is None or split.op_type != "Split" or list(split.outputs) != parts:
         return
-    heads = [rope.attributes["num_heads"].as_int() for rope in (queries, keys)]
-    widths = [_width(part) for part in parts]
-    if widths[0] * heads[1] != widths[1] * heads[0]:
-        return
-    product = split.inputs[0]
-    assert product is not None  # noqa: S101 -- `_pack` has made it
-    first, rest = _parts(graph, split, product, [widths[0] + widths[1], *widths[2:]])
-    attributes: dict[str, ir.Attr | int] = {**queries.attributes, "num_heads": sum(heads)}
-    both = _add(graph, split, "RotaryEmbedding", [first, *queries.inputs[1:]], attributes)
-    _split(graph, split, both, [queries.outputs[0], keys.outputs[0]])
-    for part, value in zip(parts[2:], rest, strict=True):
-        _replace(part, value)
+    attention.replace_input_with(0, split.inputs[0])
+    attention.replace_input_with(1, None)
+    attention.replace_input_with(2, None)
 
 
 def _norm_the_sum(graph: ir.Graph, norm: ir.Node) -> None:
@@ -131,28 +122,16 @@ def _side_by_side(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.Valu
     return value
 
 
-def _split(graph: ir.Graph, before: ir.Node, joined: ir.Value, ends: Sequence[ir.Value]) -> ir.Node:
-    """Split `joined` along its last axis into what takes the place of `ends`."""
-    first, rest = _parts(graph, before, joined, [_width(end) for end in ends])
-    for end, part in zip(ends, (first, *rest), strict=True):
-        _replace(end, part)
-    node = first.producer()
-    assert node is not None  # noqa: S101 -- it has just been made
-    return node
-
-
-def _parts(
-    graph: ir.Graph, before: ir.Node, joined: ir.Value, widths: Sequence[int]
-) -> tuple[ir.Value, Sequence[ir.Value]]:
-    """Split `joined` along its last axis, in front of a node: the first part and the others."""
-    name = f"{joined.name}_in_{len(widths)}"
-    sizes = int64_constant(graph, name, list(widths))
-    node = ir.node("Split", [joined, sizes], attributes={"axis": -1}, num_outputs=len(widths), name=name)
-    for index, (part, width) in enumerate(zip(node.outputs, widths, strict=True)):
+def _split(graph: ir.Graph, before: ir.Node, joined: ir.Value, ends: Sequence[ir.Value]) -> None:
+    """Split `joined` along its last axis, in front of a node, into what takes the place of `ends`."""
+    name, widths = f"{joined.name}_in_{len(ends)}", [_width(end) for end in ends]
+    sizes = constant(graph, name, np.array(widths))
+    node = ir.node("Split", [joined, sizes], attributes={"axis": -1}, num_outputs=len(ends), name=name)
+    graph.insert_before(before, node)
+    for index, (end, part, width) in enumerate(zip(ends, node.outputs, widths, strict=True)):
         part.name, part.type = f"{name}_{index}", joined.type
         part.shape = None if joined.shape is None else ir.Shape([*joined.shape[:-1], width])
-    graph.insert_before(before, node)
-    return node.outputs[0], node.outputs[1:]
+        _replace(end, part)
 
 
 def _add(

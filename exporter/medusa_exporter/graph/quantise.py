@@ -17,9 +17,10 @@ from medusa_runtime.contract import TOKENS
 from medusa_runtime.errors import UnsupportedModelError
 from onnx_ir.passes import common
 
-from medusa_exporter.precisions import FORMATS, WeightFormat, Weights
+from medusa_exporter.graph.edit import DOMAIN, constant
+from medusa_exporter.graph.lone_row import pair_lone_rows
+from medusa_exporter.precisions import FORMATS, WeightFormat
 
-DOMAIN = "com.microsoft"
 ACCURACY_LEVEL = 4  # activations in 8 bits; the levels below it compute in floats and are several times slower
 
 Matrix = npt.NDArray[np.float32]
@@ -27,20 +28,28 @@ Matrix = npt.NDArray[np.float32]
 
 def with_precision(model: ir.Model, precision: str) -> ir.Model:
     """Return a copy of `model` in a precision of FORMATS, which shares the tensors that stay as they are."""
-    return quantise(model.clone(), FORMATS[precision])
+    found, to = model.clone(), FORMATS[precision]
+    if to is not None:
+        quantise(found, to)
+        pair_lone_rows(found)
+    return found
 
 
-def quantise(model: ir.Model, to: Weights) -> ir.Model:
-    """Quantise the weights that a MatMul or Gemm multiplies by, in place; the embedding's rows stay as they are.
+def quantise_draft(model: ir.Model, to: WeightFormat) -> ir.Model:
+    """Quantise the draft's products only, in place: those that the graph's output `tokens` comes from."""
+    return _quantise(model, _before(value for value in model.graph.outputs if value.name == TOKENS), to)
 
-    The draft's products are those that the graph's output `tokens` comes from, the decoder's are all others.
-    """
+
+def quantise(model: ir.Model, to: WeightFormat) -> ir.Model:
+    """Quantise every weight that a MatMul or Gemm multiplies by, in place; the embedding's rows stay as they are."""
+    return _quantise(model, model.graph, to)
+
+
+def _quantise(model: ir.Model, nodes: Iterable[ir.Node], to: WeightFormat) -> ir.Model:
     graph = model.graph
     graph.opset_imports[DOMAIN] = 1
-    draft = _before(value for value in graph.outputs if value.name == TOKENS)
-    for node in list(graph):
-        if form := to.draft if node in draft else to.decoder:
-            _quantise_product(graph, node, form)
+    for node in list(nodes):
+        _quantise_product(graph, node, to)
     common.RemoveUnusedNodesPass()(model)
     return model
 
@@ -111,11 +120,8 @@ def _operands(
     labels = f"{name}.q{to.bits}", f"{name}.q{to.bits}_scales"
     if labels[0] not in graph.initializers:  # a weight that serves twice is kept once
         packed, scales = _pack(matrix, to)
-        for label, array in ((labels[0], packed), (labels[1], scales)):
-            tensor = ir.tensor(array, name=label)
-            value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), const_value=tensor)
-            value.shape = ir.Shape(array.shape)
-            graph.register_initializer(value)
+        constant(graph, labels[0], packed)
+        constant(graph, labels[1], scales)
     size = {"K": matrix.shape[0], "N": matrix.shape[1]}
     operands = [rows, *(graph.initializers[label] for label in labels)]
     return operands, {**size, "bits": to.bits, "block_size": to.block, "accuracy_level": ACCURACY_LEVEL}

@@ -68,18 +68,16 @@ def row_attention(
 ) -> tuple[Tensor, None]:
     """Attention as one ONNX `Attention` node over row-major keys and values.
 
-    query (B, Hq, T, D), its heads in the order of `groups.queries_by_group`; key, value (B, P + T, W) as
-    `RowCache.update` returns them; masks (B, 1, T·G, P + T), added to the scores; `windowed_mask` is taken instead of
-    `attention_mask` where the layer has a sliding window. Returns (B, T, Hq, D).
+    query (B, Hq, T, D); key, value (B, P + T, W) as `RowCache.update` returns them; masks (B, 1, T, P + T), added to
+    the scores; `windowed_mask` is taken instead of `attention_mask` where the layer has a sliding window. Returns
+    (B, T, Hq, D).
     """
     if kwargs.get("softcap") is not None:
         raise UnsupportedModelError(f"{type(module).__name__}: attention with a soft cap is not served")
     B, heads, T, D = query.shape
     mask = attention_mask if sliding_window is None else windowed_mask
-    W = key.shape[-1]
-    rows = _to_rows(query).reshape(B, T * (heads * D // W), W)  # the heads of a group, one under the other
     output, *_ = torch.onnx.ops.attention(
-        rows, key, value, mask, scale=scaling, q_num_heads=W // D, kv_num_heads=W // D
+        _to_rows(query), key, value, mask, scale=scaling, q_num_heads=heads, kv_num_heads=key.shape[-1] // D
     )
     return output.reshape(B, T, heads, D), None
 

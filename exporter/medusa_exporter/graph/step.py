@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from medusa_exporter.graph.groups import group_size
 from medusa_exporter.graph.rows import ATTENTION, RowCache
 from medusa_exporter.heads.taps import tapped
 
@@ -25,7 +24,6 @@ class Step(torch.nn.Module):
         super().__init__()
         self.model, self.heads, self.top_k = model, heads, top_k
         self.model.config._attn_implementation = ATTENTION
-        self.group = group_size(model.config)
         self.window: int | None = getattr(model.config, "sliding_window", None)
         self._wanted_rows: Tensor | None = None
         self._hidden: Tensor | None = None
@@ -93,14 +91,14 @@ class Step(torch.nn.Module):
         more = {}
         if self.window is not None:
             near = _distance(position_ids, past_keys[0].shape[1]) < self.window
-            more["windowed_mask"] = _additive(seen & near, self.group)
+            more["windowed_mask"] = _additive(seen & near)
         cache = RowCache(past_keys, past_values)
         self._wanted_rows = logit_rows
         with tapped(self.model, self.heads.taps) as caught:
             logits = self.model(
                 input_ids=tokens,
                 position_ids=position_ids,
-                attention_mask=_additive(seen, self.group),
+                attention_mask=_additive(seen),
                 past_key_values=cache,
                 use_cache=True,
                 **more,
@@ -135,11 +133,6 @@ def _distance(position_ids: Tensor, P: int) -> Tensor:
     return position_ids.unsqueeze(2) - torch.cat((past, new), dim=2)
 
 
-def _additive(seen: Tensor, group: int) -> Tensor:
-    """(B, T, S) bool -> (B, 1, T·G, S) float32 to add to scores: 0, or a finite minimum (never an empty softmax).
-
-    Each node's row stands once for every query of a group.
-    """
-    B, T, S = seen.shape
-    mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
-    return mask.unsqueeze(2).expand(B, T, group, S).reshape(B, 1, T * group, S)
+def _additive(seen: Tensor) -> Tensor:
+    """(B, T, S) bool -> (B, 1, T, S) float32 to add to scores: 0, or a finite minimum (never an empty softmax)."""
+    return torch.where(seen, 0.0, torch.finfo(torch.float32).min).unsqueeze(1)

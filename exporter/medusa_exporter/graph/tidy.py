@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+from medusa_runtime.contract import TensorSpec
 from onnx_ir.passes import common
+
+from medusa_exporter.graph.edit import constant, only_consumer
 
 TO_HEADS_FIRST = (0, 2, 1, 3)  # (B, T, heads, D) <-> (B, heads, T, D)
 
@@ -43,7 +47,7 @@ def _rope_on_rows(graph: ir.Graph, rope: ir.Node) -> None:
         return
     source = _flat_source(split, heads * width)
     if source is None:
-        shape = int64_constant(graph, f"{rope.name}_rows", [0, 0, heads * width])
+        shape = constant(graph, f"{rope.name}_rows", np.array([0, 0, heads * width]))
         join = ir.node("Reshape", [split, shape])
         join.outputs[0].shape = ir.Shape([split.shape[0], split.shape[1], heads * width])
         join.outputs[0].type = split.type
@@ -95,23 +99,9 @@ def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type else None
 
 
-def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
-    """Return the one node that uses `value`, if there is one only and it is of that type."""
-    nodes = list(value.consumers())
-    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == op_type else None
-
-
 def _swaps_heads(transpose: ir.Node) -> bool:
     permutation = transpose.attributes.get("perm")
     return permutation is not None and tuple(permutation.as_ints()) == TO_HEADS_FIRST
-
-
-def int64_constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
-    """Give the graph a constant vector."""
-    value = ir.Value(name=name, const_value=ir.tensor(values, dtype=ir.DataType.INT64, name=name))
-    value.shape, value.dtype = ir.Shape([len(values)]), ir.DataType.INT64
-    graph.register_initializer(value)
-    return value
 
 
 def strip(model: ir.Model) -> None:
@@ -133,3 +123,14 @@ def strip(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
         value.doc_string = None
+
+
+def declare(graph: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Give every input and output the contract's name, and its symbolic dimensions in place of those of the tracer."""
+    for values, specs in ((graph.graph.inputs, inputs), (graph.graph.outputs, outputs)):
+        if len(values) != len(specs):
+            raise RuntimeError(f"the traced graph has {len(values)} inputs or outputs, the contract {len(specs)}")
+        for value, spec in zip(values, specs, strict=True):
+            value.name = spec.name
+            value.shape = ir.Shape(spec.shape)
+            value.dtype = ir.DataType[{"float32": "FLOAT"}.get(spec.dtype, spec.dtype.upper())]

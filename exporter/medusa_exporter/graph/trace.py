@@ -13,9 +13,8 @@ import torch
 from medusa_runtime import contract
 from medusa_runtime.contract import TensorSpec
 
-from medusa_exporter.graph.groups import queries_by_group
 from medusa_exporter.graph.step import Step
-from medusa_exporter.graph.tidy import tidy
+from medusa_exporter.graph.tidy import declare, tidy
 
 if TYPE_CHECKING:
     from medusa_runtime.facts import ModelFacts
@@ -45,7 +44,7 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
         facts.layers,
     )
     step = Step(model, heads, top_k).eval()
-    with torch.no_grad(), _quiet(), queries_by_group(model):
+    with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             step,
             arguments,
@@ -59,7 +58,7 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
     assert program is not None  # noqa: S101 -- it is when dynamo=True
     graph = program.model
     tidy(graph)
-    _declare(graph, inputs, outputs)
+    declare(graph, inputs, outputs)
     return graph
 
 
@@ -72,17 +71,6 @@ def _group(per_input: tuple[object, ...], layers: int) -> tuple[object, ...]:
 def _example(spec: TensorSpec) -> torch.Tensor:
     shape = [EXAMPLE[size] if isinstance(size, str) else size for size in spec.shape]
     return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
-
-
-def _declare(graph: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-    """Give every input and output the contract's name, and its symbolic dimensions in place of the tracer's."""
-    for values, specs in ((graph.graph.inputs, inputs), (graph.graph.outputs, outputs)):
-        if len(values) != len(specs):
-            raise RuntimeError(f"the traced graph has {len(values)} inputs or outputs, the contract {len(specs)}")
-        for value, spec in zip(values, specs, strict=True):
-            value.name = spec.name
-            value.shape = ir.Shape(spec.shape)
-            value.dtype = ir.DataType[{"float32": "FLOAT"}.get(spec.dtype, spec.dtype.upper())]
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from medusa_exporter.graph.fuse import fuse
+from medusa_exporter.graph.in_place import angles, in_place
 from medusa_exporter.graph.trace import trace
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_runtime import contract
@@ -52,9 +53,10 @@ class Traced:
     model: Any  # as transformers runs it
     heads: MedusaHeads
     facts: ModelFacts
-    session: onnxruntime.InferenceSession
+    session: onnxruntime.InferenceSession  # of the graph as traced
     path: Path
-    graph: ir.Model
+    cpu_graph: ir.Model  # the CPU's dialect of it, fused
+    cpu: onnxruntime.InferenceSession
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         names = [output.name for output in self.session.get_outputs()]
@@ -142,8 +144,14 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             parameter.normal_(std=0.2)
     reference = copy.deepcopy(model)
     graph = trace(model, heads, facts, TOP_K)
-    fuse(graph)
+    dialect = graph.clone()
+    in_place(dialect, facts, heads.input_size, angles(model, CONTEXT))
+    fuse(dialect)
     path = tmp_path_factory.mktemp("graph") / "step.onnx"
+    sessions = [load(one, path) for one in (dialect, graph)]
+    return Traced(reference, heads, facts, sessions[1], path, dialect, sessions[0])
+
+
+def load(graph: ir.Model, path: Path) -> onnxruntime.InferenceSession:
     ir.save(graph, path)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return Traced(reference, heads, facts, session, path, graph)
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

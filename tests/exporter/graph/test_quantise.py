@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from medusa_exporter.graph.quantise import quantise, with_precision
-from medusa_exporter.precisions import FORMATS, PRECISIONS, WeightFormat, Weights
+from medusa_exporter.graph.quantise import quantise, quantise_draft, with_precision
+from medusa_exporter.precisions import FORMATS, PRECISIONS, WeightFormat
 from medusa_runtime.errors import UnsupportedModelError
 
 ROWS, IN, OUT, HEADS = 5, 64, 48, 3
@@ -32,10 +32,6 @@ def graph(op_type: str, weight: np.ndarray, rows: tuple[int, ...], bias: bool = 
     return ir.Model(made, ir_version=10)
 
 
-def to(bits: int) -> Weights:
-    return Weights(decoder=WeightFormat(bits, 32), draft=None)
-
-
 def run(model: ir.Model, x: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(["y"], {"x": x})
@@ -55,7 +51,7 @@ def rng() -> np.random.Generator:
 @pytest.mark.parametrize("leading", [(ROWS,), (2, ROWS)])
 def test_a_matmul(rng: np.random.Generator, bits: int, leading: tuple[int, ...]) -> None:
     weight, x = (rng.standard_normal(size).astype(np.float32) for size in ((IN, OUT), (*leading, IN)))
-    model = quantise(graph("MatMul", weight, x.shape), to(bits))
+    model = quantise(graph("MatMul", weight, x.shape), WeightFormat(bits, 32))
     assert [node.op_type for node in model.graph] == ["MatMulNBits"]
     assert set(model.graph.initializers) == {f"weight.q{bits}", f"weight.q{bits}_scales"}
     assert close(run(model, x), x @ weight, bits)
@@ -66,20 +62,20 @@ def test_a_matmul(rng: np.random.Generator, bits: int, leading: tuple[int, ...])
 def test_a_gemm(rng: np.random.Generator, bias: bool, transposed: bool) -> None:
     weight, x = (rng.standard_normal(size).astype(np.float32) for size in ((IN, OUT), (ROWS, IN)))
     given = np.ascontiguousarray(weight.T) if transposed else weight
-    model = quantise(graph("Gemm", given, x.shape, bias, transB=int(transposed)), to(8))
+    model = quantise(graph("Gemm", given, x.shape, bias, transB=int(transposed)), WeightFormat(8, 32))
     assert close(run(model, x), x @ weight + (np.arange(OUT) if bias else 0), 8)
 
 
 def test_a_gemm_of_another_kind_is_refused(rng: np.random.Generator) -> None:
     weight = rng.standard_normal((IN, OUT)).astype(np.float32)
     with pytest.raises(UnsupportedModelError, match="Gemm"):
-        quantise(graph("Gemm", weight, (ROWS, IN), alpha=0.5), to(8))
+        quantise(graph("Gemm", weight, (ROWS, IN), alpha=0.5), WeightFormat(8, 32))
 
 
 @pytest.mark.parametrize("stacked", [1, HEADS])
 def test_a_stack_of_heads(rng: np.random.Generator, stacked: int) -> None:
     weight, x = (rng.standard_normal(size).astype(np.float32) for size in ((HEADS, IN, OUT), (stacked, ROWS, IN)))
-    model = quantise(graph("MatMul", weight, x.shape), to(8))
+    model = quantise(graph("MatMul", weight, x.shape), WeightFormat(8, 32))
     assert [node.op_type for node in model.graph].count("MatMulNBits") == HEADS
     found = run(model, x)
     assert found.shape == (HEADS, ROWS, OUT)
@@ -92,7 +88,7 @@ def test_rows_do_not_see_each_other(rng: np.random.Generator, bits: int) -> None
     weight, x = (rng.standard_normal(size).astype(np.float32) for size in ((IN, OUT), (ROWS, IN)))
     wild = x.copy()
     wild[1:] *= 1e4
-    model = quantise(graph("MatMul", weight, x.shape), to(bits))
+    model = quantise(graph("MatMul", weight, x.shape), WeightFormat(bits, 32))
     np.testing.assert_array_equal(run(model, x)[0], run(model, wild)[0])
 
 
@@ -101,11 +97,10 @@ def test_products_of_two_activations_stay() -> None:
     node = ir.node("MatMul", [x, x])
     node.outputs[0].name = "y"
     model = ir.Model(ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 23}), ir_version=10)
-    assert [node.op_type for node in quantise(model, to(8)).graph] == ["MatMul"]
+    assert [node.op_type for node in quantise(model, WeightFormat(8, 32)).graph] == ["MatMul"]
 
 
-def test_the_draft_has_a_format_of_its_own(rng: np.random.Generator) -> None:
-    """What the output `tokens` comes from is the draft, and the decoder's products all the others."""
+def test_the_draft_is_what_the_tokens_come_from(rng: np.random.Generator) -> None:
     weight = rng.standard_normal((IN, IN)).astype(np.float32)
     model = graph("MatMul", weight, (ROWS, IN))
     drafted = model.graph.outputs[0]
@@ -113,11 +108,10 @@ def test_the_draft_has_a_format_of_its_own(rng: np.random.Generator) -> None:
     drafted.name, after.outputs[0].name = "tokens", "logits"
     model.graph.append(after)
     model.graph.outputs.append(after.outputs[0])
-    formats = (WeightFormat(8, 32), WeightFormat(4, 32))
-    for decoder, draft in ((None, formats[0]), (formats[0], None), formats):
-        found = quantise(model.clone(), Weights(decoder=decoder, draft=draft)).graph
-        bits = [node.attributes["bits"].as_int() if "bits" in node.attributes else None for node in found]
-        assert bits == [draft and draft.bits, decoder and decoder.bits]
+    quantise_draft(model, WeightFormat(8, 32))
+    assert [node.op_type for node in model.graph] == ["MatMulNBits", "MatMul"]
+    quantise(model, WeightFormat(4, 32))  # what is quantised already stays as it is
+    assert [node.attributes["bits"].as_int() for node in model.graph] == [8, 4]
 
 
 def test_precisions_share_what_is_not_quantised(rng: np.random.Generator) -> None:

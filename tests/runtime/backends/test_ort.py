@@ -11,11 +11,11 @@ import onnx
 import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import BACKENDS, load_backend
-from medusa_runtime.backends.base import Step
+from medusa_runtime.backends.base import Step, literal_step
 from medusa_runtime.backends.ort import OrtBackend
 from medusa_runtime.bundle import Bundle, seal
 from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
-from medusa_runtime.errors import BundleError, MissingExtraError
+from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
 from medusa_runtime.kv_cache import FIRST_CAPACITY, KvCache
 
 
@@ -31,16 +31,8 @@ def backend(bundle: Bundle) -> OrtBackend:
     return loaded
 
 
-def literal(ids: list[int], length: int, batch: int = 1) -> Step:
-    T = len(ids)
-    return Step(
-        input_ids=np.tile(np.array(ids, np.int32), (batch, 1)),
-        position_ids=np.tile(np.arange(length, length + T, dtype=np.int32), (batch, 1)),
-        tree_mask=np.tile(np.tri(T, dtype=np.bool_), (batch, 1, 1)),
-        past_length=np.full(batch, length, np.int32),
-        logit_rows=np.tile(np.arange(T, dtype=np.int32), (batch, 1)),
-        draft=False,
-    )
+def literal(ids: list[int], length: int) -> Step:
+    return literal_step(np.array(ids, np.int32), length, np.arange(len(ids), dtype=np.int32))
 
 
 def logits(backend: OrtBackend, rows: int, sequence: int = 0) -> np.ndarray:
@@ -100,64 +92,27 @@ def test_growth_keeps_every_row(backend: OrtBackend) -> None:
     np.testing.assert_allclose(grown, logits(backend, 40)[16:], atol=1e-4)
 
 
-def test_sequences_of_a_batch_do_not_see_each_other(backend: OrtBackend) -> None:
-    prompts = [[3, 1, 4, 1, 5], [9, 2, 6]]
-    alone = []
-    for prompt in prompts:
-        backend.allocate(1, 32)
-        backend.run(literal([*prompt, 11], 0))
-        alone.append(logits(backend, len(prompt) + 1)[-1])
-    backend.allocate(2, 32)
-    for sequence, prompt in enumerate(prompts):  # each prompt prefilled while the other slot idles
-        backend.run(literal(prompt, 0, batch=2))
-        backend.commit(sequence, range(len(prompt)), 0)
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    backend.run(
-        Step(
-            input_ids=np.full((2, 1), 11, np.int32),
-            position_ids=lengths[:, None],
-            tree_mask=np.ones((2, 1, 1), np.bool_),
-            past_length=lengths,
-            logit_rows=np.zeros((2, 1), np.int32),
-            draft=False,
-        )
-    )
-    for sequence in range(2):
-        np.testing.assert_allclose(backend.read_logits(0, sequence), alone[sequence], atol=1e-4)
+def test_a_batch_is_refused(backend: OrtBackend) -> None:
+    with pytest.raises(CapacityError, match=r"one sequence at a time, got a batch of 2; load a backend for each"):
+        KvCache(backend, batch=2)
 
 
-def test_pasts_are_bound_anew_only_when_more_rows_are_needed(
-    backend: OrtBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bound: list[int] = []
-    from medusa_runtime.backends import ort
-
-    original = ort._Binding.bind_past
-    monkeypatch.setattr(
-        ort._Binding, "bind_past", lambda self, arena, rows: (bound.append(rows), original(self, arena, rows))[1]
-    )
+def test_keeping_the_first_rows_of_a_step_copies_none(backend: OrtBackend) -> None:
     cache = KvCache(backend)
-    step = literal([7, 8], 0)
-    for _ in range(3):
-        backend.run(step)
-    for _ in range(ort.ROWS_BOUND // 2 + 1):
-        cache.commit([0, 1])
-        step.past_length[0] = cache.length()
-        step.position_ids[0] = cache.length() + np.arange(2)
-        backend.run(step)
-    assert bound == [0, ort.ROWS_BOUND, 2 * ort.ROWS_BOUND]
+    backend.run(literal([4, 8, 15, 16], 0))
+    written = backend._arena.copy()
+    cache.commit([0, 1, 2])
+    np.testing.assert_array_equal(backend._arena, written)
+    backend.run(literal([23, 42, 108], 3))
+    moved = backend._arena[:, :, 5].copy()
+    cache.commit([0, 2])
+    np.testing.assert_array_equal(backend._arena[:, :, 4], moved)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_quantised_rows_are_bound_exactly(tiny_precisions: Path, precision: str) -> None:
-    """A row too many would move the rows behind it, and with that round activations in another way."""
-    backend = load_backend(Bundle.open(tiny_precisions), precision=precision)
-    assert isinstance(backend, OrtBackend)
-    backend.allocate(1, 64)
-    backend.run(literal(list(range(3, 16)), 0))
-    backend.commit(0, range(13), 0)
-    backend.run(literal([7], 13))
-    assert backend._results().past_rows == 13
+def test_a_step_that_the_arena_cannot_hold_is_refused(backend: OrtBackend) -> None:
+    backend.allocate(1, 8)
+    with pytest.raises(RuntimeError, match="9 rows do not lie in an arena of 8"):
+        backend.run(literal([3] * 4, 5))
 
 
 def test_an_int8_row_is_the_same_bits_whatever_stands_beside_it(tiny_precisions: Path) -> None:

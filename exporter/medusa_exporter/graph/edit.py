@@ -1,0 +1,42 @@
+"""What every rewrite of a graph needs: a constant, a node with one result, the one node that uses a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
+
+
+def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Give the graph a constant, or the one of that name that it has."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def insert(
+    graph: ir.Graph,
+    before: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    dtype: ir.DataType,
+    attributes: Mapping[str, Any] | None = None,
+) -> ir.Value:
+    """Put a standard node in front of another; return what it gives."""
+    node = ir.node(op_type, inputs, attributes=attributes)
+    node.outputs[0].type = ir.TensorType(dtype)
+    graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
+    """Return the one node that uses `value`, if there is one only and it is of that type."""
+    nodes = list(value.consumers())
+    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == op_type else None

@@ -1,0 +1,143 @@
+"""The dialect of ONNX Runtime's CPU provider: keys and values are written where they stay, and never copied.
+
+Of the traced graph each layer's Concat of past and new rows, Attention and rope become one GroupQueryAttention over a
+buffer that is input and output at once. Its limit: steps of several rows take one sequence at a time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from medusa_runtime import contract
+from onnx_ir.passes import common
+
+from medusa_exporter.graph.edit import DOMAIN, constant, insert
+from medusa_exporter.graph.tidy import declare, strip
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from medusa_runtime.facts import ModelFacts
+    from numpy.typing import NDArray
+
+INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
+HEADS, ANGLES = ("q_num_heads", "kv_num_heads"), ("cos", "sin")
+ROPE_MULTIPLE = 16  # of head sizes that the operator turns by itself
+SPARE_ROWS = 1  # of the tables of angles beyond the context: a row that stands alone may have a dummy behind it
+
+
+def angles(model: Any, context: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines and sines by which the decoder's rope turns each position, (context + SPARE_ROWS, D / 2) each."""
+    positions = torch.arange(context + SPARE_ROWS).unsqueeze(0)
+    with torch.no_grad():
+        tables = model.base_model.rotary_emb(torch.zeros(1), positions)
+    cos, sin = (table[0, :, : table.shape[-1] // 2].float().contiguous().numpy() for table in tables)
+    return cos, sin
+
+
+def in_place(
+    model: ir.Model, facts: ModelFacts, state_size: int, tables: tuple[NDArray[np.float32], NDArray[np.float32]]
+) -> None:
+    """Turn a traced graph into this dialect. tables: the decoder's `angles`."""
+    graph = model.graph
+    graph.opset_imports[DOMAIN] = 1
+    dialect = _Dialect(graph, tables, absorbs_rope=facts.head_dim % ROPE_MULTIPLE == 0)
+    for node in list(graph):
+        if node.op_type == "Shape" and _name(node.inputs[0]).startswith("past_") and _axis(node) == 1:
+            ir.convenience.replace_all_uses_with(node.outputs[0], dialect.length)  # P is what is real
+    outputs = [value for value in graph.outputs if not _name(value).startswith("new_")]
+    presents: dict[str, ir.Value] = {}
+    for node in list(graph):
+        if node.op_type == "Attention":
+            presents |= dialect.attend(node)
+    inputs, results = contract.in_place_specs(
+        facts.layers, state_size, facts.vocab_size, facts.kv_heads, facts.head_dim
+    )
+    graph.outputs.clear()
+    graph.outputs.extend([*outputs, *(presents[spec.name] for spec in results[len(outputs) :])])
+    common.RemoveUnusedNodesPass()(model)
+    declare(model, inputs, results)
+    graph.sort()
+    strip(model)
+
+
+class _Dialect:
+    """What all layers share, and the rewrite of one."""
+
+    def __init__(self, graph: ir.Graph, tables: Sequence[NDArray[np.float32]], *, absorbs_rope: bool) -> None:
+        self._absorbs_rope = absorbs_rope
+        self._graph, first = graph, graph[0]
+        given = {_name(value): value for value in graph.inputs}
+        past_length = given[contract.PAST_LENGTH]
+        ids, one = given[contract.INPUT_IDS], constant(graph, "in_place.one", np.ones(1, dtype=np.int32))
+        self.length = insert(graph, first, "Cast", [past_length], INT64, {"to": INT64})
+        rows = insert(graph, first, "Shape", [ids], INT64, {"start": 1, "end": 2})
+        rows32 = insert(graph, first, "Cast", [rows], INT32, {"to": INT32})
+        self._total = insert(graph, first, "Add", [past_length, rows32], INT32)
+        self._last = insert(graph, first, "Sub", [self._total, one], INT32)
+        self._positions = insert(graph, first, "Cast", [given[contract.POSITION_IDS]], INT64, {"to": INT64})
+        self._tables = [constant(graph, f"in_place.{name}", table) for name, table in zip(ANGLES, tables, strict=True)]
+
+    def attend(self, node: ir.Node) -> dict[str, ir.Value]:
+        """Put GroupQueryAttention in an Attention's place; return the buffers that it gives, by their names."""
+        query, keys, values, mask = node.inputs[:4]
+        (past_key, new_key), (past_value, value) = (_joined(both) for both in (keys, values))
+        key: ir.Value | None = new_key
+        layer = int(_name(past_key).rsplit("_", 1)[1])
+        turned = [_turned(one, node.attributes[count].as_int()) for one, count in zip((query, key), HEADS, strict=True)]
+        rope = self._absorbs_rope and None not in turned
+        if rope:
+            query, key = turned[0], turned[1]
+        new = ir.node(
+            "GroupQueryAttention",
+            [query, key, value, past_key, past_value, self._last, self._total]
+            + ([*self._tables, self._positions] if rope else [None, None, None])
+            + [mask],
+            attributes={
+                "num_heads": node.attributes["q_num_heads"].as_int(),
+                "kv_num_heads": node.attributes["kv_num_heads"].as_int(),
+                "scale": node.attributes["scale"].as_float(),
+                "do_rotary": int(rope),
+            },
+            domain=DOMAIN,
+            num_outputs=3,
+        )
+        self._graph.insert_before(node, new)
+        output, *presents = new.outputs
+        output.type, output.shape = node.outputs[0].type, node.outputs[0].shape
+        ir.convenience.replace_all_uses_with(node.outputs[0], output)
+        names = (contract.present_key(layer), contract.present_value(layer))
+        for present in presents:
+            present.type = output.type
+        return dict(zip(names, presents, strict=True))
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else value.name or ""
+
+
+def _axis(shape: ir.Node) -> int:
+    return shape.attributes["start"].as_int() if "start" in shape.attributes else 0
+
+
+def _joined(rows: ir.Value | None) -> tuple[ir.Value, ir.Value]:
+    """Past and new rows, which `rows` is the Concat of."""
+    concat = None if rows is None else rows.producer()
+    if concat is None or concat.op_type != "Concat" or len(concat.inputs) != 2:
+        raise RuntimeError(f"attention over {_name(rows)!r}, expected past and new rows, one behind the other")
+    past, new = concat.inputs
+    assert past is not None and new is not None  # noqa: S101 -- Concat has no optional inputs
+    return past, new
+
+
+def _turned(rows: ir.Value | None, heads: int) -> ir.Value | None:
+    """The rows before the decoder's rope, if these are rows that it has turned, halves of a head against each other."""
+    rope = None if rows is None else rows.producer()
+    if rope is None or rope.op_type != "RotaryEmbedding":
+        return None
+    given = {name: attribute.value for name, attribute in rope.attributes.items()}
+    plain = not given.get("interleaved") and not given.get("rotary_embedding_dim") and given["num_heads"] == heads
+    return rope.inputs[0] if plain and len([one for one in rope.inputs if one is not None]) == 3 else None
