@@ -190,6 +190,9 @@ def _session(graph: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # every length of the past would leave a pattern behind
+    # threads that wait for work spin: while a step runs that is what makes it fast, after it they would take the
+    # processors from another session of the process (two in turns: half as fast)
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -190,6 +190,12 @@ def test_decoding_grows_past_the_first_capacity(bundle: Bundle, backend: OrtBack
     assert sequence.length == bundle.model.context
 
 
+def test_threads_do_not_spin_between_steps(backend: OrtBackend) -> None:
+    options = backend._session.get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    assert not options.has_session_config_entry("session.intra_op.allow_spinning")  # within a step they do
+
+
 def test_what_the_bundle_lacks_is_refused_by_name(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match=r"unknown backend 'cuda'.*ort-cpu"):
         load_backend(bundle, "cuda")
