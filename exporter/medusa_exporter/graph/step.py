@@ -69,7 +69,8 @@ class Step(torch.nn.Module):
 
     def _heads_used(self, number: Tensor) -> int:
         """How many heads the tree's candidates come from: no other is scored."""
-        used: int = (number.max().clamp(min=0) // self.top_k + 1).item()  # type: ignore[assignment]
+        later = self.top_k * torch.arange(1, self.heads.heads, dtype=torch.int32)  # the first number of each
+        used: int = ((number.max() >= later).sum() + 1).item()  # type: ignore[assignment]
         torch._check(used >= 1)  # type: ignore[no-untyped-call]
         torch._check(used <= self.heads.heads)  # type: ignore[no-untyped-call]
         return used
