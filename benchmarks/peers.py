@@ -19,7 +19,8 @@ from peers_report import ASIDE, GENAI, LLAMA, PLAIN, Contender, plot, print_tabl
 
 HERE = Path(__file__).resolve().parent
 WARM_UP_TOKENS = 24
-LLAMA_TYPES = {"fp32": ("F32", ASIDE), "int8": ("Q8_0",), "int4": ("Q4_0",)}
+LLAMA_TYPES = {"fp32": ("F32", ASIDE), "int8": ("Q8_0",), "w8a8": ("Q8_0",), "int4": ("Q4_0",)}
+GENAI_TYPES = {"fp32": "fp32", "int8": "int8", "w8a8": "int8", "int4": "int4"}
 
 
 def measure(system: Contender, common: dict[str, Any]) -> None:
@@ -70,10 +71,11 @@ def machine() -> dict[str, Any]:
 def contenders(arguments: argparse.Namespace, precision: str, made: dict[str, str]) -> list[Contender]:
     """Everything that this run measures in one precision; the first is ours, plain."""
     ours = {"system": "medusa", "bundle": str(arguments.bundle), "backend": "ort-cpu", "precision": precision}
+    genai = made[f"{GENAI} {GENAI_TYPES[precision]}"]
     llama = [(name, made[f"{LLAMA} {name}"]) for name in LLAMA_TYPES[precision] if f"{LLAMA} {name}" in made]
     return [
         Contender(PLAIN, sys.executable, ours | {"profile": None}),
-        Contender(GENAI, arguments.peer_python, {"system": "genai", "model": made[f"{GENAI} {precision}"]}),
+        Contender(GENAI, arguments.peer_python, {"system": "genai", "model": genai}),
         *(
             Contender(f"{LLAMA} {name}", arguments.peer_python, {"system": "llama.cpp", "model": file})
             for name, file in llama
@@ -89,7 +91,7 @@ def make_models(arguments: argparse.Namespace) -> dict[str, str]:
         "model": arguments.model,
         "cache": str(arguments.cache),
         "python": arguments.peer_python,
-        "genai": arguments.precision,
+        "genai": [GENAI_TYPES[precision] for precision in arguments.precision],
         "llama": types if arguments.llama else [],
     }
     make = [sys.executable, str(HERE / "peers_model.py")]

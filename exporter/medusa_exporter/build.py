@@ -23,7 +23,7 @@ from medusa_runtime.manifest import FILE_NAME, Manifest
 from medusa_exporter import models
 from medusa_exporter.heads.facts import read_head_facts
 from medusa_exporter.models import ModelSource
-from medusa_exporter.precisions import DRAFT, PRECISIONS, default_profile
+from medusa_exporter.precisions import DRAFT, FIXED_SCALES, PRECISIONS, default_profile
 from medusa_exporter.sources import describe_sources, unchanged, versions
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _fill(
     from medusa_exporter.graph.fuse import fuse
     from medusa_exporter.graph.in_place import angles, in_place
     from medusa_exporter.graph.quantise import quantise_draft, with_precision
+    from medusa_exporter.graph.ranges import input_ranges, write_texts
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
     from medusa_exporter.heads.layout import load_heads
@@ -129,13 +130,18 @@ def _fill(
     ]
     (folder / "graphs").mkdir(parents=True)
 
+    texts: list[list[int]] = []
+    if not FIXED_SCALES.isdisjoint(precisions):
+        report("let the model write some text, to see how large its activations get")
+        texts = write_texts(model, _opening(tokenizer, facts))  # before the trace, which sets attention of its own
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     graph = trace(model, medusa, facts, top_k)
     in_place(graph, facts, medusa.input_size, angles(model, facts.context))
     fuse(graph)
     quantise_draft(graph, DRAFT)
+    ranges = input_ranges(graph, facts, medusa.input_size, texts) if texts else {}
     report(f"write {', '.join(precisions)}")
-    save_graphs({folder / one.file: with_precision(graph, one.precision) for one in graphs}, SHARED_DATA)
+    save_graphs({folder / one.file: with_precision(graph, one.precision, ranges) for one in graphs}, SHARED_DATA)
     head_facts = HeadFacts(
         medusa.heads, medusa.layers, medusa.conditioning, top_k, medusa.taps, medusa.trunk, medusa.draft_vocabulary
     )
@@ -177,6 +183,14 @@ def model_facts(model: PreTrainedModel, source: ModelSource) -> ModelFacts:
         context=config.max_position_embeddings,
         eos_token_ids=models.eos_token_ids(model),
     )
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase, facts: ModelFacts) -> list[int]:
+    """What stands in front of a first user turn, or the token that begins a text."""
+    from medusa_exporter.distillation.frame import cut_frame
+
+    opening = cut_frame(tokenizer, facts.eos_token_ids).opening.tolist() if tokenizer.chat_template else []
+    return opening or [facts.eos_token_ids[0] if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)]
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -24,12 +24,17 @@ DRAFT = WeightFormat(4, 32)
 # int8: blocks of 64 are as near to fp32 as blocks of 32 (0.976 and 0.977 of the argmaxes, 128: 0.959), and a step of
 # four rows is a tenth faster where the processor has VNNI (AVX2: no difference). int4: those of 128 agree less (0.738,
 # 32: 0.766), and with blocks of 64 too one row alone has other bits than among others, so a tree would part from plain.
-FORMATS: dict[str, WeightFormat | None] = {"fp32": None, "int8": WeightFormat(8, 64), "int4": WeightFormat(4, 32)}
+INT8 = WeightFormat(8, 64)
+FORMATS: dict[str, WeightFormat | None] = {"fp32": None, "int8": INT8, "w8a8": INT8, "int4": WeightFormat(4, 32)}
 PRECISIONS = tuple(FORMATS)
+
+# Precisions in which products of what norms and attention give are of whole numbers, activations under fixed scales
+# (`graph.integers`); FORMATS says what the other products are in.
+FIXED_SCALES = frozenset({"w8a8"})
 
 # Nodes of the tree with the most tokens per millisecond on two cores (AVX2), by the fitted trees' tokens a step on
 # conversations kept back from training and the time of steps of so many rows.
-BEST_NODES = {"fp32": 6, "int8": 2, "int4": 2}
+BEST_NODES = {"fp32": 6, "int8": 2, "w8a8": 2, "int4": 2}
 
 
 def default_profile(precision: str, trees: Iterable[TreeProfile]) -> str:

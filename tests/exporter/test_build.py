@@ -44,11 +44,11 @@ def test_the_bundle_opens_and_says_what_went_in(tiny_bundle: Path) -> None:
 
 def test_one_bundle_holds_several_precisions(tiny_precisions: Path, tiny_bundle: Path) -> None:
     bundle, alone = Bundle.open(tiny_precisions), Bundle.open(tiny_bundle)
-    assert list(bundle.manifest.graphs) == ["ort-cpu-fp32", "ort-cpu-int4", "ort-cpu-int8"]
+    assert list(bundle.manifest.graphs) == ["ort-cpu-fp32", "ort-cpu-int4", "ort-cpu-int8", "ort-cpu-w8a8"]
     assert list(alone.manifest.graphs) == ["ort-cpu-fp32"]
     assert bundle.graph("ort-cpu")[0].precision == "fp32"
     # trees of four nodes and more are in this bundle; two is what suits quantised weights
-    assert [facts.profile for facts in bundle.manifest.graphs.values()] == ["tree-4", "plain", "plain"]
+    assert [facts.profile for facts in bundle.manifest.graphs.values()] == ["tree-4", "plain", "plain", "plain"]
     sizes = {name: facts.size for name, facts in bundle.manifest.files.items() if name.startswith("graphs/")}
     assert set(sizes) == {
         "graphs/ort-cpu.data",
@@ -65,7 +65,7 @@ def test_another_list_of_precisions_is_another_build(copied: Path, tiny_model: P
     assert (done.built, list(done.manifest.graphs)) == (True, ["ort-cpu-int8"])
     assert Bundle.open(copied).graph("ort-cpu")[0].precision == "int8"
     assert not (copied / "graphs/ort-cpu.data").exists()
-    with pytest.raises(BundleError, match="unknown precision 'int2'; expected one of fp32, int8, int4"):
+    with pytest.raises(BundleError, match="unknown precision 'int2'; expected one of fp32, int8, w8a8, int4"):
         build(str(tiny_model), str(tiny_heads), copied, precisions=("int2",))
 
 

@@ -59,14 +59,14 @@ def test_precisions_are_set_beside_fp32(
     shown = capsys.readouterr()
     content = json.loads(output.read_text())
     assert (content["precision"], content["gap_tolerance"], content["gap_share_tolerance"]) == ("fp32", 1e-3, None)
-    assert list(content["quality"]) == ["int8", "int4"]
+    assert list(content["quality"]) == ["int8", "w8a8", "int4"]
     assert content["quality"]["int8"]["positions"] == content["tokens"]
     assert 0 < content["quality"]["int8"]["divergence"] < content["quality"]["int4"]["divergence"]
     assert "argmax agreement" in shown.out
     assert "quality of int4 beside fp32, on 3 answers" in shown.err
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", ["int8", "w8a8", "int4"])
 def test_a_quantised_graph_gives_its_own_tokens(
     tiny_precisions: Path, prompts: Path, tmp_path: Path, precision: str
 ) -> None:

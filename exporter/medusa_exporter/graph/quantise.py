@@ -18,17 +18,24 @@ from medusa_runtime.errors import UnsupportedModelError
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import DOMAIN, constant
+from medusa_exporter.graph.integers import with_integers
 from medusa_exporter.graph.lone_row import pair_lone_rows
-from medusa_exporter.precisions import FORMATS, WeightFormat
+from medusa_exporter.graph.ranges import Ranges
+from medusa_exporter.precisions import FIXED_SCALES, FORMATS, WeightFormat
 
 ACCURACY_LEVEL = 4  # activations in 8 bits; the levels below it compute in floats and are several times slower
 
 Matrix = npt.NDArray[np.float32]
 
 
-def with_precision(model: ir.Model, precision: str) -> ir.Model:
-    """Return a copy of `model` in a precision of FORMATS, which shares the tensors that stay as they are."""
+def with_precision(model: ir.Model, precision: str, ranges: Ranges) -> ir.Model:
+    """Return a copy of `model` in a precision of FORMATS, which shares the tensors that stay as they are.
+
+    ranges: of activations, for precisions of FIXED_SCALES.
+    """
     found, to = model.clone(), FORMATS[precision]
+    if precision in FIXED_SCALES:
+        with_integers(found, ranges)
     if to is not None:
         quantise(found, to)
         pair_lone_rows(found)

@@ -193,7 +193,7 @@ def test_decoding_grows_past_the_first_capacity(bundle: Bundle, backend: OrtBack
 def test_threads_do_not_spin_between_steps(backend: OrtBackend) -> None:
     options = backend._session.get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
-    with pytest.raises(RuntimeError, match="does not have configuration"):  # within a step they do, as is the library's habit
+    with pytest.raises(RuntimeError, match="does not have"):  # within a step they do, as is the library's habit
         options.get_session_config_entry("session.intra_op.allow_spinning")
 
 

@@ -1,0 +1,76 @@
+"""Products of whole numbers: 7-bit weights with a scale for each column, 8-bit activations with one fixed scale.
+
+A row's rounding depends on nothing but the row, and sums of whole numbers are exact in any order, so rows do not see
+each other and a row has the same bits whatever stands beside it. One scale serves all channels of an activation because
+large channels are made smaller beforehand, and the weights' rows larger, as in SmoothQuant (arXiv 2211.10438, section
+4): by range^0.65 / largest weight^0.35. Where a norm gives the rows, that is part of its gain and costs nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from medusa_exporter.graph.edit import DOMAIN, constant, insert
+from medusa_exporter.graph.ranges import Ranges, bounded_products
+
+STRENGTH = 0.65  # how much of the range moves into the weights: mean KL 0.013; 0.5: 0.020, 0.8: 0.015
+ZERO = 128  # of activations, which are unsigned: ONNX Runtime has fast products of unsigned rows and signed weights
+# Of weights: processors without VNNI add two products of bytes up in 16 bits, and 2 * 255 * 63 is the most that fits.
+# (With 127 mean KL would be 0.006, where it can be trusted.)
+WEIGHT_LIMIT = 63
+LEAST = 1e-5
+GAIN = {"RMSNormalization": 1, "SkipSimplifiedLayerNormalization": 2}  # which input of a norm
+
+Matrix = NDArray[np.float32]
+
+
+def with_integers(model: ir.Model, ranges: Ranges) -> None:
+    """Give every bounded product fixed scales, in place; other products stay as they are."""
+    graph = model.graph
+    graph.opset_imports[DOMAIN] = 1
+    for number, node in enumerate(bounded_products(graph)):
+        _become_integer(graph, node, ranges, f"integers.{number}")
+
+
+def _become_integer(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -> None:
+    rows, weight = node.inputs[:2]
+    assert rows is not None and weight is not None and weight.const_value is not None  # noqa: S101
+    matrix: Matrix = np.asarray(weight.const_value.numpy(), dtype=np.float32)
+    largest = np.maximum(ranges[str(rows.name)], LEAST)
+    smoothed = _smooth(graph, node, largest, matrix, name)
+    if smoothed is not None:
+        largest, matrix = largest / smoothed, matrix * smoothed[:, None]
+    columns = np.maximum(np.abs(matrix).max(axis=0), LEAST) / WEIGHT_LIMIT
+    scale = constant(graph, f"{name}.scale", np.array(largest.max() / (ZERO - 1), dtype=np.float32))
+    zero = constant(graph, "integers.zero", np.array(ZERO, dtype=np.uint8))
+    whole = constant(graph, f"{name}.weight", np.round(matrix / columns).astype(np.int8))
+    rounded = insert(graph, node, "QuantizeLinear", [rows, scale, zero], ir.DataType.UINT8)
+    product = ir.node(
+        "MatMulIntegerToFloat",
+        [rounded, whole, scale, constant(graph, f"{name}.columns", columns.astype(np.float32)), zero],
+        domain=DOMAIN,
+    )
+    product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    graph.insert_before(node, product)
+    ir.convenience.replace_all_uses_with(node.outputs[0], product.outputs[0])
+    graph.remove(node, safe=True)
+
+
+def _smooth(graph: ir.Graph, node: ir.Node, largest: Matrix, matrix: Matrix, name: str) -> Matrix | None:
+    """Divide the channels of a norm's rows, by way of its gain, if no other node sees them; by what, or None."""
+    rows = node.inputs[0]
+    norm = None if rows is None else rows.producer()
+    if rows is None or norm is None or norm.op_type not in GAIN:
+        return None
+    if len(list(rows.consumers())) > 1 or rows.is_graph_output():
+        return None
+    gain = norm.inputs[GAIN[norm.op_type]]
+    if gain is None or gain.const_value is None:
+        return None
+    weights = np.maximum(np.abs(matrix).max(axis=1), LEAST)
+    by: Matrix = (largest**STRENGTH / weights ** (1 - STRENGTH)).astype(np.float32)
+    smaller = (gain.const_value.numpy() / by).astype(np.float32)
+    norm.replace_input_with(GAIN[norm.op_type], constant(graph, f"{name}.gain", smaller))
+    return by
