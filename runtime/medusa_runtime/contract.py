@@ -22,6 +22,9 @@ PAST_LENGTH = "past_length"  # (B,) int32: rows of the past that are real
 DRAFT_HIDDEN = "draft_hidden"  # (N, S) float: the hidden state whose logits gave the root
 LOGIT_ROWS = "logit_rows"  # (B, R) int32: the rows that need logits
 
+# Of a buffer in place, behind the capacity that steps may fill: a graph may put a dummy beside a row that stands alone.
+SPARE_ROWS = 1
+
 TOKENS = "tokens"  # (B, T) int32: input_ids with the candidates filled in
 ARGMAX = "argmax"  # (B, R) int32: greedy next token at each wanted row
 LOGITS = "logits"  # (B, R, V) float

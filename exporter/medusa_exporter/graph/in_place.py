@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 HEADS, ANGLES = ("q_num_heads", "kv_num_heads"), ("cos", "sin")
 ROPE_MULTIPLE = 16  # of head sizes that the operator turns by itself
-SPARE_ROWS = 1  # of the tables of angles beyond the context: a row that stands alone may have a dummy behind it
 
 
 def angles(model: Any, context: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines and sines by which the decoder's rope turns each position, (context + SPARE_ROWS, D / 2) each."""
-    positions = torch.arange(context + SPARE_ROWS).unsqueeze(0)
+    positions = torch.arange(context + contract.SPARE_ROWS).unsqueeze(0)
     with torch.no_grad():
         tables = model.base_model.rotary_emb(torch.zeros(1), positions)
     cos, sin = (table[0, :, : table.shape[-1] // 2].float().contiguous().numpy() for table in tables)

@@ -68,7 +68,10 @@ class Backend(Protocol):
         """
 
     def run(self, step: Step) -> None:
-        """Run one step over the past held and return when its results can be read."""
+        """Run one step over the past held and return when its results can be read.
+
+        The arenas must have room for all its rows behind the past: a backend may write them there before any is kept.
+        """
 
     def read_tokens(self, sequence: int = 0) -> list[int]:
         """Return T ids: the last step's, with the candidates filled in."""

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from medusa_runtime import contract
 from medusa_runtime.backends.base import FloatArray, Step
 from medusa_runtime.bundle import Bundle
+from medusa_runtime.contract import SPARE_ROWS
 from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_runtime.threads import default_threads
 
-SPARE_ROWS = 1  # of the arena behind its capacity: a graph may put a dummy beside a row that stands alone
 LEAST_VERSION = (1, 31)  # before it, TopK over no rows (a step without a draft) ends the process by SIGFPE
 
 
