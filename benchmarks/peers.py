@@ -86,13 +86,13 @@ def contenders(arguments: argparse.Namespace, precision: str, made: dict[str, st
 
 def make_models(arguments: argparse.Namespace) -> dict[str, str]:
     """Have the peers' models made from the same weights, in a process of its own; return where they lie."""
-    types = [name for precision in arguments.precision for name in LLAMA_TYPES[precision]]
+    types = dict.fromkeys(name for precision in arguments.precision for name in LLAMA_TYPES[precision])
     job = {
         "model": arguments.model,
         "cache": str(arguments.cache),
         "python": arguments.peer_python,
-        "genai": [GENAI_TYPES[precision] for precision in arguments.precision],
-        "llama": types if arguments.llama else [],
+        "genai": list(dict.fromkeys(GENAI_TYPES[precision] for precision in arguments.precision)),
+        "llama": list(types) if arguments.llama else [],
     }
     make = [sys.executable, str(HERE / "peers_model.py")]
     built = subprocess.run(make, input=json.dumps(job), check=False, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The precisions that a decoder's weights can have; activations are fp32 in all of them."""
+"""The precisions that a decoder's weights can have; between the products activations are fp32 in all of them."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ def with_precision(model: ir.Model, precision: str, ranges: Ranges) -> ir.Model:
 
 def quantise_draft(model: ir.Model, to: WeightFormat) -> ir.Model:
     """Quantise the draft's products only, in place: those that the graph's output `tokens` comes from."""
-    return _quantise(model, _before(value for value in model.graph.outputs if value.name == TOKENS), to)
+    draft = _before(value for value in model.graph.outputs if value.name == TOKENS)
+    return _quantise(model, [node for node in model.graph if node in draft], to)  # in order: builds give equal files
 
 
 def quantise(model: ir.Model, to: WeightFormat) -> ir.Model:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 from medusa_runtime import contract
+from medusa_runtime.backends.base import literal_step
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -74,14 +75,14 @@ def input_ranges(model: ir.Model, facts: ModelFacts, state_size: int, texts: Seq
 
 
 def _prefill(facts: ModelFacts, state_size: int, ids: Sequence[int]) -> dict[str, NDArray[Any]]:
-    T = len(ids)
-    buffer = np.zeros((1, facts.kv_heads, T, facts.head_dim), dtype=np.float32)
+    step = literal_step(np.array(ids, dtype=np.int32), 0, np.array([len(ids) - 1], dtype=np.int32))
+    buffer = np.zeros((1, facts.kv_heads, len(ids), facts.head_dim), dtype=np.float32)
     return {
-        contract.INPUT_IDS: np.array([ids], dtype=np.int32),
-        contract.POSITION_IDS: np.arange(T, dtype=np.int32)[None],
-        contract.TREE_MASK: np.tri(T, dtype=np.bool_)[None],
-        contract.PAST_LENGTH: np.zeros(1, dtype=np.int32),
+        contract.INPUT_IDS: step.input_ids,
+        contract.POSITION_IDS: step.position_ids,
+        contract.TREE_MASK: step.tree_mask,
+        contract.PAST_LENGTH: step.past_length,
         contract.DRAFT_HIDDEN: np.zeros((0, state_size), dtype=np.float32),
-        contract.LOGIT_ROWS: np.array([[T - 1]], dtype=np.int32),
+        contract.LOGIT_ROWS: step.logit_rows,
         **{name(i): buffer for name in (contract.past_key, contract.past_value) for i in range(facts.layers)},
     }
