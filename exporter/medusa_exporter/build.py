@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,20 @@ from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import FILE_NAME, Manifest
 
 from medusa_exporter import models
+from medusa_exporter.engines.flavours import FLAVOURS
+from medusa_exporter.engines.make import carry_over
+from medusa_exporter.engines.plan import StepSize, graph_file, step_sizes
 from medusa_exporter.heads.facts import read_head_facts
 from medusa_exporter.models import ModelSource
-from medusa_exporter.precisions import DRAFT, FIXED_SCALES, PRECISIONS, default_profile
+from medusa_exporter.precisions import FIXED_SCALES, choose, default_profile
 from medusa_exporter.sources import describe_sources, unchanged, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LEAST_TOP_K = 10  # candidates kept per head, or more where a profile's ranks ask for it
-BACKENDS = ("ort-cpu",)
-SHARED_DATA = "ort-cpu.data"  # what the graphs of several precisions have in common
+BACKENDS = ("ort-cpu",)  # what is built where none is named
+SHARED_DATA = "shared.data"  # what several graphs have in common
 Report = Callable[[str], None]
 
 
@@ -50,29 +53,24 @@ def build(
     bundle: Path,
     *,
     backends: tuple[str, ...] = BACKENDS,
-    precisions: tuple[str, ...] = PRECISIONS[:1],
+    precisions: tuple[str, ...] = (),
     profiles: tuple[str, ...] = (),
     force: bool = False,
     report: Report = lambda _line: None,
 ) -> BuildResult:
     """Build `bundle` from a decoder and its heads, or find it as it should be.
 
-    model: hub name, folder or GGUF file. heads: folder or hub name. precisions: of PRECISIONS, one graph each.
+    model: hub name, folder or GGUF file. heads: folder or hub name. precisions: one graph for each that a backend runs;
+    none means each backend's usual one.
     profiles: names of shipped trees or .toml files; empty means every shipped tree that the heads reach. `report` gets
     a line as each stage begins. Raises MedusaError or ProfileError before any work for what cannot be built; an
     interrupted build leaves the old bundle, or none.
     """
-    for backend in backends:
-        if backend not in BACKENDS:
-            raise BundleError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise BundleError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    precisions = tuple(precision for precision in PRECISIONS if precision in precisions)
+    pairs = choose(backends, precisions)
     source = ModelSource.resolve(model)
     count, *_ = read_head_facts(heads)
     trees = choose_profiles(profiles, count)
-    sources = describe_sources(source, heads, backends, precisions, trees)
+    sources = describe_sources(source, heads, pairs, trees)
     if not force and (manifest := unchanged(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
     _check_target(bundle)
@@ -80,7 +78,7 @@ def build(
     models.import_extra("onnxscript", "export")
     with _appearing(bundle) as folder:
         report(f"load model {source.gguf or source.location}")
-        manifest = _fill(folder, source, heads, precisions, trees, sources, report)
+        manifest = _fill(folder, source, heads, pairs, trees, sources, report, bundle)
     return BuildResult(bundle, manifest, built=True)
 
 
@@ -100,19 +98,19 @@ def _fill(
     folder: Path,
     source: ModelSource,
     heads: str,
-    precisions: tuple[str, ...],
+    pairs: list[tuple[str, str]],
     trees: tuple[TreeProfile, ...],
     sources: dict[str, Any],
     report: Report,
+    replaced: Path,
 ) -> Manifest:
-    """Write every file of the bundle into `folder`, the manifest last."""
+    """Write every file of the bundle into `folder`, the manifest last; `replaced` is the bundle before, if any."""
     import torch
 
+    from medusa_exporter.graph import dialects
     from medusa_exporter.graph.check import check_graph
-    from medusa_exporter.graph.fuse import fuse
-    from medusa_exporter.graph.in_place import angles, in_place
-    from medusa_exporter.graph.quantise import quantise_draft, with_precision
-    from medusa_exporter.graph.ranges import input_ranges, write_texts
+    from medusa_exporter.graph.in_place import angles
+    from medusa_exporter.graph.ranges import write_texts
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
     from medusa_exporter.heads.layout import load_heads
@@ -124,38 +122,37 @@ def _fill(
     medusa = load_heads(heads, facts.hidden_size, facts.vocab_size)
     check_taps(medusa.taps, facts.layers, heads)
     top_k = min(medusa.draft_vocabulary or facts.vocab_size, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
-    graphs = [
-        GraphFacts("ort-cpu", precision, f"graphs/ort-cpu-{precision}.onnx", default_profile(precision, trees))
-        for precision in precisions
-    ]
+    steps = step_sizes(trees, batch=1)
+    graphs = [_graph_facts(backend, precision, steps, trees) for backend, precision in pairs]
     (folder / "graphs").mkdir(parents=True)
 
     texts: list[list[int]] = []
-    if not FIXED_SCALES.isdisjoint(precisions):
+    if not FIXED_SCALES.isdisjoint(precision for _, precision in pairs):
         report("let the model write some text, to see how large its activations get")
         texts = write_texts(model, _opening(tokenizer, facts))  # before the trace, which sets attention of its own
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
-    graph = trace(model, medusa, facts, top_k)
-    in_place(graph, facts, medusa.input_size, angles(model, facts.context))
-    fuse(graph)
-    quantise_draft(graph, DRAFT)
-    ranges = input_ranges(graph, facts, medusa.input_size, texts) if texts else {}
-    report(f"write {', '.join(precisions)}")
-    save_graphs({folder / one.file: with_precision(graph, one.precision, ranges) for one in graphs}, SHARED_DATA)
+    traced = trace(model, medusa, facts, top_k)
+    source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, angles(model, facts.context), texts)
+    made, sizes = dialects.make_graphs(source_of, pairs, steps)
+    report(f"write {', '.join(one.key for one in graphs)}")
+    save_graphs({folder / file: graph for file, graph in made.items()}, SHARED_DATA)
     head_facts = HeadFacts(
         medusa.heads, medusa.layers, medusa.conditioning, top_k, medusa.taps, medusa.trunk, medusa.draft_vocabulary
     )
-    del graph, medusa, model
+    files = list(made)
+    del traced, source_of, made, medusa, model
     gc.collect()
-    for one in graphs:
-        report(f"check {one.key}: ONNX checker, shape inference, declared against actual inputs and outputs")
-        check_graph(folder / one.file, facts, head_facts)
+    for file in files:
+        report(f"check {Path(file).stem}: ONNX checker, shape inference, declared against actual inputs and outputs")
+        check_graph(folder / file, facts, head_facts, sizes.get(file))
 
     report("write tokenizer and profiles, hash every file")
     _write_tokenizer(folder, tokenizer)
     (folder / "profiles").mkdir()
     for tree in trees:
         (folder / "profiles" / f"{tree.name}.toml").write_text(to_toml(tree), encoding="utf-8")
+    if kept := carry_over(replaced, folder):
+        report(f"keep {len(kept)} engines, whose graphs have not changed")
     return seal(
         folder,
         producer=versions(),
@@ -165,6 +162,11 @@ def _fill(
         profiles=[tree.name for tree in trees],
         sources=sources,
     )
+
+
+def _graph_facts(backend: str, precision: str, steps: Sequence[StepSize], trees: tuple[TreeProfile, ...]) -> GraphFacts:
+    file = graph_file(backend, precision, steps[0] if backend in FLAVOURS else None)
+    return GraphFacts(backend, precision, file, default_profile(backend, precision, trees))
 
 
 def model_facts(model: PreTrainedModel, source: ModelSource) -> ModelFacts:

@@ -25,5 +25,10 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` to `path` as strict JSON, indented by 2; ValueError or TypeError for what JSON cannot say."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`."""
     with written_whole(path) as file:
-        file.write(text.encode())
+        file.write(content)

@@ -23,8 +23,7 @@ MAKERS = ("medusa-export", "torch", "transformers", "onnx", "onnxruntime", "onnx
 def describe_sources(
     source: ModelSource,
     heads: str,
-    backends: Iterable[str],
-    precisions: Iterable[str],
+    graphs: Iterable[tuple[str, str]],
     profiles: Iterable[TreeProfile],
 ) -> dict[str, Any]:
     """Describe all that a build depends on: files by name, size and time; trees whole; versions.
@@ -35,8 +34,7 @@ def describe_sources(
     return {
         "model": _described(source.location, source.gguf, source.files()),
         "heads": _described(heads, None, heads_files(heads)),
-        "backends": sorted(backends),
-        "precisions": sorted(precisions),
+        "graphs": sorted("-".join(pair) for pair in graphs),
         "profiles": {profile.name: hashlib.sha256(to_toml(profile).encode()).hexdigest() for profile in profiles},
         "versions": versions(),
     }

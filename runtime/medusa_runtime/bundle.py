@@ -16,6 +16,7 @@ from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import from_toml
 
 from medusa_runtime.checks import check_path
+from medusa_runtime.engine_facts import EngineFacts
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import FileFacts, GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, REMEDY, SCHEMA, Manifest
@@ -88,6 +89,27 @@ class Bundle:
                 f"{', '.join(sorted(self.manifest.graphs))}; name one of these or build the bundle with yours"
             )
         return found[wanted], self.root / found[wanted].file
+
+    def engines(self, backend: str, precision: str | None = None) -> list[tuple[EngineFacts, Path]]:
+        """Return what lies beside each engine of a backend's graphs, and the engine's file, unread.
+
+        Raises BundleError where there is none, or one is not what its place says.
+        """
+        graph, _ = self.graph(backend, precision)
+        found = []
+        for name in self.manifest.files:
+            if name.startswith(f"engines/{graph.key}-") and name.endswith(".json"):
+                facts = EngineFacts.from_file(self.root / name)
+                engine = name.removesuffix(".json") + ".engine"
+                if (facts.flavour, facts.precision) != (backend, graph.precision) or engine not in self.manifest.files:
+                    raise BundleError(f"{self.root / name} tells of another engine than {engine}; {REMEDY}")
+                found.append((facts, self.root / engine))
+        if not found:
+            raise BundleError(
+                f"{self.root} has no engines for {graph.key} yet; build them where they are to run: "
+                f"medusa-export engines {self.root}"
+            )
+        return found
 
     def profile(self, name: str) -> TreeProfile:
         """Read one tree and check that the heads reach it. Raises BundleError with the list of what there is."""

@@ -71,13 +71,13 @@ class TensorSpec:
 
 
 def input_specs(layers: int, state_size: int, kv_row: int, dtype: str = "float32") -> tuple[TensorSpec, ...]:
-    """All inputs of a graph, in order. `state_size` is S, `dtype` that of hidden states and KV rows."""
+    """All inputs of a graph, in order. `state_size` is S, `dtype` that of KV rows: all other floats are float32."""
     return (
         TensorSpec(INPUT_IDS, "int32", ("B", "T")),
         TensorSpec(POSITION_IDS, "int32", ("B", "T")),
         TensorSpec(TREE_MASK, "bool", ("B", "T", "T")),
         TensorSpec(PAST_LENGTH, "int32", ("B",)),
-        TensorSpec(DRAFT_HIDDEN, dtype, ("N", state_size)),
+        TensorSpec(DRAFT_HIDDEN, "float32", ("N", state_size)),
         TensorSpec(LOGIT_ROWS, "int32", ("B", "R")),
         *(TensorSpec(past_key(i), dtype, ("B", "P", kv_row)) for i in range(layers)),
         *(TensorSpec(past_value(i), dtype, ("B", "P", kv_row)) for i in range(layers)),
@@ -91,8 +91,8 @@ def output_specs(
     return (
         TensorSpec(TOKENS, "int32", ("B", "T")),
         TensorSpec(ARGMAX, "int32", ("B", "R")),
-        TensorSpec(LOGITS, dtype, ("B", "R", vocab_size)),
-        TensorSpec(HIDDEN, dtype, ("B", "T", state_size)),
+        TensorSpec(LOGITS, "float32", ("B", "R", vocab_size)),
+        TensorSpec(HIDDEN, "float32", ("B", "T", state_size)),
         *(TensorSpec(new_key(i), dtype, ("B", "T", kv_row)) for i in range(layers)),
         *(TensorSpec(new_value(i), dtype, ("B", "T", kv_row)) for i in range(layers)),
     )

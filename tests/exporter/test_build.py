@@ -16,7 +16,7 @@ from medusa_exporter import build as building
 from medusa_exporter.build import build, choose_profiles
 from medusa_exporter.cli import main
 from medusa_exporter.cli.build import command
-from medusa_exporter.precisions import PRECISIONS
+from medusa_exporter.precisions import FORMATS
 from medusa_profiles.profile import ProfileError
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError, UnsupportedModelError
@@ -51,11 +51,11 @@ def test_one_bundle_holds_several_precisions(tiny_precisions: Path, tiny_bundle:
     assert [facts.profile for facts in bundle.manifest.graphs.values()] == ["tree-4", "plain", "plain", "plain"]
     sizes = {name: facts.size for name, facts in bundle.manifest.files.items() if name.startswith("graphs/")}
     assert set(sizes) == {
-        "graphs/ort-cpu.data",
-        *(f"graphs/ort-cpu-{precision}.onnx{end}" for precision in PRECISIONS for end in ("", ".data")),
+        "graphs/shared.data",
+        *(f"graphs/ort-cpu-{precision}.onnx{end}" for precision in FORMATS for end in ("", ".data")),
     }
     whole = alone.manifest.files["graphs/ort-cpu-fp32.onnx.data"].size
-    assert sizes["graphs/ort-cpu.data"] + sizes["graphs/ort-cpu-fp32.onnx.data"] == whole  # nothing twice
+    assert sizes["graphs/shared.data"] + sizes["graphs/ort-cpu-fp32.onnx.data"] == whole  # nothing twice
     assert sizes["graphs/ort-cpu-int4.onnx.data"] < sizes["graphs/ort-cpu-int8.onnx.data"] < whole / 3
 
 
@@ -64,8 +64,8 @@ def test_another_list_of_precisions_is_another_build(copied: Path, tiny_model: P
     done = build(str(tiny_model), str(tiny_heads), copied, precisions=("int8", "int8"), profiles=("tree-4",))
     assert (done.built, list(done.manifest.graphs)) == (True, ["ort-cpu-int8"])
     assert Bundle.open(copied).graph("ort-cpu")[0].precision == "int8"
-    assert not (copied / "graphs/ort-cpu.data").exists()
-    with pytest.raises(BundleError, match="unknown precision 'int2'; expected one of fp32, int8, w8a8, int4"):
+    assert not (copied / "graphs/shared.data").exists()
+    with pytest.raises(BundleError, match="no precision 'int2' on ort-cpu; expected one of fp32, int8, w8a8, int4"):
         build(str(tiny_model), str(tiny_heads), copied, precisions=("int2",))
 
 

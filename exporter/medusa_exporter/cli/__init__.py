@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": "Time tree decoding against plain decoding, interleaved.",
     "build": "Make a bundle: one graph with heads, tokenizer, profiles.",
     "distill": "Let the model answer prompts: the data heads are trained on.",
+    "engines": "Build a bundle's TensorRT engines.",
     "generate": "Answer one prompt, streamed.",
     "heads": "Convert heads of any published layout.",
     "heads-report": "How well heads guess, and the trees that suit them.",

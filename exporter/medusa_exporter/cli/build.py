@@ -11,8 +11,11 @@ from types import FrameType
 import click
 
 from medusa_exporter.build import BACKENDS, build
-from medusa_exporter.cli.options import split_commas
-from medusa_exporter.precisions import PRECISIONS
+from medusa_exporter.cli.options import capacity_options, split_commas
+from medusa_exporter.engines import flavours
+from medusa_exporter.engines.flavours import FLAVOURS
+from medusa_exporter.engines.make import make_engines
+from medusa_exporter.precisions import PRECISIONS, choose
 
 
 @click.command(name="build")
@@ -26,10 +29,10 @@ from medusa_exporter.precisions import PRECISIONS
     "--precision",
     "precisions",
     multiple=True,
-    default=PRECISIONS[:1],
     callback=split_commas,
-    show_default=True,
-    help=f"Of the weights, one graph each: {', '.join(PRECISIONS)}.",
+    help="One graph each: "
+    + "; ".join(f"{backend} runs {', '.join(served)}" for backend, served in PRECISIONS.items())
+    + ". Default: the first of each backend.",
 )
 @click.option(
     "--profile",
@@ -37,6 +40,12 @@ from medusa_exporter.precisions import PRECISIONS
     multiple=True,
     callback=split_commas,
     help="Trees: names of shipped ones or .toml files. Default: every shipped tree that the heads reach.",
+)
+@capacity_options
+@click.option(
+    "--no-engines",
+    is_flag=True,
+    help="Leave TensorRT's engines to medusa-export engines, on the machine that runs them.",
 )
 @click.option("--force", is_flag=True, help="Build even where nothing has changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON on standard output.")
@@ -47,6 +56,10 @@ def command(
     backends: tuple[str, ...],
     precisions: tuple[str, ...],
     profiles: tuple[str, ...],
+    max_length: int | None,
+    static_capacity: int | None,
+    targets: tuple[str, ...],
+    no_engines: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -56,6 +69,9 @@ def command(
     unchanged). Progress goes to standard error. Options that take a list may be repeated or comma-separated.
     """
     signal.signal(signal.SIGTERM, _stop)
+    with_engines = [] if no_engines else [backend for backend in dict.fromkeys(backends) if backend in FLAVOURS]
+    for backend in with_engines:  # before minutes of work
+        flavours.find(backend)
     started = time.monotonic()
 
     def report(line: str) -> None:
@@ -71,6 +87,19 @@ def command(
         force=force,
         report=report,
     )
+    engines: list[str] = []
+    for backend, precision in choose(backends, precisions):
+        if backend in with_engines:
+            engines += make_engines(
+                bundle,
+                backend,
+                precision,
+                max_length=max_length,
+                static_capacity=static_capacity,
+                targets=targets,
+                force=force,
+                report=report,
+            )
     seconds = round(time.monotonic() - started, 1)
     size = sum(facts.size for facts in result.manifest.files.values())
     if as_json:
@@ -81,13 +110,14 @@ def command(
                     "built": result.built,
                     "seconds": seconds,
                     "bytes": size,
+                    "engines": engines,
                     "graphs": sorted(result.manifest.graphs),
                     "profiles": list(result.manifest.profiles),
                     "digest": result.manifest.digest,
                 }
             )
         )
-    elif result.built:
+    elif result.built or engines:
         click.echo(f"built {bundle}: {size / 1e6:.0f} MB, {len(result.manifest.profiles)} profiles, {seconds} s")
     else:
         click.echo(f"{bundle} is up to date; --force builds it again")

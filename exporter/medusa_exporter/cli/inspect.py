@@ -40,6 +40,12 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "graphs": {
             key: {**vars(graph), "size": manifest.files[graph.file].size} for key, graph in manifest.graphs.items()
         },
+        "engines": {
+            path.stem: {**vars(one), "targets": list(one.targets)}
+            for graph in manifest.graphs.values()
+            if any(name.startswith(f"engines/{graph.key}-") for name in manifest.files)
+            for one, path in bundle.engines(graph.backend, graph.precision)
+        },
         "profiles": {
             name: {"nodes": tree.size, "depth": tree.depth, "source": tree.source}
             for name, tree in bundle.profiles().items()
@@ -71,6 +77,18 @@ def _lines(facts: dict[str, Any]) -> list[str]:
             [
                 (key, _size(graph["size"]), graph["file"], f"by default with {graph['profile']}")
                 for key, graph in facts["graphs"].items()
+            ],
+        ),
+        *_section(
+            "engines",
+            [
+                (
+                    name,
+                    _size(engine["size"]),
+                    f"for {', '.join(engine['targets'])}, {engine['flavour']} {engine['version']}",
+                    f"{engine['least']:,} to {engine['most']:,} rows, built in {engine['seconds']:.0f} s",
+                )
+                for name, engine in sorted(facts["engines"].items())
             ],
         ),
         *_section(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import click
+
+Command = TypeVar("Command", bound=Callable[..., object])
 
 precision_option = click.option("--precision", help="Of the bundle's graphs. Default: fp32, or the only one.")
 
@@ -10,3 +15,27 @@ precision_option = click.option("--precision", help="Of the bundle's graphs. Def
 def split_commas(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Flatten an option that may be repeated or comma-separated, empty parts dropped."""
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def capacity_options(command: Command) -> Command:
+    """Add what an engine is built for."""
+    options = (
+        click.option(
+            "--max-length",
+            type=click.IntRange(min=16),
+            help="Tokens a sequence may come to. Default: the model's context.",
+        ),
+        click.option(
+            "--static-capacity", type=click.IntRange(min=1), help="Build engines for one length of the past alone."
+        ),
+        click.option(
+            "--target",
+            "targets",
+            multiple=True,
+            callback=split_commas,
+            help="GPUs to build for ahead of time: sm86,sm89.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

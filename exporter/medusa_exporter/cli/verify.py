@@ -18,7 +18,7 @@ from medusa_exporter import bench
 from medusa_exporter.bench import Skipped, Turn
 from medusa_exporter.cli.options import precision_option, split_commas
 from medusa_exporter.files import write_json
-from medusa_exporter.precisions import PRECISIONS
+from medusa_exporter.precisions import FORMATS
 from medusa_exporter.quality import Quality, Text, as_table, measure
 from medusa_exporter.verify import (
     PROMPTS,
@@ -127,7 +127,7 @@ def command(
 def _qualities(bundle: Bundle, texts: list[Text]) -> dict[str, Quality]:
     """Each quantised precision of the bundle beside its fp32, on `texts`; none where it has not both."""
     graphs = [facts.precision for facts in bundle.manifest.graphs.values() if facts.backend == "ort-cpu"]
-    others = [precision for precision in PRECISIONS if precision in graphs and not is_exact(precision)]
+    others = [precision for precision in FORMATS if precision in graphs and not is_exact(precision)]
     if not others or len(others) == len(graphs):
         return {}
     found, reference = {}, load_backend(bundle)

@@ -11,16 +11,35 @@ import onnxruntime
 from medusa_runtime import contract
 from medusa_runtime.contract import TensorSpec
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
+from onnx import helper
 
-SIZES = {"T": 3, "C": 8, "R": 2}
+from medusa_exporter.engines.plan import StepSize
+
+SIZES = {"B": 1, "T": 3, "P": 4, "C": 8, "R": 2}
 
 
-def check_graph(path: Path, facts: ModelFacts, heads: HeadFacts) -> None:
-    """Raise RuntimeError (or onnx's own checker error) where the graph at `path` is not what the contract says."""
+def check_graph(path: Path, facts: ModelFacts, heads: HeadFacts, size: StepSize | None = None) -> None:
+    """Raise RuntimeError (or onnx's own checker error) where the graph at `path` is not what the contract says.
+
+    size: of the steps that it is fixed to, None where it takes any. It is run too, in ONNX Runtime's CPU provider, but
+    for one in bf16, which that does not know.
+    """
     onnx.checker.check_model(str(path), full_check=True)
+    given = onnx.load(path, load_external_data=False).graph.input
+    shapes = {value.name: value.type.tensor_type for value in given}
+    past, state = shapes[contract.past_key(0)], state_size(facts, heads)
+    dtype = helper.tensor_dtype_to_np_dtype(past.elem_type).name
+    if len(past.shape.dim) == 4:
+        inputs, outputs = contract.in_place_specs(facts.layers, state, facts.vocab_size, facts.kv_heads, facts.head_dim)
+    else:
+        inputs = contract.input_specs(facts.layers, state, facts.kv_row, dtype)
+        outputs = contract.output_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype)
+    if size is not None:
+        inputs, outputs = (tuple(_fixed(spec, size) for spec in specs) for specs in (inputs, outputs))
+        inputs = tuple(spec for spec in inputs if size.draft or spec.name != contract.DRAFT_HIDDEN)
+    if dtype == "bfloat16":
+        return
     session = _session(path)
-    size = state_size(facts, heads)
-    inputs, outputs = contract.in_place_specs(facts.layers, size, facts.vocab_size, facts.kv_heads, facts.head_dim)
     _declared(session.get_inputs(), inputs)
     _declared(session.get_outputs(), outputs)
     for drafts in (0, 1):
@@ -32,6 +51,10 @@ def check_graph(path: Path, facts: ModelFacts, heads: HeadFacts) -> None:
                     f"{path.name}: with N = {drafts}, output {spec.name!r} came as {result.dtype}{list(result.shape)}, "
                     f"expected {spec.dtype}{list(_shape(spec, sizes))}"
                 )
+
+
+def _fixed(spec: TensorSpec, size: StepSize) -> TensorSpec:
+    return TensorSpec(spec.name, spec.dtype, tuple(size.sizes.get(str(one), one) for one in spec.shape))
 
 
 def _declared(values: Any, specs: tuple[TensorSpec, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What every rewrite of a graph needs: a constant, a node with one result, the one node that uses a value."""
+"""What rewrites of a graph need: constants, nodes with one result, who uses a value, what attention joins."""
 
 from __future__ import annotations
 
@@ -40,3 +40,13 @@ def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
     """Return the one node that uses `value`, if there is one only and it is of that type."""
     nodes = list(value.consumers())
     return nodes[0] if len(nodes) == 1 and nodes[0].op_type == op_type else None
+
+
+def past_and_new(rows: ir.Value | None) -> tuple[ir.Value, ir.Value]:
+    """Return the past rows and the new ones, which the rows that an attention reads are the Concat of."""
+    concat = None if rows is None else rows.producer()
+    if concat is None or concat.op_type != "Concat" or len(concat.inputs) != 2:
+        raise RuntimeError(f"attention over {rows}, expected past and new rows, one behind the other")
+    past, new = concat.inputs
+    assert past is not None and new is not None  # noqa: S101 -- Concat has no optional inputs
+    return past, new

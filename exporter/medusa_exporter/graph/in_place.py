@@ -14,7 +14,7 @@ import torch
 from medusa_runtime import contract
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import DOMAIN, constant, insert
+from medusa_exporter.graph.edit import DOMAIN, constant, insert, past_and_new
 from medusa_exporter.graph.tidy import declare, strip
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class _Dialect:
     def attend(self, node: ir.Node) -> dict[str, ir.Value]:
         """Put GroupQueryAttention in an Attention's place; return the buffers that it gives, by their names."""
         query, keys, values, mask = node.inputs[:4]
-        (past_key, new_key), (past_value, value) = (_joined(both) for both in (keys, values))
+        (past_key, new_key), (past_value, value) = (past_and_new(both) for both in (keys, values))
         key: ir.Value | None = new_key
         layer = int(_name(past_key).rsplit("_", 1)[1])
         turned = [_turned(one, node.attributes[count].as_int()) for one, count in zip((query, key), HEADS, strict=True)]
@@ -120,16 +120,6 @@ def _name(value: ir.Value | None) -> str:
 
 def _axis(shape: ir.Node) -> int:
     return shape.attributes["start"].as_int() if "start" in shape.attributes else 0
-
-
-def _joined(rows: ir.Value | None) -> tuple[ir.Value, ir.Value]:
-    """Past and new rows, which `rows` is the Concat of."""
-    concat = None if rows is None else rows.producer()
-    if concat is None or concat.op_type != "Concat" or len(concat.inputs) != 2:
-        raise RuntimeError(f"attention over {_name(rows)!r}, expected past and new rows, one behind the other")
-    past, new = concat.inputs
-    assert past is not None and new is not None  # noqa: S101 -- Concat has no optional inputs
-    return past, new
 
 
 def _turned(rows: ir.Value | None, heads: int) -> ir.Value | None:

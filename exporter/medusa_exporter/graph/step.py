@@ -43,7 +43,8 @@ class Step(torch.nn.Module):
         assert rows is not None  # noqa: S101 -- forward() has just set it
         self._hidden = hidden
         B, T, H = hidden.shape
-        first = torch.arange(B, dtype=torch.int32).unsqueeze(1) * T  # (B, 1): where a sequence begins
+        # (B, 1): where a sequence begins; sliced, not multiplied by T, which a GPU would have to fetch from the host
+        first = torch.arange(B * T, dtype=torch.int32).reshape(B, T)[:, :1]
         return (hidden.reshape(B * T, H).index_select(0, (first + rows).reshape(-1)),)
 
     def draft(self, input_ids: Tensor, draft_hidden: Tensor) -> Tensor:

@@ -11,7 +11,12 @@ from medusa_runtime.errors import BundleError
 if TYPE_CHECKING:
     from medusa_runtime.bundle import Bundle
 
-BACKENDS = {"ort-cpu": "medusa_runtime.backends.ort"}  # name -> the module whose `load` makes it
+BACKENDS = {  # name -> the module whose `load` makes it
+    "ort-cpu": "medusa_runtime.backends.ort",
+    "ort-cuda": "medusa_runtime.backends.ort_cuda",
+    "tensorrt": "medusa_runtime.backends.tensorrt",
+    "tensorrt-rtx": "medusa_runtime.backends.tensorrt",
+}
 
 
 def load_backend(

@@ -202,7 +202,7 @@ def test_what_the_bundle_lacks_is_refused_by_name(bundle: Bundle) -> None:
         load_backend(bundle, "cuda")
     with pytest.raises(BundleError, match=r"int4.*it has ort-cpu-fp32"):
         load_backend(bundle, "ort-cpu", precision="int4")
-    assert list(BACKENDS) == ["ort-cpu"]
+    assert list(BACKENDS) == ["ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx"]
 
 
 def test_without_onnxruntime_the_pip_command_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""`medusa-export engines`: build a bundle's TensorRT engines, where they are to run or ahead of time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+from medusa_runtime.bundle import Bundle
+from medusa_runtime.errors import BundleError
+
+from medusa_exporter.cli.options import capacity_options, precision_option, split_commas
+from medusa_exporter.engines.flavours import FLAVOURS
+from medusa_exporter.engines.make import make_engines
+
+
+@click.command(name="engines")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--backend", type=click.Choice(FLAVOURS), help="Default: the one whose graphs the bundle has, if it is one."
+)
+@precision_option
+@capacity_options
+@click.option(
+    "--step",
+    "steps",
+    multiple=True,
+    callback=split_commas,
+    help="Of plain, prefill, t<nodes>. Default: all of the bundle.",
+)
+@click.option("--force", is_flag=True, help="Build even those that are up to date.")
+def command(
+    bundle: Path,
+    backend: str | None,
+    precision: str | None,
+    max_length: int | None,
+    static_capacity: int | None,
+    targets: tuple[str, ...],
+    steps: tuple[str, ...],
+    force: bool,
+) -> None:
+    """Build the engines of BUNDLE that are missing or stale; neither torch nor ONNX Runtime is needed.
+
+    An engine runs on the version of TensorRT that built it alone, and on the kind of GPU that it was built on (or, with
+    tensorrt-rtx, for). Each is in its place as soon as it is done. Progress goes to standard error.
+    """
+    started = time.monotonic()
+
+    def report(line: str) -> None:
+        click.echo(f"[{time.monotonic() - started:5.1f} s] {line}", err=True)
+
+    if backend is None:
+        found = sorted({one.backend for one in Bundle.open(bundle).manifest.graphs.values()} & set(FLAVOURS))
+        if len(found) != 1:
+            has = ", ".join(found) or "neither"
+            raise BundleError(f"{bundle} has graphs for {has} of {', '.join(FLAVOURS)}; name one with --backend")
+        backend = found[0]
+    built = make_engines(
+        bundle,
+        backend,
+        precision,
+        max_length=max_length,
+        static_capacity=static_capacity,
+        targets=targets,
+        steps=steps,
+        force=force,
+        report=report,
+    )
+    click.echo(
+        f"built {len(built)} engines in {time.monotonic() - started:.0f} s" if built else "all engines are up to date"
+    )

@@ -1,0 +1,98 @@
+"""The flavours of TensorRT, and all in which they differ; nothing else asks which one it has.
+
+TensorRT 8.6 wants explicit batches and types its network weakly: layers are held to the graph's types one by one. From
+10 on a network is strongly typed, in 11 always. TensorRT-RTX builds ahead of time, without a GPU, for named compute
+capabilities.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medusa_runtime import flavour
+from medusa_runtime.errors import BundleError
+
+FLAVOURS = tuple(flavour.MODULES)
+TARGET = re.compile(r"sm(\d{2,3})")
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One installed flavour: its name, its module, its version."""
+
+    name: str
+    trt: Any
+    version: str
+
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether it builds for GPUs that are not there."""
+        return self.name == "tensorrt-rtx"
+
+    @property
+    def _strong(self) -> bool:
+        return hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or self._numbers >= (11,)
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
+
+    def network(self, builder: Any) -> Any:
+        """Create an empty network, typed as strongly as the flavour can."""
+        flags = self.trt.NetworkDefinitionCreationFlag
+        wanted = ("STRONGLY_TYPED",) if self._strong else ("EXPLICIT_BATCH",)
+        return builder.create_network(sum(1 << int(getattr(flags, name)) for name in wanted if hasattr(flags, name)))
+
+    def configure(self, config: Any, network: Any, precision: str, targets: Sequence[str]) -> None:
+        """Set what makes the engine compute as the graph is typed, for the GPU here or for `targets`.
+
+        Raises BundleError for targets that the flavour does not know, or that it cannot build for.
+        """
+        flags = self.trt.BuilderFlag
+        if hasattr(flags, "TF32"):
+            config.clear_flag(flags.TF32)  # fp32 means fp32
+        if not self._strong:
+            self._hold_types(config, network, precision)
+        if self.name == "tensorrt" and self._numbers < (9,):
+            config.set_tactic_sources(0)  # cuBLAS and cuDNN, which need not be installed
+        if targets and not self.ahead_of_time:
+            raise BundleError(f"{self.name} {self.version} builds for the GPU that is here; leave --target out")
+        if self.ahead_of_time:
+            self._aim(config, targets)
+
+    def _hold_types(self, config: Any, network: Any, precision: str) -> None:
+        trt = self.trt
+        if precision == "bf16" and not hasattr(trt.BuilderFlag, "BF16"):
+            raise BundleError(f"{self.name} {self.version} knows no bf16; take --precision fp16 or fp32")
+        if precision != "fp32":
+            config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
+            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        floats = {trt.DataType.FLOAT, trt.DataType.HALF}
+        skipped = {trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.CAST}
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
+            if layer.type in skipped or any(output is None or output.dtype not in floats for output in outputs):
+                continue
+            layer.precision = outputs[0].dtype
+            for number, output in enumerate(outputs):
+                layer.set_output_type(number, output.dtype)
+
+    def _aim(self, config: Any, targets: Sequence[str]) -> None:
+        known = {name for name in dir(self.trt.ComputeCapability) if TARGET.fullmatch(name.lower())}
+        for target in targets:
+            if target.upper() not in known:
+                names = ", ".join(sorted((name.lower() for name in known), key=lambda name: int(name[2:])))
+                raise BundleError(f"{self.name} {self.version} knows no target {target!r}; expected some of {names}")
+        if targets:
+            config.num_compute_capabilities = len(targets)
+            for index, target in enumerate(targets):
+                config.set_compute_capability(getattr(self.trt.ComputeCapability, target.upper()), index)
+
+
+def find(name: str) -> Flavour:
+    """Return the installed flavour `name`. Raises MissingExtraError with the pip command."""
+    return Flavour(name, *flavour.load(name))

@@ -1,0 +1,175 @@
+"""Builds the engines of a bundle, those that are missing or stale, and puts each in its place as it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medusa_runtime.bundle import Bundle, seal
+from medusa_runtime.engine_facts import EngineFacts
+from medusa_runtime.errors import BundleError
+from medusa_runtime.manifest import Manifest
+
+from medusa_exporter.engines import flavours
+from medusa_exporter.engines.builder import build_engine
+from medusa_exporter.engines.flavours import Flavour
+from medusa_exporter.engines.plan import Capacity, capacity, step_name
+from medusa_exporter.files import write_bytes
+
+Report = Callable[[str], None]
+FOLDER = "engines"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How engines are to be built. targets: compute capabilities, none for that of the GPU here."""
+
+    capacity: Capacity
+    targets: tuple[str, ...] = ()
+
+
+def make_engines(
+    folder: Path,
+    backend: str,
+    precision: str | None = None,
+    *,
+    max_length: int | None = None,
+    static_capacity: int | None = None,
+    targets: Sequence[str] = (),
+    steps: Sequence[str] = (),
+    force: bool = False,
+    report: Report = lambda _line: None,
+) -> list[str]:
+    """Build what a bundle lacks of a backend's engines, one for each of its graphs; return the names of those built.
+
+    steps: names of the steps to build for ("plain", "prefill", "t64"), none for all that there are graphs for.
+    max_length: tokens that the keys and values of a sequence may come to, None for the model's context.
+    static_capacity: build for one length of the past alone. Raises BundleError, MissingExtraError.
+    """
+    flavour = flavours.find(backend)
+    bundle = Bundle.open(folder)
+    facts, _ = bundle.graph(backend, precision)
+    length = min(max_length or bundle.model.context, bundle.model.context)
+    wanted = Wanted(capacity(length, static_capacity), tuple(targets) or _here(flavour))
+    found = {step_name(name, facts.key): name for name in bundle.manifest.files if step_name(name, facts.key)}
+    if unknown := set(steps) - found.keys():
+        raise BundleError(f"no graph for step {min(unknown)!r} in {folder}; there are {', '.join(found) or 'none'}")
+    graphs = [name for step, name in found.items() if not steps or step in steps]
+    if not graphs:
+        raise BundleError(f"{folder} has no graphs for {facts.key}; build it with --backend {backend}")
+    built = []
+    for number, name in enumerate(graphs, start=1):
+        stem = f"{FOLDER}/{Path(name).stem}"
+        graph_digest = bundle.manifest.files[name].sha256
+        if not force and _stands(bundle, stem, flavour, graph_digest, wanted):
+            report(f"engine {number} of {len(graphs)}: {stem} is up to date")
+            continue
+        report(
+            f"engine {number} of {len(graphs)}: build {stem} for {', '.join(wanted.targets)} (minutes for many layers)"
+        )
+        _make(bundle, flavour, name, stem, facts.precision, wanted, graph_digest, report)
+        built.append(stem)
+    return built
+
+
+def _make(
+    bundle: Bundle,
+    flavour: Flavour,
+    graph: str,
+    stem: str,
+    precision: str,
+    wanted: Wanted,
+    graph_digest: str,
+    report: Report,
+) -> None:
+    started = time.monotonic()
+    (bundle.root / FOLDER).mkdir(exist_ok=True)
+    cache = bundle.root / FOLDER / f"{flavour.name}-{flavour.version}.cache"
+    data, size = build_engine(
+        flavour,
+        bundle.root / graph,
+        precision,
+        wanted.capacity,
+        wanted.targets if flavour.ahead_of_time else (),
+        timing_cache=cache,
+        report=report,
+    )
+    facts = EngineFacts(
+        flavour=flavour.name,
+        version=flavour.version,
+        targets=wanted.targets,
+        graph=graph_digest,
+        engine=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        precision=precision,
+        batch=size.batch,
+        nodes=size.nodes,
+        rows=size.rows,
+        draft=size.draft,
+        least=wanted.capacity.least,
+        best=wanted.capacity.best,
+        most=wanted.capacity.most,
+        seconds=round(time.monotonic() - started, 1),
+    )
+    write_bytes(bundle.root / f"{stem}.engine", data)
+    write_bytes(bundle.root / f"{stem}.json", facts.to_bytes())
+    reseal(bundle.root, bundle.manifest)
+    report(f"  {len(data) / 1e6:.0f} MB in {facts.seconds:.0f} s")
+
+
+def reseal(root: Path, manifest: Manifest) -> Manifest:
+    """List the files of a bundle anew, after engines have come to it."""
+    return seal(
+        root,
+        producer=manifest.producer,
+        model=manifest.model,
+        heads=manifest.heads,
+        graphs=manifest.graphs,
+        profiles=manifest.profiles,
+        sources=manifest.sources,
+    )
+
+
+def _stands(bundle: Bundle, stem: str, flavour: Flavour, graph: str, wanted: Wanted) -> bool:
+    """Whether the engine there is the one that would be built."""
+    if not {f"{stem}.json", f"{stem}.engine"} <= bundle.manifest.files.keys():
+        return False
+    try:
+        facts = EngineFacts.from_file(bundle.root / f"{stem}.json")
+    except BundleError:
+        return False
+    found = (facts.flavour, facts.version, facts.targets, facts.graph, Capacity(facts.least, facts.best, facts.most))
+    return found == (flavour.name, flavour.version, wanted.targets, graph, wanted.capacity)
+
+
+def _here(flavour: Flavour) -> tuple[str, ...]:
+    """The GPU of this machine."""
+    if flavour.ahead_of_time:
+        raise BundleError(f"{flavour.name} builds ahead of time; say for which GPUs: --target sm86,sm89")
+    from medusa_runtime.backends.cuda import CudaDevice
+
+    return ("sm{}{}".format(*CudaDevice().compute_capability),)
+
+
+def carry_over(old: Path, new: Path) -> list[str]:
+    """Copy from a bundle that is being replaced the engines whose graphs are the same in the new one, not yet sealed.
+
+    Return their names. What cannot be read is left behind: it would be refused when it is used.
+    """
+    kept = []
+    for file in sorted((old / FOLDER).glob("*.json")):
+        graph, engine = new / "graphs" / f"{file.stem}.onnx", file.with_suffix(".engine")
+        try:
+            same = EngineFacts.from_file(file).graph == hashlib.sha256(graph.read_bytes()).hexdigest()
+        except (BundleError, OSError):
+            continue
+        if same and engine.is_file():
+            (new / FOLDER).mkdir(exist_ok=True)
+            for one in (file, engine, *(old / FOLDER).glob("*.cache")):
+                shutil.copy2(one, new / FOLDER)
+            kept.append(file.stem)
+    return kept

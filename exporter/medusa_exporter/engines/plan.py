@@ -1,0 +1,75 @@
+"""Which engines a bundle needs: one for each number of nodes, whatever the trees look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from medusa_profiles.profile import TreeProfile
+from medusa_runtime.decoder import PREFILL_CHUNK
+
+PREFILL_NODES = PREFILL_CHUNK  # tokens of a prompt that one step takes
+FIRST_CAPACITY = 256
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """The sizes of one engine's steps: B sequences, T nodes, R rows with logits, whether the heads run."""
+
+    batch: int
+    nodes: int
+    rows: int
+    draft: bool
+
+    @property
+    def name(self) -> str:
+        """What the files of it are called: "plain", "prefill" or "t<nodes>"."""
+        if self.draft:
+            return f"t{self.nodes}"
+        return "plain" if self.nodes == 1 else "prefill"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """By the contract's letters."""
+        return {"B": self.batch, "T": self.nodes, "R": self.rows, "N": self.batch if self.draft else 0}
+
+
+def step_sizes(trees: Iterable[TreeProfile], batch: int) -> list[StepSize]:
+    """Plain decoding, prefill, and one for each size of the trees, ascending."""
+    sizes = sorted({tree.size for tree in trees if tree.size > 1})
+    return [
+        StepSize(batch, 1, 1, draft=False),
+        StepSize(batch, PREFILL_NODES, 1, draft=False),
+        *(StepSize(batch, size, size, draft=True) for size in sizes),
+    ]
+
+
+def graph_file(backend: str, precision: str, size: StepSize | None = None) -> str:
+    """Where a graph lies in a bundle; size: of the steps that one for TensorRT is for."""
+    return f"graphs/{backend}-{precision}{f'-{size.name}' if size else ''}.onnx"
+
+
+def step_name(file: str, key: str) -> str:
+    """Return the name of the step that a bundle's file is a graph for, of the graphs of `key`; "" for another file."""
+    start, end = f"graphs/{key}-", ".onnx"
+    return file[len(start) : -len(end)] if file.startswith(start) and file.endswith(end) else ""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How many rows of the past an engine takes: the fewest, those it is tuned for, the most."""
+
+    least: int
+    best: int
+    most: int
+
+
+def capacity(max_length: int, static: int | None) -> Capacity:
+    """Range over the lengths that a backend binds, up to `max_length`, or be one length where `static` names it."""
+    if static is not None:
+        return Capacity(static, static, static)
+    least = min(FIRST_CAPACITY, max_length)
+    best = least
+    while best * 2 <= min(1024, max_length):  # where a range costs least beside an engine of one length
+        best *= 2
+    return Capacity(least, best, max_length)

@@ -1,0 +1,107 @@
+"""One trace, a dialect for each backend: which rewrites lead from the traced graph to the one that a backend runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from medusa_runtime.facts import ModelFacts
+from numpy.typing import NDArray
+
+from medusa_exporter.engines.plan import StepSize, graph_file
+from medusa_exporter.graph.fixed import fixed, run_all_heads
+from medusa_exporter.graph.fuse import fuse
+from medusa_exporter.graph.in_place import in_place
+from medusa_exporter.graph.primitives import lower_all, lower_attention
+from medusa_exporter.graph.quantise import quantise_draft, with_precision
+from medusa_exporter.graph.ranges import input_ranges
+from medusa_exporter.graph.typed import TYPES, typed
+from medusa_exporter.precisions import DRAFT
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced graph and what its dialects need to know.
+
+    state_size: S. heads: how many there are. angles: the decoder's, as `in_place.angles` gives them. texts: what
+    activations are measured on, where a precision fixes their scales.
+    """
+
+    graph: ir.Model
+    facts: ModelFacts
+    state_size: int
+    heads: int
+    angles: tuple[NDArray[np.float32], NDArray[np.float32]]
+    texts: Sequence[Sequence[int]] = ()
+
+
+def make_graphs(
+    traced: Traced, pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize]
+) -> tuple[dict[str, ir.Model], dict[str, StepSize]]:
+    """Return the graph of each file, and the size of step that it is fixed to, if it is.
+
+    pairs: backends and precisions. steps: what TensorRT gets a graph for. Graphs share the tensors that they have in
+    common.
+    """
+    pairs = list(pairs)
+    on_cpu = ort_cpu(traced, [precision for backend, precision in pairs if backend == "ort-cpu"])
+    graphs = {graph_file("ort-cpu", precision): graph for precision, graph in on_cpu.items()}
+    sizes: dict[str, StepSize] = {}
+    gpu = OnGpu(traced.graph, traced.heads)
+    for backend, precision in pairs:
+        if backend == "ort-cuda":
+            graphs[graph_file(backend, precision)] = gpu.ort_cuda(precision)
+        elif backend != "ort-cpu":
+            for size in steps:
+                file = graph_file(backend, precision, size)
+                graphs[file], sizes[file] = gpu.tensorrt(precision, size), size
+    return graphs, sizes
+
+
+def ort_cpu(traced: Traced, precisions: Sequence[str]) -> dict[str, ir.Model]:
+    """Give the CPU's graph in each precision: rows in place, fused operators, quantised weights."""
+    if not precisions:
+        return {}
+    graph = traced.graph.clone()
+    in_place(graph, traced.facts, traced.state_size, traced.angles)
+    fuse(graph)
+    quantise_draft(graph, DRAFT)
+    ranges = input_ranges(graph, traced.facts, traced.state_size, traced.texts) if traced.texts else {}
+    return {precision: with_precision(graph, precision, ranges) for precision in precisions}
+
+
+class OnGpu:
+    """The dialects of GPU backends; graphs of one precision share its weights.
+
+    All heads run: a count that the graph makes would have to come back to the host, and no CUDA graph be captured.
+    """
+
+    def __init__(self, traced: ir.Model, heads: int) -> None:
+        """Take a traced graph, which stays as it is, and how many heads are in it."""
+        self._graph = traced.clone()
+        run_all_heads(self._graph, heads)
+        self._typed: dict[str, ir.Model] = {}
+
+    def ort_cuda(self, precision: str) -> ir.Model:
+        """Give the graph for ONNX Runtime: fused norms and rope, attention spelt out.
+
+        `Attention` itself has a slow kernel for more than one row under a mask.
+        """
+        graph = self.typed(precision).clone()
+        lower_attention(graph)
+        return graph
+
+    def tensorrt(self, precision: str, size: StepSize) -> ir.Model:
+        """Give the graph that TensorRT reads for one size of step: nothing fused, only P left open."""
+        graph = fixed(self.typed(precision), size.sizes)
+        lower_all(graph, size.nodes)
+        return graph
+
+    def typed(self, precision: str) -> ir.Model:
+        """Give the graph in a precision of TYPES, otherwise as traced; made once."""
+        if precision not in self._typed:
+            self._typed[precision] = self._graph.clone()
+            typed(self._typed[precision], TYPES[precision])
+        return self._typed[precision]

@@ -1,0 +1,171 @@
+"""Lowers fused operators to what any backend can parse: attention, norms and rope spelt out in ONNX's primitives.
+
+Whatever the type of the rows, softmax, a norm's statistics and rope are computed in fp32. Shapes: B sequences, T nodes,
+P rows of the past, S = P + T, Hkv key heads of D elements, each shared by G query heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from medusa_exporter.graph.edit import constant, insert, past_and_new
+from medusa_exporter.graph.tidy import strip
+
+FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+OPSET, IR_VERSION = 17, 8  # of a graph with no fused operator left; what TensorRT 8.6 reads
+END = np.iinfo(np.int64).max
+
+
+def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
+    """Spell every Attention out, in place.
+
+    nodes: T, where it is known. Then no row of keys or values is copied: past and new rows are multiplied apart, and
+    only the scores are joined.
+    """
+    graph = model.graph
+    masks: dict[ir.Value, ir.Value] = {}
+    for node in list(graph):
+        if node.op_type == "Attention":
+            _attend(graph, node, masks, nodes)
+    common.RemoveUnusedNodesPass()(model)
+    strip(model)
+
+
+def lower_all(model: ir.Model, nodes: int) -> None:
+    """Spell attention, norms and rope out and make the graph one of OPSET. nodes: T."""
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == "RMSNormalization":
+            _norm(graph, node)
+        elif node.op_type == "RotaryEmbedding":
+            _turn(graph, node)
+    lower_attention(model, nodes)
+    graph.opset_imports[""] = OPSET
+    model.ir_version = IR_VERSION
+    ir.passes.Sequential(common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass())(model)
+    strip(model)
+
+
+class _Before:
+    """Puts nodes in front of one that they take the place of."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+        self._graph, self._node = graph, node
+
+    def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """Add a node whose result is of its first input's type."""
+        first = inputs[0]
+        assert first is not None and first.dtype is not None  # noqa: S101
+        return insert(self._graph, self._node, op_type, inputs, first.dtype, attributes)
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        if value.dtype == dtype:
+            return value
+        return insert(self._graph, self._node, "Cast", [value], dtype, {"to": dtype})
+
+    def ints(self, *numbers: int) -> ir.Value:
+        return constant(self._graph, "ints." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
+
+    def number(self, value: float) -> ir.Value:
+        return constant(self._graph, f"number.{value!r}", np.array(value, dtype=np.float32))
+
+    def reshape(self, value: ir.Value, *shape: int) -> ir.Value:
+        """Reshape; a 0 takes that size over from the input."""
+        return self("Reshape", value, self.ints(*shape))
+
+    def slice(self, value: ir.Value, start: int, end: int) -> ir.Value:
+        """Take a range of the last axis."""
+        return self("Slice", value, self.ints(start), self.ints(end), self.ints(-1))
+
+    def replace(self, value: ir.Value) -> None:
+        """Let `value` be what the node gave, under its name where that is an output of the graph."""
+        old = self._node.outputs[0]
+        value.shape = old.shape
+        if old.is_graph_output():
+            old.name, value.name = f"{old.name}_fused", old.name
+        ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+        self._graph.remove(self._node, safe=True)
+
+
+def _attend(graph: ir.Graph, node: ir.Node, masks: dict[ir.Value, ir.Value], nodes: int | None) -> None:
+    add = _Before(graph, node)
+    query, keys, values, mask = node.inputs[:4]
+    assert query is not None and mask is not None and query.dtype is not None  # noqa: S101 -- all are traced with a mask
+    heads, key_heads = (node.attributes[name].as_int() for name in ("q_num_heads", "kv_num_heads"))
+    group, scale = heads // key_heads, node.attributes["scale"].as_float()
+    width = query.shape[-1] if query.shape is not None else None
+    if not isinstance(width, int):
+        raise RuntimeError(f"attention {node.name} has queries of unknown width")  # noqa: TRY004
+    size = width // heads
+
+    def split_heads(rows: ir.Value, permutation: Sequence[int]) -> ir.Value:
+        return add("Transpose", add.reshape(rows, 0, 0, key_heads, size), perm=permutation)
+
+    # (B, T, H * D) -> (B, Hkv, G * T, D): the query heads of a key head are rows of one product
+    rows = add("Transpose", add.reshape(query, 0, 0, key_heads, group, size), perm=[0, 2, 3, 1, 4])
+    rows = add.reshape(rows, 0, key_heads, -1, size)
+    parts = [past_and_new(both) for both in (keys, values)] if nodes else [(keys,), (values,)]
+    all_keys, all_values = parts
+    scores = [add("MatMul", rows, split_heads(part, [0, 2, 3, 1])) for part in all_keys if part is not None]
+    joined = add("Concat", *scores, axis=-1) if len(scores) > 1 else scores[0]  # (B, Hkv, G * T, S)
+    scaled = add("Mul", add.cast(joined, FLOAT), add.number(scale))
+    if mask not in masks:
+        masks[mask] = mask if group == 1 else add("Concat", *[mask] * group, axis=2)  # (B, 1, G * T, S)
+    weights = add.cast(add("Softmax", add("Add", scaled, masks[mask]), axis=-1), query.dtype)
+    shares = [add.slice(weights, 0, -nodes), add.slice(weights, -nodes, END)] if nodes else [weights]
+    sums = [
+        add("MatMul", share, split_heads(part, [0, 2, 1, 3]))
+        for share, part in zip(shares, all_values, strict=True)
+        if part is not None
+    ]
+    summed = add("Add", *sums) if len(sums) > 1 else sums[0]  # (B, Hkv, G * T, D)
+    output = add("Transpose", add.reshape(summed, 0, key_heads, group, -1, size), perm=[0, 3, 1, 2, 4])
+    add.replace(add.reshape(output, 0, 0, width))
+
+
+def _norm(graph: ir.Graph, node: ir.Node) -> None:
+    """X / sqrt(mean(x^2) + epsilon) * gain, statistics in fp32."""
+    add, (rows, gain) = _Before(graph, node), node.inputs[:2]
+    assert rows is not None and rows.dtype is not None  # noqa: S101
+    if "axis" in node.attributes and node.attributes["axis"].as_int() != -1:
+        raise RuntimeError(f"norm {node.name} is not over the last axis")
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    exact = add.cast(rows, FLOAT)
+    mean = add("ReduceMean", add("Mul", exact, exact), axes=[-1], keepdims=1)
+    normed = add("Div", exact, add("Sqrt", add("Add", mean, add.number(epsilon))))
+    add.replace(add("Mul", add.cast(normed, rows.dtype), gain))
+
+
+def _turn(graph: ir.Graph, node: ir.Node) -> None:
+    """Rope over rows (B, T, H * D): the halves of each head turn against each other, in fp32."""
+    add, (rows, cos, sin) = _Before(graph, node), node.inputs[:3]
+    given = {name: attribute.value for name, attribute in node.attributes.items()}
+    if given.get("interleaved") or given.get("rotary_embedding_dim") or len(node.inputs) > 3:
+        raise RuntimeError(f"rope {node.name} with {given} is not lowered; expected whole heads in halves")
+    assert rows is not None and rows.dtype is not None and rows.shape is not None  # noqa: S101
+    assert cos is not None and sin is not None  # noqa: S101
+    heads, width = given["num_heads"], rows.shape[-1]
+    assert isinstance(width, int)  # noqa: S101 -- a product with a weight has a known width
+    size = width // heads
+    exact = add.reshape(add.cast(rows, FLOAT), 0, 0, heads, size)
+    first, second = add.slice(exact, 0, size // 2), add.slice(exact, size // 2, END)
+    cos, sin = (add("Unsqueeze", add.cast(_before_cast(table), FLOAT), add.ints(2)) for table in (cos, sin))
+    turned = add(
+        "Concat",
+        add("Sub", add("Mul", first, cos), add("Mul", second, sin)),
+        add("Add", add("Mul", second, cos), add("Mul", first, sin)),
+        axis=-1,
+    )
+    add.replace(add.cast(add.reshape(turned, 0, 0, width), rows.dtype))
+
+
+def _before_cast(table: ir.Value) -> ir.Value:
+    """Cosines or sines as they were computed, before the fused operator had them in the type of its rows."""
+    node = table.producer()
+    source = node.inputs[0] if node is not None and node.op_type == "Cast" else None
+    return table if source is None else source

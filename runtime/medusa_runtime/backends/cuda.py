@@ -1,0 +1,134 @@
+"""A CUDA device, by cuda-bindings: one stream, device memory, pinned host memory, copies."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medusa_runtime.errors import CapacityError, MedusaError, MissingExtraError
+
+INSTALL = "pip install 'medusa-export[gpu]'"
+
+
+class CudaMemory:
+    """Device memory, or pinned host memory when it has an `array`."""
+
+    def __init__(self, address: int, size: int, release: Any, array: NDArray[Any] | None = None) -> None:
+        self.address, self.size = address, size
+        self.array = np.empty(0, np.uint8) if array is None else array
+        weakref.finalize(self, release, address).atexit = False  # at the end of the process the driver does it
+
+
+class CudaDevice:
+    """One GPU and a stream of our own on it (`medusa_runtime.backends.device.Device`)."""
+
+    kind = "cuda"
+
+    def __init__(self, index: int = 0) -> None:
+        """Take GPU number `index`. Raises MissingExtraError without cuda-bindings, MedusaError without a GPU."""
+        self._cuda = _library()
+        self.index = index
+        self._call("cudaSetDevice", index)
+        self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+        self._inside = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._out = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self.properties = self._call("cudaGetDeviceProperties", index)
+        self.name: str = self.properties.name.split(b"\0")[0].decode()
+        self.compute_capability = (int(self.properties.major), int(self.properties.minor))
+
+    def allocate(self, size: int) -> CudaMemory:
+        """Zero-filled memory on the GPU."""
+        address = int(self._call("cudaMalloc", max(size, 1), what=f"{size / 1e6:.0f} MB on the GPU"))
+        self._call("cudaMemsetAsync", address, 0, max(size, 1), self.stream)
+        return CudaMemory(address, size, self._cuda.cudaFree)
+
+    def allocate_host(self, size: int) -> CudaMemory:
+        """Zero-filled pinned memory, which the GPU sees under the same address."""
+        flags = self._cuda.cudaHostAllocMapped
+        address = int(self._call("cudaHostAlloc", max(size, 1), flags, what=f"{size / 1e6:.0f} MB of pinned memory"))
+        array = np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 1)).from_address(address))
+        array[:] = 0
+        return CudaMemory(address, size, self._cuda.cudaFreeHost, array)
+
+    def copy_rows(self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
+        """One 2-D copy within the GPU."""
+        self._call("cudaMemcpy2DAsync", to, to_pitch, source, source_pitch, width, height, self._inside, self.stream)
+
+    def read(self, array: NDArray[Any], source: int) -> None:
+        """Fill an array from the GPU."""
+        self._call("cudaMemcpyAsync", array.ctypes.data, source, array.nbytes, self._out, self.stream)
+        self.synchronize()
+
+    def free_bytes(self) -> int:
+        """Bytes free on the GPU, whoever else is using it."""
+        return int(self._call("cudaMemGetInfo")[0])
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """Record what `work` enqueues on the stream, once, as a graph for `launch`; nothing of it runs yet."""
+        self._call(
+            "cudaStreamBeginCapture", self.stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
+        try:
+            work()
+        finally:
+            graph = self._call("cudaStreamEndCapture", self.stream)
+        made = self._call("cudaGraphInstantiate", graph, 0)
+        self._call("cudaGraphDestroy", graph)
+        return made
+
+    def launch(self, graph: Any) -> None:
+        """Enqueue a captured graph."""
+        self._call("cudaGraphLaunch", graph, self.stream)
+
+    def _call(self, name: str, *arguments: Any, what: str = "") -> Any:
+        error, *results = getattr(self._cuda, name)(*arguments)
+        if error != self._cuda.cudaError_t.cudaSuccess:
+            raise _explained(self._cuda, name, error, what)
+        return results[0] if len(results) == 1 else results
+
+
+def _library() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise MissingExtraError(f"cuda-bindings is not installed ({error}); it comes with: {INSTALL}") from error
+    try:
+        status, count = runtime.cudaGetDeviceCount()
+    except (RuntimeError, OSError) as failure:  # no driver's library at all
+        raise MedusaError(f"no GPU can be used: {failure}; {_REMEDY}") from failure
+    if status != runtime.cudaError_t.cudaSuccess or not count:
+        raise _explained(runtime, "cudaGetDeviceCount", status, "")
+    return runtime
+
+
+_REMEDY = "install NVIDIA's driver and check with nvidia-smi, or take --backend ort-cpu"
+
+
+def _explained(cuda: Any, name: str, error: Any, what: str) -> MedusaError:
+    """Say what went wrong with a call, and what to do."""
+    codes, text = cuda.cudaError_t, f"{name}: {getattr(error, 'name', error)}"
+    if error == codes.cudaErrorMemoryAllocation:
+        return CapacityError(f"no memory for {what or 'a CUDA call'} ({text}); close what else uses the GPU")
+    if error == codes.cudaErrorInsufficientDriver:
+        _, driver = cuda.cudaDriverGetVersion()
+        _, needed = cuda.cudaRuntimeGetVersion()
+        return MedusaError(
+            f"the NVIDIA driver serves CUDA {_version(driver)} at most, this program needs {_version(needed)}; "
+            "update the driver, or install packages for the older CUDA"
+        )
+    if error in (codes.cudaErrorNoDevice, codes.cudaSuccess):  # success: there are none
+        return MedusaError(f"no GPU found ({text}); {_REMEDY}")
+    return MedusaError(f"the GPU failed: {text}; {_REMEDY}")
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"

@@ -1,0 +1,45 @@
+"""What a device is to a backend: memory of its own, host memory that it sees, copies, and a queue they happen in."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+
+class Memory(Protocol):
+    """A piece of memory; it goes when the last reference does."""
+
+    address: int
+    size: int  # bytes
+
+
+class HostMemory(Memory, Protocol):
+    """Host memory that the device reads and writes where it lies."""
+
+    array: NDArray[Any]  # (size,) uint8
+
+
+class Device(Protocol):
+    """All work is queued in order; nothing waits but `read` and `synchronize`. Addresses are plain numbers."""
+
+    kind: str  # the word that ONNX Runtime binds its memory under
+    stream: int  # the queue's handle
+
+    def allocate(self, size: int) -> Memory:
+        """Zero-filled memory of the device's own. Raises CapacityError when it cannot be had."""
+
+    def allocate_host(self, size: int) -> HostMemory:
+        """Zero-filled host memory that the device sees under the same address. Raises CapacityError."""
+
+    def copy_rows(self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
+        """Copy `height` rows of `width` bytes within the device's memory, so many bytes (pitch) from row to row."""
+
+    def read(self, array: NDArray[Any], source: int) -> None:
+        """Fill an array, all of it, from the device's memory, when all that was queued is done."""
+
+    def free_bytes(self) -> int:
+        """Bytes that can still be allocated."""
+
+    def synchronize(self) -> None:
+        """Wait for all that was queued."""

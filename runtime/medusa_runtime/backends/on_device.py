@@ -1,0 +1,230 @@
+"""What backends on a GPU share: arenas by address, results that stay there, one binding for each shape of step."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from medusa_runtime import contract
+from medusa_runtime.backends.arena import RowArena
+from medusa_runtime.backends.base import FloatArray, Step
+from medusa_runtime.backends.device import Device, Memory
+from medusa_runtime.backends.elements import BOOL, FLOAT32, INT32, element
+from medusa_runtime.backends.step_memory import StepMemory
+from medusa_runtime.errors import CapacityError
+from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
+
+FIRST_PAST = 256  # rows of the shortest past that is bound; each longer one is twice the one before
+FIRST_NODES = 256  # rows for which a step's results have room at first: a chunk of a prefill
+KEPT = 32  # shapes whose bindings are held
+
+
+class Shape(NamedTuple):
+    """B sequences, T nodes, R rows with logits, whether the heads run, P rows of the past bound."""
+
+    B: int
+    T: int
+    R: int
+    draft: bool
+    P: int
+
+
+class Tensor(NamedTuple):
+    """A tensor where it lies. number: ONNX's for its type."""
+
+    number: int
+    shape: tuple[int, ...]
+    address: int
+
+
+class Binding(Protocol):
+    """What steps of one shape run with."""
+
+    shape: Shape
+    memory: StepMemory
+
+    def run(self) -> None:
+        """Run and wait."""
+
+
+class OnDevice(ABC):
+    """A backend on a device (`medusa_runtime.backends.base.Backend`).
+
+    Keys and values lie in a `RowArena` of `max_length` rows, the model's whole context or what was built for; a step
+    binds the first P of them, P the smallest of 256, 512, 1,024, … that serves, so that only few shapes ever run.
+    """
+
+    def __init__(
+        self, name: str, precision: str, model: ModelFacts, heads: HeadFacts, device: Device, max_length: int
+    ) -> None:
+        """max_length: rows of the arenas of one sequence."""
+        self.name, self.precision, self.model, self.heads = name, precision, model, heads
+        self.run_seconds = 0.0
+        self._device, self._element, self._max_length = device, element(precision), max_length
+        self._state = state_size(model, heads) * FLOAT32.size  # bytes of one row of `hidden`
+        self._arena: RowArena | None = None
+        self._results: _Results | None = None
+        self._draft: Memory | None = None
+        self._bindings: OrderedDict[Shape, Binding] = OrderedDict()
+        self._binding: Binding | None = None
+
+    @abstractmethod
+    def _served(self, shape: Shape) -> Shape:
+        """Return the shape that a step of this one runs in: itself, or a larger one that it is padded to."""
+
+    @abstractmethod
+    def _new_binding(
+        self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]
+    ) -> Binding:
+        """Make what steps of a served shape run with. given, made: all inputs and outputs by name."""
+
+    def allocate(self, batch: int, capacity: int) -> None:
+        """Lay the arenas out. One sequence gets `max_length` rows at once, several what is asked for."""
+        before = self._arena
+        rows = self._max_length if batch == 1 else capacity
+        if max(rows, capacity) > self._max_length:
+            raise CapacityError(
+                f"{self.name} holds {self._max_length} tokens at most, {capacity} are asked for; shorten prompt or "
+                "answer, or build with a larger --max-length"
+            )
+        if before is not None and before.batch == batch and before.capacity >= rows:
+            return
+        self._lay(RowArena(self._device, self.model, self._element.size, batch, rows, FIRST_NODES), rows=1)
+
+    def run(self, step: Step) -> None:
+        """Run one step over the past held."""
+        binding = self._bind(step)
+        binding.memory.write(step)
+        started = time.perf_counter()
+        binding.run()
+        self.run_seconds = time.perf_counter() - started
+
+    def read_tokens(self, sequence: int = 0) -> list[int]:
+        """Return T ids."""
+        return self._ran().memory.read_tokens(sequence)
+
+    def read_argmax(self, sequence: int = 0) -> list[int]:
+        """Return R ids."""
+        return self._ran().memory.read_argmax(sequence)
+
+    def read_logits(self, row: int, sequence: int = 0) -> FloatArray:
+        """Return (V,) float32."""
+        rows, logits = self._ran().shape.R, np.empty(self.model.vocab_size, np.float32)
+        assert self._results is not None  # noqa: S101 -- a step has run
+        self._device.read(logits, self._results.logits.address + (sequence * rows + row) * logits.nbytes)
+        return logits
+
+    def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
+        """Copy the rows of `path` behind the past, and the last one's hidden state to where the heads read it."""
+        nodes = self._ran().shape.T
+        assert self._arena is not None and self._results is not None and self._draft is not None  # noqa: S101
+        self._arena.commit(sequence, path, length, nodes)
+        source = self._results.hidden.address + (sequence * nodes + path[-1]) * self._state
+        self._device.copy_rows(
+            self._draft.address + sequence * self._state, self._state, source, self._state, self._state, 1
+        )
+
+    def _ran(self) -> Binding:
+        if self._binding is None:
+            raise RuntimeError("no step has been run")
+        return self._binding
+
+    def _lay(self, arena: RowArena, rows: int) -> None:
+        """Take an arena, and results for as many nodes as it has; what the one before holds is copied over."""
+        before = self._arena
+        if before is not None and before.batch == arena.batch:
+            arena.take_over(before)
+        else:
+            self._draft = self._device.allocate(arena.batch * self._state)
+        self._device.synchronize()  # the arena before goes now
+        self._bindings.clear()
+        self._binding, self._arena = None, arena
+        self._results = _Results(
+            self._device.allocate(arena.batch * rows * self.model.vocab_size * FLOAT32.size),
+            self._device.allocate(arena.batch * arena.nodes * self._state),
+            rows,
+        )
+
+    def _bind(self, step: Step) -> Binding:
+        """Find or make what a step runs with."""
+        arena, results = self._arena, self._results
+        if arena is None or results is None:
+            raise RuntimeError("run before allocate")
+        (B, T), R = step.input_ids.shape, step.logit_rows.shape[1]
+        if arena.batch != B:
+            raise CapacityError(f"a step of {B} sequences, arenas for {arena.batch}")
+        shape = self._served(Shape(B, T, R, step.draft, self._past(arena, int(step.past_length.max()))))
+        binding = self._bindings.get(shape)
+        if binding is None:
+            if arena.nodes < shape.T or results.rows < shape.R:
+                nodes, rows = max(shape.T, arena.nodes), max(shape.R, results.rows)
+                self._lay(RowArena(self._device, self.model, self._element.size, B, arena.capacity, nodes), rows)
+            binding = self._bindings[shape] = self._make(shape)
+            if len(self._bindings) > KEPT:
+                self._bindings.popitem(last=False)
+        else:
+            self._bindings.move_to_end(shape)
+        self._binding = binding
+        return binding
+
+    def _past(self, arena: RowArena, length: int) -> int:
+        """P: how many rows to bind."""
+        if arena.batch > 1:  # sequences lie `capacity` rows apart
+            return arena.capacity
+        rows = FIRST_PAST
+        while rows < length:
+            rows *= 2
+        return min(rows, arena.capacity)
+
+    def _make(self, shape: Shape) -> Binding:
+        arena, results, draft = self._arena, self._results, self._draft
+        assert arena is not None and results is not None and draft is not None  # noqa: S101
+        B, T, R, drafts, P = shape
+        model, state, kind = self.model, self._state // FLOAT32.size, self._element.onnx
+        memory = StepMemory(self._device, B, T, R)
+
+        def small(arrays: Mapping[str, tuple[tuple[int, ...], Any]]) -> dict[str, Tensor]:
+            return {
+                name: Tensor(BOOL if dtype == np.bool_ else INT32, size, memory.addresses[name])
+                for name, (size, dtype) in arrays.items()
+            }
+
+        given, made = small(memory.inputs), small(memory.outputs)
+        given[contract.DRAFT_HIDDEN] = Tensor(FLOAT32.onnx, (B if drafts else 0, state), draft.address)
+        made[contract.LOGITS] = Tensor(FLOAT32.onnx, (B, R, model.vocab_size), results.logits.address)
+        made[contract.HIDDEN] = Tensor(FLOAT32.onnx, (B, T, state), results.hidden.address)
+        for i in range(model.layers):
+            for tensor, past, new in (
+                (i, contract.past_key, contract.new_key),
+                (model.layers + i, contract.past_value, contract.new_value),
+            ):
+                given[past(i)] = Tensor(kind, (B, P, model.kv_row), arena.past(tensor))
+                made[new(i)] = Tensor(kind, (B, T, model.kv_row), arena.new(tensor, T))
+        return self._new_binding(shape, memory, given, made)
+
+
+class _Results(NamedTuple):
+    """What a step gives that stays on the device. rows: R at most."""
+
+    logits: Memory
+    hidden: Memory
+    rows: int
+
+
+def check_room(
+    device: Device, name: str, model: ModelFacts, itemsize: int, rows: int, weights: int, workspace: int
+) -> None:
+    """Raise CapacityError where weights, KV rows and workspace (all in bytes) do not fit, before anything is loaded."""
+    cache = rows * model.kv_bytes_per_token(itemsize)
+    needed, free = weights + cache + workspace, device.free_bytes()
+    if needed > free:
+        raise CapacityError(
+            f"{name} needs about {needed / 1e9:.1f} GB: weights {weights / 1e9:.1f}, keys and values of {rows} tokens "
+            f"{cache / 1e9:.1f}, workspace {workspace / 1e9:.1f}; {free / 1e9:.1f} GB are free. Close what else uses "
+            "the GPU, or build with fewer bits or a smaller --max-length"
+        )

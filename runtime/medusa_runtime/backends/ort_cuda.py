@@ -1,0 +1,122 @@
+"""ONNX Runtime on a CUDA GPU: all but a step's small arrays stays in its memory, one CUDA graph for each shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medusa_runtime.backends.device import Device
+from medusa_runtime.backends.elements import element
+from medusa_runtime.backends.on_device import OnDevice, Shape, Tensor, check_room
+from medusa_runtime.backends.step_memory import StepMemory
+from medusa_runtime.bundle import Bundle
+from medusa_runtime.errors import BundleError, MissingExtraError
+from medusa_runtime.facts import HeadFacts, ModelFacts
+
+WORKSPACE = 512 << 20  # bytes that ONNX Runtime takes for itself, about
+NO_GRAPH = "-1"  # ONNX Runtime's word for a run that is neither captured nor replayed
+
+
+def load(bundle: Bundle, name: str, precision: str | None, threads: int | None) -> OrtCudaBackend:  # noqa: ARG001
+    """Make the backend that `medusa_runtime.backends.load_backend` asks for; threads mean nothing to a GPU."""
+    from medusa_runtime.backends.cuda import CudaDevice
+
+    facts, path = bundle.graph(name, precision)
+    weights = sum(file.stat().st_size for file in path.parent.glob("*.data"))  # at most
+    return OrtCudaBackend(path, bundle.model, bundle.heads, CudaDevice(), facts.precision, name=name, weights=weights)
+
+
+class OrtCudaBackend(OnDevice):
+    """Runs a graph with the CUDA provider.
+
+    The first run of a shape is a plain one, the second is captured as a CUDA graph, all others replay that.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        model: ModelFacts,
+        heads: HeadFacts,
+        device: Device,
+        precision: str,
+        *,
+        name: str = "ort-cuda",
+        weights: int = 0,
+    ) -> None:
+        """Load `graph`. weights: its bytes. Raises CapacityError, before anything is loaded, where they do not fit."""
+        super().__init__(name, precision, model, heads, device, model.context)
+        check_room(device, name, model, element(precision).size, model.context, weights, WORKSPACE)
+        self._session = _session(graph, device, precision)
+        self._graphs = 0
+
+    def _served(self, shape: Shape) -> Shape:
+        return shape
+
+    def _new_binding(
+        self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]
+    ) -> _Binding:
+        io = self._session.io_binding()
+        for bind, tensors in ((io.bind_input, given), (io.bind_output, made)):
+            for name, tensor in tensors.items():
+                bind(name, self._device.kind, 0, tensor.number, tensor.shape, tensor.address)
+        self._graphs += 1  # never used again: a graph holds the addresses of its first run
+        graph = str(self._graphs) if shape.R == shape.T else NO_GRAPH  # prefills are of many lengths
+        return _Binding(self._session, io, shape, memory, graph)
+
+
+class _Binding:
+    """The session's inputs and outputs for steps of one shape. graph: the id of its CUDA graph."""
+
+    def __init__(self, session: Any, io: Any, shape: Shape, memory: StepMemory, graph: str) -> None:
+        self.shape, self.memory = shape, memory
+        self._run, self._io = session.run_with_iobinding, io
+        self._options = [_run_options(NO_GRAPH), _run_options(graph)]  # of the first run, and of those after it
+
+    def run(self) -> None:
+        """Run and wait."""
+        self._run(self._io, self._options[0])
+        self._options[:] = self._options[-1:]
+
+
+def _run_options(graph: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", graph)
+    return options
+
+
+def _session(graph: Path, device: Device, precision: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            f"onnxruntime is not installed ({error}); it comes with: pip install 'medusa-export[gpu]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.kind == "cuda":
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise MissingExtraError(
+                f"this onnxruntime {onnxruntime.__version__} knows no CUDA; it comes with: pip uninstall onnxruntime; "
+                "pip install 'medusa-export[gpu]'"
+            )
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # CUDA's libraries as packages, where they are not installed otherwise
+        cuda = {
+            "user_compute_stream": str(device.stream),
+            "enable_cuda_graph": "1",
+            "use_tf32": "0" if precision == "fp32" else "1",
+        }
+        providers.insert(0, ("CUDAExecutionProvider", cuda))
+    try:
+        session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
+    except Exception as error:  # the library raises many kinds
+        raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}") from error
+    if device.kind == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise MissingExtraError(
+            f"ONNX Runtime {onnxruntime.__version__} could not start its CUDA provider; the libraries that it needs "
+            "come with: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        )
+    return session

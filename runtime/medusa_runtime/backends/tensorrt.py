@@ -1,0 +1,146 @@
+"""TensorRT on a CUDA GPU: one engine for each number of nodes, one context and CUDA graph for each shape of step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from medusa_runtime import flavour
+from medusa_runtime.backends.cuda import CudaDevice
+from medusa_runtime.backends.elements import element
+from medusa_runtime.backends.on_device import OnDevice, Shape, Tensor, check_room
+from medusa_runtime.backends.step_memory import StepMemory
+from medusa_runtime.bundle import Bundle
+from medusa_runtime.engine_facts import REMEDY, EngineFacts
+from medusa_runtime.errors import BundleError, CapacityError
+from medusa_runtime.facts import HeadFacts, ModelFacts
+
+WORKSPACE = 256 << 20  # bytes beside weights and KV rows, about
+
+
+def load(bundle: Bundle, name: str, precision: str | None, threads: int | None) -> TensorRtBackend:  # noqa: ARG001
+    """Make the backend that `medusa_runtime.backends.load_backend` asks for; threads mean nothing to a GPU."""
+    engines = [(facts, path) for facts, path in bundle.engines(name, precision)]
+    return TensorRtBackend(engines, bundle.model, bundle.heads, CudaDevice(), name=name)
+
+
+class TensorRtBackend(OnDevice):
+    """Runs engines, each loaded when the first step needs it.
+
+    A step runs in the smallest engine that has room for its nodes, padded; the first run of a shape is a plain one, the
+    second is captured as a CUDA graph, all others replay that.
+    """
+
+    def __init__(
+        self,
+        engines: Iterable[tuple[EngineFacts, Path]],
+        model: ModelFacts,
+        heads: HeadFacts,
+        device: CudaDevice,
+        *,
+        name: str = "tensorrt",
+    ) -> None:
+        """Take engines of one precision, and check that they run here. Raises BundleError, CapacityError."""
+        self._trt, self._version = flavour.load(name)
+        self._files = dict(engines)
+        if not self._files:
+            raise BundleError(f"no engines for {name}; {REMEDY}")
+        first = next(iter(self._files))
+        most = min(facts.most for facts in self._files)
+        super().__init__(name, first.precision, model, heads, device, min(most, model.context))
+        weights = max(facts.size for facts in self._files)
+        check_room(device, name, model, element(first.precision).size, self._max_length, weights, WORKSPACE)
+        self._device: CudaDevice = device
+        self._log = self._trt.Logger(self._trt.Logger.ERROR)
+        self._runtime = self._trt.Runtime(self._log)
+        self._loaded: dict[EngineFacts, _Engine] = {}
+
+    def _served(self, shape: Shape) -> Shape:
+        facts = self._facts(shape)
+        return Shape(shape.B, facts.nodes, facts.rows, facts.draft, min(max(shape.P, facts.least), facts.most))
+
+    def _facts(self, shape: Shape) -> EngineFacts:
+        """The smallest engine that serves; one with heads serves a step without a draft too."""
+        serving = [
+            facts
+            for facts in self._files
+            if facts.batch == shape.B
+            and facts.nodes >= shape.T
+            and facts.rows >= shape.R
+            and (facts.draft or not shape.draft)
+        ]
+        if not serving:
+            sizes = ", ".join(f"{facts.nodes} ({facts.rows} with logits)" for facts in self._files)
+            raise CapacityError(
+                f"no engine of {self.name} takes a step of {shape.B} sequences, {shape.T} nodes, {shape.R} with "
+                f"logits; there are those of {sizes} nodes: take another tree, or build with --profile for this one"
+            )
+        return min(serving, key=lambda facts: (facts.nodes, facts.rows, facts.draft))
+
+    def _new_binding(
+        self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]
+    ) -> _Binding:
+        facts = self._facts(shape)
+        if facts not in self._loaded:
+            self._loaded[facts] = self._load(facts)
+        context = self._loaded[facts].context()
+        for name, tensor in (given | made).items():
+            if name in self._loaded[facts].names and not context.set_tensor_address(name, tensor.address):
+                raise BundleError(f"the engine of {facts.nodes} nodes takes no address for {name}; {REMEDY}")
+        for name in self._loaded[facts].names & given.keys():
+            if not context.set_input_shape(name, given[name].shape):
+                raise BundleError(f"the engine of {facts.nodes} nodes takes no {name} of {given[name].shape}; {REMEDY}")
+        return _Binding(self._device, context, shape, memory)
+
+    def _load(self, facts: EngineFacts) -> _Engine:
+        target = "sm{}{}".format(*self._device.compute_capability)
+        data = facts.read(self._files[facts], self.name, self._version, target)
+        engine = self._runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise BundleError(f"{self.name} cannot load {self._files[facts]}; {REMEDY}")
+        return _Engine(self._trt, engine, self._device)
+
+
+class _Engine:
+    """One engine, and the scratch memory that all its contexts share: they run one after the other."""
+
+    def __init__(self, trt: Any, engine: Any, device: CudaDevice) -> None:
+        self._trt, self._engine = trt, engine
+        self.names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        size = getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size
+        self._scratch = device.allocate(size)
+
+    def context(self) -> Any:
+        if hasattr(self._trt, "ExecutionContextAllocationStrategy"):
+            context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        else:
+            context = self._engine.create_execution_context_without_device_memory()
+        context.device_memory = self._scratch.address
+        return context
+
+
+class _Binding:
+    """One context for steps of one shape."""
+
+    def __init__(self, device: CudaDevice, context: Any, shape: Shape, memory: StepMemory) -> None:
+        self.shape, self.memory = shape, memory
+        self._device, self._context = device, context
+        self._runs = 0
+        self._graph: Any = None
+
+    def run(self) -> None:
+        """Run and wait."""
+        if self._graph is not None:
+            self._device.launch(self._graph)
+        elif self._runs:
+            self._graph = self._device.capture(self._enqueue)
+            self._device.launch(self._graph)
+        else:
+            self._enqueue()
+        self._runs += 1
+        self._device.synchronize()
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._device.stream):
+            raise RuntimeError("TensorRT could not enqueue a step")

@@ -1,0 +1,106 @@
+"""What lies beside an engine: how it was built, and what it must be before a byte of it is deserialised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from medusa_runtime.checks import check_text, check_whole, refuse
+from medusa_runtime.errors import BundleError
+from medusa_runtime.facts import DIGEST
+
+MAX_BYTES = 1 << 16  # of a manifest
+REMEDY = "build it again with medusa-export build … --force"
+_TARGET = re.compile(r"sm\d{2,3}", re.ASCII)
+_VERSION = re.compile(r"\d+(\.\d+)+[a-z0-9.+]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """One engine. Raises BundleError for what does not hold.
+
+    flavour, version: of the TensorRT that built it and alone can run it. targets: compute capabilities that it serves,
+    as "sm90". graph, engine: SHA-256 of the ONNX file and of the engine. nodes, rows, batch, draft: the sizes of its
+    steps (T, R, B, and whether the heads run). least, best, most: rows of the past that it takes, and those it is tuned
+    for. seconds: what the build took.
+    """
+
+    flavour: str
+    version: str
+    targets: tuple[str, ...]
+    graph: str
+    engine: str
+    size: int
+    precision: str
+    batch: int
+    nodes: int
+    rows: int
+    draft: bool
+    least: int
+    best: int
+    most: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        check_text("an engine's flavour", self.flavour)
+        check_text("an engine's version", self.version, _VERSION)
+        for target in self.targets or refuse("an engine's targets", self.targets, "at least one"):
+            check_text("an engine's target", target, _TARGET)
+        for name in ("graph", "engine"):
+            check_text(f"an engine's {name}", getattr(self, name), DIGEST)
+        check_text("an engine's precision", self.precision)
+        check_whole("an engine's size", self.size, 1, 2**40)
+        for name in ("batch", "nodes", "rows", "least", "best", "most"):
+            check_whole(f"an engine's {name}", getattr(self, name), 1, 2**31 - 1)
+        if not self.least <= self.best <= self.most:
+            refuse("an engine's rows", (self.least, self.best, self.most), "ascending numbers")
+        if type(self.draft) is not bool:
+            refuse("an engine's draft", self.draft, "true or false")
+        if not isinstance(self.seconds, (int, float)) or not self.seconds >= 0:
+            refuse("an engine's seconds", self.seconds, "a number of at least 0")
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True).encode() + b"\n"
+
+    @classmethod
+    def from_file(cls, path: Path) -> EngineFacts:
+        """Read the manifest beside an engine. Raises BundleError."""
+        try:
+            with path.open("rb") as file:
+                given = json.loads(file.read(MAX_BYTES + 1))
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(f"{path} is no engine's manifest: {error}; {REMEDY}") from None
+        names = {field.name for field in fields(cls)}
+        if not isinstance(given, dict) or given.keys() != names or not isinstance(given["targets"], list):
+            raise BundleError(f"{path} is no engine's manifest: expected {', '.join(sorted(names))}; {REMEDY}")
+        try:
+            return cls(**given | {"targets": tuple(given["targets"])})
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}; {REMEDY}") from None
+
+    def read(self, engine: Path, flavour: str, version: str, target: str) -> bytes:
+        """Return the engine's bytes if they are these and run here, on this flavour, version and GPU.
+
+        Raises BundleError with the command that mends it.
+        """
+        if (self.flavour, self.version) != (flavour, version):
+            raise BundleError(
+                f"{engine} was built by {self.flavour} {self.version}, which alone can run it; here is {flavour} "
+                f"{version}: install that version, or {REMEDY}"
+            )
+        if target not in self.targets:
+            raise BundleError(f"{engine} was built for {', '.join(self.targets)}, this GPU is {target}; {REMEDY}")
+        try:
+            size = engine.stat().st_size
+            data = engine.read_bytes() if size == self.size else b""
+        except OSError as error:
+            raise BundleError(f"{engine} cannot be read: {error}; {REMEDY}") from None
+        if size != self.size:
+            raise BundleError(f"{engine} has {size} bytes, expected {self.size}; {REMEDY}")
+        if hashlib.sha256(data).hexdigest() != self.engine:
+            raise BundleError(f"{engine} is not the engine that was built (its SHA-256 differs); {REMEDY}")
+        return data

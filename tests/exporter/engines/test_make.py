@@ -1,0 +1,121 @@
+"""Real TensorRT-RTX engines of a tiny model, built ahead of time without a GPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner
+from medusa_exporter.build import build
+from medusa_exporter.cli import group
+from medusa_exporter.engines import flavours
+from medusa_exporter.engines.builder import build_engine
+from medusa_exporter.engines.make import make_engines
+from medusa_exporter.engines.plan import Capacity
+from medusa_runtime.backends import load_backend
+from medusa_runtime.bundle import Bundle
+from medusa_runtime.errors import BundleError, MissingExtraError
+
+STEPS = ["plain", "prefill", "t4", "t8"]
+BUILD = {"backends": ("tensorrt-rtx",), "precisions": ("fp16",), "profiles": ("tree-4", "chain-3", "tree-8")}
+
+
+@pytest.fixture(scope="module")
+def graphs(tiny_model: Path, tiny_heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with graphs for TensorRT, no engines yet: chain-3 and tree-4 have four nodes each."""
+    bundle = tmp_path_factory.mktemp("engines") / "bundle"
+    build(str(tiny_model), str(tiny_heads), bundle, **BUILD)
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def made(graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = Path(shutil.copytree(graphs, tmp_path_factory.mktemp("made") / "bundle"))
+    make_engines(bundle, "tensorrt-rtx", targets=["sm86", "sm120"], max_length=384)
+    return bundle
+
+
+def test_trees_of_one_size_share_an_engine(made: Path) -> None:
+    bundle = Bundle.open(made)
+    found = {path.stem: facts for facts, path in bundle.engines("tensorrt-rtx", "fp16")}
+    assert sorted(found) == [f"tensorrt-rtx-fp16-{step}" for step in STEPS]
+    for facts in found.values():
+        assert (facts.flavour, facts.targets, facts.batch) == ("tensorrt-rtx", ("sm86", "sm120"), 1)
+        assert (facts.least, facts.best, facts.most) == (256, 256, 384)
+    four = found["tensorrt-rtx-fp16-t4"]
+    assert (four.nodes, four.rows, four.draft) == (4, 4, True)
+    prefill = found["tensorrt-rtx-fp16-prefill"]
+    assert (prefill.nodes, prefill.rows, prefill.draft) == (256, 1, False)
+    assert four.graph == bundle.manifest.files["graphs/tensorrt-rtx-fp16-t4.onnx"].sha256
+
+
+def test_only_what_changed_is_built_again(made: Path) -> None:
+    lines: list[str] = []
+    options = {"targets": ["sm86", "sm120"], "max_length": 384}
+    assert make_engines(made, "tensorrt-rtx", report=lines.append, **options) == []
+    assert len(lines) == len(STEPS) and all("is up to date" in line for line in lines)
+    engine = made / "engines/tensorrt-rtx-fp16-t4.engine"
+    engine.with_suffix(".json").unlink()
+    with pytest.raises(BundleError, match="lacks"):
+        make_engines(made, "tensorrt-rtx", **options)
+    made.joinpath("engines/tensorrt-rtx-fp16-t4.json").write_text("{}")
+
+
+def test_another_capacity_is_another_engine_and_a_new_build_keeps_those_that_stand(
+    graphs: Path, tmp_path: Path, tiny_model: Path, tiny_heads: Path
+) -> None:
+    bundle = Path(shutil.copytree(graphs, tmp_path / "bundle"))
+    with pytest.raises(BundleError, match=r"no graph for step 't5'.*; there are plain, prefill, t4, t8"):
+        make_engines(bundle, "tensorrt-rtx", targets=["sm86"], steps=["t4", "t5"])
+    assert make_engines(bundle, "tensorrt-rtx", targets=["sm86"], steps=["t8"]) == ["engines/tensorrt-rtx-fp16-t8"]
+    built = make_engines(bundle, "tensorrt-rtx", targets=["sm86"], static_capacity=256)
+    assert built == [f"engines/tensorrt-rtx-fp16-{step}" for step in STEPS]
+    assert {(facts.least, facts.most) for facts, _ in Bundle.open(bundle).engines("tensorrt-rtx")} == {(256, 256)}
+    build(str(tiny_model), str(tiny_heads), bundle, **BUILD | {"profiles": ("tree-4", "tree-16")})
+    kept = {path.stem for _, path in Bundle.open(bundle).engines("tensorrt-rtx")}
+    assert kept == {f"tensorrt-rtx-fp16-{step}" for step in ("plain", "prefill", "t4")}
+    built = make_engines(bundle, "tensorrt-rtx", targets=["sm86"], static_capacity=256)
+    assert built == ["engines/tensorrt-rtx-fp16-t16"]
+
+
+def test_the_parsers_own_words_reach_the_user_and_nothing_is_left(graphs: Path, tmp_path: Path) -> None:
+    flavour = flavours.find("tensorrt-rtx")
+    model = onnx.load(graphs / "graphs/tensorrt-rtx-fp16-plain.onnx")
+    model.graph.node[3].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "broken.onnx")
+    with pytest.raises(BundleError, match=r"tensorrt-rtx 1\.\d.* cannot read .*broken\.onnx: .*NoSuchOperator"):
+        build_engine(flavour, tmp_path / "broken.onnx", "fp16", Capacity(256, 256, 256), ["sm86"])
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.onnx"]
+    known = "sm75, sm80, sm86, sm89, sm120, sm121"
+    with pytest.raises(BundleError, match=f"knows no target 'sm60'; expected some of {known}"):
+        build_engine(flavour, graphs / "graphs/tensorrt-rtx-fp16-plain.onnx", "fp16", Capacity(256, 256, 256), ["sm60"])
+
+
+def test_the_command_line(graphs: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(graphs, tmp_path / "bundle")
+    run = CliRunner()
+    nothing = run.invoke(group, ["engines", str(bundle)])
+    assert isinstance(nothing.exception, BundleError)
+    assert "say for which GPUs: --target sm86,sm89" in str(nothing.exception)
+    done = run.invoke(group, ["engines", str(bundle), "--target", "sm86", "--max-length", "256"])
+    assert done.exit_code == 0, done.output
+    assert "engine 3 of 4: build engines/tensorrt-rtx-fp16-t4 for sm86" in done.output
+    assert "built 4 engines in" in done.output
+    shown = run.invoke(group, ["inspect", str(bundle)])
+    assert "tensorrt-rtx-fp16-t4" in shown.output and "sm86" in shown.output
+    facts = json.loads(run.invoke(group, ["inspect", str(bundle), "--json"]).output)
+    assert facts["engines"]["tensorrt-rtx-fp16-t4"]["targets"] == ["sm86"]
+
+
+def test_without_engines_loading_says_what_to_do(graphs: Path) -> None:
+    with pytest.raises(BundleError, match=r"has no engines for tensorrt-rtx-fp16 yet; .*: medusa-export engines "):
+        load_backend(Bundle.open(graphs), "tensorrt-rtx")
+
+
+def test_a_flavour_that_is_not_there_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(flavours.flavour.MODULES, "tensorrt", ("no_such_tensorrt",))
+    with pytest.raises(MissingExtraError, match=r"tensorrt is not installed .*pip install 'medusa-export\[tensorrt\]'"):
+        flavours.find("tensorrt")

@@ -1,0 +1,124 @@
+"""Graphs for GPUs beside the traced one, on the same inputs: sizes fixed, operators spelt out, numbers in 16 bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from medusa_exporter.engines.plan import StepSize
+from medusa_exporter.graph import dialects
+from medusa_exporter.graph.primitives import OPSET
+from medusa_exporter.graph.typed import TYPES, typed
+from medusa_runtime.errors import UnsupportedModelError
+
+from .conftest import HEADS, TOP_K, Traced
+
+FUSED = {"Attention", "RMSNormalization", "RotaryEmbedding"}
+T, P = 5, 9
+TREE = np.array([[0, -1, -1 - TOP_K - 2, -2, -1 - 2 * TOP_K - 1]], np.int32)  # 0: a root comes here
+DEPTHS = np.array([0, 1, 2, 1, 2], np.int32)
+MASK = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]], np.bool_)
+
+
+def inputs(traced: Traced, lengths: list[int], *, draft: bool) -> dict[str, np.ndarray]:
+    rng, B = np.random.default_rng(len(lengths)), len(lengths)
+    ids = np.repeat(TREE, B, axis=0) if draft else rng.integers(0, 250, (B, T)).astype(np.int32)
+    ids[:, 0] = rng.integers(0, 250, B)
+    past_length = np.array(lengths, np.int32)
+    past = {name: rows / 50 for name, rows in traced.past(P, B, rng).items()}
+    return {
+        "input_ids": ids,
+        "position_ids": past_length[:, None] + DEPTHS,
+        "tree_mask": np.repeat(MASK[None], B, axis=0),
+        "past_length": past_length,
+        "draft_hidden": rng.normal(size=(B if draft else 0, traced.heads.input_size)).astype(np.float32),
+        "logit_rows": np.repeat(np.arange(T, dtype=np.int32)[None], B, axis=0),
+        **past,
+    }
+
+
+def run(graph: ir.Model, folder: Path, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    path = folder / "dialect.onnx"
+    ir.save(graph, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    types = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
+    fed = {one.name: given[one.name].astype(types.get(one.type, given[one.name].dtype)) for one in session.get_inputs()}
+    names = [one.name for one in session.get_outputs()]
+    return dict(zip(names, session.run(None, fed), strict=True))
+
+
+def agree(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float) -> None:
+    assert found.keys() == wanted.keys()
+    for name, expected in wanted.items():
+        if name in ("tokens", "argmax") and tolerance > 1e-3:
+            continue  # two near each other may change places
+        np.testing.assert_allclose(found[name].astype(np.float32), expected, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("lengths", [[7], [9, 0]], ids=str)
+@pytest.mark.parametrize("draft", [False, True])
+def test_spelt_out_with_fixed_sizes(traced: Traced, tmp_path: Path, lengths: list[int], draft: bool) -> None:
+    B = len(lengths)
+    given = inputs(traced, lengths, draft=draft)
+    graph = dialects.OnGpu(ir.load(traced.path), HEADS).tensorrt("fp32", StepSize(B, T, T, draft))
+    assert not FUSED & {node.op_type for node in graph.graph}
+    assert graph.opset_imports[""] == OPSET
+    assert all(value.const_value is None for value in graph.graph.inputs)
+    shaping = [node.op_type for node in graph.graph if node.op_type in ("Shape", "Range", "Expand")]
+    assert shaping.count("Shape") <= 2  # of the past alone, whose length stays open
+    assert ("draft_hidden" in {value.name for value in graph.graph.inputs}) is draft
+    agree(run(graph, tmp_path, given), traced.run(**given), 1e-4)
+
+
+@pytest.mark.parametrize("lengths", [[7], [9, 0]], ids=str)
+@pytest.mark.parametrize("draft", [False, True])
+def test_onnx_runtimes_graph_for_a_gpu(traced: Traced, tmp_path: Path, lengths: list[int], draft: bool) -> None:
+    given = inputs(traced, lengths, draft=draft)
+    graph = dialects.OnGpu(ir.load(traced.path), HEADS).ort_cuda("fp32")
+    kinds = {node.op_type for node in graph.graph}
+    assert {"RMSNormalization", "RotaryEmbedding"} <= kinds
+    assert not {"Attention", "ReduceMax"} & kinds
+    agree(run(graph, tmp_path, given), traced.run(**given), 1e-4)
+
+
+def test_16_bits_stay_near(traced: Traced, tmp_path: Path) -> None:
+    given, wanted = inputs(traced, [7], draft=False), None
+    wanted = traced.run(**given)
+    scale = max(1.0, float(np.abs(wanted["logits"]).max()))
+    on_gpu = dialects.OnGpu(ir.load(traced.path), HEADS)
+    for graph in (on_gpu.ort_cuda("fp16"), on_gpu.tensorrt("fp16", StepSize(1, T, T, draft=False))):
+        found = run(graph, tmp_path, given)
+        narrow = {name for name, array in found.items() if array.dtype == np.float16}
+        assert narrow == {name for name in wanted if name.startswith("new_")}
+        agree(found, wanted, 0.004 * scale)
+
+
+def test_softmax_norms_and_angles_are_in_fp32_whatever_the_rows(traced: Traced, tmp_path: Path) -> None:
+    on_gpu = dialects.OnGpu(ir.load(traced.path), HEADS)
+    for precision in ("fp16", "bf16"):
+        graph = on_gpu.tensorrt(precision, StepSize(1, T, T, draft=True))
+        ir.save(graph, tmp_path / "typed.onnx")
+        onnx.checker.check_model(str(tmp_path / "typed.onnx"), full_check=True)
+        of = {
+            op: {node.inputs[0].dtype for node in graph.graph if node.op_type == op}
+            for op in ("Softmax", "Sqrt", "Sin")
+        }
+        assert set().union(*of.values()) == {ir.DataType.FLOAT}
+        products = [node for node in graph.graph if node.op_type in ("MatMul", "Gemm")]
+        assert {node.inputs[1].dtype for node in products} == {TYPES[precision], ir.DataType.FLOAT}
+        wide = [node for node in products if node.inputs[1].dtype == ir.DataType.FLOAT]
+        assert [node.op_type for node in wide] == ["Gemm"]  # the lm_head
+
+
+def test_a_weight_beyond_16_bits_is_refused_by_name(traced: Traced) -> None:
+    graph = ir.load(traced.path)
+    value = next(node.inputs[1] for node in graph.graph if node.op_type == "MatMul")
+    value.const_value = ir.tensor(value.const_value.numpy() * 1e6, name=value.name)
+    expected = rf"{value.name} has values up to .*build with --precision bf16 or fp32"
+    with pytest.raises(UnsupportedModelError, match=expected):
+        typed(graph, TYPES["fp16"])

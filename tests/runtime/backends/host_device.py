@@ -1,0 +1,43 @@
+"""A device whose memory is the host's: what a GPU backend does with addresses, pitches and runs, without a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+
+class Block:
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.array = np.zeros(max(size, 1), np.uint8)
+        self.address = self.array.ctypes.data
+
+
+class HostDevice:
+    kind = "cpu"
+    stream = 0
+
+    def __init__(self, free: int = 1 << 34) -> None:
+        self.free = free
+        self.copies: list[tuple[int, int]] = []  # (width, height) of each, as a test may want to know
+
+    def allocate(self, size: int) -> Block:
+        return Block(size)
+
+    allocate_host = allocate
+
+    def copy_rows(self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
+        self.copies.append((width, height))
+        for row in range(height):
+            ctypes.memmove(to + row * to_pitch, source + row * source_pitch, width)
+
+    def read(self, array: np.ndarray[Any, Any], source: int) -> None:
+        ctypes.memmove(array.ctypes.data, source, array.nbytes)
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def synchronize(self) -> None:
+        pass

@@ -1,0 +1,140 @@
+"""The CUDA backend's bookkeeping, on a device that is the host: the same graph, addresses, arenas and commits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medusa_profiles.profile import TreeProfile
+from medusa_runtime.backends import load_backend
+from medusa_runtime.backends.base import Step, literal_step
+from medusa_runtime.backends.on_device import FIRST_PAST
+from medusa_runtime.backends.ort_cuda import OrtCudaBackend
+from medusa_runtime.bundle import Bundle
+from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
+from medusa_runtime.errors import CapacityError
+from medusa_runtime.kv_cache import KvCache
+
+from .host_device import HostDevice
+
+PROMPT = [5, 9, 17, 3, 44, 23]
+
+
+def on_host(bundle: Bundle, precision: str, device: HostDevice | None = None) -> OrtCudaBackend:
+    _, graph = bundle.graph("ort-cuda", precision)
+    return OrtCudaBackend(graph, bundle.model, bundle.heads, device or HostDevice(), precision)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_backends: Path) -> Bundle:
+    return Bundle.open(tiny_backends)
+
+
+def answer(decoder: Decoder, prompt: list[int], tokens: int = 40) -> list[int]:
+    decoder.start(prompt, tokens, stop_ids=())
+    assert decoder.sequence is not None
+    while decoder.sequence.finish is None:
+        decoder.step()
+    return decoder.sequence.answer
+
+
+@pytest.mark.parametrize("name", ["plain", "tree-4", "tree-8", "tree-64"])
+def test_it_decodes_what_the_cpu_does(bundle: Bundle, name: str) -> None:
+    tree = TreeProfile.plain() if name == "plain" else bundle.profile(name)
+    ours, cpu = Decoder(on_host(bundle, "fp32"), tree), Decoder(load_backend(bundle), tree)
+    long = np.random.default_rng(1).integers(3, bundle.model.vocab_size, PREFILL_CHUNK + 40).tolist()
+    for prompt in (PROMPT, long):  # the second crosses from one bound length of the past to the next
+        assert answer(ours, prompt) == answer(cpu, prompt)
+    assert ours.steps == cpu.steps
+
+
+@pytest.mark.parametrize("precision", ["fp16"])
+def test_a_tree_gives_plain_decodings_tokens_in_16_bits(bundle: Bundle, precision: str) -> None:
+    backend = on_host(bundle, precision)
+    decoder = Decoder(backend)
+    plain = answer(decoder, PROMPT)
+    decoder.use(bundle.profile("tree-8"))
+    assert answer(decoder, PROMPT) == plain
+    assert backend.read_logits(0).dtype == np.float32
+
+
+def test_a_path_with_gaps_is_one_copy_for_each_run(bundle: Bundle) -> None:
+    device = HostDevice()
+    backend = on_host(bundle, "fp32", device)
+    cache = KvCache(backend)
+    backend.run(literal_step(np.array([4, 8, 15], np.int32), 0, np.array([2], np.int32)))
+    device.copies.clear()
+    cache.commit(range(3))
+    row, tensors = bundle.model.kv_row * 4, 2 * bundle.model.layers
+    assert device.copies == [(3 * row, tensors), (bundle.model.hidden_size * 4, 1)]
+    mask = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], np.bool_)
+    backend.run(
+        Step(
+            input_ids=np.array([[16, 23, 42, 108]], np.int32),
+            position_ids=np.array([[3, 4, 4, 5]], np.int32),
+            tree_mask=mask[None],
+            past_length=np.array([3], np.int32),
+            logit_rows=np.arange(4, dtype=np.int32)[None],
+            draft=False,
+        )
+    )
+    device.copies.clear()
+    cache.commit([0, 2, 3])
+    assert [copy[0] for copy in device.copies] == [row, 2 * row, bundle.model.hidden_size * 4]
+    backend.run(literal_step(np.array([7], np.int32), 6, np.array([0], np.int32)))
+    grown = backend.read_logits(0)
+    whole = np.array([4, 8, 15, 16, 42, 108, 7], np.int32)
+    cache.truncate(0)
+    backend.run(literal_step(whole, 0, np.array([6], np.int32)))
+    np.testing.assert_allclose(grown, backend.read_logits(0), atol=1e-4)
+
+
+def test_several_sequences_grow_together(bundle: Bundle) -> None:
+    backend = on_host(bundle, "fp32")
+    lengths = [3, 5]
+    rng = np.random.default_rng(2)
+    ids = rng.integers(3, bundle.model.vocab_size, (2, 6)).astype(np.int32)
+    tri = np.broadcast_to(np.tri(5, dtype=np.bool_), (2, 5, 5)).copy()
+
+    def step(tokens: np.ndarray, past: list[int], mask: np.ndarray) -> Step:
+        T = tokens.shape[1]
+        positions = np.array(past, np.int32)[:, None] + np.arange(T, dtype=np.int32)
+        rows = np.full((2, 1), T - 1, np.int32)
+        return Step(tokens, positions, mask, np.array(past, np.int32), rows, draft=False)
+
+    backend.allocate(2, 8)
+    backend.run(step(ids[:, :5].copy(), [0, 0], tri))
+    for sequence, length in enumerate(lengths):
+        backend.commit(sequence, range(length), 0)
+    backend.allocate(2, 16)
+    backend.run(step(np.array([[9], [11]], np.int32), lengths, np.ones((2, 1, 1), np.bool_)))
+    grown = [backend.read_logits(0, sequence).copy() for sequence in range(2)]
+    alone = on_host(bundle, "fp32")
+    alone.allocate(1, 16)
+    for sequence, token in enumerate((9, 11)):
+        whole = np.array([*ids[sequence, : lengths[sequence]], token], np.int32)
+        alone.run(literal_step(whole, 0, np.array([len(whole) - 1], np.int32)))
+        np.testing.assert_allclose(grown[sequence], alone.read_logits(0), atol=1e-4)
+    with pytest.raises(CapacityError, match="a step of 2 sequences, arenas for 1"):
+        alone.run(step(np.array([[9], [11]], np.int32), lengths, np.ones((2, 1, 1), np.bool_)))
+
+
+def test_a_longer_past_is_another_shape(bundle: Bundle) -> None:
+    backend = on_host(bundle, "fp32")
+    backend.allocate(1, 16)
+    assert backend._arena is not None
+    assert [backend._past(backend._arena, length) for length in (0, 1, FIRST_PAST, FIRST_PAST + 1)] == [
+        256,
+        256,
+        256,
+        512,
+    ]
+
+
+def test_what_does_not_fit_is_told_before_it_is_loaded(bundle: Bundle) -> None:
+    _, graph = bundle.graph("ort-cuda", "fp16")
+    with pytest.raises(
+        CapacityError, match=r"needs about 3\.5 GB: weights 3\.0, keys and values of 512 tokens 0\.0, .*1\.0 GB"
+    ):
+        OrtCudaBackend(graph, bundle.model, bundle.heads, HostDevice(10**9), "fp16", weights=3 * 10**9)

@@ -1,0 +1,32 @@
+"""Steps padded to the size that a device runs."""
+
+from __future__ import annotations
+
+import numpy as np
+from medusa_runtime.backends.base import Step
+from medusa_runtime.backends.step_memory import ALIGNMENT, StepMemory
+
+from .host_device import HostDevice
+
+
+def test_a_smaller_step_is_padded_by_nodes_that_see_themselves_alone() -> None:
+    memory = StepMemory(HostDevice(), batch=1, nodes=4, rows=3)
+    step = Step(
+        input_ids=np.array([[7, -1]], np.int32),
+        position_ids=np.array([[5, 6]], np.int32),
+        tree_mask=np.array([[[1, 0], [1, 1]]], np.bool_),
+        past_length=np.array([5], np.int32),
+        logit_rows=np.array([[1]], np.int32),
+        draft=True,
+    )
+    memory.write(step)
+    ids, positions, mask, past_length, rows = memory._given
+    assert ids.tolist() == [[7, -1, 0, 0]]
+    assert positions.tolist() == [[5, 6, 5, 5]]
+    assert mask.astype(int).tolist() == [[[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]]
+    assert (past_length.tolist(), rows.tolist()) == ([5], [[1, 0, 0]])
+    memory._memory.array[:] = 1
+    assert len(memory.read_tokens(0)) == 2
+    assert len(memory.read_argmax(0)) == 1
+    assert all(address % ALIGNMENT == memory._memory.address % ALIGNMENT for address in memory.addresses.values())
+    assert len(set(memory.addresses.values())) == 7
