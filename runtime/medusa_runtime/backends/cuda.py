@@ -35,7 +35,7 @@ class CudaDevice:
         self.index = index
         self._call("cudaSetDevice", index)
         self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
-        self._inside = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._any = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # addresses tell whose memory they are of
         self._out = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.properties = self._call("cudaGetDeviceProperties", index)
         self.name: str = self.properties.name.split(b"\0")[0].decode()
@@ -57,7 +57,7 @@ class CudaDevice:
 
     def copy_rows(self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
         """One 2-D copy within the GPU."""
-        self._call("cudaMemcpy2DAsync", to, to_pitch, source, source_pitch, width, height, self._inside, self.stream)
+        self._call("cudaMemcpy2DAsync", to, to_pitch, source, source_pitch, width, height, self._any, self.stream)
 
     def read(self, array: NDArray[Any], source: int) -> None:
         """Fill an array from the GPU."""
@@ -121,6 +121,8 @@ def _explained(cuda: Any, name: str, error: Any, what: str) -> MedusaError:
     if error == codes.cudaErrorInsufficientDriver:
         _, driver = cuda.cudaDriverGetVersion()
         _, needed = cuda.cudaRuntimeGetVersion()
+        if not driver:
+            return MedusaError(f"no NVIDIA driver found ({text}); {_REMEDY}")
         return MedusaError(
             f"the NVIDIA driver serves CUDA {_version(driver)} at most, this program needs {_version(needed)}; "
             "update the driver, or install packages for the older CUDA"

@@ -1,0 +1,44 @@
+"""Which engines there are, and for how many rows of the past."""
+
+from __future__ import annotations
+
+import pytest
+from medusa_exporter.engines.plan import Capacity, StepSize, capacity, graph_file, step_name, step_sizes
+from medusa_profiles import catalogue
+from medusa_runtime.decoder import PREFILL_CHUNK
+
+
+def test_one_size_is_one_engine_and_plain_and_prefill_come_always() -> None:
+    trees = [catalogue.load(name) for name in ("tree-8", "tree-4", "chain-3")]
+    assert step_sizes(trees, batch=2) == [
+        StepSize(2, 1, 1, draft=False),
+        StepSize(2, PREFILL_CHUNK, 1, draft=False),
+        StepSize(2, 4, 4, draft=True),
+        StepSize(2, 8, 8, draft=True),
+    ]
+    assert [size.name for size in step_sizes(trees, batch=1)] == ["plain", "prefill", "t4", "t8"]
+    assert StepSize(2, 8, 8, draft=True).sizes == {"B": 2, "T": 8, "R": 8, "N": 2}
+    assert StepSize(2, 1, 1, draft=False).sizes["N"] == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "static", "expected"),
+    [
+        (8192, None, Capacity(256, 1024, 8192)),
+        (1024, None, Capacity(256, 1024, 1024)),
+        (600, None, Capacity(256, 512, 600)),
+        (100, None, Capacity(100, 100, 100)),
+        (8192, 1024, Capacity(1024, 1024, 1024)),
+    ],
+)
+def test_capacity(length: int, static: int | None, expected: Capacity) -> None:
+    assert capacity(length, static) == expected
+
+
+def test_a_graphs_file_names_its_step() -> None:
+    file = graph_file("tensorrt", "fp16", StepSize(1, 8, 8, draft=True))
+    assert file == "graphs/tensorrt-fp16-t8.onnx"
+    assert step_name(file, "tensorrt-fp16") == "t8"
+    assert step_name(file, "tensorrt-fp32") == ""
+    assert graph_file("ort-cuda", "fp16") == "graphs/ort-cuda-fp16.onnx"
+    assert step_name("graphs/ort-cuda-fp16.onnx", "ort-cuda-fp16") == ""
