@@ -85,12 +85,13 @@ class OnGpu:
         self._typed: dict[str, ir.Model] = {}
 
     def ort_cuda(self, precision: str) -> ir.Model:
-        """Give the graph for ONNX Runtime: fused norms and rope, attention spelt out.
+        """Give the graph for ONNX Runtime: few, fused operators, but attention spelt out.
 
         `Attention` itself has a slow kernel for more than one row under a mask.
         """
         graph = self.typed(precision).clone()
         lower_attention(graph)
+        fuse(graph)
         return graph
 
     def tensorrt(self, precision: str, size: StepSize) -> ir.Model:

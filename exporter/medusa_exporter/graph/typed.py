@@ -74,7 +74,7 @@ class _Typing:
         """Bring what a sum in fp32 adds in 16 bits to fp32."""
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype == self._dtype:
-                node.replace_input_with(index, insert(self._graph, node, "Cast", [value], FLOAT, {"to": FLOAT}))
+                node.replace_input_with(index, self._inserted(node, value, FLOAT))
 
     def _narrow(self, node: ir.Node) -> None:
         if node.op_type == "TopK":  # which knows no bf16; what it gives is the order alone
@@ -99,9 +99,13 @@ class _Typing:
     def _cast(self, node: ir.Node, value: ir.Value) -> ir.Value:
         """Give a value in 16 bits, cast once for all that want it so; `node` is the first of them."""
         if value not in self._casts:
-            self._casts[value] = insert(self._graph, node, "Cast", [value], self._dtype, {"to": self._dtype})
-            self._casts[value].shape = value.shape
+            self._casts[value] = self._inserted(node, value, self._dtype)
         return self._casts[value]
+
+    def _inserted(self, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        cast = insert(self._graph, node, "Cast", [value], dtype, {"to": dtype})
+        cast.shape = value.shape
+        return cast
 
     def _back(self, rows: ir.Value) -> None:
         """Bring an embedding's rows to fp32, in which the residual stream goes on."""

@@ -81,7 +81,7 @@ def test_onnx_runtimes_graph_for_a_gpu(traced: Traced, tmp_path: Path, lengths: 
     given = inputs(traced, lengths, draft=draft)
     graph = dialects.OnGpu(ir.load(traced.path), HEADS).ort_cuda("fp32")
     kinds = {node.op_type for node in graph.graph}
-    assert {"RMSNormalization", "RotaryEmbedding"} <= kinds
+    assert {"RMSNormalization", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"} <= kinds
     assert not {"Attention", "ReduceMax"} & kinds
     agree(run(graph, tmp_path, given), traced.run(**given), 1e-4)
 
