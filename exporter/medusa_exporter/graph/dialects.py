@@ -49,7 +49,7 @@ def make_graphs(
     on_cpu = ort_cpu(traced, [precision for backend, precision in pairs if backend == "ort-cpu"])
     graphs = {graph_file("ort-cpu", precision): graph for precision, graph in on_cpu.items()}
     sizes: dict[str, StepSize] = {}
-    gpu = OnGpu(traced.graph, traced.heads)
+    gpu = OnGpu(traced.graph, traced.heads, traced.facts.context)
     for backend, precision in pairs:
         if backend == "ort-cuda":
             graphs[graph_file(backend, precision)] = gpu.ort_cuda(precision)
@@ -78,9 +78,9 @@ class OnGpu:
     All heads run: a count that the graph makes would have to come back to the host, and no CUDA graph be captured.
     """
 
-    def __init__(self, traced: ir.Model, heads: int) -> None:
-        """Take a traced graph, which stays as it is, and how many heads are in it."""
-        self._graph = traced.clone()
+    def __init__(self, traced: ir.Model, heads: int, context: int) -> None:
+        """Take a traced graph, which stays as it is, how many heads are in it, and the model's context."""
+        self._graph, self._context = traced.clone(), context
         run_all_heads(self._graph, heads)
         self._typed: dict[str, ir.Model] = {}
 
@@ -97,7 +97,7 @@ class OnGpu:
     def tensorrt(self, precision: str, size: StepSize) -> ir.Model:
         """Give the graph that TensorRT reads for one size of step: nothing fused, only P left open."""
         graph = fixed(self.typed(precision), size.sizes)
-        lower_all(graph, size.nodes)
+        lower_all(graph, size.nodes, self._context)
         return graph
 
     def typed(self, precision: str) -> ir.Model:

@@ -36,11 +36,19 @@ def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
     strip(model)
 
 
-def lower_all(model: ir.Model, nodes: int) -> None:
-    """Spell attention, norms and rope out and make the graph one of OPSET. nodes: T."""
+def lower_all(model: ir.Model, nodes: int, context: int) -> None:
+    """Spell attention, norms and rope out and make the graph one of OPSET, in place.
+
+    nodes: T. context: rows of the past at most. TensorRT 8.6 counts up to no length that it does not know and joins no
+    truth values: the one becomes a slice of a constant, the other is done in floats.
+    """
     graph = model.graph
     for node in list(graph):
-        if node.op_type == "RMSNormalization":
+        if node.op_type == "Range":
+            _count(graph, node, context)
+        elif node.op_type in ("Concat", "Expand") and node.outputs[0].dtype == ir.DataType.BOOL:
+            _in_floats(graph, node)
+        elif node.op_type == "RMSNormalization":
             _norm(graph, node)
         elif node.op_type == "RotaryEmbedding":
             _turn(graph, node)
@@ -162,6 +170,29 @@ def _turn(graph: ir.Graph, node: ir.Node) -> None:
         axis=-1,
     )
     add.replace(add.cast(add.reshape(turned, 0, 0, width), rows.dtype))
+
+
+def _count(graph: ir.Graph, node: ir.Node, context: int) -> None:
+    """0, 1, … up to a size of the past, by a slice of a constant."""
+    add, source = _Before(graph, node), node.inputs[1]
+    while source is not None and (made := source.producer()) is not None and made.op_type in ("Cast", "Squeeze"):
+        source = made.inputs[0]
+    if source is None or (made := source.producer()) is None or made.op_type != "Shape":
+        raise RuntimeError(f"{node.name} counts up to something else than a size")
+    rows = constant(graph, "rows", np.arange(context, dtype=np.int32))
+    add.replace(add("Slice", rows, add.ints(0), source, add.ints(0)))
+
+
+def _in_floats(graph: ir.Graph, node: ir.Node) -> None:
+    """Join or spread truth values as 0 and 1."""
+    add = _Before(graph, node)
+    inputs = [
+        value if value is None or value.dtype != ir.DataType.BOOL else add.cast(value, FLOAT) for value in node.inputs
+    ]
+    spread = insert(
+        graph, node, node.op_type, inputs, FLOAT, {name: one.value for name, one in node.attributes.items()}
+    )
+    add.replace(insert(graph, node, "Greater", [spread, add.number(0.5)], ir.DataType.BOOL))
 
 
 def _before_cast(table: ir.Value) -> ir.Value:

@@ -15,7 +15,7 @@ from medusa_exporter.graph.primitives import OPSET
 from medusa_exporter.graph.typed import TYPES, typed
 from medusa_runtime.errors import UnsupportedModelError
 
-from .conftest import HEADS, TOP_K, Traced
+from .conftest import CONTEXT, HEADS, TOP_K, Traced
 
 FUSED = {"Attention", "RMSNormalization", "RotaryEmbedding"}
 T, P = 5, 9
@@ -65,8 +65,10 @@ def agree(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance
 def test_spelt_out_with_fixed_sizes(traced: Traced, tmp_path: Path, lengths: list[int], draft: bool) -> None:
     B = len(lengths)
     given = inputs(traced, lengths, draft=draft)
-    graph = dialects.OnGpu(ir.load(traced.path), HEADS).tensorrt("fp32", StepSize(B, T, T, draft))
-    assert not FUSED & {node.op_type for node in graph.graph}
+    graph = dialects.OnGpu(ir.load(traced.path), HEADS, CONTEXT).tensorrt("fp32", StepSize(B, T, T, draft))
+    assert not (FUSED | {"Range"}) & {node.op_type for node in graph.graph}
+    joined = [node for node in graph.graph if node.op_type in ("Concat", "Expand")]
+    assert ir.DataType.BOOL not in {node.outputs[0].dtype for node in joined}
     assert graph.opset_imports[""] == OPSET
     assert all(value.const_value is None for value in graph.graph.inputs)
     shaping = [node.op_type for node in graph.graph if node.op_type in ("Shape", "Range", "Expand")]
@@ -79,7 +81,7 @@ def test_spelt_out_with_fixed_sizes(traced: Traced, tmp_path: Path, lengths: lis
 @pytest.mark.parametrize("draft", [False, True])
 def test_onnx_runtimes_graph_for_a_gpu(traced: Traced, tmp_path: Path, lengths: list[int], draft: bool) -> None:
     given = inputs(traced, lengths, draft=draft)
-    graph = dialects.OnGpu(ir.load(traced.path), HEADS).ort_cuda("fp32")
+    graph = dialects.OnGpu(ir.load(traced.path), HEADS, CONTEXT).ort_cuda("fp32")
     kinds = {node.op_type for node in graph.graph}
     assert {"RMSNormalization", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"} <= kinds
     assert not {"Attention", "ReduceMax"} & kinds
@@ -90,7 +92,7 @@ def test_16_bits_stay_near(traced: Traced, tmp_path: Path) -> None:
     given, wanted = inputs(traced, [7], draft=False), None
     wanted = traced.run(**given)
     scale = max(1.0, float(np.abs(wanted["logits"]).max()))
-    on_gpu = dialects.OnGpu(ir.load(traced.path), HEADS)
+    on_gpu = dialects.OnGpu(ir.load(traced.path), HEADS, CONTEXT)
     for graph in (on_gpu.ort_cuda("fp16"), on_gpu.tensorrt("fp16", StepSize(1, T, T, draft=False))):
         found = run(graph, tmp_path, given)
         narrow = {name for name, array in found.items() if array.dtype == np.float16}
@@ -99,7 +101,7 @@ def test_16_bits_stay_near(traced: Traced, tmp_path: Path) -> None:
 
 
 def test_softmax_norms_and_angles_are_in_fp32_whatever_the_rows(traced: Traced, tmp_path: Path) -> None:
-    on_gpu = dialects.OnGpu(ir.load(traced.path), HEADS)
+    on_gpu = dialects.OnGpu(ir.load(traced.path), HEADS, CONTEXT)
     for precision in ("fp16", "bf16"):
         graph = on_gpu.tensorrt(precision, StepSize(1, T, T, draft=True))
         ir.save(graph, tmp_path / "typed.onnx")
