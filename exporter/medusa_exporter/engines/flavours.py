@@ -16,6 +16,7 @@ from medusa_runtime import flavour
 from medusa_runtime.errors import BundleError
 
 FLAVOURS = tuple(flavour.MODULES)
+COMPUTING = ("ELEMENTWISE", "UNARY", "REDUCE", "SOFTMAX", "ACTIVATION", "MATRIX_MULTIPLY")
 TARGET = re.compile(r"sm(\d{2,3})")
 
 
@@ -51,11 +52,13 @@ class Flavour:
 
         Raises BundleError for targets that the flavour does not know, or that it cannot build for.
         """
-        flags = self.trt.BuilderFlag
+        trt, flags = self.trt, self.trt.BuilderFlag
         if hasattr(flags, "TF32"):
             config.clear_flag(flags.TF32)  # fp32 means fp32
         if not self._strong:
             self._hold_types(config, network, precision)
+        if hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):  # before 10: or an engine would serve one context alone
+            config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         if self.name == "tensorrt" and self._numbers < (9,):
             config.set_tactic_sources(0)  # cuBLAS and cuDNN, which need not be installed
         if targets and not self.ahead_of_time:
@@ -64,22 +67,20 @@ class Flavour:
             self._aim(config, targets)
 
     def _hold_types(self, config: Any, network: Any, precision: str) -> None:
+        """Let what the graph computes in fp32 be computed in fp32; the rest may take either type."""
         trt = self.trt
         if precision == "bf16" and not hasattr(trt.BuilderFlag, "BF16"):
             raise BundleError(f"{self.name} {self.version} knows no bf16; take --precision fp16 or fp32")
-        if precision != "fp32":
-            config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
-            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-        floats = {trt.DataType.FLOAT, trt.DataType.HALF}
-        skipped = {trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.CAST}
+        if precision == "fp32":
+            return
+        config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
+        config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
         for index in range(network.num_layers):
             layer = network.get_layer(index)
             outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
-            if layer.type in skipped or any(output is None or output.dtype not in floats for output in outputs):
-                continue
-            layer.precision = outputs[0].dtype
-            for number, output in enumerate(outputs):
-                layer.set_output_type(number, output.dtype)
+            computes = layer.type in {getattr(trt.LayerType, name) for name in COMPUTING}
+            if computes and all(output is not None and output.dtype == trt.DataType.FLOAT for output in outputs):
+                layer.precision = trt.DataType.FLOAT
 
     def _aim(self, config: Any, targets: Sequence[str]) -> None:
         known = {name for name in dir(self.trt.ComputeCapability) if TARGET.fullmatch(name.lower())}

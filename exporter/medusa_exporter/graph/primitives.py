@@ -39,13 +39,16 @@ def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
 def lower_all(model: ir.Model, nodes: int, context: int) -> None:
     """Spell attention, norms and rope out and make the graph one of OPSET, in place.
 
-    nodes: T. context: rows of the past at most. TensorRT 8.6 counts up to no length that it does not know and joins no
-    truth values: the one becomes a slice of a constant, the other is done in floats.
+    nodes: T. context: rows of the past at most. TensorRT 8.6 counts up to no length that it does not know, joins no
+    truth values and takes no part of a shape: the first becomes a slice of a constant, the second is done in floats,
+    the third is cut from the whole shape.
     """
     graph = model.graph
     for node in list(graph):
         if node.op_type == "Range":
             _count(graph, node, context)
+        elif node.op_type == "Shape":
+            _whole_shape(graph, node)
         elif node.op_type in ("Concat", "Expand") and node.outputs[0].dtype == ir.DataType.BOOL:
             _in_floats(graph, node)
         elif node.op_type == "RMSNormalization":
@@ -177,10 +180,20 @@ def _count(graph: ir.Graph, node: ir.Node, context: int) -> None:
     add, source = _Before(graph, node), node.inputs[1]
     while source is not None and (made := source.producer()) is not None and made.op_type in ("Cast", "Squeeze"):
         source = made.inputs[0]
-    if source is None or (made := source.producer()) is None or made.op_type != "Shape":
+    if source is None or (made := source.producer()) is None or made.op_type not in ("Shape", "Slice"):
         raise RuntimeError(f"{node.name} counts up to something else than a size")
     rows = constant(graph, "rows", np.arange(context, dtype=np.int32))
     add.replace(add("Slice", rows, add.ints(0), source, add.ints(0)))
+
+
+def _whole_shape(graph: ir.Graph, node: ir.Node) -> None:
+    """Shape with a start and an end becomes a slice of the whole shape, which stays int64."""
+    start, end = (node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end"))
+    if start is None and end is None:
+        return
+    add = _Before(graph, node)
+    whole = insert(graph, node, "Shape", node.inputs, INT64)
+    add.replace(add("Slice", whole, add.ints(start or 0), add.ints(END if end is None else end), add.ints(0)))
 
 
 def _in_floats(graph: ir.Graph, node: ir.Node) -> None:
