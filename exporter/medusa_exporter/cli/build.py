@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 import click
+from medusa_runtime.bundle import Bundle
 
 from medusa_exporter.build import BACKENDS, build
 from medusa_exporter.cli.options import capacity_options, split_commas
@@ -101,7 +102,8 @@ def command(
                 report=report,
             )
     seconds = round(time.monotonic() - started, 1)
-    size = sum(facts.size for facts in result.manifest.files.values())
+    manifest = Bundle.open(bundle).manifest if engines else result.manifest
+    size = sum(facts.size for facts in manifest.files.values())
     if as_json:
         click.echo(
             json.dumps(
@@ -113,7 +115,7 @@ def command(
                     "engines": engines,
                     "graphs": sorted(result.manifest.graphs),
                     "profiles": list(result.manifest.profiles),
-                    "digest": result.manifest.digest,
+                    "digest": manifest.digest,
                 }
             )
         )

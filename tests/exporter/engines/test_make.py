@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
+import sys
 from pathlib import Path
 
 import onnx
@@ -18,6 +20,10 @@ from medusa_exporter.engines.plan import Capacity
 from medusa_runtime.backends import load_backend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError, MissingExtraError
+
+pytestmark = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="TensorRT-RTX is there for Linux on x86-64 alone"
+)
 
 STEPS = ["plain", "prefill", "t4", "t8"]
 BUILD = {"backends": ("tensorrt-rtx",), "precisions": ("fp16",), "profiles": ("tree-4", "chain-3", "tree-8")}
