@@ -126,6 +126,23 @@ def tiny_backends(tiny_model: Path, tiny_heads: Path) -> Path:
     return bundle
 
 
+@pytest.fixture(scope="session")
+def tiny_engines(tiny_model: Path, tiny_heads: Path) -> Path:
+    """The same with the graphs that TensorRT reads, in fp32; no engines."""
+    from medusa_exporter.build import build
+
+    bundle = tiny_model.parent / "engines"
+    build(
+        str(tiny_model),
+        str(tiny_heads),
+        bundle,
+        backends=("ort-cpu", "tensorrt"),
+        precisions=("fp32",),
+        profiles=("tree-4", "tree-64"),
+    )
+    return bundle
+
+
 def _tokenizer() -> object:
     """Byte-level BPE with the special tokens first and a few merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -55,17 +55,16 @@ class Binding(Protocol):
 class OnDevice(ABC):
     """A backend on a device (`medusa_runtime.backends.base.Backend`).
 
-    Keys and values lie in a `RowArena` of `max_length` rows, the model's whole context or what was built for; a step
-    binds the first P of them, P the smallest of 256, 512, 1,024, … that serves, so that only few shapes ever run.
+    Keys and values lie in a `RowArena` of the model's whole context (as `model` says: a backend may have been built for
+    less); a step binds the first P of them, P the smallest of 256, 512, 1,024, … that serves, so that only few shapes
+    ever run.
     """
 
-    def __init__(
-        self, name: str, precision: str, model: ModelFacts, heads: HeadFacts, device: Device, max_length: int
-    ) -> None:
-        """max_length: rows of the arenas of one sequence."""
+    def __init__(self, name: str, precision: str, model: ModelFacts, heads: HeadFacts, device: Device) -> None:
+        """Nothing is allocated yet."""
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.run_seconds = 0.0
-        self._device, self._element, self._max_length = device, element(precision), max_length
+        self._device, self._element = device, element(precision)
         self._state = state_size(model, heads) * FLOAT32.size  # bytes of one row of `hidden`
         self._arena: RowArena | None = None
         self._results: _Results | None = None
@@ -84,14 +83,9 @@ class OnDevice(ABC):
         """Make what steps of a served shape run with. given, made: all inputs and outputs by name."""
 
     def allocate(self, batch: int, capacity: int) -> None:
-        """Lay the arenas out. One sequence gets `max_length` rows at once, several what is asked for."""
+        """Lay the arenas out. One sequence gets the whole context at once, several what is asked for."""
         before = self._arena
-        rows = self._max_length if batch == 1 else capacity
-        if max(rows, capacity) > self._max_length:
-            raise CapacityError(
-                f"{self.name} holds {self._max_length} tokens at most, {capacity} are asked for; shorten prompt or "
-                "answer, or build with a larger --max-length"
-            )
+        rows = self.model.context if batch == 1 else capacity
         if before is not None and before.batch == batch and before.capacity >= rows:
             return
         self._lay(RowArena(self._device, self.model, self._element.size, batch, rows, FIRST_NODES), rows=1)
@@ -216,10 +210,9 @@ class _Results(NamedTuple):
     rows: int
 
 
-def check_room(
-    device: Device, name: str, model: ModelFacts, itemsize: int, rows: int, weights: int, workspace: int
-) -> None:
+def check_room(device: Device, name: str, model: ModelFacts, itemsize: int, weights: int, workspace: int) -> None:
     """Raise CapacityError where weights, KV rows and workspace (all in bytes) do not fit, before anything is loaded."""
+    rows = model.context
     cache = rows * model.kv_bytes_per_token(itemsize)
     needed, free = weights + cache + workspace, device.free_bytes()
     if needed > free:

@@ -44,8 +44,8 @@ class OrtCudaBackend(OnDevice):
         weights: int = 0,
     ) -> None:
         """Load `graph`. weights: its bytes. Raises CapacityError, before anything is loaded, where they do not fit."""
-        super().__init__(name, precision, model, heads, device, model.context)
-        check_room(device, name, model, element(precision).size, model.context, weights, WORKSPACE)
+        super().__init__(name, precision, model, heads, device)
+        check_room(device, name, model, element(precision).size, weights, WORKSPACE)
         self._session = _session(graph, device, precision)
         self._graphs = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ class TensorRtBackend(OnDevice):
             raise BundleError(f"no engines for {name}; {REMEDY}")
         first = next(iter(self._files))
         most = min(facts.most for facts in self._files)
-        super().__init__(name, first.precision, model, heads, device, min(most, model.context))
+        model = replace(model, context=min(most, model.context))  # what was built for is all there is
+        super().__init__(name, first.precision, model, heads, device)
         weights = max(facts.size for facts in self._files)
-        check_room(device, name, model, element(first.precision).size, self._max_length, weights, WORKSPACE)
+        check_room(device, name, model, element(first.precision).size, weights, WORKSPACE)
         self._device: CudaDevice = device
         self._log = self._trt.Logger(self._trt.Logger.ERROR)
         self._runtime = self._trt.Runtime(self._log)

@@ -1,0 +1,121 @@
+"""The TensorRT backend's choices and padding, on engines that ONNX Runtime plays; real ones need a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from medusa_profiles.profile import TreeProfile
+from medusa_runtime import flavour
+from medusa_runtime.backends import load_backend
+from medusa_runtime.backends.on_device import Shape
+from medusa_runtime.backends.tensorrt import TensorRtBackend
+from medusa_runtime.bundle import Bundle
+from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
+from medusa_runtime.engine_facts import EngineFacts
+from medusa_runtime.errors import BundleError, CapacityError
+
+from . import fake_tensorrt
+from .host_device import HostDevice
+
+STEPS = {"plain": (1, 1, False), "prefill": (PREFILL_CHUNK, 1, False), "t4": (4, 4, True), "t64": (64, 64, True)}
+PROMPT = [5, 9, 17, 3, 44, 23]
+
+
+class Gpu(HostDevice):
+    """The host as a GPU of compute capability 9.0: a captured graph is the work itself."""
+
+    compute_capability = (9, 0)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+    def launch(self, graph: Callable[[], None]) -> None:
+        graph()
+
+
+@pytest.fixture(autouse=True)
+def played(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(flavour.MODULES, "tensorrt", ("played_tensorrt",))
+    monkeypatch.setattr(fake_tensorrt, "__version__", "8.6.0", raising=False)
+    monkeypatch.setitem(sys.modules, "played_tensorrt", fake_tensorrt)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_engines: Path) -> Bundle:
+    return Bundle.open(tiny_engines)
+
+
+def engines(bundle: Bundle, folder: Path, **other: Any) -> dict[EngineFacts, Path]:
+    found = {}
+    for name, (nodes, rows, draft) in STEPS.items():
+        graph, engine = bundle.root / f"graphs/tensorrt-fp32-{name}.onnx", folder / f"{name}.engine"
+        data = str(graph).encode()
+        engine.write_bytes(data)
+        facts = EngineFacts(
+            "tensorrt", "8.6.0", ("sm90",), "a" * 64, hashlib.sha256(data).hexdigest(), len(data), "fp32",
+            1, nodes, rows, draft, 256, 256, 512, 1.0,
+        )  # fmt: skip
+        found[replace(facts, **other)] = engine
+    return found
+
+
+def backend(bundle: Bundle, folder: Path, **other: Any) -> TensorRtBackend:
+    device: Any = Gpu()
+    return TensorRtBackend(engines(bundle, folder, **other).items(), bundle.model, bundle.heads, device)
+
+
+def answer(decoder: Decoder, prompt: list[int]) -> list[int]:
+    decoder.start(prompt, 60, stop_ids=())
+    assert decoder.sequence is not None
+    while decoder.sequence.finish is None:
+        decoder.step()
+    return decoder.sequence.answer
+
+
+@pytest.mark.parametrize("name", ["plain", "tree-4", "tree-64"])
+def test_it_decodes_what_the_cpu_does(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    tree = TreeProfile.plain() if name == "plain" else bundle.profile(name)
+    ours, cpu = Decoder(backend(bundle, tmp_path), tree), Decoder(load_backend(bundle, "ort-cpu"), tree)
+    long = np.random.default_rng(1).integers(3, bundle.model.vocab_size, 230).tolist()
+    for prompt in (PROMPT, long):  # the second crosses to a longer past
+        assert answer(ours, prompt) == answer(cpu, prompt)
+
+
+def test_a_step_runs_in_the_smallest_engine_that_has_room(bundle: Bundle, tmp_path: Path) -> None:
+    chosen = backend(bundle, tmp_path)
+    assert chosen._served(Shape(1, 1, 1, False, 256)) == Shape(1, 1, 1, False, 256)
+    assert chosen._served(Shape(1, 3, 1, False, 256)) == Shape(1, 4, 4, True, 256)  # heads run, nobody asks them
+    assert chosen._served(Shape(1, 1, 1, True, 256)) == Shape(1, 4, 4, True, 256)
+    assert chosen._served(Shape(1, 5, 5, True, 512)) == Shape(1, 64, 64, True, 512)
+    assert chosen._served(Shape(1, 200, 1, False, 256)) == Shape(1, 256, 1, False, 256)
+    with pytest.raises(
+        CapacityError, match="no engine of tensorrt takes a step of 1 sequences, 65 nodes, 65 with logits"
+    ):
+        chosen._served(Shape(1, 65, 65, True, 256))
+    static = backend(bundle, tmp_path, least=512, best=512)
+    assert static._served(Shape(1, 1, 1, False, 256)).P == 512
+
+
+def test_what_it_was_built_for_is_the_context(bundle: Bundle, tmp_path: Path) -> None:
+    decoder = Decoder(backend(bundle, tmp_path, least=48, best=48, most=48))
+    with pytest.raises(CapacityError, match="the prompt has 60 tokens, the model's context is 48"):
+        decoder.start(list(range(3, 63)))
+    decoder.start(PROMPT, 100, stop_ids=())
+    assert decoder.sequence is not None
+    while decoder.sequence.finish is None:
+        decoder.step()
+    assert decoder.sequence.length == 48
+
+
+def test_an_engine_that_is_not_what_was_built_is_never_loaded(bundle: Bundle, tmp_path: Path) -> None:
+    chosen = backend(bundle, tmp_path, engine="b" * 64)
+    chosen.allocate(1, 64)
+    with pytest.raises(BundleError, match="is not the engine that was built"):
+        Decoder(chosen).start(PROMPT)
