@@ -49,11 +49,14 @@ def make_graphs(
     on_cpu = ort_cpu(traced, [precision for backend, precision in pairs if backend == "ort-cpu"])
     graphs = {graph_file("ort-cpu", precision): graph for precision, graph in on_cpu.items()}
     sizes: dict[str, StepSize] = {}
+    on_gpu = [pair for pair in pairs if pair[0] != "ort-cpu"]
+    if not on_gpu:
+        return graphs, sizes
     gpu = OnGpu(traced.graph, traced.heads, traced.facts.context)
-    for backend, precision in pairs:
+    for backend, precision in on_gpu:
         if backend == "ort-cuda":
             graphs[graph_file(backend, precision)] = gpu.ort_cuda(precision)
-        elif backend != "ort-cpu":
+        else:
             for size in steps:
                 file = graph_file(backend, precision, size)
                 graphs[file], sizes[file] = gpu.tensorrt(precision, size), size
