@@ -23,7 +23,7 @@ from medusa_runtime.manifest import FILE_NAME, Manifest
 from medusa_exporter import models
 from medusa_exporter.engines.flavours import FLAVOURS
 from medusa_exporter.engines.make import carry_over
-from medusa_exporter.engines.plan import StepSize, graph_file, step_sizes
+from medusa_exporter.engines.plan import StepSize, graph_file, graph_files, step_sizes
 from medusa_exporter.heads.facts import read_head_facts
 from medusa_exporter.models import ModelSource
 from medusa_exporter.precisions import FIXED_SCALES, choose, default_profile
@@ -62,15 +62,17 @@ def build(
 
     model: hub name, folder or GGUF file. heads: folder or hub name. precisions: one graph for each that a backend runs;
     none means each backend's usual one.
-    profiles: names of shipped trees or .toml files; empty means every shipped tree that the heads reach. `report` gets
-    a line as each stage begins. Raises MedusaError or ProfileError before any work for what cannot be built; an
-    interrupted build leaves the old bundle, or none.
+    profiles: names of shipped trees or .toml files; empty means every shipped tree that the heads reach, and of
+    TensorRT's graphs for trees the one of the size that suits a GPU. `report` gets a line as each stage begins. Raises
+    MedusaError or ProfileError before any work for what cannot be built; an interrupted build leaves the old bundle, or
+    none.
     """
     pairs = choose(backends, precisions)
     source = ModelSource.resolve(model)
     count, *_ = read_head_facts(heads)
     trees = choose_profiles(profiles, count)
-    sources = describe_sources(source, heads, pairs, trees)
+    steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch=1)
+    sources = describe_sources(source, heads, graph_files(pairs, steps), trees)
     if not force and (manifest := unchanged(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
     _check_target(bundle)
@@ -78,7 +80,7 @@ def build(
     models.import_extra("onnxscript", "export")
     with _appearing(bundle) as folder:
         report(f"load model {source.gguf or source.location}")
-        manifest = _fill(folder, source, heads, pairs, trees, sources, report, bundle)
+        manifest = _fill(folder, source, heads, pairs, steps, trees, sources, report, bundle)
     return BuildResult(bundle, manifest, built=True)
 
 
@@ -99,6 +101,7 @@ def _fill(
     source: ModelSource,
     heads: str,
     pairs: list[tuple[str, str]],
+    steps: list[StepSize],
     trees: tuple[TreeProfile, ...],
     sources: dict[str, Any],
     report: Report,
@@ -122,7 +125,6 @@ def _fill(
     medusa = load_heads(heads, facts.hidden_size, facts.vocab_size)
     check_taps(medusa.taps, facts.layers, heads)
     top_k = min(medusa.draft_vocabulary or facts.vocab_size, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
-    steps = step_sizes(trees, batch=1)
     graphs = [_graph_facts(backend, precision, steps, trees) for backend, precision in pairs]
     (folder / "graphs").mkdir(parents=True)
 
@@ -162,6 +164,12 @@ def _fill(
         profiles=[tree.name for tree in trees],
         sources=sources,
     )
+
+
+def _usual_on_gpu(trees: tuple[TreeProfile, ...]) -> list[TreeProfile]:
+    """The tree that a GPU takes where none is named: smaller ones run in its engine too, padded."""
+    name = default_profile("tensorrt", "fp16", trees)
+    return [tree for tree in trees if tree.name == name]
 
 
 def _graph_facts(backend: str, precision: str, steps: Sequence[StepSize], trees: tuple[TreeProfile, ...]) -> GraphFacts:

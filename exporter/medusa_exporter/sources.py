@@ -23,7 +23,7 @@ MAKERS = ("medusa-export", "torch", "transformers", "onnx", "onnxruntime", "onnx
 def describe_sources(
     source: ModelSource,
     heads: str,
-    graphs: Iterable[tuple[str, str]],
+    graphs: Iterable[str],
     profiles: Iterable[TreeProfile],
 ) -> dict[str, Any]:
     """Describe all that a build depends on: files by name, size and time; trees whole; versions.
@@ -34,7 +34,7 @@ def describe_sources(
     return {
         "model": _described(source.location, source.gguf, source.files()),
         "heads": _described(heads, None, heads_files(heads)),
-        "graphs": sorted("-".join(pair) for pair in graphs),
+        "graphs": sorted(graphs),
         "profiles": {profile.name: hashlib.sha256(to_toml(profile).encode()).hexdigest() for profile in profiles},
         "versions": versions(),
     }

@@ -15,7 +15,7 @@ from medusa_exporter.build import BACKENDS, build
 from medusa_exporter.cli.options import capacity_options, split_commas
 from medusa_exporter.engines import flavours
 from medusa_exporter.engines.flavours import FLAVOURS
-from medusa_exporter.engines.make import make_engines
+from medusa_exporter.engines.make import find_targets, make_engines
 from medusa_exporter.precisions import PRECISIONS, choose
 
 
@@ -72,7 +72,7 @@ def command(
     signal.signal(signal.SIGTERM, _stop)
     with_engines = [] if no_engines else [backend for backend in dict.fromkeys(backends) if backend in FLAVOURS]
     for backend in with_engines:  # before minutes of work
-        flavours.find(backend)
+        find_targets(flavours.find(backend), targets)
     started = time.monotonic()
 
     def report(line: str) -> None:

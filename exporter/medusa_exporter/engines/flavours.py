@@ -50,7 +50,7 @@ class Flavour:
     def configure(self, config: Any, network: Any, precision: str, targets: Sequence[str]) -> None:
         """Set what makes the engine compute as the graph is typed, for the GPU here or for `targets`.
 
-        Raises BundleError for targets that the flavour does not know, or that it cannot build for.
+        Raises BundleError for targets that the flavour does not know, and a precision that it cannot hold.
         """
         trt, flags = self.trt, self.trt.BuilderFlag
         if hasattr(flags, "TF32"):
@@ -61,10 +61,11 @@ class Flavour:
             config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         if self.name == "tensorrt" and self._numbers < (9,):
             config.set_tactic_sources(0)  # cuBLAS and cuDNN, which need not be installed
-        if targets and not self.ahead_of_time:
-            raise BundleError(f"{self.name} {self.version} builds for the GPU that is here; leave --target out")
         if self.ahead_of_time:
-            self._aim(config, targets)
+            self.check_targets(targets)
+            config.num_compute_capabilities = len(targets)
+            for index, target in enumerate(targets):
+                config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
 
     def _hold_types(self, config: Any, network: Any, precision: str) -> None:
         """Let what the graph computes in fp32 be computed in fp32; the rest may take either type."""
@@ -82,16 +83,15 @@ class Flavour:
             if computes and all(output is not None and output.dtype == trt.DataType.FLOAT for output in outputs):
                 layer.precision = trt.DataType.FLOAT
 
-    def _aim(self, config: Any, targets: Sequence[str]) -> None:
-        known = {name for name in dir(self.trt.ComputeCapability) if TARGET.fullmatch(name.lower())}
+    def check_targets(self, targets: Sequence[str]) -> None:
+        """Raise BundleError for GPUs that the flavour does not know, or where none is named."""
+        known = {name.lower() for name in dir(self.trt.ComputeCapability) if TARGET.fullmatch(name.lower())}
+        names = ", ".join(sorted(known, key=lambda name: int(name[2:])))
+        if not targets:
+            raise BundleError(f"{self.name} builds ahead of time; say for which GPUs: --target sm86,sm89 (of {names})")
         for target in targets:
-            if target.upper() not in known:
-                names = ", ".join(sorted((name.lower() for name in known), key=lambda name: int(name[2:])))
+            if target not in known:
                 raise BundleError(f"{self.name} {self.version} knows no target {target!r}; expected some of {names}")
-        if targets:
-            config.num_compute_capabilities = len(targets)
-            for index, target in enumerate(targets):
-                config.set_compute_capability(getattr(self.trt.ComputeCapability, target.upper()), index)
 
 
 def find(name: str) -> Flavour:

@@ -54,7 +54,7 @@ def make_engines(
     bundle = Bundle.open(folder)
     facts, _ = bundle.graph(backend, precision)
     length = min(max_length or bundle.model.context, bundle.model.context)
-    wanted = Wanted(capacity(length, static_capacity), tuple(targets) or _here(flavour))
+    wanted = Wanted(capacity(length, static_capacity), find_targets(flavour, targets))
     found = {step_name(name, facts.key): name for name in bundle.manifest.files if step_name(name, facts.key)}
     if unknown := set(steps) - found.keys():
         raise BundleError(f"no graph for step {min(unknown)!r} in {folder}; there are {', '.join(found) or 'none'}")
@@ -146,10 +146,16 @@ def _stands(bundle: Bundle, stem: str, flavour: Flavour, graph: str, wanted: Wan
     return found == (flavour.name, flavour.version, wanted.targets, graph, wanted.capacity)
 
 
-def _here(flavour: Flavour) -> tuple[str, ...]:
-    """The GPU of this machine."""
+def find_targets(flavour: Flavour, targets: Sequence[str]) -> tuple[str, ...]:
+    """Return the compute capabilities to build for: those named, or that of the GPU here.
+
+    Raises BundleError for targets that the flavour does not know or cannot build for, and where none can be found.
+    """
     if flavour.ahead_of_time:
-        raise BundleError(f"{flavour.name} builds ahead of time; say for which GPUs: --target sm86,sm89")
+        flavour.check_targets(targets)
+        return tuple(targets)
+    if targets:
+        raise BundleError(f"{flavour.name} {flavour.version} builds for the GPU that is here; leave --target out")
     from medusa_runtime.backends.cuda import CudaDevice
 
     return ("sm{}{}".format(*CudaDevice().compute_capability),)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from medusa_profiles.profile import TreeProfile
+from medusa_runtime import flavour
 from medusa_runtime.decoder import PREFILL_CHUNK
 
 PREFILL_NODES = PREFILL_CHUNK  # tokens of a prompt that one step takes
@@ -47,6 +48,16 @@ def step_sizes(trees: Iterable[TreeProfile], batch: int) -> list[StepSize]:
 def graph_file(backend: str, precision: str, size: StepSize | None = None) -> str:
     """Where a graph lies in a bundle; size: of the steps that one for TensorRT is for."""
     return f"graphs/{backend}-{precision}{f'-{size.name}' if size else ''}.onnx"
+
+
+def graph_files(pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize]) -> list[str]:
+    """Every graph's file, for backends and precisions; TensorRT has one for each of `steps`."""
+    sizes = list(steps)
+    return [
+        graph_file(backend, precision, size)
+        for backend, precision in pairs
+        for size in (sizes if backend in flavour.MODULES else [None])
+    ]
 
 
 def step_name(file: str, key: str) -> str:

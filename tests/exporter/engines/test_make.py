@@ -116,6 +116,24 @@ def test_the_command_line(graphs: Path, tmp_path: Path) -> None:
     assert facts["engines"]["tensorrt-rtx-fp16-t4"]["targets"] == ["sm86"]
 
 
+def test_what_cannot_be_aimed_at_is_refused_before_any_work(tiny_model: Path, tiny_heads: Path, tmp_path: Path) -> None:
+    arguments = ["build", str(tiny_model), "--heads", str(tiny_heads), "-o", str(tmp_path / "bundle")]
+    for more, message in (
+        ([], "tensorrt-rtx builds ahead of time; say for which GPUs: --target sm86,sm89 (of sm75, "),
+        (["--target", "sm86,hopper"], "knows no target 'hopper'; expected some of sm75, "),
+    ):
+        done = CliRunner().invoke(group, [*arguments, "--backend", "tensorrt-rtx", *more])
+        assert message in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_profiles_named_there_is_one_size_of_tree(tiny_model: Path, tiny_heads: Path, tmp_path: Path) -> None:
+    built = build(str(tiny_model), str(tiny_heads), tmp_path / "bundle", backends=("tensorrt-rtx",))
+    steps = {name for name in built.manifest.files if name.endswith(".onnx")}
+    assert steps == {f"graphs/tensorrt-rtx-fp16-{step}.onnx" for step in ("plain", "prefill", "t64")}
+    assert "tree-8" in built.manifest.profiles
+
+
 def test_without_engines_loading_says_what_to_do(graphs: Path) -> None:
     with pytest.raises(BundleError, match=r"has no engines for tensorrt-rtx-fp16 yet; .*: medusa-export engines "):
         load_backend(Bundle.open(graphs), "tensorrt-rtx")
