@@ -91,55 +91,49 @@ def tiny_heads(tiny_model: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_model: Path, tiny_heads: Path) -> Path:
     """A bundle of the tiny model with every shipped tree; tests that change it must copy it first."""
-    from medusa_exporter.build import build
-
-    bundle = tiny_model.parent / "bundle"
-    build(str(tiny_model), str(tiny_heads), bundle)
-    return bundle
+    return _bundle(tiny_model, tiny_heads, "bundle")
 
 
 @pytest.fixture(scope="session")
 def tiny_precisions(tiny_model: Path, tiny_heads: Path) -> Path:
     """The same with a graph of every precision, and two trees."""
-    from medusa_exporter.build import build
     from medusa_exporter.precisions import FORMATS
 
-    bundle = tiny_model.parent / "precisions"
-    build(str(tiny_model), str(tiny_heads), bundle, precisions=tuple(FORMATS), profiles=("tree-4", "tree-8"))
-    return bundle
+    return _bundle(tiny_model, tiny_heads, "precisions", precisions=tuple(FORMATS), profiles=("tree-4", "tree-8"))
 
 
 @pytest.fixture(scope="session")
 def tiny_backends(tiny_model: Path, tiny_heads: Path) -> Path:
     """The same for every backend of ONNX Runtime, in fp32 and 16 bits."""
-    from medusa_exporter.build import build
-
-    bundle = tiny_model.parent / "backends"
-    build(
-        str(tiny_model),
-        str(tiny_heads),
-        bundle,
+    return _bundle(
+        tiny_model,
+        tiny_heads,
+        "backends",
         backends=("ort-cpu", "ort-cuda"),
         precisions=("fp32", "fp16", "bf16"),
         profiles=("tree-4", "tree-8", "tree-64"),
     )
-    return bundle
 
 
 @pytest.fixture(scope="session")
 def tiny_engines(tiny_model: Path, tiny_heads: Path) -> Path:
     """The same with the graphs that TensorRT reads, in fp32; no engines."""
-    from medusa_exporter.build import build
-
-    bundle = tiny_model.parent / "engines"
-    build(
-        str(tiny_model),
-        str(tiny_heads),
-        bundle,
+    return _bundle(
+        tiny_model,
+        tiny_heads,
+        "engines",
         backends=("ort-cpu", "tensorrt"),
         precisions=("fp32",),
         profiles=("tree-4", "tree-64"),
     )
+
+
+def _bundle(model: Path, heads: Path, name: str, **options: tuple[str, ...]) -> Path:
+    """Build a bundle of that name beside the model."""
+    from medusa_exporter.build import build
+
+    bundle = model.parent / name
+    build(str(model), str(heads), bundle, **options)
     return bundle
 
 

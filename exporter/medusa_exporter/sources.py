@@ -46,11 +46,19 @@ def unchanged(bundle: Path, sources: dict[str, Any]) -> Manifest | None:
     Sizes and times are compared, not contents: those are hashed whenever the bundle is opened.
     """
     try:
-        with (bundle / FILE_NAME).open("rb") as file:
-            manifest = Manifest.from_bytes(file.read(MAX_BYTES + 1), str(bundle / FILE_NAME))
-    except (OSError, BundleError):
+        manifest = read_manifest(bundle)
+    except BundleError:
         return None
     return manifest if manifest.sources == sources and verify_sizes(bundle, manifest) else None
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read what a bundle says of itself; its files are not looked at. Raises BundleError."""
+    try:
+        with (bundle / FILE_NAME).open("rb") as file:
+            return Manifest.from_bytes(file.read(MAX_BYTES + 1), str(bundle / FILE_NAME))
+    except OSError as error:
+        raise BundleError(f"{bundle} is no bundle: {error}; make one with medusa-export build") from None
 
 
 def versions() -> dict[str, str]:

@@ -93,7 +93,7 @@ class Bundle:
     def engines(self, backend: str, precision: str | None = None) -> list[tuple[EngineFacts, Path]]:
         """Return what lies beside each engine of a backend's graphs, and the engine's file, unread.
 
-        Raises BundleError where there is none, or one is not what its place says.
+        Raises BundleError where one is not what its place says.
         """
         graph, _ = self.graph(backend, precision)
         found = []
@@ -104,11 +104,6 @@ class Bundle:
                 if (facts.flavour, facts.precision) != (backend, graph.precision) or engine not in self.manifest.files:
                     raise BundleError(f"{self.root / name} tells of another engine than {engine}; {REMEDY}")
                 found.append((facts, self.root / engine))
-        if not found:
-            raise BundleError(
-                f"{self.root} has no engines for {graph.key} yet; build them where they are to run: "
-                f"medusa-export engines {self.root}"
-            )
         return found
 
     def profile(self, name: str) -> TreeProfile:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 from types import FrameType
 
 import click
-from medusa_runtime.bundle import Bundle
 
 from medusa_exporter.build import BACKENDS, build
-from medusa_exporter.cli.options import capacity_options, split_commas
+from medusa_exporter.cli.options import Progress, capacity_options, split_commas
 from medusa_exporter.engines import flavours
 from medusa_exporter.engines.flavours import FLAVOURS
 from medusa_exporter.engines.make import find_targets, make_engines
 from medusa_exporter.precisions import PRECISIONS, choose
+from medusa_exporter.sources import read_manifest
 
 
 @click.command(name="build")
@@ -73,11 +72,7 @@ def command(
     with_engines = [] if no_engines else [backend for backend in dict.fromkeys(backends) if backend in FLAVOURS]
     for backend in with_engines:  # before minutes of work
         find_targets(flavours.find(backend), targets)
-    started = time.monotonic()
-
-    def report(line: str) -> None:
-        click.echo(f"[{time.monotonic() - started:5.1f} s] {line}", err=True)
-
+    progress = Progress()
     result = build(
         model,
         heads,
@@ -86,7 +81,7 @@ def command(
         precisions=precisions,
         profiles=profiles,
         force=force,
-        report=report,
+        report=progress.report,
     )
     engines: list[str] = []
     for backend, precision in choose(backends, precisions):
@@ -99,10 +94,10 @@ def command(
                 static_capacity=static_capacity,
                 targets=targets,
                 force=force,
-                report=report,
+                report=progress.report,
             )
-    seconds = round(time.monotonic() - started, 1)
-    manifest = Bundle.open(bundle).manifest if engines else result.manifest
+    seconds = round(progress.seconds, 1)
+    manifest = read_manifest(bundle)
     size = sum(facts.size for facts in manifest.files.values())
     if as_json:
         click.echo(
@@ -113,14 +108,14 @@ def command(
                     "seconds": seconds,
                     "bytes": size,
                     "engines": engines,
-                    "graphs": sorted(result.manifest.graphs),
-                    "profiles": list(result.manifest.profiles),
+                    "graphs": sorted(manifest.graphs),
+                    "profiles": list(manifest.profiles),
                     "digest": manifest.digest,
                 }
             )
         )
     elif result.built or engines:
-        click.echo(f"built {bundle}: {size / 1e6:.0f} MB, {len(result.manifest.profiles)} profiles, {seconds} s")
+        click.echo(f"built {bundle}: {size / 1e6:.0f} MB, {len(manifest.profiles)} profiles, {seconds} s")
     else:
         click.echo(f"{bundle} is up to date; --force builds it again")
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import click
-from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError
 
-from medusa_exporter.cli.options import capacity_options, precision_option, split_commas
+from medusa_exporter.cli.options import Progress, capacity_options, precision_option, split_commas
 from medusa_exporter.engines.flavours import FLAVOURS
 from medusa_exporter.engines.make import make_engines
+from medusa_exporter.sources import read_manifest
 
 
 @click.command(name="engines")
@@ -44,13 +43,9 @@ def command(
     An engine runs on the version of TensorRT that built it alone, and on the kind of GPU that it was built on (or, with
     tensorrt-rtx, for). Each is in its place as soon as it is done. Progress goes to standard error.
     """
-    started = time.monotonic()
-
-    def report(line: str) -> None:
-        click.echo(f"[{time.monotonic() - started:5.1f} s] {line}", err=True)
-
+    progress = Progress()
     if backend is None:
-        found = sorted({one.backend for one in Bundle.open(bundle).manifest.graphs.values()} & set(FLAVOURS))
+        found = sorted({one.backend for one in read_manifest(bundle).graphs.values()} & set(FLAVOURS))
         if len(found) != 1:
             has = ", ".join(found) or "neither"
             raise BundleError(f"{bundle} has graphs for {has} of {', '.join(FLAVOURS)}; name one with --backend")
@@ -64,8 +59,6 @@ def command(
         targets=targets,
         steps=steps,
         force=force,
-        report=report,
+        report=progress.report,
     )
-    click.echo(
-        f"built {len(built)} engines in {time.monotonic() - started:.0f} s" if built else "all engines are up to date"
-    )
+    click.echo(f"built {len(built)} engines in {progress.seconds:.0f} s" if built else "all engines are up to date")

@@ -43,7 +43,6 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "engines": {
             path.stem: {**vars(one), "targets": list(one.targets)}
             for graph in manifest.graphs.values()
-            if any(name.startswith(f"engines/{graph.key}-") for name in manifest.files)
             for one, path in bundle.engines(graph.backend, graph.precision)
         },
         "profiles": {

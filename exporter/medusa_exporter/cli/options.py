@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -39,3 +40,19 @@ def capacity_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+class Progress:
+    """Lines on standard error, each with the seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.monotonic() - self._started
+
+    def report(self, line: str) -> None:
+        """Print a line."""
+        click.echo(f"[{self.seconds:5.1f} s] {line}", err=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
+from medusa_runtime.backends.on_device import FIRST_PAST
 from medusa_runtime.decoder import PREFILL_CHUNK
 
 PREFILL_NODES = PREFILL_CHUNK  # tokens of a prompt that one step takes
-FIRST_CAPACITY = 256
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def capacity(max_length: int, static: int | None) -> Capacity:
     """Range over the lengths that a backend binds, up to `max_length`, or be one length where `static` names it."""
     if static is not None:
         return Capacity(static, static, static)
-    least = min(FIRST_CAPACITY, max_length)
+    least = min(FIRST_PAST, max_length)
     best = least
     while best * 2 <= min(1024, max_length):  # where a range costs least beside an engine of one length
         best *= 2

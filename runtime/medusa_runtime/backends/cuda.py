@@ -32,14 +32,12 @@ class CudaDevice:
     def __init__(self, index: int = 0) -> None:
         """Take GPU number `index`. Raises MissingExtraError without cuda-bindings, MedusaError without a GPU."""
         self._cuda = _library()
-        self.index = index
         self._call("cudaSetDevice", index)
         self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
         self._any = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # addresses tell whose memory they are of
         self._out = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self.properties = self._call("cudaGetDeviceProperties", index)
-        self.name: str = self.properties.name.split(b"\0")[0].decode()
-        self.compute_capability = (int(self.properties.major), int(self.properties.minor))
+        properties = self._call("cudaGetDeviceProperties", index)
+        self.compute_capability = (int(properties.major), int(properties.minor))
 
     def allocate(self, size: int) -> CudaMemory:
         """Zero-filled memory on the GPU."""

@@ -175,17 +175,7 @@ def _rows(array: NDArray[Any]) -> list[memoryview]:
 
 
 def _session(graph: Path, threads: int) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            f"onnxruntime is not installed ({error}); it comes with: pip install 'medusa-export[cpu]'"
-        ) from error
-    if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < LEAST_VERSION:
-        raise MissingExtraError(
-            f"onnxruntime {onnxruntime.__version__} is too old, it crashes on steps without a draft; expected "
-            f"{'.'.join(map(str, LEAST_VERSION))} or newer: pip install --upgrade 'medusa-export[cpu]'"
-        )
+    onnxruntime = find_library("cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -193,8 +183,29 @@ def _session(graph: Path, threads: int) -> Any:
     # threads that wait for work spin: while a step runs that is what makes it fast, after it they would take the
     # processors from another session of the process (two in turns: half as fast)
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    return open_session(onnxruntime, graph, options, ["CPUExecutionProvider"])
+
+
+def find_library(extra: str) -> Any:
+    """Import ONNX Runtime. extra: what it comes with. Raises MissingExtraError where it is missing or too old."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            f"onnxruntime is not installed ({error}); it comes with: pip install 'medusa-export[{extra}]'"
+        ) from error
+    if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < LEAST_VERSION:
+        raise MissingExtraError(
+            f"onnxruntime {onnxruntime.__version__} is too old, it crashes on steps without a draft; expected "
+            f"{'.'.join(map(str, LEAST_VERSION))} or newer: pip install --upgrade 'medusa-export[{extra}]'"
+        )
+    return onnxruntime
+
+
+def open_session(onnxruntime: Any, graph: Path, options: Any, providers: list[Any]) -> Any:
+    """Load a graph. Raises BundleError with the library's own words."""
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # the library raises many kinds
         raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}") from error

@@ -8,9 +8,10 @@ from typing import Any
 from medusa_runtime.backends.device import Device
 from medusa_runtime.backends.elements import element
 from medusa_runtime.backends.on_device import OnDevice, Shape, Tensor, check_room
+from medusa_runtime.backends.ort import find_library, open_session
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.errors import BundleError, MissingExtraError
+from medusa_runtime.errors import MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
 WORKSPACE = 512 << 20  # bytes that ONNX Runtime takes for itself, about
@@ -87,14 +88,7 @@ def _run_options(graph: str) -> Any:
 
 
 def _session(graph: Path, device: Device, precision: str) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            f"onnxruntime is not installed ({error}); it comes with: pip install 'medusa-export[gpu]'"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    onnxruntime = find_library("gpu")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.kind == "cuda":
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -110,10 +104,7 @@ def _session(graph: Path, device: Device, precision: str) -> Any:
             "use_tf32": "0" if precision == "fp32" else "1",
         }
         providers.insert(0, ("CUDAExecutionProvider", cuda))
-    try:
-        session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
-    except Exception as error:  # the library raises many kinds
-        raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}") from error
+    session = open_session(onnxruntime, graph, onnxruntime.SessionOptions(), providers)
     if device.kind == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise MissingExtraError(
             f"ONNX Runtime {onnxruntime.__version__} could not start its CUDA provider; the libraries that it needs "

@@ -22,7 +22,13 @@ WORKSPACE = 256 << 20  # bytes beside weights and KV rows, about
 
 def load(bundle: Bundle, name: str, precision: str | None, threads: int | None) -> TensorRtBackend:  # noqa: ARG001
     """Make the backend that `medusa_runtime.backends.load_backend` asks for; threads mean nothing to a GPU."""
-    engines = [(facts, path) for facts, path in bundle.engines(name, precision)]
+    engines = bundle.engines(name, precision)
+    if not engines:
+        key = bundle.graph(name, precision)[0].key
+        raise BundleError(
+            f"{bundle.root} has no engines for {key} yet; build them where they are to run: "
+            f"medusa-export engines {bundle.root}"
+        )
     return TensorRtBackend(engines, bundle.model, bundle.heads, CudaDevice(), name=name)
 
 
@@ -42,11 +48,9 @@ class TensorRtBackend(OnDevice):
         *,
         name: str = "tensorrt",
     ) -> None:
-        """Take engines of one precision, and check that they run here. Raises BundleError, CapacityError."""
+        """Take engines of one precision, one at least. Raises CapacityError where they do not fit."""
         self._trt, self._version = flavour.load(name)
         self._files = dict(engines)
-        if not self._files:
-            raise BundleError(f"no engines for {name}; {REMEDY}")
         first = next(iter(self._files))
         most = min(facts.most for facts in self._files)
         model = replace(model, context=min(most, model.context))  # what was built for is all there is
