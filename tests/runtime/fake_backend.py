@@ -181,6 +181,19 @@ class FakeBackend:
         self.read_rows.append(row)
         return self._ran[2][sequence, row]
 
+    def read_outputs(self):
+        """Floats are cut to 16 bits of each hash, so that float32 holds them; keys tell the token, values the rest."""
+        tokens, argmax, logits, states, contexts, positions = self._ran
+        wide = np.ones(self.model.kv_row, dtype=np.float32)  # hidden_size too
+        return {
+            "tokens": tokens.copy(),
+            "argmax": argmax.copy(),
+            "logits": logits.copy(),
+            "hidden": (states >> np.uint64(48))[..., None] * wide,
+            "new_key_0": tokens[..., None] * wide,
+            "new_value_0": ((contexts >> np.uint64(48)) + positions.astype(np.uint64))[..., None] * wide,
+        }
+
     def commit(self, sequence, path, length):
         tokens, _, _, states, contexts, positions = self._ran
         path = list(path)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
+Outputs = dict[str, FloatArray | IntArray]  # by the names of `medusa_runtime.contract`, in its order
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,13 @@ class Backend(Protocol):
 
     def read_logits(self, row: int, sequence: int = 0) -> FloatArray:
         """Return (V,) float32: the logits at one of the R wanted rows."""
+
+    def read_outputs(self) -> Outputs:
+        """Return copies of all that the last run gave; for looking at it, not for the loop. Call it before `commit`.
+
+        tokens (B, T) and argmax (B, R) int32; logits (B, R, V), hidden (B, T, S) and each layer's new_key_{i} and
+        new_value_{i} (B, T, W), all float32 however the backend keeps them.
+        """
 
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Write the rows of the nodes in `path`, which ascends, behind the first `length` rows of the sequence's past.

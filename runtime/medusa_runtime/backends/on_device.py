@@ -12,9 +12,9 @@ import numpy as np
 
 from medusa_runtime import contract
 from medusa_runtime.backends.arena import RowArena
-from medusa_runtime.backends.base import FloatArray, Step
+from medusa_runtime.backends.base import FloatArray, IntArray, Outputs, Step
 from medusa_runtime.backends.device import Device, Memory
-from medusa_runtime.backends.elements import BOOL, FLOAT32, INT32, element
+from medusa_runtime.backends.elements import BOOL, FLOAT32, INT32, Element, element
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
@@ -112,6 +112,34 @@ class OnDevice(ABC):
         assert self._results is not None  # noqa: S101 -- a step has run
         self._device.read(logits, self._results.logits.address + (sequence * rows + row) * logits.nbytes)
         return logits
+
+    def read_outputs(self) -> Outputs:
+        """Return copies of all that the last run gave, without what it was padded by."""
+        binding, arena, results = self._ran(), self._arena, self._results
+        assert arena is not None and results is not None  # noqa: S101 -- a step has run
+        B, nodes, rows = binding.shape[:3]
+        T, R = binding.memory.sizes
+        layers, sequences = self.model.layers, range(B)
+
+        def read(kind: Element, address: int, *shape: int) -> FloatArray:
+            array = np.empty(shape, kind.stored)
+            self._device.read(array, address)
+            return kind.widened(array)
+
+        def ids(lists: list[list[int]]) -> IntArray:
+            return np.array(lists, np.int32)
+
+        logits = read(FLOAT32, results.logits.address, B, rows, self.model.vocab_size)
+        hidden = read(FLOAT32, results.hidden.address, B, nodes, self._state // FLOAT32.size)
+        new = read(self._element, arena.new(0, nodes), arena.tensors, B, nodes, self.model.kv_row)[:, :, :T]
+        return {
+            contract.TOKENS: ids([binding.memory.read_tokens(sequence) for sequence in sequences]),
+            contract.ARGMAX: ids([binding.memory.read_argmax(sequence) for sequence in sequences]),
+            contract.LOGITS: logits[:, :R],
+            contract.HIDDEN: hidden[:, :T],
+            **{contract.new_key(i): new[i] for i in range(layers)},
+            **{contract.new_value(i): new[layers + i] for i in range(layers)},
+        }
 
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Copy the rows of `path` behind the past, and the last one's hidden state to where the heads read it."""

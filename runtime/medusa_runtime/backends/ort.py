@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_runtime import contract
-from medusa_runtime.backends.base import FloatArray, Step
+from medusa_runtime.backends.base import FloatArray, Outputs, Step
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
 from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
@@ -101,6 +101,21 @@ class OrtBackend:
         logits: FloatArray = self._results().logits[sequence, row]
         return logits
 
+    def read_outputs(self) -> Outputs:
+        """Return copies of all that the last run gave; its keys and values lie behind the past."""
+        ran, layers = self._results(), self.model.layers
+        length, T = ran.past_length[0], ran.nodes
+        written = ran.arena[:, :, length : length + T]  # (2·layers, kv_heads, T, head_dim)
+        new = written.transpose(0, 2, 1, 3).reshape(2 * layers, 1, T, self.model.kv_row)
+        return {
+            contract.TOKENS: np.array(ran.tokens),
+            contract.ARGMAX: np.array(ran.argmax),
+            contract.LOGITS: ran.logits.copy(),
+            contract.HIDDEN: np.array(ran.hidden),
+            **{contract.new_key(i): new[i].copy() for i in range(layers)},
+            **{contract.new_value(i): new[layers + i].copy() for i in range(layers)},
+        }
+
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Move the rows of `path` together, all layers at once, and copy the last one's hidden state.
 
@@ -163,7 +178,7 @@ class _Binding:
         for bind, arrays in ((self.io.bind_input, self._inputs), (self.io.bind_output, outputs)):
             for name, array in arrays.items():
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self.nodes = T
+        self.nodes, self.arena = T, arena
         self.past_length = step.past_length.data
         self.tokens, self.argmax = _rows(tokens), _rows(argmax)
         self.hidden = [_rows(of_one) for of_one in hidden]

@@ -37,7 +37,7 @@ class StepMemory:
             flat[name] = self._memory.array[places[name] : places[name] + size].view(dtype).reshape(shape)
         self._given = [flat[name] for name in self.inputs]
         self._tokens, self._argmax = ([row.data for row in flat[name]] for name in self.outputs)
-        self._sizes = self._all = (nodes, rows)  # those of the step written last, and those there is room for
+        self.sizes = self._all = (nodes, rows)  # those of the step written last, and those there is room for
 
     def write(self, step: Step) -> None:
         """Copy a step's arrays to where the device reads them.
@@ -45,9 +45,9 @@ class StepMemory:
         A smaller step is padded: by literal tokens behind the past that see themselves alone, and by its first row.
         """
         ids, positions, mask, past_length, rows = self._given
-        T, R = self._sizes = step.input_ids.shape[1], step.logit_rows.shape[1]
+        T, R = self.sizes = step.input_ids.shape[1], step.logit_rows.shape[1]
         past_length[:] = step.past_length
-        if self._sizes != self._all:
+        if self.sizes != self._all:
             ids[:], positions[:], mask[:], rows[:] = 0, step.past_length[:, None], np.eye(self._all[0]), 0
         ids[:, :T], positions[:, :T], mask[:, :T, :T] = step.input_ids, step.position_ids, step.tree_mask
         rows[:, :R] = step.logit_rows
@@ -55,9 +55,9 @@ class StepMemory:
     def read_tokens(self, sequence: int) -> list[int]:
         """Return T ids."""
         ids: list[int] = self._tokens[sequence].tolist()
-        return ids[: self._sizes[0]]
+        return ids[: self.sizes[0]]
 
     def read_argmax(self, sequence: int) -> list[int]:
         """Return R ids."""
         ids: list[int] = self._argmax[sequence].tolist()
-        return ids[: self._sizes[1]]
+        return ids[: self.sizes[1]]

@@ -80,6 +80,40 @@ def test_only_the_rows_of_the_path_are_kept(backend: OrtBackend, path: list[int]
     np.testing.assert_allclose(grown, logits(backend, 4 + len(path))[-1], atol=1e-4)
 
 
+def test_all_that_a_step_gave_can_be_read(backend: OrtBackend) -> None:
+    model, cache = backend.model, KvCache(backend)
+    with pytest.raises(RuntimeError, match="no step has been run"):
+        backend.read_outputs()
+    backend.run(literal([4, 8, 15], 0))
+    cache.commit(range(3))
+    step = literal([16, 23], 3)
+    backend.run(step)
+    outputs = backend.read_outputs()
+    assert {name: (array.shape, array.dtype) for name, array in outputs.items()} == {
+        "tokens": ((1, 2), np.int32),
+        "argmax": ((1, 2), np.int32),
+        "logits": ((1, 2, model.vocab_size), np.float32),
+        "hidden": ((1, 2, model.hidden_size), np.float32),
+        **{f"new_{what}_{i}": ((1, 2, model.kv_row), np.float32) for what in ("key", "value") for i in (0, 1)},
+    }
+    assert outputs["tokens"].tolist() == [[16, 23]]
+    assert outputs["argmax"].tolist() == [backend.read_argmax()]
+    np.testing.assert_array_equal(outputs["logits"][0], logits(backend, 2))
+    for i, name in enumerate(("new_key_0", "new_key_1", "new_value_0", "new_value_1")):
+        of_heads = outputs[name].reshape(2, model.kv_heads, model.head_dim)
+        np.testing.assert_array_equal(of_heads.transpose(1, 0, 2), backend._arena[i, :, 3:5])
+    kept = {name: array.copy() for name, array in outputs.items()}
+    backend.run(literal([42, 108], 3))
+    for name, array in outputs.items():  # copies: the next run leaves them alone
+        np.testing.assert_array_equal(array, kept[name])
+    backend.run(step)
+    backend.allocate(1, 2 * FIRST_CAPACITY)
+    for name, array in backend.read_outputs().items():  # another arena is there now
+        np.testing.assert_array_equal(array, kept[name])
+    cache.commit([1])
+    np.testing.assert_array_equal(backend._draft_hidden, outputs["hidden"][:, 1])
+
+
 def test_growth_keeps_every_row(backend: OrtBackend) -> None:
     ids = np.random.default_rng(3).integers(0, backend.model.vocab_size, size=40).tolist()
     backend.allocate(1, 16)

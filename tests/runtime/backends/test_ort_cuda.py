@@ -9,6 +9,7 @@ import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import load_backend
 from medusa_runtime.backends.base import Step, literal_step
+from medusa_runtime.backends.elements import ELEMENTS
 from medusa_runtime.backends.on_device import FIRST_PAST
 from medusa_runtime.backends.ort_cuda import OrtCudaBackend
 from medusa_runtime.bundle import Bundle
@@ -47,6 +48,39 @@ def test_it_decodes_what_the_cpu_does(bundle: Bundle, name: str) -> None:
     for prompt in (PROMPT, long):  # the second crosses from one bound length of the past to the next
         assert answer(ours, prompt) == answer(cpu, prompt)
     assert ours.steps == cpu.steps
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-2)])
+def test_its_outputs_are_the_cpus(bundle: Bundle, precision: str, tolerance: float) -> None:
+    tree = bundle.profile("tree-8")
+    behind = len(PROMPT) + tree.depths
+    step = Step(
+        input_ids=np.arange(20, 20 + tree.size, dtype=np.int32)[None],  # literals: the CPU's heads are in fewer bits
+        position_ids=behind[None],
+        tree_mask=np.ascontiguousarray(tree.mask[None]),
+        past_length=np.array([len(PROMPT)], np.int32),
+        logit_rows=np.arange(tree.size, dtype=np.int32)[None],
+        draft=True,
+    )
+    found = []
+    for backend in (on_host(bundle, precision), load_backend(bundle, precision="fp32")):
+        decoder = Decoder(backend)
+        decoder.start(PROMPT, 60, stop_ids=())
+        backend.run(step)
+        found.append(backend.read_outputs())
+    assert list(found[0]) == list(found[1])
+    for name, expected in found[1].items():
+        got = found[0][name]
+        assert (got.shape, got.dtype) == (expected.shape, expected.dtype), name
+        np.testing.assert_allclose(got, expected, atol=tolerance * np.abs(expected).max(), rtol=0, err_msg=name)
+
+
+def test_16_bits_are_widened() -> None:
+    numbers = np.array([1.5, -2.25, 3e38, 1e-30], np.float32)
+    upper = (numbers.view(np.uint32) >> 16).astype(np.uint16)
+    np.testing.assert_allclose(ELEMENTS["bf16"].widened(upper), numbers, rtol=2**-7)
+    halves = ELEMENTS["fp16"].widened(np.array([1.5, -2.25], np.float16))
+    assert (halves.tolist(), halves.dtype) == ([1.5, -2.25], np.float32)
 
 
 @pytest.mark.parametrize("precision", ["fp16"])

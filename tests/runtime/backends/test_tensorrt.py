@@ -14,6 +14,7 @@ import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
 from medusa_runtime.backends import load_backend
+from medusa_runtime.backends.base import literal_step
 from medusa_runtime.backends.on_device import Shape
 from medusa_runtime.backends.tensorrt import TensorRtBackend
 from medusa_runtime.bundle import Bundle
@@ -86,6 +87,23 @@ def test_it_decodes_what_the_cpu_does(bundle: Bundle, tmp_path: Path, name: str)
     long = np.random.default_rng(1).integers(3, bundle.model.vocab_size, 230).tolist()
     for prompt in (PROMPT, long):  # the second crosses to a longer past
         assert answer(ours, prompt) == answer(cpu, prompt)
+
+
+def test_outputs_are_those_of_the_step_without_its_padding(bundle: Bundle, tmp_path: Path) -> None:
+    ours, cpu = backend(bundle, tmp_path), load_backend(bundle, "ort-cpu")
+    for one in (ours, cpu):
+        one.allocate(1, 64)
+    for ids, rows in (([7, 9, 11], [2]), (PROMPT, [0, 3, 5])):  # in engines of 4 and of 64 nodes
+        step = literal_step(np.array(ids, np.int32), 0, np.array(rows, np.int32))
+        ours.run(step)
+        cpu.run(step)
+        assert ours._ran().shape.T > len(ids)
+        expected = cpu.read_outputs()
+        found = ours.read_outputs()
+        assert list(found) == list(expected)
+        for name, array in found.items():
+            assert (array.shape, array.dtype) == (expected[name].shape, expected[name].dtype), name
+            np.testing.assert_allclose(array, expected[name], atol=1e-4, err_msg=name)
 
 
 def test_a_step_runs_in_the_smallest_engine_that_has_room(bundle: Bundle, tmp_path: Path) -> None:
