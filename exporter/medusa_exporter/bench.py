@@ -268,7 +268,7 @@ def _cpu_model() -> str:
 def check_output(file: Path, bundle: Path) -> None:
     """Make the folder that is to hold `file`, before hours of work; MedusaError for a place that cannot serve."""
     if file.is_dir():
-        raise MedusaError(f"{file} is a folder; give the JSON file to write")
+        raise MedusaError(f"{file} is a folder; give the file to write")
     if file.resolve().is_relative_to(bundle.resolve()):
         raise MedusaError(f"{file} lies in the bundle, which must hold no other files; give another place")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from medusa_runtime.errors import MedusaError
 COMMANDS = {
     "bench": "Time tree decoding against plain decoding, interleaved.",
     "build": "Make a bundle: one graph with heads, tokenizer, profiles.",
+    "compare": "Compare two backends' outputs, tensor by tensor.",
     "distill": "Let the model answer prompts: the data heads are trained on.",
     "engines": "Build a bundle's TensorRT engines.",
     "generate": "Answer one prompt, streamed.",
