@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from medusa_runtime.backends.base import FloatArray
-from medusa_runtime.errors import MedusaError
-
-from medusa_exporter.models import import_extra
+from medusa_runtime.errors import MedusaError, MissingExtraError
 
 SIDES = ("reference", "other")  # what polygraphy calls the two
 
@@ -24,8 +22,15 @@ class Accuracy(NamedTuple):
 
 def load_polygraphy() -> tuple[Any, Any]:
     """Return its comparator and its logger. Raises MissingExtraError with the pip command."""
-    comparator, logger = (import_extra(f"polygraphy.{name}", "export") for name in ("comparator", "logger"))
-    return comparator, logger.G_LOGGER
+    try:
+        from polygraphy import comparator
+        from polygraphy.logger import G_LOGGER
+    except ImportError as error:  # `export` brings much that a machine for TensorRT alone need not have
+        raise MissingExtraError(
+            f"polygraphy is not installed ({error}); it comes with: pip install 'medusa-export[export]', or "
+            "alone: pip install polygraphy"
+        ) from error
+    return comparator, G_LOGGER
 
 
 def compare_arrays(
