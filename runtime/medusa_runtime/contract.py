@@ -8,7 +8,8 @@ row of one layer.
 It has two forms. As traced, the past is read only and comes as rows, and a step gives its new rows (`input_specs`,
 `output_specs`). In place, one sequence at a time, the past is a buffer of C rows for each key head, which is an input
 and an output at once: a step writes its T rows behind the `past_length` real ones, where the next step finds them or
-writes over them (`in_place_specs`).
+writes over them (`in_place_specs`). On a GPU no size may depend on a number there: P is then the length of one input
+more, `past_rows`, past_length at least, and P + T at most C.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ TREE_MASK = "tree_mask"  # (B, T, T) bool: node i may see node j of this step
 PAST_LENGTH = "past_length"  # (B,) int32: rows of the past that are real
 DRAFT_HIDDEN = "draft_hidden"  # (N, S) float: the hidden state whose logits gave the root
 LOGIT_ROWS = "logit_rows"  # (B, R) int32: the rows that need logits
+PAST_ROWS = "past_rows"  # (P,) int32, in place on a GPU: 0, 1, …, as many as rows of the past may be seen
 
 # Of a buffer in place, behind the capacity that steps may fill: a graph may put a dummy beside a row that stands alone.
 SPARE_ROWS = 1
@@ -99,9 +101,19 @@ def output_specs(
 
 
 def in_place_specs(
-    layers: int, state_size: int, vocab_size: int, kv_heads: int, head_dim: int, dtype: str = "float32"
+    layers: int,
+    state_size: int,
+    vocab_size: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: str = "float32",
+    *,
+    bound: bool = False,
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """All inputs, and all outputs, of a graph that writes its rows in place: B is 1, there is no P but a capacity C."""
+    """All inputs, and all outputs, of a graph that writes its rows in place: B is 1, and C the buffers' capacity.
+
+    bound: whether `past_rows` is among the inputs.
+    """
     buffer = (1, kv_heads, "C", head_dim)
     step, results = (
         tuple(TensorSpec(one.name, one.dtype, tuple(1 if size == "B" else size for size in one.shape)) for one in specs)
@@ -111,4 +123,5 @@ def in_place_specs(
         tuple(TensorSpec(name(i), dtype, buffer) for name in names for i in range(layers))
         for names in ((past_key, past_value), (present_key, present_value))
     )
-    return (*step, *pasts), (*results, *presents)
+    more = (TensorSpec(PAST_ROWS, "int32", ("P",)),) if bound else ()
+    return (*step, *pasts, *more), (*results, *presents)

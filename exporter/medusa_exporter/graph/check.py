@@ -30,7 +30,8 @@ def check_graph(path: Path, facts: ModelFacts, heads: HeadFacts, size: StepSize 
     past, state = shapes[contract.past_key(0)], state_size(facts, heads)
     dtype = helper.tensor_dtype_to_np_dtype(past.elem_type).name
     if len(past.shape.dim) == 4:
-        inputs, outputs = contract.in_place_specs(facts.layers, state, facts.vocab_size, facts.kv_heads, facts.head_dim)
+        model = facts.layers, state, facts.vocab_size, facts.kv_heads, facts.head_dim
+        inputs, outputs = contract.in_place_specs(*model, dtype, bound=contract.PAST_ROWS in shapes)
     else:
         inputs = contract.input_specs(facts.layers, state, facts.kv_row, dtype)
         outputs = contract.output_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype)

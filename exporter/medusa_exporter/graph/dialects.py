@@ -52,7 +52,7 @@ def make_graphs(
     on_gpu = [pair for pair in pairs if pair[0] != "ort-cpu"]
     if not on_gpu:
         return graphs, sizes
-    gpu = OnGpu(traced.graph, traced.heads, traced.facts.context)
+    gpu = OnGpu(traced)
     for backend, precision in on_gpu:
         if backend == "ort-cuda":
             graphs[graph_file(backend, precision)] = gpu.ort_cuda(precision)
@@ -81,26 +81,30 @@ class OnGpu:
     All heads run: a count that the graph makes would have to come back to the host, and no CUDA graph be captured.
     """
 
-    def __init__(self, traced: ir.Model, heads: int, context: int) -> None:
-        """Take a traced graph, which stays as it is, how many heads are in it, and the model's context."""
-        self._graph, self._context = traced.clone(), context
-        run_all_heads(self._graph, heads)
+    def __init__(self, traced: Traced) -> None:
+        """Take what was traced; its graph stays as it is."""
+        self._traced, self._graph = traced, traced.graph.clone()
+        run_all_heads(self._graph, traced.heads)
         self._typed: dict[str, ir.Model] = {}
 
     def ort_cuda(self, precision: str) -> ir.Model:
-        """Give the graph for ONNX Runtime: few, fused operators, but attention spelt out.
+        """Give the graph for ONNX Runtime: few, fused operators.
 
-        `Attention` itself has a slow kernel for more than one row under a mask.
+        In 16 bits keys and values are written in place. The operator that does so knows no fp32: there attention is
+        spelt out, for `Attention` itself has a slow kernel for more than one row under a mask.
         """
-        graph = self.typed(precision).clone()
-        lower_attention(graph)
+        graph, traced = self.typed(precision).clone(), self._traced
+        if TYPES[precision] == ir.DataType.FLOAT:
+            lower_attention(graph)
+        else:
+            in_place(graph, traced.facts, traced.state_size, traced.angles, TYPES[precision])
         fuse(graph)
         return graph
 
     def tensorrt(self, precision: str, size: StepSize) -> ir.Model:
         """Give the graph that TensorRT reads for one size of step: nothing fused, only P left open."""
         graph = fixed(self.typed(precision), size.sizes)
-        lower_all(graph, size.nodes, self._context)
+        lower_all(graph, size.nodes, self._traced.facts.context)
         return graph
 
     def typed(self, precision: str) -> ir.Model:

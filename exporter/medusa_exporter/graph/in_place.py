@@ -1,7 +1,8 @@
-"""The dialect of ONNX Runtime's CPU provider: keys and values are written where they stay, and never copied.
+"""Keys and values are written where they stay, and never copied: ONNX Runtime's dialects on a CPU, and in 16 bits.
 
 Of the traced graph each layer's Concat of past and new rows, Attention and rope become one GroupQueryAttention over a
-buffer that is input and output at once. Its limit: steps of several rows take one sequence at a time.
+buffer that is input and output at once. Its limits: steps of several rows take one sequence at a time, and its CUDA
+kernel knows no fp32.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from medusa_runtime import contract
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import DOMAIN, constant, insert, past_and_new
+from medusa_exporter.graph.lengths import BoundLengths, RealLengths
 from medusa_exporter.graph.tidy import declare, strip
 
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from medusa_runtime.facts import ModelFacts
     from numpy.typing import NDArray
 
-INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
+INT64 = ir.DataType.INT64
 HEADS, ANGLES = ("q_num_heads", "kv_num_heads"), ("cos", "sin")
+PAST = "past_"
 ROPE_MULTIPLE = 16  # of head sizes that the operator turns by itself
 
 
@@ -38,22 +41,37 @@ def angles(model: Any, context: int) -> tuple[NDArray[np.float32], NDArray[np.fl
 
 
 def in_place(
-    model: ir.Model, facts: ModelFacts, state_size: int, tables: tuple[NDArray[np.float32], NDArray[np.float32]]
+    model: ir.Model,
+    facts: ModelFacts,
+    state_size: int,
+    tables: tuple[NDArray[np.float32], NDArray[np.float32]],
+    dtype: ir.DataType | None = None,
 ) -> None:
-    """Turn a traced graph into this dialect. tables: the decoder's `angles`."""
+    """Turn a traced graph into this dialect.
+
+    tables: the decoder's `angles`. dtype: of rows that a GPU reads, of which as many are bound as `past_rows` says;
+    None for a CPU, which reads those that are real, in fp32.
+    """
     graph = model.graph
     graph.opset_imports[DOMAIN] = 1
-    dialect = _Dialect(graph, tables, absorbs_rope=facts.head_dim % ROPE_MULTIPLE == 0)
+    lengths = RealLengths(graph) if dtype is None else BoundLengths(graph, dtype)
+    dialect = _Dialect(graph, lengths, tables, dtype, absorbs_rope=facts.head_dim % ROPE_MULTIPLE == 0)
     for node in list(graph):
-        if node.op_type == "Shape" and _name(node.inputs[0]).startswith("past_") and _axis(node) == 1:
-            ir.convenience.replace_all_uses_with(node.outputs[0], dialect.length)  # P is what is real
+        if node.op_type == "Shape" and _name(node.inputs[0]).startswith(PAST) and _axis(node) == 1:
+            ir.convenience.replace_all_uses_with(node.outputs[0], lengths.rows)
     outputs = [value for value in graph.outputs if not _name(value).startswith("new_")]
     presents: dict[str, ir.Value] = {}
     for node in list(graph):
         if node.op_type == "Attention":
             presents |= dialect.attend(node)
     inputs, results = contract.in_place_specs(
-        facts.layers, state_size, facts.vocab_size, facts.kv_heads, facts.head_dim
+        facts.layers,
+        state_size,
+        facts.vocab_size,
+        facts.kv_heads,
+        facts.head_dim,
+        "float32" if dtype is None else dtype.numpy().name,
+        bound=dtype is not None,
     )
     graph.outputs.clear()
     graph.outputs.extend([*outputs, *(presents[spec.name] for spec in results[len(outputs) :])])
@@ -66,23 +84,28 @@ def in_place(
 class _Dialect:
     """What all layers share, and the rewrite of one."""
 
-    def __init__(self, graph: ir.Graph, tables: Sequence[NDArray[np.float32]], *, absorbs_rope: bool) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        lengths: RealLengths | BoundLengths,
+        tables: Sequence[NDArray[np.float32]],
+        dtype: ir.DataType | None,
+        *,
+        absorbs_rope: bool,
+    ) -> None:
         self._absorbs_rope = absorbs_rope
-        self._graph, first = graph, graph[0]
-        given = {_name(value): value for value in graph.inputs}
-        past_length = given[contract.PAST_LENGTH]
-        ids, one = given[contract.INPUT_IDS], constant(graph, "in_place.one", np.ones(1, dtype=np.int32))
-        self.length = insert(graph, first, "Cast", [past_length], INT64, {"to": INT64})
-        rows = insert(graph, first, "Shape", [ids], INT64, {"start": 1, "end": 2})
-        rows32 = insert(graph, first, "Cast", [rows], INT32, {"to": INT32})
-        self._total = insert(graph, first, "Add", [past_length, rows32], INT32)
-        self._last = insert(graph, first, "Sub", [self._total, one], INT32)
-        self._positions = insert(graph, first, "Cast", [given[contract.POSITION_IDS]], INT64, {"to": INT64})
-        self._tables = [constant(graph, f"in_place.{name}", table) for name, table in zip(ANGLES, tables, strict=True)]
+        self._graph, self._lengths = graph, lengths
+        positions = next(value for value in graph.inputs if value.name == contract.POSITION_IDS)
+        self._positions = insert(graph, graph[0], "Cast", [positions], INT64, {"to": INT64})
+        kind = np.float32 if dtype is None else dtype.numpy()
+        self._tables = [
+            constant(graph, f"in_place.{name}", table.astype(kind)) for name, table in zip(ANGLES, tables, strict=True)
+        ]
 
     def attend(self, node: ir.Node) -> dict[str, ir.Value]:
         """Put GroupQueryAttention in an Attention's place; return the buffers that it gives, by their names."""
         query, keys, values, mask = node.inputs[:4]
+        assert mask is not None  # noqa: S101 -- all are traced with a mask
         (past_key, new_key), (past_value, value) = (past_and_new(both) for both in (keys, values))
         key: ir.Value | None = new_key
         layer = int(_name(past_key).rsplit("_", 1)[1])
@@ -92,9 +115,9 @@ class _Dialect:
             query, key = turned[0], turned[1]
         new = ir.node(
             "GroupQueryAttention",
-            [query, key, value, past_key, past_value, self._last, self._total]
+            [query, key, value, past_key, past_value, self._lengths.last, self._lengths.total]
             + ([*self._tables, self._positions] if rope else [None, None, None])
-            + [mask],
+            + [self._lengths.mask(node, mask)],
             attributes={
                 "num_heads": node.attributes["q_num_heads"].as_int(),
                 "kv_num_heads": node.attributes["kv_num_heads"].as_int(),

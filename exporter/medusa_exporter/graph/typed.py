@@ -2,7 +2,7 @@
 
 In fp32 stay the residual stream with its norms, hence `hidden`, and the lm_head, hence `logits`, where neighbours are
 nearer to each other than 16 bits can tell; angles and masks too. The lowering adds softmax and rope
-(`graph.primitives`).
+(`graph.primitives`). The heads only guess: all that they compute is in 16 bits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Typing:
 
     def __init__(self, graph: ir.Graph, dtype: ir.DataType) -> None:
         self._graph, self._dtype = graph, dtype
-        self._exact = {value for value in graph.inputs if value.dtype == FLOAT and not _is_row(value)}
+        self._exact: set[ir.Value] = set()
         self._angles: set[ir.Value] = set()  # of these, what comes of whole numbers and truth values alone
         self._lm_head = _lm_head(graph)
         self._casts: dict[ir.Value, ir.Value] = {}
@@ -86,7 +86,7 @@ class _Typing:
                 continue
             if value.const_value is not None:
                 node.replace_input_with(index, _narrowed(self._graph, value, self._dtype))
-            elif value in self._exact:
+            elif node.op_type != "Shape" and (value in self._exact or value.dtype == FLOAT):
                 node.replace_input_with(index, self._cast(node, value))
         for value in node.outputs:
             if value.dtype in (FLOAT, None) and any(

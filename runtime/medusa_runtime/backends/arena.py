@@ -6,31 +6,66 @@ run of kept rows of one sequence is one 2-D copy for all layers, and a rejected 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
+import numpy as np
+
+from medusa_runtime import contract
+from medusa_runtime.backends.base import FloatArray
 from medusa_runtime.backends.device import Device
+from medusa_runtime.backends.elements import Element
 from medusa_runtime.facts import ModelFacts
+
+
+class Tensor(NamedTuple):
+    """A tensor where it lies. number: ONNX's for its type."""
+
+    number: int
+    shape: tuple[int, ...]
+    address: int
+
+
+class Arena(Protocol):
+    """Where keys and values lie: `batch` sequences of `capacity` rows, and room for steps of `nodes` nodes."""
+
+    batch: int
+    capacity: int
+    nodes: int
+
+    def tensors(self, P: int, T: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What a step of T nodes reads, P rows of the past, and what it writes, by the contract's names."""
+
+    def commit(self, sequence: int, path: Sequence[int], length: int, nodes: int) -> None:
+        """Keep the rows of `path`, of a step of `nodes` nodes, behind the first `length` rows of a sequence."""
+
+    def read_new(self, nodes: int, length: int) -> FloatArray:
+        """Return (2 · layers, B, nodes, W): the rows that a step of `nodes` nodes gave behind `length` real ones."""
 
 
 class RowArena:
     """The arenas of one backend, laid out for `batch` sequences of `capacity` rows and steps of `nodes` nodes."""
 
-    def __init__(self, device: Device, model: ModelFacts, itemsize: int, batch: int, capacity: int, nodes: int) -> None:
-        """itemsize: bytes of one element. Raises CapacityError."""
-        self._device = device
+    def __init__(
+        self, device: Device, model: ModelFacts, element: Element, batch: int, capacity: int, nodes: int
+    ) -> None:
+        """element: of which the rows are. Raises CapacityError."""
+        self._device, self._model, self._element = device, model, element
         self.batch, self.capacity, self.nodes = batch, capacity, nodes
-        self.row = model.kv_row * itemsize  # bytes
-        self.tensors = 2 * model.layers
-        self._past = device.allocate(self.tensors * batch * capacity * self.row)
-        self._new = device.allocate(self.tensors * batch * nodes * self.row)
+        self._row = model.kv_row * element.size  # bytes
+        self._tensors = 2 * model.layers
+        self._past = device.allocate(self._tensors * batch * capacity * self._row)
+        self._new = device.allocate(self._tensors * batch * nodes * self._row)
 
-    def past(self, tensor: int) -> int:
-        """Address of one tensor of the past: keys of layer i are number i, its values layers + i."""
-        return self._past.address + tensor * self.batch * self.capacity * self.row
-
-    def new(self, tensor: int, nodes: int) -> int:
-        """Address of one tensor of new rows in a step of `nodes` nodes."""
-        return self._new.address + tensor * self.batch * nodes * self.row
+    def tensors(self, P: int, T: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What a step of T nodes reads, the first P rows of the past, and the new rows that it gives."""
+        kind, B, row = self._element.onnx, self.batch, self._row
+        given, made = {}, {}
+        for number, (past, new) in enumerate(names(self._model.layers, contract.new_key, contract.new_value)):
+            address = self._past.address + number * B * self.capacity * row
+            given[past] = Tensor(kind, (B, P, self._model.kv_row), address)
+            made[new] = Tensor(kind, (B, T, self._model.kv_row), self._new.address + number * B * T * row)
+        return given, made
 
     def commit(self, sequence: int, path: Sequence[int], length: int, nodes: int) -> None:
         """Copy the rows of `path`, of a step of `nodes` nodes, behind the first `length` rows of a sequence."""
@@ -38,26 +73,39 @@ class RowArena:
             raise RuntimeError(f"{length} + {len(path)} rows do not fit an arena of {self.capacity}")
         for first, node, count in runs(path):
             self._device.copy_rows(
-                self.past(0) + (sequence * self.capacity + length + first) * self.row,
-                self.batch * self.capacity * self.row,
-                self.new(0, nodes) + (sequence * nodes + node) * self.row,
-                self.batch * nodes * self.row,
-                count * self.row,
-                self.tensors,
+                self._past.address + (sequence * self.capacity + length + first) * self._row,
+                self.batch * self.capacity * self._row,
+                self._new.address + (sequence * nodes + node) * self._row,
+                self.batch * nodes * self._row,
+                count * self._row,
+                self._tensors,
             )
+
+    def read_new(self, nodes: int, length: int) -> FloatArray:  # noqa: ARG002
+        """Return (2 · layers, B, nodes, W): the rows that the last step gave."""
+        array = np.empty((self._tensors, self.batch, nodes, self._model.kv_row), self._element.stored)
+        self._device.read(array, self._new.address)
+        return self._element.widened(array)
 
     def take_over(self, other: RowArena) -> None:
         """Copy all that fits from the arena before: sequences and rows."""
         rows = min(self.capacity, other.capacity)
         for sequence in range(min(self.batch, other.batch)):
             self._device.copy_rows(
-                self.past(0) + sequence * self.capacity * self.row,
-                self.batch * self.capacity * self.row,
-                other.past(0) + sequence * other.capacity * other.row,
-                other.batch * other.capacity * other.row,
-                rows * self.row,
-                self.tensors,
+                self._past.address + sequence * self.capacity * self._row,
+                self.batch * self.capacity * self._row,
+                other._past.address + sequence * other.capacity * other._row,
+                other.batch * other.capacity * other._row,
+                rows * self._row,
+                self._tensors,
             )
+
+
+def names(layers: int, key: Callable[[int], str], value: Callable[[int], str]) -> Iterator[tuple[str, str]]:
+    """Name the tensors of an arena in order: what a step reads, and what it gives for it; keys first."""
+    for past, given in ((contract.past_key, key), (contract.past_value, value)):
+        for layer in range(layers):
+            yield past(layer), given(layer)
 
 
 def runs(path: Sequence[int]) -> Iterator[tuple[int, int, int]]:

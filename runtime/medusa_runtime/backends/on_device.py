@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from medusa_runtime import contract
-from medusa_runtime.backends.arena import RowArena
+from medusa_runtime.backends.arena import RowArena, Tensor
 from medusa_runtime.backends.base import FloatArray, IntArray, Outputs, Step
 from medusa_runtime.backends.device import Device, Memory
-from medusa_runtime.backends.elements import BOOL, FLOAT32, INT32, Element, element
+from medusa_runtime.backends.elements import BOOL, FLOAT32, INT32, element
+from medusa_runtime.backends.head_arena import HeadArena
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
@@ -34,14 +35,6 @@ class Shape(NamedTuple):
     P: int
 
 
-class Tensor(NamedTuple):
-    """A tensor where it lies. number: ONNX's for its type."""
-
-    number: int
-    shape: tuple[int, ...]
-    address: int
-
-
 class Binding(Protocol):
     """What steps of one shape run with."""
 
@@ -55,10 +48,12 @@ class Binding(Protocol):
 class OnDevice(ABC):
     """A backend on a device (`medusa_runtime.backends.base.Backend`).
 
-    Keys and values lie in a `RowArena` of the model's whole context (as `model` says: a backend may have been built for
-    less); a step binds the first P of them, P the smallest of 256, 512, 1,024, … that serves, so that only few shapes
-    ever run.
+    Keys and values lie in an arena of the model's whole context (as `model` says: a backend may have been built for
+    less); a step binds the first P rows, P the smallest of 256, 512, 1,024, … that serves, so that only few shapes ever
+    run.
     """
+
+    _arenas: type[RowArena] | type[HeadArena] = RowArena  # what its graph works on
 
     def __init__(self, name: str, precision: str, model: ModelFacts, heads: HeadFacts, device: Device) -> None:
         """Nothing is allocated yet."""
@@ -66,7 +61,7 @@ class OnDevice(ABC):
         self.run_seconds = 0.0
         self._device, self._element = device, element(precision)
         self._state = state_size(model, heads) * FLOAT32.size  # bytes of one row of `hidden`
-        self._arena: RowArena | None = None
+        self._arena: RowArena | HeadArena | None = None
         self._results: _Results | None = None
         self._draft: Memory | None = None
         self._bindings: OrderedDict[Shape, Binding] = OrderedDict()
@@ -88,7 +83,7 @@ class OnDevice(ABC):
         rows = self.model.context if batch == 1 else capacity
         if before is not None and before.batch == batch and before.capacity >= rows:
             return
-        self._lay(RowArena(self._device, self.model, self._element.size, batch, rows, FIRST_NODES), rows=1)
+        self._lay(self._arenas(self._device, self.model, self._element, batch, rows, FIRST_NODES), rows=1)
 
     def run(self, step: Step) -> None:
         """Run one step over the past held."""
@@ -121,17 +116,17 @@ class OnDevice(ABC):
         T, R = binding.memory.sizes
         layers, sequences = self.model.layers, range(B)
 
-        def read(kind: Element, address: int, *shape: int) -> FloatArray:
-            array = np.empty(shape, kind.stored)
+        def read(address: int, *shape: int) -> FloatArray:
+            array = np.empty(shape, np.float32)
             self._device.read(array, address)
-            return kind.widened(array)
+            return array
 
         def ids(lists: list[list[int]]) -> IntArray:
             return np.array(lists, np.int32)
 
-        logits = read(FLOAT32, results.logits.address, B, rows, self.model.vocab_size)
-        hidden = read(FLOAT32, results.hidden.address, B, nodes, self._state // FLOAT32.size)
-        new = read(self._element, arena.new(0, nodes), arena.tensors, B, nodes, self.model.kv_row)[:, :, :T]
+        logits = read(results.logits.address, B, rows, self.model.vocab_size)
+        hidden = read(results.hidden.address, B, nodes, self._state // FLOAT32.size)
+        new = arena.read_new(nodes, binding.memory.past_length)[:, :, :T]  # (2·layers, B, T, W)
         return {
             contract.TOKENS: ids([binding.memory.read_tokens(sequence) for sequence in sequences]),
             contract.ARGMAX: ids([binding.memory.read_argmax(sequence) for sequence in sequences]),
@@ -156,11 +151,11 @@ class OnDevice(ABC):
             raise RuntimeError("no step has been run")
         return self._binding
 
-    def _lay(self, arena: RowArena, rows: int) -> None:
+    def _lay(self, arena: RowArena | HeadArena, rows: int) -> None:
         """Take an arena, and results for as many nodes as it has; what the one before holds is copied over."""
         before = self._arena
         if before is not None and before.batch == arena.batch:
-            arena.take_over(before)
+            arena.take_over(before)  # type: ignore[arg-type] # all arenas of a backend are of one kind
         else:
             self._draft = self._device.allocate(arena.batch * self._state)
         self._device.synchronize()  # the arena before goes now
@@ -185,7 +180,7 @@ class OnDevice(ABC):
         if binding is None:
             if arena.nodes < shape.T or results.rows < shape.R:
                 nodes, rows = max(shape.T, arena.nodes), max(shape.R, results.rows)
-                self._lay(RowArena(self._device, self.model, self._element.size, B, arena.capacity, nodes), rows)
+                self._lay(self._arenas(self._device, self.model, self._element, B, arena.capacity, nodes), rows)
             binding = self._bindings[shape] = self._make(shape)
             if len(self._bindings) > KEPT:
                 self._bindings.popitem(last=False)
@@ -194,7 +189,7 @@ class OnDevice(ABC):
         self._binding = binding
         return binding
 
-    def _past(self, arena: RowArena, length: int) -> int:
+    def _past(self, arena: RowArena | HeadArena, length: int) -> int:
         """P: how many rows to bind."""
         if arena.batch > 1:  # sequences lie `capacity` rows apart
             return arena.capacity
@@ -207,7 +202,7 @@ class OnDevice(ABC):
         arena, results, draft = self._arena, self._results, self._draft
         assert arena is not None and results is not None and draft is not None  # noqa: S101
         B, T, R, drafts, P = shape
-        model, state, kind = self.model, self._state // FLOAT32.size, self._element.onnx
+        state = self._state // FLOAT32.size
         memory = StepMemory(self._device, B, T, R)
 
         def small(arrays: Mapping[str, tuple[tuple[int, ...], Any]]) -> dict[str, Tensor]:
@@ -218,16 +213,10 @@ class OnDevice(ABC):
 
         given, made = small(memory.inputs), small(memory.outputs)
         given[contract.DRAFT_HIDDEN] = Tensor(FLOAT32.onnx, (B if drafts else 0, state), draft.address)
-        made[contract.LOGITS] = Tensor(FLOAT32.onnx, (B, R, model.vocab_size), results.logits.address)
+        made[contract.LOGITS] = Tensor(FLOAT32.onnx, (B, R, self.model.vocab_size), results.logits.address)
         made[contract.HIDDEN] = Tensor(FLOAT32.onnx, (B, T, state), results.hidden.address)
-        for i in range(model.layers):
-            for tensor, past, new in (
-                (i, contract.past_key, contract.new_key),
-                (model.layers + i, contract.past_value, contract.new_value),
-            ):
-                given[past(i)] = Tensor(kind, (B, P, model.kv_row), arena.past(tensor))
-                made[new(i)] = Tensor(kind, (B, T, model.kv_row), arena.new(tensor, T))
-        return self._new_binding(shape, memory, given, made)
+        past, new = arena.tensors(P, T)
+        return self._new_binding(shape, memory, given | past, made | new)
 
 
 class _Results(NamedTuple):

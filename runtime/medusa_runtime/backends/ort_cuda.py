@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from medusa_runtime import contract
+from medusa_runtime.backends.arena import Tensor
 from medusa_runtime.backends.device import Device
 from medusa_runtime.backends.elements import element
-from medusa_runtime.backends.on_device import OnDevice, Shape, Tensor, check_room
+from medusa_runtime.backends.head_arena import HeadArena
+from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
 from medusa_runtime.backends.ort import find_library, open_session
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.bundle import Bundle
@@ -48,6 +51,8 @@ class OrtCudaBackend(OnDevice):
         super().__init__(name, precision, model, heads, device)
         check_room(device, name, model, element(precision).size, weights, WORKSPACE)
         self._session = _session(graph, device, precision)
+        if contract.PAST_ROWS in {given.name for given in self._session.get_inputs()}:
+            self._arenas = HeadArena
         self._graphs = 0
 
     def _served(self, shape: Shape) -> Shape:

@@ -52,6 +52,11 @@ class StepMemory:
         ids[:, :T], positions[:, :T], mask[:, :T, :T] = step.input_ids, step.position_ids, step.tree_mask
         rows[:, :R] = step.logit_rows
 
+    @property
+    def past_length(self) -> int:
+        """Rows of the past that were real in the step written last, of the first sequence."""
+        return int(self._given[3][0])
+
     def read_tokens(self, sequence: int) -> list[int]:
         """Return T ids."""
         ids: list[int] = self._tokens[sequence].tolist()

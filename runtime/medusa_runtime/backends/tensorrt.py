@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from medusa_runtime import flavour
+from medusa_runtime.backends.arena import Tensor
 from medusa_runtime.backends.cuda import CudaDevice
 from medusa_runtime.backends.elements import element
-from medusa_runtime.backends.on_device import OnDevice, Shape, Tensor, check_room
+from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine_facts import REMEDY, EngineFacts

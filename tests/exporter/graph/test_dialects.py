@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from medusa_exporter.engines.plan import StepSize
 from medusa_exporter.graph import dialects
+from medusa_exporter.graph.in_place import angles
 from medusa_exporter.graph.primitives import OPSET
 from medusa_exporter.graph.typed import TYPES, typed
 from medusa_runtime.errors import UnsupportedModelError
@@ -22,6 +23,12 @@ T, P = 5, 9
 TREE = np.array([[0, -1, -1 - TOP_K - 2, -2, -1 - 2 * TOP_K - 1]], np.int32)  # 0: a root comes here
 DEPTHS = np.array([0, 1, 2, 1, 2], np.int32)
 MASK = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]], np.bool_)
+
+
+def on_gpu(traced: Traced) -> dialects.OnGpu:
+    graph = ir.load(traced.path)
+    tables = angles(traced.model, CONTEXT)
+    return dialects.OnGpu(dialects.Traced(graph, traced.facts, traced.heads.input_size, HEADS, tables))
 
 
 def inputs(traced: Traced, lengths: list[int], *, draft: bool) -> dict[str, np.ndarray]:
@@ -65,7 +72,7 @@ def agree(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance
 def test_spelt_out_with_fixed_sizes(traced: Traced, tmp_path: Path, lengths: list[int], draft: bool) -> None:
     B = len(lengths)
     given = inputs(traced, lengths, draft=draft)
-    graph = dialects.OnGpu(ir.load(traced.path), HEADS, CONTEXT).tensorrt("fp32", StepSize(B, T, T, draft))
+    graph = on_gpu(traced).tensorrt("fp32", StepSize(B, T, T, draft))
     assert not (FUSED | {"Range"}) & {node.op_type for node in graph.graph}
     joined = [node for node in graph.graph if node.op_type in ("Concat", "Expand")]
     assert ir.DataType.BOOL not in {node.outputs[0].dtype for node in joined}
@@ -81,7 +88,7 @@ def test_spelt_out_with_fixed_sizes(traced: Traced, tmp_path: Path, lengths: lis
 @pytest.mark.parametrize("draft", [False, True])
 def test_onnx_runtimes_graph_for_a_gpu(traced: Traced, tmp_path: Path, lengths: list[int], draft: bool) -> None:
     given = inputs(traced, lengths, draft=draft)
-    graph = dialects.OnGpu(ir.load(traced.path), HEADS, CONTEXT).ort_cuda("fp32")
+    graph = on_gpu(traced).ort_cuda("fp32")
     kinds = {node.op_type for node in graph.graph}
     assert {"RMSNormalization", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"} <= kinds
     assert not {"Attention", "ReduceMax"} & kinds
@@ -89,21 +96,19 @@ def test_onnx_runtimes_graph_for_a_gpu(traced: Traced, tmp_path: Path, lengths: 
 
 
 def test_16_bits_stay_near(traced: Traced, tmp_path: Path) -> None:
-    given, wanted = inputs(traced, [7], draft=False), None
+    given = inputs(traced, [7], draft=False)
     wanted = traced.run(**given)
     scale = max(1.0, float(np.abs(wanted["logits"]).max()))
-    on_gpu = dialects.OnGpu(ir.load(traced.path), HEADS, CONTEXT)
-    for graph in (on_gpu.ort_cuda("fp16"), on_gpu.tensorrt("fp16", StepSize(1, T, T, draft=False))):
-        found = run(graph, tmp_path, given)
-        narrow = {name for name, array in found.items() if array.dtype == np.float16}
-        assert narrow == {name for name in wanted if name.startswith("new_")}
-        agree(found, wanted, 0.004 * scale)
+    found = run(on_gpu(traced).tensorrt("fp16", StepSize(1, T, T, draft=False)), tmp_path, given)
+    narrow = {name for name, array in found.items() if array.dtype == np.float16}
+    assert narrow == {name for name in wanted if name.startswith("new_")}
+    agree(found, wanted, 0.004 * scale)
 
 
 def test_softmax_norms_and_angles_are_in_fp32_whatever_the_rows(traced: Traced, tmp_path: Path) -> None:
-    on_gpu = dialects.OnGpu(ir.load(traced.path), HEADS, CONTEXT)
+    gpu = on_gpu(traced)
     for precision in ("fp16", "bf16"):
-        graph = on_gpu.tensorrt(precision, StepSize(1, T, T, draft=True))
+        graph = gpu.tensorrt(precision, StepSize(1, T, T, draft=True))
         ir.save(graph, tmp_path / "typed.onnx")
         onnx.checker.check_model(str(tmp_path / "typed.onnx"), full_check=True)
         of = {

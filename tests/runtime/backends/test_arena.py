@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from medusa_runtime.backends.arena import RowArena, runs
+from medusa_runtime.backends.elements import FLOAT32, INT32
+from medusa_runtime.backends.head_arena import HeadArena
+from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import ModelFacts
 
 from .host_device import HostDevice
 
 MODEL = ModelFacts("m", "llama", 2, 8, 2, 1, 4, 16, 64, ())
+GROUPED = ModelFacts("m", "llama", 2, 8, 4, 2, 4, 16, 64, ())  # of two key heads
 
 
 @pytest.mark.parametrize(
@@ -28,7 +32,7 @@ def test_runs(path: list[int], expected: list[tuple[int, int, int]]) -> None:
 
 def test_kept_rows_lie_behind_the_past_of_their_sequence_in_every_tensor() -> None:
     device = HostDevice()
-    arena = RowArena(device, MODEL, 4, batch=2, capacity=6, nodes=4)
+    arena = RowArena(device, MODEL, FLOAT32, batch=2, capacity=6, nodes=4)
     past = arena._past.array.view(np.float32).reshape(4, 2, 6, 4)
     new = arena._new.array.view(np.float32)
     new[:] = np.arange(new.size)
@@ -44,11 +48,56 @@ def test_kept_rows_lie_behind_the_past_of_their_sequence_in_every_tensor() -> No
 
 def test_a_larger_arena_takes_all_rows_over() -> None:
     device = HostDevice()
-    small = RowArena(device, MODEL, 4, batch=2, capacity=3, nodes=1)
+    small = RowArena(device, MODEL, FLOAT32, batch=2, capacity=3, nodes=1)
     small._past.array.view(np.float32)[:] = np.arange(4 * 2 * 3 * 4)
-    large = RowArena(device, MODEL, 4, batch=2, capacity=5, nodes=1)
+    large = RowArena(device, MODEL, FLOAT32, batch=2, capacity=5, nodes=1)
     large.take_over(small)
     before = small._past.array.view(np.float32).reshape(4, 2, 3, 4)
     after = large._past.array.view(np.float32).reshape(4, 2, 5, 4)
     np.testing.assert_array_equal(after[:, :, :3], before)
     assert not after[:, :, 3:].any()
+
+
+def heads_of(arena: HeadArena) -> np.ndarray:
+    return arena._past.array.view(np.float32).reshape(4, 2, arena.capacity + arena.nodes, 4)
+
+
+def test_in_place_a_step_reads_and_writes_the_same_tensors() -> None:
+    arena = HeadArena(HostDevice(), GROUPED, FLOAT32, batch=1, capacity=6, nodes=4)
+    given, made = arena.tensors(5, 3)
+    numbers = given.pop("past_rows")
+    assert (numbers.number, numbers.shape) == (INT32, (5,))
+    np.testing.assert_array_equal(arena._numbers.array.view(np.int32), np.arange(6))
+    assert {name.replace("past", "present"): tensor for name, tensor in given.items()} == made
+    assert {tensor.shape for tensor in given.values()} == {(1, 2, 10, 4)}
+    assert given["past_value_1"].address - given["past_key_0"].address == 3 * 2 * 10 * 4 * 4
+
+
+@pytest.mark.parametrize("path", [[0], [0, 1, 2], [0, 2, 3], [0, 1, 3], [0, 1, 3, 4, 5, 6], [0, 3, 5]], ids=str)
+def test_in_place_kept_rows_move_together(path: list[int]) -> None:
+    device = HostDevice()
+    arena = HeadArena(device, GROUPED, FLOAT32, batch=1, capacity=12, nodes=8)
+    heads_of(arena)[:] = np.arange(4 * 2 * 20 * 4).reshape(4, 2, 20, 4)
+    before = heads_of(arena).copy()
+    device.copies.clear()
+    arena.commit(0, path, 5, nodes=8)
+    np.testing.assert_array_equal(heads_of(arena)[:, :, 5 : 5 + len(path)], before[:, :, [5 + node for node in path]])
+    np.testing.assert_array_equal(heads_of(arena)[:, :, :5], before[:, :, :5])
+    assert bool(device.copies) is (path != list(range(len(path))))  # rows that lie where they belong cost nothing
+    with pytest.raises(RuntimeError, match=r"11 \+ 2 rows do not fit an arena of 12"):
+        arena.commit(0, [0, 1], 11, nodes=8)
+
+
+def test_in_place_a_larger_arena_takes_all_rows_over() -> None:
+    device = HostDevice()
+    small = HeadArena(device, GROUPED, FLOAT32, batch=1, capacity=3, nodes=1)
+    heads_of(small)[:] = np.arange(4 * 2 * 4 * 4).reshape(4, 2, 4, 4)
+    large = HeadArena(device, GROUPED, FLOAT32, batch=1, capacity=5, nodes=2)
+    large.take_over(small)
+    np.testing.assert_array_equal(heads_of(large)[:, :, :3], heads_of(small)[:, :, :3])
+    assert not heads_of(large)[:, :, 3:].any()
+
+
+def test_in_place_there_is_one_sequence() -> None:
+    with pytest.raises(CapacityError, match="one sequence at a time, got a batch of 2; load a backend for each"):
+        HeadArena(HostDevice(), GROUPED, FLOAT32, batch=2, capacity=6, nodes=4)

@@ -1,0 +1,87 @@
+"""Make a model of a given shape with random weights, random heads for it, and a tokenizer: for speed alone.
+
+    python benchmarks/random_model.py --shape 7b --layers 8 -o DIR     # DIR/model and DIR/heads
+
+What a step takes depends on shapes, not on what the weights say; such heads guess nothing, so acceptance is forced from
+a recording of a real model (`medusa-export bench --forced`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from medusa_exporter.heads.layout import save_heads
+from medusa_exporter.heads.modules import MedusaHeads
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "7b": {  # Llama 2 7B, Vicuna 7B
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+        "tie_word_embeddings": False,
+    },
+    "8b": {  # Llama 3 8B
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    },
+}
+END = "<end>"
+
+
+def main() -> None:
+    """Read the command line and write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--layers", type=int, help="Fewer than the shape has.")
+    parser.add_argument("--context", type=int, default=8192, help="Tokens.")
+    parser.add_argument("--heads", type=int, default=4, help="Medusa heads, of one ResBlock each, as in the paper.")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args()
+    shape = dict(SHAPES[options.shape], max_position_embeddings=options.context)
+    if options.layers:
+        shape["num_hidden_layers"] = options.layers
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_dtype(torch.float16)
+    with torch.device(device):
+        model = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=0, eos_token_id=0, pad_token_id=0))
+        heads = MedusaHeads(shape["hidden_size"], options.heads, 1)
+    torch.set_default_dtype(torch.float32)
+    for parameter in heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    model.save_pretrained(options.output / "model")
+    tokenizer().save_pretrained(options.output / "model")
+    name = f"random-{options.shape}-{shape['num_hidden_layers']}"
+    save_heads(
+        heads.cpu(),
+        options.output / "heads",
+        {"base_model_name_or_path": name, "vocab_size": shape["vocab_size"]},
+    )
+    print(f"{options.output}: {sum(one.numel() for one in model.parameters()) / 1e9:.2f} B weights")
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={END: 0} | {letter: 1 + i for i, letter in enumerate(letters)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, chat_template=template)
+
+
+if __name__ == "__main__":
+    main()
