@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.backends.device import Device
 from medusa_runtime.backends.elements import element
 from medusa_runtime.backends.on_device import OnDevice, Shape, Tensor, check_room
 from medusa_runtime.backends.ort import find_library, open_session
 from medusa_runtime.backends.step_memory import StepMemory
+from medusa_runtime.backends.weights import weight_bytes
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts
@@ -23,7 +25,7 @@ def load(bundle: Bundle, name: str, precision: str | None, threads: int | None) 
     from medusa_runtime.backends.cuda import CudaDevice
 
     facts, path = bundle.graph(name, precision)
-    weights = sum(file.stat().st_size for file in path.parent.glob("*.data"))  # at most
+    weights = weight_bytes(path)
     return OrtCudaBackend(path, bundle.model, bundle.heads, CudaDevice(), facts.precision, name=name, weights=weights)
 
 
@@ -49,6 +51,11 @@ class OrtCudaBackend(OnDevice):
         check_room(device, name, model, element(precision).size, weights, WORKSPACE)
         self._session = _session(graph, device, precision)
         self._graphs = 0
+        self._weights = weights
+
+    def facts(self) -> BackendFacts:
+        """Describe device and library."""
+        return self._described("onnxruntime", find_library("gpu").__version__, self._weights)
 
     def _served(self, shape: Shape) -> Shape:
         return shape
