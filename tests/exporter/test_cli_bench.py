@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 from medusa_exporter import verify
+from medusa_exporter.bench import worker
 from medusa_exporter.cli import main
 from medusa_runtime import accept
+from medusa_runtime.backends import BACKENDS
 from medusa_runtime.bundle import Bundle
 
+from .bench.here import without_processes
+
 FIGURES = ("tokens_per_step", "plain_step_ms", "medusa_step_ms", "overhead", "speedup", "host_us_per_step")
+
+
+@pytest.fixture(autouse=True)
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_processes(monkeypatch)
 
 
 @pytest.fixture
@@ -43,7 +52,7 @@ def test_categories_are_told_where_there_are_some(
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = ["bench", tiny_bundle, "--prompts", file, "--threads", 1, "--max-new-tokens", 8, "--json", output]
     assert run(*arguments, "--profile", "tree-8,chain-2") == 0
-    (first, _) = json.loads(output.read_text())["results"]
+    (_, first, _) = json.loads(output.read_text())["results"]
     assert {kind: found["prompts"] for kind, found in first["categories"].items()} == {"writing": 2, "maths": 1}
     table = capsys.readouterr().out.splitlines()[-3:]
     assert table[0].split() == ["tokens/step", "prompts", "tree-8", "chain-2"]
@@ -55,8 +64,9 @@ def test_a_precision_is_timed_alone(tiny_precisions: Path, prompts: Path, tmp_pa
     arguments = ["bench", tiny_precisions, "--prompts", prompts, "--threads", 1, "--max-new-tokens", 16]
     assert run(*arguments, "--precision", "int8", "--profile", "tree-4", "--json", output) == 0
     content = json.loads(output.read_text())
-    assert [result["precision"] for result in content["results"]] == ["int8"]
-    assert (content["settings"]["gap_tolerance"], content["settings"]["gap_share_tolerance"]) == (None, 0.01)
+    assert {result["precision"] for result in content["results"]} == {"int8"}
+    facts = content["backends"]["ort-cpu"]
+    assert (facts["precision"], facts["gap_tolerance"], facts["gap_share_tolerance"]) == ("int8", None, 0.01)
 
 
 def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,15 +75,23 @@ def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: p
     assert run(*arguments, "--profile", "tree-8,chain-2", "--profile", "mc_sim_7b_63", "--json", output) == 0
     shown = capsys.readouterr()
     content = json.loads(output.read_text())
-    assert [result["profile"] for result in content["results"]] == ["tree-8", "chain-2", "mc_sim_7b_63"]
-    assert [result["nodes"] for result in content["results"]] == [8, 3, 64]
-    for result in content["results"]:
+    assert content["schema"] == 1
+    assert [result["profile"] for result in content["results"]] == ["plain", "tree-8", "chain-2", "mc_sim_7b_63"]
+    assert [result["nodes"] for result in content["results"]] == [1, 8, 3, 64]
+    plain, *trees = content["results"]
+    assert plain["speedup"] == plain["tokens_per_step"] == plain["speedup_over_best"] == 1.0
+    for result in trees:
         assert (result["backend"], result["precision"]) == ("ort-cpu", "fp32")
         assert result["identical"] is True
         assert (result["divergences"], result["max_gap"], result["failures"]) == (0, 0.0, 0)
         assert result["overhead"] == pytest.approx(result["medusa_step_ms"] / result["plain_step_ms"])
         assert result["speedup"] == pytest.approx(result["tokens_per_step"] / result["overhead"])
         assert result["tokens_per_step"] > 1
+        assert result["speedup_over_best"] == pytest.approx(result["speedup"])
+        assert (result["prompt_length"], result["max_new_tokens"], result["turns"]) == (None, 24, 4)
+        assert sum(map(sum, result["accepted"])) == result["tokens"]
+        assert 0 < result["step_ms"]["p10"] <= result["step_ms"]["p50"] <= result["step_ms"]["p99"]
+        assert 0 < result["ttft_ms"]["p50"] <= result["ttft_ms"]["p90"]
         assert 0 < result["host_us_per_step"] < 1e3 * result["medusa_step_ms"]
         for name in FIGURES:
             spread = result["spread"][name]
@@ -87,16 +105,19 @@ def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: p
     assert (prompts_told["file"], prompts_told["count"], prompts_told["turns"]) == ("prompts.jsonl", 4, 4)
     assert [(one["prompt"], one["turn"]) for one in prompts_told["skipped"]] == [(3, 1)]
     assert content["settings"] == {
-        "backend": "ort-cpu",
-        "precision": "fp32",
         "profiles": ["tree-8", "chain-2", "mc_sim_7b_63"],
         "accept": "greedy",
-        "max_new_tokens": 24,
+        "forced": None,
+        "prompt_lengths": [],
+        "max_new_tokens": [24],
         "turns": "all",
         "limit": None,
-        "gap_tolerance": 1e-3,
-        "gap_share_tolerance": None,
     }
+    facts = content["backends"]["ort-cpu"]
+    assert (facts["precision"], facts["gap_tolerance"], facts["gap_share_tolerance"]) == ("fp32", 1e-3, None)
+    assert (facts["library"], facts["context"]) == ("onnxruntime", 512)
+    assert facts["weights"] > 100_000
+    assert content["failures"] == {}
     assert content["bundle"]["digest"] == Bundle.open(tiny_bundle).manifest.digest
     assert str(tmp_path) not in output.read_text()
     assert "prompt 1/4, turn 2" in shown.err
@@ -110,7 +131,7 @@ def test_every_profile_is_timed_unless_some_are_named(tiny_bundle: Path, prompts
     arguments = ["--turns", "first", "--limit", 1, "--max-new-tokens", 4, "--threads", 1]
     assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 0
     content = json.loads(output.read_text())
-    assert [one["profile"] for one in content["results"]] == list(Bundle.open(tiny_bundle).manifest.profiles)
+    assert [one["profile"] for one in content["results"][1:]] == list(Bundle.open(tiny_bundle).manifest.profiles)
     assert {one["nodes"] for one in content["results"]} >= {2, 64}
     assert (content["prompts"]["count"], content["prompts"]["turns"]) == (1, 1)
 
@@ -127,7 +148,7 @@ def test_other_tokens_than_plain_decoding_s_fail_and_the_json_says_so(
     arguments = ["--profile", "tree-4", "--max-new-tokens", 8, "--threads", 1]
     assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 1
     shown = capsys.readouterr()
-    (result,) = json.loads(output.read_text())["results"]
+    (_, result) = json.loads(output.read_text())["results"]
     assert result["identical"] is False
     assert result["divergences"] == result["failures"] == len(result["differences"]) > 0
     assert result["max_gap"] > 1e-3
@@ -148,9 +169,109 @@ def test_a_tie_in_float_is_shown_and_forgiven(
     output = tmp_path / "bench.json"
     arguments = ["--profile", "tree-4", "--max-new-tokens", 8, "--threads", 1]
     assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 0
-    (result,) = json.loads(output.read_text())["results"]
+    (_, result) = json.loads(output.read_text())["results"]
     assert (result["identical"], result["failures"], result["max_gap"]) == (False, 0, 2.5e-4)
     assert "logit gap 2.50e-04, a tie in float" in capsys.readouterr().out
+
+
+def test_prompts_and_answers_of_given_lengths(
+    tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bench.json"
+    arguments = ["--prompt-length", "40,60", "--max-new-tokens", "8,12", "--limit", 2, "--profile", "tree-4"]
+    assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, "--threads", 1, *arguments) == 0
+    content = json.loads(output.read_text())
+    cells = [(one["prompt_length"], one["max_new_tokens"], one["profile"]) for one in content["results"]]
+    assert cells == [(p, n, name) for p in (40, 60) for n in (8, 12) for name in ("plain", "tree-4")]
+    for result in content["results"]:
+        assert (result["turns"], result["tokens"]) == (2, 2 * (result["max_new_tokens"] - 1))
+        assert result["prompt_length"] <= result["kv_length"] <= result["prompt_length"] + result["max_new_tokens"]
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0].split()[:4] == ["prompt", "new", "profile", "nodes"]
+    assert "prompts of 60 tokens, 12 new tokens" in shown.err
+
+
+def test_acceptance_can_be_forced_from_a_recording(
+    tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded, output = tmp_path / "real.json", tmp_path / "forced.json"
+    arguments = ["bench", tiny_bundle, "--prompts", prompts, "--threads", 1, "--profile", "tree-8"]
+    assert run(*arguments, "--max-new-tokens", 24, "--json", recorded) == 0
+    assert run(*arguments, "--max-new-tokens", 40, "--limit", 1, "--forced", recorded, "--json", output) == 0
+    shown, content = capsys.readouterr(), json.loads(output.read_text())
+    assert content["settings"]["accept"] == "forced"
+    assert content["settings"]["forced"] == {"file": "real.json", "model": Bundle.open(tiny_bundle).model.name}
+    assert "FORCED: steps kept as many tokens as" in shown.out
+    real = json.loads(recorded.read_text())["results"][1]["accepted"]
+    flat = [kept for answer in [*real, *real] for kept in answer[:-1]]
+    for answer in content["results"][1]["accepted"]:
+        assert sum(answer) == 39
+        begins = [at for at in range(len(flat)) if flat[at : at + len(answer) - 1] == answer[:-1]]
+        assert begins
+    assert content["results"][1]["differences"] == []
+    assert run(*arguments[:-1], "tree-4", "--forced", recorded, "--json", output) == 1
+    assert "real.json has no profile 'tree-4', it has tree-8; record" in capsys.readouterr().err
+    assert run(*arguments, "--forced", output, "--json", tmp_path / "twice.json") == 1
+    assert "was not recorded but forced itself" in capsys.readouterr().err
+
+
+def test_backends_answer_in_turns_and_one_that_fails_costs_the_others_nothing(
+    tiny_backends: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load = worker.load_backend
+
+    def on_the_cpu(bundle: Bundle, name: str, precision: str | None, threads: int | None) -> Any:
+        backend: Any = load(bundle, "ort-cpu", precision, threads)
+        backend.name = name
+        if name == "ort-cuda":
+            runs, rest = backend.run, iter(range(80))
+
+            def run_or_fail(step: Any) -> None:
+                if next(rest, None) is None:
+                    raise RuntimeError("the GPU fell off")
+                runs(step)
+
+            backend.run = run_or_fail
+        return backend
+
+    monkeypatch.setattr(worker, "load_backend", on_the_cpu)
+    output = tmp_path / "bench.json"
+    arguments = ["--prompt-length", 40, "--max-new-tokens", 8, "--profile", "tree-4", "--threads", 1]
+    given = ["bench", tiny_backends, "--prompts", prompts, "--json", output, *arguments]
+    assert run(*given, "--backends", "ort-cpu,ort-cuda") == 1
+    shown, content = capsys.readouterr(), json.loads(output.read_text())
+    found = {(one["backend"], one["profile"]): one for one in content["results"]}
+    assert [*found] == [(name, mode) for name in ("ort-cpu", "ort-cuda") for mode in ("plain", "tree-4")]
+    assert found["ort-cpu", "plain"]["turns"] == 4
+    done = found["ort-cuda", "plain"]["turns"]
+    assert 0 < done < 4
+    assert found["ort-cuda", "tree-4"]["same_as_first"] == {"answers": done, "equal": done}
+    assert content["failures"].keys() == {"ort-cuda"}
+    assert "FAILED: backend ort-cuda: unexpected RuntimeError: the GPU fell off" in shown.err
+    assert shown.err.splitlines()[-1].startswith("error: backend ort-cuda: unexpected RuntimeError: the GPU fell off")
+    assert f"ort-cuda, plain: {done} of {done} answers are ort-cpu's" in shown.out
+    assert shown.out.splitlines()[0].split()[:2] == ["backend", "profile"]
+
+
+def test_backends_that_cannot_be_loaded_are_told_before_any_work(
+    tiny_backends: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(BACKENDS, "ort-cuda", "no.such.module")
+    output = tmp_path / "bench.json"
+    arguments = ["bench", tiny_backends, "--prompts", prompts, "--json", output, "--threads", 1, "--profile", "tree-4"]
+    assert run(*arguments, "--backends", "ort-cuda") == 1
+    assert not output.exists()
+    assert run(*arguments, "--backends", "ort-cuda,ort-cpu", "--max-new-tokens", 4, "--limit", 1) == 1
+    assert [one["backend"] for one in json.loads(output.read_text())["results"]] == ["ort-cpu", "ort-cpu"]
+    assert "error: backend ort-cuda: unexpected ModuleNotFoundError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -183,7 +304,16 @@ def test_prompts_that_cannot_be_timed_are_refused(
         (["--limit", "0"], 2, "--limit"),
         (["--max-new-tokens", "1"], 2, "--max-new-tokens"),
         (["--prompts", "none.jsonl"], 2, "does not exist"),
-        (["--backend", "abacus"], 2, "ort-cpu"),
+        (["--backend", "abacus"], 2, "'abacus' is no backend; expected some of ort-cpu"),
+        (["--backends", "ort-cpu,ort-cuda"], 1, "no graph for backend ort-cuda"),
+        (["--prompt-length", "12,x"], 2, "got 'x', expected whole numbers of at least 1"),
+        (["--prompt-length", "5"], 1, "no prompt of 5 tokens can be laid out"),
+        (
+            ["--prompt-length", "400", "--profile", "tree-4"],
+            1,
+            "400 tokens, 128 new ones and a tree of 4 nodes are 532",
+        ),
+        (["--forced", "none.json"], 2, "does not exist"),
         (["--profile", "oak"], 1, "no profile 'oak'"),
         (["--json", "."], 1, "is a folder"),
     ],

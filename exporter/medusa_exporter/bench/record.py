@@ -50,7 +50,8 @@ def results(
 ) -> list[dict[str, Any]]:
     """All results of one case. ends: whether answers end by themselves.
 
-    Ratios are taken between backends on the prompts that both answered: one that has failed may have fewer.
+    What two backends share is told of the prompts that both answered; their rates are over all that each of them did,
+    and one that has failed did fewer.
     """
     of_backend = {name: [turns[name] for turns in answers if name in turns] for name in backends}
     modes = [TreeProfile.plain(), *trees]
