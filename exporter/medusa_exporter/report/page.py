@@ -58,7 +58,7 @@ def span(value: Ratio) -> str:
     """Smallest and largest, where there are several cases."""
     if value.cases == 1:
         return ""
-    return f" (median of {value.cases} cases, {value.least:.2f} to {value.most:.2f})"
+    return f" ({value.least:.2f} to {value.most:.2f}, median of {value.cases} cases)"
 
 
 def _plots(page: Page) -> Iterator[tuple[str, str, Markup]]:
@@ -66,14 +66,14 @@ def _plots(page: Page) -> Iterator[tuple[str, str, Markup]]:
     kinds = (
         (
             "Backends",
-            "Tokens a second by plain decoding (pale) and by each backend's best tree, with the speed-up over its own "
-            "plain decoding.",
+            "Tokens a second, prefill left out: plain decoding (pale) and each backend's best tree, with its speed-up "
+            "over its own plain decoding.",
             plots.rates,
         ),
         (
             "Step latency and the length of the past",
             "The median step of plain decoding and of each tree; thin lines reach from the 10th to the 90th "
-            "percentile, the dashed line is what reading weights and past takes at the measured memory bandwidth.",
+            "percentile. Dashed, where the memory was timed: what reading weights and past takes at its bandwidth.",
             plots.latency,
         ),
         (

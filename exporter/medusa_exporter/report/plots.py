@@ -13,7 +13,7 @@ from medusa_exporter.report.cell import Cell
 from medusa_exporter.report.compare import Page, Series
 from medusa_exporter.report.svg import MARKERS, MUTED, SERIES, TEXT, as_svg, new_figure, style
 
-WIDTH = 10.0  # inches: the page is as wide
+WIDTH = 10.5  # inches: the page is as wide
 
 
 def latency(page: Page) -> str | None:
@@ -43,8 +43,8 @@ def latency(page: Page) -> str | None:
                 label = "memory bandwidth"
                 (shown[label],) = panel.plot(*zip(*bound, strict=True), color=MUTED, linestyle=(0, (4, 3)))
             panel.set_title(page.label(one))
-            panel.set_xlabel("rows of the past, mean over steps")
-        axes[0].set_ylabel("a step, ms (median; 10th to 90th percentile)")
+            panel.set_xlabel("rows of the past")
+        axes[0].set_ylabel("a step, ms")
         axes[0].set_ylim(bottom=0)
         _legend(figure, shown)
         return as_svg(figure, "latency")
@@ -72,11 +72,12 @@ def rates(page: Page) -> str | None:
                     if half and cell is not None and cell.speedup is not None:
                         text += f"\n×{cell.speedup:.2f}"
                     if height:
-                        panel.text(place, height, text, ha="center", va="bottom", fontsize=8.5)
+                        panel.text(place, height, text, ha="center", va="bottom", fontsize=8)
         panel.set_xticks(range(len(cases)), [_case_label(case) for case in cases])
         panel.grid(visible=False, axis="x")
         panel.margins(y=0.16)
-        panel.set_ylabel("tokens a second, prefill left out")
+        panel.set_ylabel("tokens a second")
+        panel.set_xlabel("tokens of the prompt + tokens of the answer")
         _legend(figure, shown)
         return as_svg(figure, "rates")
 
@@ -162,8 +163,8 @@ def _rate(page: Page, series: Series, case: Case, *, tree: bool) -> float:
 
 
 def _case_label(case: Case) -> str:
-    prompts = "prompts as they are" if case.prompt_length is None else f"{case.prompt_length:,} tokens of prompt"
-    return f"{prompts}\n{case.max_new_tokens:,} new"
+    prompt = "own" if case.prompt_length is None else f"{case.prompt_length:,}"
+    return f"{prompt}\n+ {case.max_new_tokens:,}"
 
 
 def _colour(number: int) -> str:
@@ -175,5 +176,5 @@ def _look(colour: str, number: int) -> dict[str, Any]:
 
 
 def _legend(figure: Any, shown: dict[str, Any]) -> None:
-    columns = min(len(shown), 4)
-    figure.legend(shown.values(), shown.keys(), loc="outside lower left", ncols=columns, fontsize=10)
+    columns = len(shown) if len(shown) <= 6 else 4
+    figure.legend(shown.values(), shown.keys(), loc="outside lower left", ncols=columns)

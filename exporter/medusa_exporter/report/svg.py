@@ -23,11 +23,11 @@ _IN_PAGE = {TEXT: "currentColor", GRID: "var(--grid)", MUTED: "var(--muted)"} | 
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name may hold a dollar sign
-    "font.size": 11,
+    "font.size": 9.5,
     "text.color": TEXT,
     "axes.labelcolor": TEXT,
     "axes.edgecolor": MUTED,
-    "axes.titlesize": 11,
+    "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
