@@ -5,16 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from medusa_exporter.cli import main
 
-from .bench.here import without_processes
+from .bench.here import run, without_processes
 from .report.made import content, written
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
 
 
 def test_a_bench_becomes_a_page(

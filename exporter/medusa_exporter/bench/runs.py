@@ -15,6 +15,7 @@ from medusa_exporter.bench.recording import Recording
 from medusa_exporter.verify import Difference, compare, is_exact, next_logits
 
 LEAST_PAST = 256  # rows; a GPU's steps bind a past of this many, or of twice as many, and so on
+RECENT = 4  # questions: a backend holds a few dozen shapes, so one that was not met for longer may be forgotten
 WARM_TOKENS = 4  # of an answer that only warms up: three steps, of which a tree takes one at least
 
 Item = TypeVar("Item")
@@ -102,7 +103,8 @@ class Runner:
         self._decoder, self._recording, self._warm = decoder, recording, warm
         self._modes = [TreeProfile.plain(), *trees]
         self._accept = decoder.accept
-        self._seen: set[tuple[str, int, int]] = set()  # shapes that need no warming up any more
+        self._asked = 0  # questions so far
+        self._seen: dict[tuple[str, int, int], int] = {}  # shapes that are warm, and in which question they last ran
         if warm:  # the largest tree first: a backend that grows its buffers forgets what was captured with the smaller
             for mode in sorted(self._modes, key=lambda one: -one.size):
                 decoder.use(mode)
@@ -111,6 +113,7 @@ class Runner:
     def answer(self, question: Question, shift: int) -> Turn | None:
         """Answer by plain decoding and every tree; the first of them is number `shift`, counted round and round."""
         runs = {}
+        self._asked += 1
         for mode in rotated(self._modes, shift):
             self._decoder.use(mode)
             if self._warm:
@@ -129,17 +132,18 @@ class Runner:
 
         A GPU's step is captured in the second run of its shape, and a past beyond 256, 512, 1,024, … rows is another
         shape: where a question's past crosses such a length, its whole answer is decoded twice, else its first steps.
-        That happens once for each shape; then a few steps suffice, so that a tree's arrays are bound.
+        While a shape is met again and again a few steps suffice, so that a tree's arrays are bound.
         """
         first = past_shape(len(question.ids))
         last = past_shape(len(question.ids) + question.max_new_tokens)
-        if (mode.name, first, last) not in self._seen:
+        shape = (mode.name, first, last)
+        if self._seen.get(shape, -RECENT) < self._asked - RECENT:
             tokens = WARM_TOKENS if first == last else question.max_new_tokens
             for _ in range(2):
                 run_once(self._decoder, question.ids, tokens, ())
-            self._seen.add((mode.name, first, last))
         else:
             run_once(self._decoder, [0], WARM_TOKENS, ())
+        self._seen[shape] = self._asked
 
     def _differences(self, question: Question, plain: Run, trees: dict[str, Run]) -> dict[str, Difference]:
         reader, exact = next_logits(self._decoder), is_exact(self._decoder.backend.precision)

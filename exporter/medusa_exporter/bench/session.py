@@ -12,7 +12,6 @@ from medusa_runtime.layout import Layout
 
 from medusa_exporter.bench.record import Case
 from medusa_exporter.bench.recording import Recording
-from medusa_exporter.bench.texts import texts_of_length
 from medusa_exporter.bench.walk import Answers, Skipped, ask_each, converse
 from medusa_exporter.bench.worker import Opened, Worker
 from medusa_exporter.prompts import Turns
@@ -22,10 +21,17 @@ Report = Callable[[str], None]  # takes a line that says how far the work is
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be measured. first_only: no later turns of a conversation."""
+    """What is to be measured.
+
+    categories: of each prompt, None for none. texts: prompts of a given length, by length. first_only: no later turns of
+    a conversation.
+    """
 
     bundle: Bundle
+    layout: Layout
     prompts: Sequence[Turns]
+    categories: Sequence[str | None]
+    texts: Mapping[int, Sequence[Sequence[int]]]
     trees: Sequence[TreeProfile]
     cases: Sequence[Case]
     first_only: bool
@@ -96,14 +102,12 @@ def run_case(
 
 
 def _asked(job: Job, case: Case, workers: Mapping[str, Worker], context: int) -> Iterator[Answers | Skipped]:
-    layout = Layout(job.bundle)
     if case.prompt_length is not None:
-        texts = texts_of_length(layout, job.prompts, case.prompt_length)
-        yield from ask_each(workers, texts, case.max_new_tokens)
+        yield from ask_each(workers, job.texts[case.prompt_length], case.max_new_tokens)
         return
     yield from converse(
         workers,
-        layout,
+        job.layout,
         context,
         job.prompts,
         max_new_tokens=case.max_new_tokens,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from medusa_runtime.backends import BACKENDS
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
+from medusa_runtime.layout import Layout
 from medusa_runtime.text import Tokenizer
 
 from medusa_exporter.bench.machine import machine, versions
@@ -19,6 +20,7 @@ from medusa_exporter.bench.record import SCHEMA, Case, backend_facts, results
 from medusa_exporter.bench.recording import Recording
 from medusa_exporter.bench.session import Job, check_room, open_all, run_case
 from medusa_exporter.bench.table import categories, table
+from medusa_exporter.bench.texts import texts_of_length
 from medusa_exporter.bench.worker import Worker
 from medusa_exporter.cli.options import Progress, choose_trees, precision_option, split_commas, split_numbers
 from medusa_exporter.files import check_output, write_json
@@ -110,7 +112,9 @@ def command(
     trees = choose_trees(opened, profiles)
     recording = None if forced is None else Recording.read(forced, trees)
     cases = [Case(*sizes) for sizes in product(lengths or (None,), limits)]
-    job = Job(opened, prompts, trees, cases, turns == "first", recording)
+    layout = Layout(opened)
+    texts = {length: texts_of_length(layout, prompts, length) for length in lengths}
+    job = Job(opened, layout, prompts, kinds, texts, trees, cases, turns == "first", recording)
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "machine": machine(threads),
@@ -132,11 +136,11 @@ def command(
     }
     workers = {name: Worker(name) for name in backends}
     try:
-        _measure(job, workers, precision, threads, kinds, content, output)
+        _measure(job, workers, precision, threads, content, output)
     finally:
         for worker in workers.values():
             worker.close()
-    click.echo(_summary(content, Tokenizer(opened.tokenizer_file)))
+    click.echo(_summary(content, layout.tokenizer))
     if content["failures"]:
         raise MedusaError(f"{'; '.join(content['failures'].values())}. {output} holds what was measured")
     if failures := sum(result["failures"] for result in content["results"]):
@@ -151,7 +155,6 @@ def _measure(
     workers: Mapping[str, Worker],
     precision: str | None,
     threads: int | None,
-    kinds: Sequence[str | None],
     content: dict[str, Any],
     output: Path,
 ) -> None:
@@ -165,7 +168,7 @@ def _measure(
         if len(job.cases) > 1:
             report(case.describe())
         done, skipped = run_case(job, case, running, context, report)
-        content["results"] += results(case, done, opened, job.trees, kinds, ends=job.ends(case))
+        content["results"] += results(case, done, opened, job.trees, job.categories, ends=job.ends(case))
         content["prompts"]["turns"] += len(done)
         content["prompts"]["skipped"] += [
             {"prompt": one.prompt, "turn": one.turn, "tokens": one.tokens} for one in skipped
@@ -173,6 +176,8 @@ def _measure(
         content["failures"] = {name: worker.failure for name, worker in workers.items() if worker.failure}
         if any(result["steps"] for result in content["results"]):
             write_json(output, content)
+        if all(worker.failure for worker in running.values()):
+            break
     if not any(result["steps"] for result in content["results"]):
         why = "; ".join(content["failures"].values()) or "nothing to time"
         raise MedusaError(f"no step was taken on the {len(job.prompts)} prompts of {content['prompts']['file']}: {why}")
@@ -189,18 +194,21 @@ def _summary(content: dict[str, Any], tokenizer: Tokenizer) -> str:
             f"FORCED: steps kept as many tokens as {forced['model']}'s did in {forced['file']}; this model's heads had "
             "no say, and the answers mean nothing"
         ]
-    first = [one for one in found if (one["backend"], *_sizes(one)) == (found[0]["backend"], *_sizes(found[0]))]
+    cases = [*dict.fromkeys(map(_case, found))]
+    first = [one for one in found if (one["backend"], _case(one)) == (found[0]["backend"], cases[0])]
     lines += [text for text in [categories(first)] if text]
     for result in found:
-        same, where = result["same_as_first"], f"{result['backend']}, {result['profile']}"
+        where = f"{result['backend']}, {result['profile']}" if several else result["profile"]
+        if len(cases) > 1:
+            where += f", {_case(result).describe()}"
+        same = result["same_as_first"]
         if same is not None and result["profile"] == PLAIN:
             lines.append(f"{where}: {same['equal']} of {same['answers']} answers are {found[0]['backend']}'s")
         for one in result["differences"]:
-            place = f"prompt {one['prompt']}, turn {one['turn']}, {where if several else result['profile']}"
             parted = Difference(**{name: value for name, value in one.items() if name not in ("prompt", "turn")})
-            lines.append(f"{place}: {parted.describe(tokenizer)}")
+            lines.append(f"prompt {one['prompt']}, turn {one['turn']}, {where}: {parted.describe(tokenizer)}")
     return "\n".join(lines)
 
 
-def _sizes(result: dict[str, Any]) -> tuple[Any, Any]:
-    return result["prompt_length"], result["max_new_tokens"]
+def _case(result: dict[str, Any]) -> Case:
+    return Case(result["prompt_length"], result["max_new_tokens"])

@@ -99,6 +99,13 @@ def test_every_shape_that_is_timed_has_run_twice_before(engine: Engine, monkeypa
     decodes.clear()
     runner.answer(Question(3, 1, crossing, 12, ends=False), 0)
     assert decodes[:3] == [("plain", 250, 12)] * 3  # from 256 rows to 512: all of it, twice
+    decodes.clear()
+    for number in range(4, 9):
+        runner.answer(Question(number, 1, crossing, 12, ends=False), 0)
+        assert decodes[:2] == [("plain", 1, 4), ("plain", 250, 12)]
+        decodes.clear()
+    runner.answer(Question(9, 1, short, 6, ends=False), 0)
+    assert decodes[:3] == [("plain", 100, 4), ("plain", 100, 4), ("plain", 100, 6)]  # too long ago
     assert [past_shape(length) for length in (1, 256, 257, 512, 513)] == [256, 256, 512, 512, 1024]
 
 

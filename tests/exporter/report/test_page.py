@@ -94,6 +94,9 @@ def test_forced_acceptance_and_failures_are_said_first(tmp_path: Path) -> None:
     assert text.index("Forced acceptance.") < text.index('class="cards"')
     assert "those of real did" in text
     assert "backend tensorrt: its process died" in text
+    assert "Not the same text." not in text
+    given["results"][1]["failures"] = 2
+    assert "0.json: 2 answers differ from plain decoding&#39;s" in render(runs(tmp_path, given)).replace("'", "&#39;")
     assert "(not compared where acceptance was forced)" in text
 
 
