@@ -23,8 +23,8 @@ Report = Callable[[str], None]  # takes a line that says how far the work is
 class Job:
     """What is to be measured.
 
-    categories: of each prompt, None for none. texts: prompts of a given length, by length. first_only: no later turns of
-    a conversation.
+    categories: of each prompt, None for none. texts: prompts of token ids, by their length. first_only: no later turns
+    of a conversation.
     """
 
     bundle: Bundle
