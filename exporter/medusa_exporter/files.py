@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from medusa_runtime.errors import MedusaError
+
+_NUMBERS = re.compile(r"\[\n[\s\d,-]+\]")  # of whole numbers, over several lines; no JSON text holds a line break
 
 
 @contextmanager
@@ -23,8 +28,12 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` to `path` as strict JSON, indented by 2; ValueError or TypeError for what JSON cannot say."""
+    """Write `content` to `path` as strict JSON, indented by 2, each list of whole numbers on one line.
+
+    Raises ValueError or TypeError for what JSON cannot say.
+    """
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    text = _NUMBERS.sub(lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
     write_bytes(path, text.encode())
 
 
@@ -32,3 +41,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`."""
     with written_whole(path) as file:
         file.write(content)
+
+
+def check_output(file: Path, bundle: Path) -> None:
+    """Make the folder that is to hold `file`, before hours of work; MedusaError for a place that cannot serve."""
+    if file.is_dir():
+        raise MedusaError(f"{file} is a folder; give the file to write")
+    if file.resolve().is_relative_to(bundle.resolve()):
+        raise MedusaError(f"{file} lies in the bundle, which must hold no other files; give another place")
+    file.parent.mkdir(parents=True, exist_ok=True)

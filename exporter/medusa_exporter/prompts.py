@@ -46,6 +46,14 @@ def read_prompts(path: str | Path) -> list[Turns]:
     return prompts
 
 
+def load_prompts(file: Path, limit: int | None) -> list[Turns]:
+    """Read the first `limit` conversations of JSON lines with 'turns'; PromptError if there are none."""
+    prompts = read_prompts(file)
+    if not prompts:
+        raise PromptError(f"{file} holds no prompts; expected JSON lines with 'turns', a list of user messages")
+    return prompts[:limit]
+
+
 def read_categories(path: str | Path) -> list[str | None]:
     """Return each line's "category", None where it has no such text: in the order of `read_prompts`."""
     found = (line.get("category") for _, line in read_objects(path, "turns"))

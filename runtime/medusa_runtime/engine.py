@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, overload
 
@@ -12,13 +12,11 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime.accept import RULES
 from medusa_runtime.backends import Backend, load_backend
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.chat import ChatTemplate
 from medusa_runtime.decoder import Decoder
-from medusa_runtime.errors import BundleError, MedusaError, PromptError
+from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
-from medusa_runtime.text import TextStream, Tokenizer
-
-Prompt = str | Sequence[Mapping[str, str]]  # one user message, or messages with "role" and "content"
+from medusa_runtime.layout import Layout, Prompt
+from medusa_runtime.text import TextStream
 
 
 class Engine:
@@ -33,9 +31,8 @@ class Engine:
         if accept not in RULES:
             raise MedusaError(f"unknown accept rule {accept!r}; expected one of {', '.join(RULES)}")
         self.bundle = bundle
-        self.tokenizer = Tokenizer(bundle.tokenizer_file)
-        template = bundle.chat_template
-        self._template = None if template is None else ChatTemplate(template, bundle.special_tokens)
+        self.layout = Layout(bundle)
+        self.tokenizer = self.layout.tokenizer
         self.decoder = Decoder(backend, profile, RULES[accept])
 
     @classmethod
@@ -66,21 +63,7 @@ class Engine:
         `raw` takes a text as it stands, with the special tokens that the tokenizer itself adds. Raises PromptError
         for an empty prompt.
         """
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise PromptError("the prompt is empty: give some text")
-            if raw:
-                return self.tokenizer.encode(prompt, add_special_tokens=True)
-            prompt = [{"role": "user", "content": prompt}]
-        elif raw:
-            raise PromptError("a raw prompt is one text; messages need the chat template")
-        if not prompt:
-            raise PromptError("the prompt is empty: give at least one message")
-        if self._template is None:
-            raise BundleError(f"{self.bundle.root} has no chat template; give the prompt raw, laid out by yourself")
-        return self.tokenizer.encode(
-            self._template.render([dict(message) for message in prompt]), add_special_tokens=False
-        )
+        return self.layout.encode(prompt, raw=raw)
 
     @overload
     def generate(

@@ -1,8 +1,9 @@
-"""How many threads decoding should use: one per physical core that this process may run on, within its quota."""
+"""The processor, and how many threads decoding should use: one per physical core, within this process's quota."""
 
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 
@@ -69,3 +70,13 @@ def physical_cores() -> int:
         except OSError:
             cores.add(str(processor))
     return max(1, len(cores))
+
+
+def processor_name() -> str:
+    """What the processor calls itself, read from Linux's /proc; elsewhere what Python knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not on this system
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

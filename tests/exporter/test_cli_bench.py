@@ -9,25 +9,22 @@ from typing import Any
 
 import pytest
 from medusa_exporter import verify
-from medusa_exporter.cli import main
 from medusa_runtime import accept
 from medusa_runtime.bundle import Bundle
+
+from .bench.here import prompts_file, run, without_processes
 
 FIGURES = ("tokens_per_step", "plain_step_ms", "medusa_step_ms", "overhead", "speedup", "host_us_per_step")
 
 
+@pytest.fixture(autouse=True)
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_processes(monkeypatch)
+
+
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    file = tmp_path / "prompts.jsonl"
-    lines = [["What is a tree?", "Write code"], ["Hello there"], ["word " * 600], ["a b c"]]
-    file.write_text("".join(json.dumps({"turns": turns}) + "\n" for turns in lines))
-    return file
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
+    return prompts_file(tmp_path)
 
 
 def accept_wrongly(tree: Any, tokens: Sequence[int], argmax: Sequence[int], logits: Any) -> accept.Verdict:
@@ -43,7 +40,7 @@ def test_categories_are_told_where_there_are_some(
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = ["bench", tiny_bundle, "--prompts", file, "--threads", 1, "--max-new-tokens", 8, "--json", output]
     assert run(*arguments, "--profile", "tree-8,chain-2") == 0
-    (first, _) = json.loads(output.read_text())["results"]
+    (_, first, _) = json.loads(output.read_text())["results"]
     assert {kind: found["prompts"] for kind, found in first["categories"].items()} == {"writing": 2, "maths": 1}
     table = capsys.readouterr().out.splitlines()[-3:]
     assert table[0].split() == ["tokens/step", "prompts", "tree-8", "chain-2"]
@@ -55,8 +52,9 @@ def test_a_precision_is_timed_alone(tiny_precisions: Path, prompts: Path, tmp_pa
     arguments = ["bench", tiny_precisions, "--prompts", prompts, "--threads", 1, "--max-new-tokens", 16]
     assert run(*arguments, "--precision", "int8", "--profile", "tree-4", "--json", output) == 0
     content = json.loads(output.read_text())
-    assert [result["precision"] for result in content["results"]] == ["int8"]
-    assert (content["settings"]["gap_tolerance"], content["settings"]["gap_share_tolerance"]) == (None, 0.01)
+    assert {result["precision"] for result in content["results"]} == {"int8"}
+    facts = content["backends"]["ort-cpu"]
+    assert (facts["precision"], facts["gap_tolerance"], facts["gap_share_tolerance"]) == ("int8", None, 0.01)
 
 
 def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,15 +63,23 @@ def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: p
     assert run(*arguments, "--profile", "tree-8,chain-2", "--profile", "mc_sim_7b_63", "--json", output) == 0
     shown = capsys.readouterr()
     content = json.loads(output.read_text())
-    assert [result["profile"] for result in content["results"]] == ["tree-8", "chain-2", "mc_sim_7b_63"]
-    assert [result["nodes"] for result in content["results"]] == [8, 3, 64]
-    for result in content["results"]:
+    assert content["schema"] == 1
+    assert [result["profile"] for result in content["results"]] == ["plain", "tree-8", "chain-2", "mc_sim_7b_63"]
+    assert [result["nodes"] for result in content["results"]] == [1, 8, 3, 64]
+    plain, *trees = content["results"]
+    assert plain["speedup"] == plain["tokens_per_step"] == plain["speedup_over_best"] == 1.0
+    for result in trees:
         assert (result["backend"], result["precision"]) == ("ort-cpu", "fp32")
         assert result["identical"] is True
         assert (result["divergences"], result["max_gap"], result["failures"]) == (0, 0.0, 0)
         assert result["overhead"] == pytest.approx(result["medusa_step_ms"] / result["plain_step_ms"])
         assert result["speedup"] == pytest.approx(result["tokens_per_step"] / result["overhead"])
         assert result["tokens_per_step"] > 1
+        assert result["speedup_over_best"] == pytest.approx(result["speedup"])
+        assert (result["prompt_length"], result["max_new_tokens"], result["turns"]) == (None, 24, 4)
+        assert sum(map(sum, result["accepted"])) == result["tokens"]
+        assert 0 < result["step_ms"]["p10"] <= result["step_ms"]["p50"] <= result["step_ms"]["p99"]
+        assert 0 < result["ttft_ms"]["p50"] <= result["ttft_ms"]["p90"]
         assert 0 < result["host_us_per_step"] < 1e3 * result["medusa_step_ms"]
         for name in FIGURES:
             spread = result["spread"][name]
@@ -87,16 +93,19 @@ def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: p
     assert (prompts_told["file"], prompts_told["count"], prompts_told["turns"]) == ("prompts.jsonl", 4, 4)
     assert [(one["prompt"], one["turn"]) for one in prompts_told["skipped"]] == [(3, 1)]
     assert content["settings"] == {
-        "backend": "ort-cpu",
-        "precision": "fp32",
         "profiles": ["tree-8", "chain-2", "mc_sim_7b_63"],
         "accept": "greedy",
-        "max_new_tokens": 24,
+        "forced": None,
+        "prompt_lengths": [],
+        "max_new_tokens": [24],
         "turns": "all",
         "limit": None,
-        "gap_tolerance": 1e-3,
-        "gap_share_tolerance": None,
     }
+    facts = content["backends"]["ort-cpu"]
+    assert (facts["precision"], facts["gap_tolerance"], facts["gap_share_tolerance"]) == ("fp32", 1e-3, None)
+    assert (facts["library"], facts["context"]) == ("onnxruntime", 512)
+    assert facts["weights"] > 100_000
+    assert content["failures"] == {}
     assert content["bundle"]["digest"] == Bundle.open(tiny_bundle).manifest.digest
     assert str(tmp_path) not in output.read_text()
     assert "prompt 1/4, turn 2" in shown.err
@@ -110,7 +119,7 @@ def test_every_profile_is_timed_unless_some_are_named(tiny_bundle: Path, prompts
     arguments = ["--turns", "first", "--limit", 1, "--max-new-tokens", 4, "--threads", 1]
     assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 0
     content = json.loads(output.read_text())
-    assert [one["profile"] for one in content["results"]] == list(Bundle.open(tiny_bundle).manifest.profiles)
+    assert [one["profile"] for one in content["results"][1:]] == list(Bundle.open(tiny_bundle).manifest.profiles)
     assert {one["nodes"] for one in content["results"]} >= {2, 64}
     assert (content["prompts"]["count"], content["prompts"]["turns"]) == (1, 1)
 
@@ -127,7 +136,7 @@ def test_other_tokens_than_plain_decoding_s_fail_and_the_json_says_so(
     arguments = ["--profile", "tree-4", "--max-new-tokens", 8, "--threads", 1]
     assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 1
     shown = capsys.readouterr()
-    (result,) = json.loads(output.read_text())["results"]
+    (_, result) = json.loads(output.read_text())["results"]
     assert result["identical"] is False
     assert result["divergences"] == result["failures"] == len(result["differences"]) > 0
     assert result["max_gap"] > 1e-3
@@ -148,9 +157,26 @@ def test_a_tie_in_float_is_shown_and_forgiven(
     output = tmp_path / "bench.json"
     arguments = ["--profile", "tree-4", "--max-new-tokens", 8, "--threads", 1]
     assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 0
-    (result,) = json.loads(output.read_text())["results"]
+    (_, result) = json.loads(output.read_text())["results"]
     assert (result["identical"], result["failures"], result["max_gap"]) == (False, 0, 2.5e-4)
     assert "logit gap 2.50e-04, a tie in float" in capsys.readouterr().out
+
+
+def test_prompts_and_answers_of_given_lengths(
+    tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bench.json"
+    arguments = ["--prompt-length", "40,60", "--max-new-tokens", "8,12", "--limit", 2, "--profile", "tree-4"]
+    assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, "--threads", 1, *arguments) == 0
+    content = json.loads(output.read_text())
+    cells = [(one["prompt_length"], one["max_new_tokens"], one["profile"]) for one in content["results"]]
+    assert cells == [(p, n, name) for p in (40, 60) for n in (8, 12) for name in ("plain", "tree-4")]
+    for result in content["results"]:
+        assert (result["turns"], result["tokens"]) == (2, 2 * (result["max_new_tokens"] - 1))
+        assert result["prompt_length"] <= result["kv_length"] <= result["prompt_length"] + result["max_new_tokens"]
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0].split()[:4] == ["prompt", "new", "profile", "nodes"]
+    assert "prompts of 60 tokens, 12 new tokens" in shown.err
 
 
 @pytest.mark.parametrize(
@@ -183,7 +209,16 @@ def test_prompts_that_cannot_be_timed_are_refused(
         (["--limit", "0"], 2, "--limit"),
         (["--max-new-tokens", "1"], 2, "--max-new-tokens"),
         (["--prompts", "none.jsonl"], 2, "does not exist"),
-        (["--backend", "abacus"], 2, "ort-cpu"),
+        (["--backend", "abacus"], 2, "'abacus' is no backend; expected some of ort-cpu"),
+        (["--backends", "ort-cpu,ort-cuda"], 1, "no graph for backend ort-cuda"),
+        (["--prompt-length", "12,x"], 2, "got 'x', expected whole numbers of at least 1"),
+        (["--prompt-length", "5"], 1, "no prompt of 5 tokens can be laid out"),
+        (
+            ["--prompt-length", "400", "--profile", "tree-4"],
+            1,
+            "400 tokens, 128 new ones and a tree of 4 nodes are 532",
+        ),
+        (["--forced", "none.json"], 2, "does not exist"),
         (["--profile", "oak"], 1, "no profile 'oak'"),
         (["--json", "."], 1, "is a folder"),
     ],

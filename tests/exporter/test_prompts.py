@@ -62,3 +62,13 @@ def test_only_a_newline_ends_a_line(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('\ufeff{"turns": ["one\u2028two"]}\r\n\n{"turns": ["a\u0085b", "c"]}\n', encoding="utf-8")
     assert prompts.read_prompts(file) == [("one\u2028two",), ("a\u0085b", "c")]
+
+
+def test_prompts_are_limited_and_an_empty_file_refused(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"turns": ["a", "b"]}\n\n{"turns": ["c"]}\n')
+    assert prompts.load_prompts(file, None) == [("a", "b"), ("c",)]
+    assert prompts.load_prompts(file, 1) == [("a", "b")]
+    file.write_text("\n")
+    with pytest.raises(PromptError, match="holds no prompts"):
+        prompts.load_prompts(file, None)

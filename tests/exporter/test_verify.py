@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medusa_exporter import verify
-from medusa_exporter.bench import run_once
+from medusa_exporter.bench.runs import run_once
 from medusa_exporter.verify import PROMPTS, Difference, Reference, compare, first_difference, next_logits
 from medusa_runtime import Engine
 from medusa_runtime.decoder import PREFILL_CHUNK

@@ -9,6 +9,7 @@ from the kept hidden state alone.
 
 import numpy as np
 from medusa_profiles.profile import TreeProfile
+from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
@@ -94,6 +95,9 @@ class FakeBackend:
         self.memory = None  # most rows that `allocate` can give; None: any number
         self.steps, self.read_rows, self.committed = [], [], []
         self._ran = None
+
+    def facts(self):
+        return BackendFacts("paper", "", "", "fake", "1.0", weights=1000, row=8, bandwidth=None)
 
     def allocate(self, batch, capacity):
         if self.memory is not None and capacity > self.memory:

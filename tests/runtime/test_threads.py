@@ -91,3 +91,16 @@ def test_threads_stay_within_the_quota(monkeypatch, quota, expected):
     monkeypatch.setattr(threads, "physical_cores", lambda: 4)
     monkeypatch.setattr(threads, "cpu_quota", lambda: quota)
     assert threads.default_threads() == expected
+
+
+def test_the_processor_says_its_name(monkeypatch):
+    monkeypatch.setattr(
+        Path, "read_text", lambda _path, **_: "flags: a\nmodel name\t: Some CPU @ 2 GHz\nmodel name: x\n"
+    )
+    assert threads.processor_name() == "Some CPU @ 2 GHz"
+
+    def nothing(_path, **_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", nothing)
+    assert threads.processor_name()

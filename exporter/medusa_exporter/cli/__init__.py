@@ -10,7 +10,7 @@ from medusa_profiles.profile import ProfileError
 from medusa_runtime.errors import MedusaError
 
 COMMANDS = {
-    "bench": "Time tree decoding against plain decoding, interleaved.",
+    "bench": "Time tree decoding against plain decoding, on several backends.",
     "build": "Make a bundle: one graph with heads, tokenizer, profiles.",
     "compare": "Compare two backends' outputs, tensor by tensor.",
     "distill": "Let the model answer prompts: the data heads are trained on.",
@@ -20,6 +20,7 @@ COMMANDS = {
     "heads-report": "How well heads guess, and the trees that suit them.",
     "inspect": "Show what a bundle holds.",
     "profiles": "List the shipped trees, or draw one.",
+    "report": "Draw what bench measured, of several runs too: one page.",
     "train": "Train heads on distilled data, the decoder frozen.",
     "verify": "Check that tree decoding gives the model's own tokens.",
 }

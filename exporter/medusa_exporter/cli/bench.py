@@ -1,36 +1,40 @@
-"""`medusa-export bench`: time tree decoding against plain decoding."""
+"""`medusa-export bench`: time tree decoding against plain decoding, on several backends in turns."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
-from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import BACKENDS
-from medusa_runtime.engine import Engine
+from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
+from medusa_runtime.layout import Layout
+from medusa_runtime.text import Tokenizer
 
-from medusa_exporter import bench
-from medusa_exporter.bench import Skipped, Turn
-from medusa_exporter.cli.options import precision_option, split_commas
-from medusa_exporter.files import write_json
-from medusa_exporter.prompts import Turns, read_categories
-from medusa_exporter.verify import QUANTISED_TOLERANCE, TOLERANCE, is_exact, tolerances
+from medusa_exporter.bench.machine import machine, versions
+from medusa_exporter.bench.record import SCHEMA, Case, backend_facts, results
+from medusa_exporter.bench.recording import Recording
+from medusa_exporter.bench.session import Job, check_room, open_all, run_case
+from medusa_exporter.bench.table import categories, table
+from medusa_exporter.bench.texts import texts_of_length
+from medusa_exporter.bench.worker import Worker
+from medusa_exporter.cli.options import Progress, choose_trees, precision_option, split_commas, split_numbers
+from medusa_exporter.files import check_output, write_json
+from medusa_exporter.prompts import load_prompts, read_categories
+from medusa_exporter.verify import Difference
 
-COLUMNS = {  # heading -> key of a result
-    "nodes": "nodes",
-    "tok/step": "tokens_per_step",
-    "plain ms": "plain_step_ms",
-    "medusa ms": "medusa_step_ms",
-    "overhead": "overhead",
-    "speed-up": "speedup",
-    "host us": "host_us_per_step",
-    "diverged": "divergences",
-}
+
+def split_backends(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Flatten --backends, each once; refuse a name that is none."""
+    names = tuple(dict.fromkeys(split_commas(context, parameter, values)))
+    for name in names:
+        if name not in BACKENDS:
+            raise click.BadParameter(f"{name!r} is no backend; expected some of {', '.join(BACKENDS)}")
+    return names
 
 
 @click.command(name="bench")
@@ -39,138 +43,172 @@ COLUMNS = {  # heading -> key of a result
 @click.option(
     "--profile", "profiles", multiple=True, callback=split_commas, help="Trees to time. Default: all of the bundle."
 )
-@click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
+@click.option(
+    "--backends",
+    "--backend",
+    "backends",
+    default=("ort-cpu",),
+    show_default=True,
+    multiple=True,
+    callback=split_backends,
+    help=f"Of {', '.join(BACKENDS)}; several take turns, each in a process of its own.",
+)
 @precision_option
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Default: one per physical core, within a container's quota."
 )
-@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=2), help="Per answer.")
+@click.option(
+    "--prompt-length",
+    "lengths",
+    multiple=True,
+    callback=split_numbers(1),
+    help="Tokens: prompts are made of the file's text, so long each. Default: as they are, later turns too.",
+)
+@click.option(
+    "--max-new-tokens",
+    "limits",
+    default=("128",),
+    show_default=True,
+    multiple=True,
+    callback=split_numbers(2),
+    help="Per answer; with --prompt-length each answer has exactly so many.",
+)
 @click.option("--turns", default="all", show_default=True, type=click.Choice(["all", "first"]))
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts of the file.")
+@click.option(
+    "--forced",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Accept as many tokens a step as this JSON of another bench did: for heads that were never trained. LOSSY.",
+)
 @click.option("--json", "output", required=True, type=click.Path(path_type=Path), help="Where the figures go.")
 def command(
     bundle: Path,
     file: Path,
     profiles: tuple[str, ...],
-    backend: str,
+    backends: tuple[str, ...],
     precision: str | None,
     threads: int | None,
-    max_new_tokens: int,
+    lengths: tuple[int, ...],
+    limits: tuple[int, ...],
     turns: str,
     limit: int | None,
+    forced: Path | None,
     output: Path,
 ) -> None:
     """Time BUNDLE's trees against its own plain decoding (one token a step, no heads run), prompt by prompt.
 
     The prompt file holds JSON lines with "turns", a list of user messages; a later message is asked after the model's
-    own answers. Every tree answers every message, interleaved and warmed up; prefill is not timed. Exit code 1 when
-    tokens differ from plain decoding's by more than a tie (1e-3 logits in fp32, where weights are quantised 1% of the
-    row's range); the JSON is written all the same. Lines that have a "category" are counted by it too.
+    own answers. Plain decoding and every tree, on every backend, answer a message before the next one is asked, warmed
+    up and in changing order. There is a result for each backend, profile ("plain" is one), --prompt-length and
+    --max-new-tokens. Exit code 1 when a backend fails, or tokens differ from plain decoding's by more than a tie (1e-3
+    logits in fp32, where weights are quantised 1% of the row's range); the JSON is written all the same. Lines that
+    have a "category" are counted by it too.
     """
-    bench.check_output(output, bundle)
-    prompts = bench.load_prompts(file, limit)
-    engine = Engine.load(bundle, backend=backend, profile=PLAIN, precision=precision, threads=threads)
-    trees = bench.choose_trees(engine.bundle, profiles)
-    done, skipped = _run(engine, prompts, trees, max_new_tokens, turns == "first")
-    if not any(turn.plain.steps for turn in done):
-        raise MedusaError(f"no step was taken on the {len(prompts)} prompts of {file}: nothing to time")
-    running = engine.decoder.backend
-    categories = read_categories(file)
-    results = [
-        bench.aggregate(done, tree, running.name, running.precision)
-        | {"categories": bench.by_category(done, tree, categories)}
-        for tree in trees
-    ]
-    facts = engine.bundle.manifest
-    write_json(
-        output,
-        {
-            "machine": bench.machine(threads),
-            "versions": bench.versions(),
-            "bundle": {"name": engine.bundle.root.name, "model": facts.model.name, "digest": facts.digest},
-            "prompts": {
-                "file": file.name,
-                "count": len(prompts),
-                "turns": len(done),
-                "skipped": [{"prompt": one.prompt, "turn": one.turn, "tokens": one.tokens} for one in skipped],
-            },
-            "settings": {
-                "backend": running.name,
-                "precision": running.precision,
-                "profiles": [tree.name for tree in trees],
-                "accept": "greedy",
-                "max_new_tokens": max_new_tokens,
-                "turns": turns,
-                "limit": limit,
-                **tolerances(is_exact(running.precision)),
-            },
-            "results": results,
+    check_output(output, bundle)
+    prompts, kinds = load_prompts(file, limit), read_categories(file)
+    opened = Bundle.open(bundle)
+    for name in backends:
+        opened.graph(name, precision)  # fails at once where the bundle has none
+    trees = choose_trees(opened, profiles)
+    recording = None if forced is None else Recording.read(forced, trees)
+    cases = [Case(*sizes) for sizes in product(lengths or (None,), limits)]
+    layout = Layout(opened)
+    texts = {length: texts_of_length(layout, prompts, length) for length in lengths}
+    job = Job(opened, layout, prompts, kinds, texts, trees, cases, turns == "first", recording)
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "machine": machine(threads),
+        "versions": versions(),
+        "bundle": {"name": opened.root.name, "model": opened.model.name, "digest": opened.manifest.digest},
+        "prompts": {"file": file.name, "count": len(prompts), "turns": 0, "skipped": []},
+        "settings": {
+            "profiles": [tree.name for tree in trees],
+            "accept": "greedy" if recording is None else "forced",
+            "forced": None if recording is None else {"file": recording.source, "model": recording.model},
+            "prompt_lengths": list(lengths),
+            "max_new_tokens": list(limits),
+            "turns": turns,
+            "limit": limit,
         },
-    )
-    click.echo(_table(results))
-    if len(results[0]["categories"]) > 1:
-        click.echo(_categories(results))
-    failures = 0
-    for turn in done:
-        for name, difference in turn.differences.items():
-            failures += difference.fails
-            click.echo(f"prompt {turn.prompt}, turn {turn.turn}, {name}: {difference.describe(engine.tokenizer)}")
-    if failures:
-        tie = f"{TOLERANCE:g} logits" if is_exact(running.precision) else f"{QUANTISED_TOLERANCE:.0%} of a row's range"
+        "backends": {},
+        "failures": {},
+        "results": [],
+    }
+    workers = {name: Worker(name) for name in backends}
+    try:
+        _measure(job, workers, precision, threads, content, output)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    click.echo(_summary(content, layout.tokenizer))
+    if content["failures"]:
+        raise MedusaError(f"{'; '.join(content['failures'].values())}. {output} holds what was measured")
+    if failures := sum(result["failures"] for result in content["results"]):
         raise MedusaError(
-            f"{failures} answers differ from plain decoding's by more than a tie ({tie}): the "
-            f"figures in {output} are not of the same text; look into it with medusa-export verify"
+            f"{failures} answers differ from plain decoding's by more than a tie: the figures in {output} are not of "
+            "the same text; look into it with medusa-export verify"
         )
 
 
-def _run(
-    engine: Engine, prompts: Sequence[Turns], trees: Sequence[TreeProfile], limit: int, first_only: bool
-) -> tuple[list[Turn], list[Skipped]]:
-    """Take every turn, and tell how far it is."""
-    done: list[Turn] = []
-    skipped: list[Skipped] = []
-    started = time.monotonic()
-    tokens, steps = dict.fromkeys((tree.name for tree in trees), 0), dict.fromkeys((tree.name for tree in trees), 0)
-    for turn in bench.walk(engine, prompts, trees, max_new_tokens=limit, first_only=first_only, warm=True):
-        where = f"[{time.monotonic() - started:6.1f} s] prompt {turn.prompt}/{len(prompts)}, turn {turn.turn}"
-        if isinstance(turn, Skipped):
-            skipped.append(turn)
-            click.echo(f"{where}: {turn.describe()}", err=True)
-            continue
-        done.append(turn)
-        for name, run in turn.trees.items():
-            tokens[name] += len(run.tokens) - 1
-            steps[name] += run.steps
-        so_far = ", ".join(f"{name} {tokens[name] / steps[name]:.2f}" for name in tokens if steps[name])
-        click.echo(f"{where}: {len(turn.plain.tokens)} tokens; tokens/step so far: {so_far or 'none'}", err=True)
-    return done, skipped
+def _measure(
+    job: Job,
+    workers: Mapping[str, Worker],
+    precision: str | None,
+    threads: int | None,
+    content: dict[str, Any],
+    output: Path,
+) -> None:
+    """Fill in backends and results, written case by case. Raises MedusaError where nothing could be timed."""
+    report = Progress().report
+    opened = open_all(job, workers, precision, threads, report)
+    running = {name: workers[name] for name in opened}
+    context = check_room(job, opened)
+    content["backends"] = {name: backend_facts(one) for name, one in opened.items()}
+    for case in job.cases:
+        if len(job.cases) > 1:
+            report(case.describe())
+        done, skipped = run_case(job, case, running, context, report)
+        content["results"] += results(case, done, opened, job.trees, job.categories, ends=job.ends(case))
+        content["prompts"]["turns"] += len(done)
+        content["prompts"]["skipped"] += [
+            {"prompt": one.prompt, "turn": one.turn, "tokens": one.tokens} for one in skipped
+        ]
+        content["failures"] = {name: worker.failure for name, worker in workers.items() if worker.failure}
+        if any(result["steps"] for result in content["results"]):
+            write_json(output, content)
+        if all(worker.failure for worker in running.values()):
+            break
+    if not any(result["steps"] for result in content["results"]):
+        why = "; ".join(content["failures"].values()) or "nothing to time"
+        raise MedusaError(f"no step was taken on the {len(job.prompts)} prompts of {content['prompts']['file']}: {why}")
 
 
-def _table(results: Sequence[dict[str, Any]]) -> str:
-    width = max(len("profile"), *(len(result["profile"]) for result in results))
-    lines = [f"{'profile':<{width}}" + "".join(f"{heading:>11}" for heading in COLUMNS)]
-    for result in results:
-        cells = (_cell(result[key]) for key in COLUMNS.values())
-        lines.append(f"{result['profile']:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
+def _summary(content: dict[str, Any], tokenizer: Tokenizer) -> str:
+    """Table, categories, and each answer that differs from plain decoding's."""
+    found: list[dict[str, Any]] = content["results"]
+    several = len({result["backend"] for result in found}) > 1
+    lines = [table(found)]
+    if content["settings"]["forced"] is not None:
+        forced = content["settings"]["forced"]
+        lines += [
+            f"FORCED: steps kept as many tokens as {forced['model']}'s did in {forced['file']}; this model's heads had "
+            "no say, and the answers mean nothing"
+        ]
+    cases = [*dict.fromkeys(map(_case, found))]
+    first = [one for one in found if (one["backend"], _case(one)) == (found[0]["backend"], cases[0])]
+    lines += [text for text in [categories(first)] if text]
+    for result in found:
+        where = f"{result['backend']}, {result['profile']}" if several else result["profile"]
+        if len(cases) > 1:
+            where += f", {_case(result).describe()}"
+        same = result["same_as_first"]
+        if same is not None and result["profile"] == PLAIN:
+            lines.append(f"{where}: {same['equal']} of {same['answers']} answers are {found[0]['backend']}'s")
+        for one in result["differences"]:
+            parted = Difference(**{name: value for name, value in one.items() if name not in ("prompt", "turn")})
+            lines.append(f"prompt {one['prompt']}, turn {one['turn']}, {where}: {parted.describe(tokenizer)}")
     return "\n".join(lines)
 
 
-def _categories(results: Sequence[dict[str, Any]]) -> str:
-    """Tokens per step of every tree in every category."""
-    names = list(results[0]["categories"])
-    width = max(len("tokens/step"), *map(len, names))
-    columns = [max(11, len(result["profile"]) + 2) for result in results]
-    heading = zip(results, columns, strict=True)
-    lines = [f"{'tokens/step':<{width}}  prompts" + "".join(f"{one['profile']:>{size}}" for one, size in heading)]
-    for name in names:
-        found = [result["categories"][name] for result in results]
-        cells = zip(found, columns, strict=True)
-        line = "".join(f"{_cell(one['tokens_per_step']):>{size}}" for one, size in cells)
-        lines.append(f"{name:<{width}}{found[0]['prompts']:>9}{line}")
-    return "\n".join(lines)
-
-
-def _cell(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.0f}" if value >= 100 else f"{value:.2f}"
+def _case(result: dict[str, Any]) -> Case:
+    return Case(result["prompt_length"], result["max_new_tokens"])

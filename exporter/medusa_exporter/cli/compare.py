@@ -14,15 +14,16 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import CapacityError, MedusaError
 
-from medusa_exporter import bench
-from medusa_exporter.cli.options import Progress, split_commas
+from medusa_exporter.bench.machine import versions
+from medusa_exporter.cli.options import Progress, choose_trees, split_commas
 from medusa_exporter.compare import recording, report
 from medusa_exporter.compare.accuracy import load_polygraphy
 from medusa_exporter.compare.outcome import Outcome
 from medusa_exporter.compare.recording import Side
 from medusa_exporter.compare.steps import Plan, Reference, Runner, Taken, room, walk
 from medusa_exporter.compare.tolerances import tolerance
-from medusa_exporter.files import write_json
+from medusa_exporter.files import check_output, write_json
+from medusa_exporter.prompts import load_prompts
 from medusa_exporter.verify import PROMPTS
 
 STEPS = 8
@@ -103,7 +104,7 @@ def command(
         raise click.UsageError("--save compares nothing yet; give --json with --against")
     for place in (save, output):
         if place is not None:
-            bench.check_output(place, bundle)
+            check_output(place, bundle)
     if save is None:
         load_polygraphy()  # before any work
     opened = Bundle.open(bundle)
@@ -137,7 +138,7 @@ def _plan(
 ) -> Plan:
     """Lay the prompts out; one that leaves no room for the steps behind it loses its end."""
     bundle = engines[0].bundle
-    trees = bench.choose_trees(bundle, [] if profile is None else [profile])
+    trees = choose_trees(bundle, [] if profile is None else [profile])
     tree = max(trees, key=lambda one: (one.size, one.name == f"tree-{one.size}"))  # fitted ones first
     context = min(engine.decoder.cache.context for engine in engines)
     longest = context - room(tree, steps)
@@ -147,7 +148,7 @@ def _plan(
             "--steps or a smaller tree with --profile"
         )
     prompts = []
-    conversations = list(PROMPTS)[:limit] if file is None else bench.load_prompts(file, limit)
+    conversations = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
     for number, turns in enumerate(conversations, start=1):
         ids = engines[0].encode(turns[0])
         if len(ids) > longest:
@@ -193,7 +194,7 @@ def _conclude(bundle: Bundle, plan: Plan, sides: list[Side], outcome: Outcome, o
     if output is not None:
         content: dict[str, Any] = {
             "bundle": {"name": bundle.root.name, "digest": bundle.manifest.digest},
-            "versions": bench.versions(),
+            "versions": versions(),
             "reference": asdict(sides[0]),
             "compared": asdict(sides[1]),
             "profile": plan.tree.name,

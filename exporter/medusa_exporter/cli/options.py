@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import click
+from medusa_profiles.profile import TreeProfile
+from medusa_runtime.bundle import Bundle
+from medusa_runtime.errors import BundleError
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -16,6 +19,20 @@ precision_option = click.option("--precision", help="Of the bundle's graphs. Def
 def split_commas(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Flatten an option that may be repeated or comma-separated, empty parts dropped."""
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def split_numbers(least: int) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[int, ...]]:
+    """Make a callback that flattens such an option of whole numbers, each once; `least` is the smallest allowed."""
+
+    def split(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+        numbers = []
+        for part in split_commas(context, parameter, values):
+            if not part.isascii() or not part.isdigit() or int(part) < least:
+                raise click.BadParameter(f"got {part!r}, expected whole numbers of at least {least}, as in 128,256")
+            numbers.append(int(part))
+        return tuple(dict.fromkeys(numbers))
+
+    return split
 
 
 def capacity_options(command: Command) -> Command:
@@ -40,6 +57,14 @@ def capacity_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def choose_trees(bundle: Bundle, names: Iterable[str]) -> list[TreeProfile]:
+    """Return the named trees of a bundle, each once, or all that it has. Raises BundleError."""
+    wanted = list(dict.fromkeys(names)) or bundle.manifest.profiles
+    if not wanted:
+        raise BundleError(f"{bundle.root} has no profiles, so no tree can be run; build it again with some")
+    return [bundle.profile(name) for name in wanted]
 
 
 class Progress:

@@ -14,11 +14,13 @@ from medusa_runtime.engine import Engine
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
 
-from medusa_exporter import bench
-from medusa_exporter.bench import Skipped, Turn
-from medusa_exporter.cli.options import precision_option, split_commas
-from medusa_exporter.files import write_json
+from medusa_exporter.bench.machine import versions
+from medusa_exporter.bench.runs import Runner, Turn
+from medusa_exporter.bench.walk import Skipped, converse
+from medusa_exporter.cli.options import choose_trees, precision_option, split_commas
+from medusa_exporter.files import check_output, write_json
 from medusa_exporter.precisions import FORMATS
+from medusa_exporter.prompts import load_prompts
 from medusa_exporter.quality import Quality, Text, as_table, measure
 from medusa_exporter.verify import (
     PROMPTS,
@@ -69,32 +71,44 @@ def command(
     both find the same token likeliest, KL divergence, perplexity.
     """
     if output is not None:
-        bench.check_output(output, bundle)
-    prompts = list(PROMPTS)[:limit] if file is None else bench.load_prompts(file, limit)
+        check_output(output, bundle)
+    prompts = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
     engine = Engine.load(bundle, profile=PLAIN, precision=precision)
     exact = is_exact(engine.decoder.backend.precision)
     if model is not None and not exact:
         raise click.UsageError(
             f"--model is compared with fp32, not with {engine.decoder.backend.precision}; leave out one of the two"
         )
-    trees = bench.choose_trees(engine.bundle, profiles)
+    trees = choose_trees(engine.bundle, profiles)
     reference = None if model is None else Reference(model, engine.bundle.model)
     texts: list[Text] = []
     tokens = 0
     found: list[dict[str, Any]] = []
     failures = 0
-    for turn in bench.walk(engine, prompts, trees, max_new_tokens=max_new_tokens, first_only=turns == "first"):
-        where = f"prompt {turn.prompt}/{len(prompts)}, turn {turn.turn}"
-        if isinstance(turn, Skipped):
-            click.echo(f"{where}: {turn.describe()}", err=True)
+    asked = converse(
+        {engine.decoder.backend.name: Runner(engine.decoder, trees, warm=False)},
+        engine.layout,
+        engine.bundle.model.context,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        first_only=turns == "first",
+    )
+    for answers in asked:
+        if isinstance(answers, Skipped):
+            where = f"prompt {answers.prompt}/{len(prompts)}, turn {answers.turn}"
+            click.echo(f"{where}: {answers.describe()}", err=True)
             continue
-        texts.append(Text(turn.prompt_ids, turn.plain.tokens))
-        tokens += len(turn.plain.tokens)
-        click.echo(f"{where}: {len(turn.prompt_ids)} tokens of prompt, {len(turn.plain.tokens)} answered", err=True)
+        (turn,) = answers.values()
+        question, plain = turn.question, turn.plain.tokens
+        where = f"prompt {question.prompt}/{len(prompts)}, turn {question.turn}"
+        texts.append(Text(question.ids, plain))
+        tokens += len(plain)
+        click.echo(f"{where}: {len(question.ids)} tokens of prompt, {len(plain)} answered", err=True)
         for subject, difference in _differences(engine, turn, reference, max_new_tokens):
             failures += difference.fails
-            found.append({"prompt": turn.prompt, "turn": turn.turn, "subject": subject, **asdict(difference)})
-            click.echo(f"prompt {turn.prompt}, turn {turn.turn}, {subject}: {difference.describe(engine.tokenizer)}")
+            found.append({"prompt": question.prompt, "turn": question.turn, "subject": subject, **asdict(difference)})
+            where = f"prompt {question.prompt}, turn {question.turn}"
+            click.echo(f"{where}, {subject}: {difference.describe(engine.tokenizer)}")
     if not texts:
         raise MedusaError(
             f"none of the {len(prompts)} prompts fits the context of {engine.bundle.model.context} tokens"
@@ -104,7 +118,7 @@ def command(
         content = {
             "bundle": {"name": engine.bundle.root.name, "digest": engine.bundle.manifest.digest},
             "model": model,
-            "versions": bench.versions(),
+            "versions": versions(),
             "profiles": [tree.name for tree in trees],
             "precision": engine.decoder.backend.precision,
             **tolerances(exact),
@@ -145,8 +159,8 @@ def _differences(
         yield f"{name} against plain decoding", difference
     if reference is None:
         return
-    expected = reference.answer(turn.prompt_ids, max_new_tokens)
+    expected = reference.answer(turn.question.ids, max_new_tokens)
     readers = next_logits(engine.decoder), reference.next_logits
-    parted = compare(turn.prompt_ids, expected, turn.plain.tokens, *readers)
+    parted = compare(turn.question.ids, expected, turn.plain.tokens, *readers)
     if parted is not None:
         yield "plain decoding against transformers", parted

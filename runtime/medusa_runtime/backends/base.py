@@ -53,6 +53,25 @@ def literal_step(ids: IntArray, length: int, logit_rows: IntArray) -> Step:
     )
 
 
+@dataclass(frozen=True)
+class BackendFacts:
+    """What a backend runs on, and what its steps read.
+
+    device: the processor's name. driver, capability: a GPU's driver and compute capability, "" elsewhere. library,
+    version: what runs the graph. weights: their bytes. row: bytes of one token's keys and values, all layers.
+    bandwidth: bytes a second of the device's memory, measured; None where it is not known.
+    """
+
+    device: str
+    driver: str
+    capability: str
+    library: str
+    version: str
+    weights: int
+    row: int
+    bandwidth: float | None
+
+
 class Backend(Protocol):
     """Runs steps on one device. What it returns is valid until its next run."""
 
@@ -61,6 +80,9 @@ class Backend(Protocol):
     model: ModelFacts
     heads: HeadFacts
     run_seconds: float  # how long the last run took, the device's own work; the rest of a step is the host's
+
+    def facts(self) -> BackendFacts:
+        """Describe device and library; may take a second, since memory is timed."""
 
     def allocate(self, batch: int, capacity: int) -> None:
         """Lay out zero-filled KV arenas for `batch` sequences of `capacity` rows each.

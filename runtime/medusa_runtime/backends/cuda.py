@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import re
+import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medusa_runtime.backends.device import DeviceFacts
 from medusa_runtime.errors import CapacityError, MedusaError, MissingExtraError
 
 INSTALL = "pip install 'medusa-export[gpu]'"
+COPIED = 512 << 20  # bytes at a time when the memory is timed: many times what a cache holds
 
 
 class CudaMemory:
@@ -38,6 +43,30 @@ class CudaDevice:
         self._out = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         properties = self._call("cudaGetDeviceProperties", index)
         self.compute_capability = (int(properties.major), int(properties.minor))
+        self._name = bytes(properties.name).partition(b"\0")[0].decode() or "GPU"
+
+    def facts(self) -> DeviceFacts:
+        """Name, driver, compute capability, and the memory's bandwidth (`bandwidth`)."""
+        cuda = f"CUDA {_version(int(self._call('cudaDriverGetVersion')))}"
+        release = _driver_release()
+        capability = "{}.{}".format(*self.compute_capability)
+        return DeviceFacts(self._name, f"{release} ({cuda})" if release else cuda, capability, self.bandwidth())
+
+    def bandwidth(self) -> float | None:
+        """Bytes a second that copies within the GPU read and write, the best of several; None without the memory."""
+        try:
+            source, target = self.allocate(COPIED), self.allocate(COPIED)
+        except CapacityError:
+            return None
+        best = float("inf")
+        for _ in range(5):
+            self.synchronize()
+            started = time.perf_counter()
+            for _ in range(4):
+                self.copy_rows(target.address, COPIED, source.address, COPIED, COPIED, 1)
+            self.synchronize()
+            best = min(best, (time.perf_counter() - started) / 4)
+        return 2 * COPIED / best
 
     def allocate(self, size: int) -> CudaMemory:
         """Zero-filled memory on the GPU."""
@@ -128,6 +157,16 @@ def _explained(cuda: Any, name: str, error: Any, what: str) -> MedusaError:
     if error in (codes.cudaErrorNoDevice, codes.cudaSuccess):  # success: there are none
         return MedusaError(f"no GPU found ({text}); {_REMEDY}")
     return MedusaError(f"the GPU failed: {text}; {_REMEDY}")
+
+
+def _driver_release() -> str:
+    """The driver's own version, from where Linux shows it; "" elsewhere."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    found = re.search(r"\s(\d+(?:\.\d+)+)\s", text)
+    return found[1] if found else ""
 
 
 def _version(number: int) -> str:

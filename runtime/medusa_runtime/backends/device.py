@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
@@ -20,11 +20,23 @@ class HostMemory(Memory, Protocol):
     array: NDArray[Any]  # (size,) uint8
 
 
+class DeviceFacts(NamedTuple):
+    """A device's name, its driver and compute capability ("" where there are none), bytes a second of its memory."""
+
+    name: str
+    driver: str
+    capability: str
+    bandwidth: float | None
+
+
 class Device(Protocol):
     """All work is queued in order; nothing waits but `read` and `synchronize`. Addresses are plain numbers."""
 
     kind: str  # the word that ONNX Runtime binds its memory under
     stream: int  # the queue's handle
+
+    def facts(self) -> DeviceFacts:
+        """Describe the device; its memory is timed by copies within it."""
 
     def allocate(self, size: int) -> Memory:
         """Zero-filled memory of the device's own. Raises CapacityError when it cannot be had."""

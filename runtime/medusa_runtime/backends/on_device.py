@@ -12,7 +12,7 @@ import numpy as np
 
 from medusa_runtime import contract
 from medusa_runtime.backends.arena import RowArena, Tensor
-from medusa_runtime.backends.base import FloatArray, IntArray, Outputs, Step
+from medusa_runtime.backends.base import BackendFacts, FloatArray, IntArray, Outputs, Step
 from medusa_runtime.backends.device import Device, Memory
 from medusa_runtime.backends.elements import BOOL, FLOAT32, INT32, element
 from medusa_runtime.backends.head_arena import HeadArena
@@ -145,6 +145,11 @@ class OnDevice(ABC):
         self._device.copy_rows(
             self._draft.address + sequence * self._state, self._state, source, self._state, self._state, 1
         )
+
+    def _described(self, library: str, version: str, weights: int) -> BackendFacts:
+        name, driver, capability, bandwidth = self._device.facts()
+        row = self.model.kv_bytes_per_token(self._element.size)
+        return BackendFacts(name, driver, capability, library, version, weights, row, bandwidth)
 
     def _ran(self) -> Binding:
         if self._binding is None:

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_runtime import contract
-from medusa_runtime.backends.base import FloatArray, Outputs, Step
+from medusa_runtime.backends.base import BackendFacts, FloatArray, Outputs, Step
+from medusa_runtime.backends.weights import weight_bytes
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
 from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
-from medusa_runtime.threads import default_threads
+from medusa_runtime.threads import default_threads, processor_name
 
 LEAST_VERSION = (1, 31)  # before it, TopK over no rows (a step without a draft) ends the process by SIGFPE
 
@@ -49,6 +50,7 @@ class OrtBackend:
         """Load `graph`; `threads` None means `threads.default_threads`."""
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.run_seconds = 0.0
+        self._graph = graph
         self._session = _session(graph, threads or default_threads())
         self._capacity = 0
         self._arena = np.zeros((2 * model.layers, model.kv_heads, 0, model.head_dim), dtype=np.float32)
@@ -57,6 +59,11 @@ class OrtBackend:
         self._bindings: WeakKeyDictionary[Step, _Binding] = WeakKeyDictionary()
         self._step: Step | None = None
         self._binding: _Binding | None = None  # that of `_step`, the last one run
+
+    def facts(self) -> BackendFacts:
+        """Describe processor and library; how fast its memory is, is not known."""
+        version, row = find_library("cpu").__version__, self.model.kv_bytes_per_token(self._arena.itemsize)
+        return BackendFacts(processor_name(), "", "", "onnxruntime", version, weight_bytes(self._graph), row, None)
 
     def allocate(self, batch: int, capacity: int) -> None:
         """Lay the arena out, keeping the rows that were there before. A batch of more than one raises CapacityError."""

@@ -7,12 +7,14 @@ from typing import Any
 
 from medusa_runtime import contract
 from medusa_runtime.backends.arena import Tensor
+from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.backends.device import Device
 from medusa_runtime.backends.elements import element
 from medusa_runtime.backends.head_arena import HeadArena
 from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
 from medusa_runtime.backends.ort import find_library, open_session
 from medusa_runtime.backends.step_memory import StepMemory
+from medusa_runtime.backends.weights import weight_bytes
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts
@@ -26,7 +28,7 @@ def load(bundle: Bundle, name: str, precision: str | None, threads: int | None) 
     from medusa_runtime.backends.cuda import CudaDevice
 
     facts, path = bundle.graph(name, precision)
-    weights = sum(file.stat().st_size for file in path.parent.glob("*.data"))  # at most
+    weights = weight_bytes(path)
     return OrtCudaBackend(path, bundle.model, bundle.heads, CudaDevice(), facts.precision, name=name, weights=weights)
 
 
@@ -54,6 +56,11 @@ class OrtCudaBackend(OnDevice):
         if contract.PAST_ROWS in {given.name for given in self._session.get_inputs()}:
             self._arenas = HeadArena
         self._graphs = 0
+        self._weights = weights
+
+    def facts(self) -> BackendFacts:
+        """Describe device and library."""
+        return self._described("onnxruntime", find_library("gpu").__version__, self._weights)
 
     def _served(self, shape: Shape) -> Shape:
         return shape

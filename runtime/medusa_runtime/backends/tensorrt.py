@@ -9,6 +9,7 @@ from typing import Any
 
 from medusa_runtime import flavour
 from medusa_runtime.backends.arena import Tensor
+from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.backends.cuda import CudaDevice
 from medusa_runtime.backends.elements import element
 from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
@@ -62,6 +63,11 @@ class TensorRtBackend(OnDevice):
         self._log = self._trt.Logger(self._trt.Logger.ERROR)
         self._runtime = self._trt.Runtime(self._log)
         self._loaded: dict[EngineFacts, _Engine] = {}
+
+    def facts(self) -> BackendFacts:
+        """Describe device and library; the weights are those of the engine that decodes plainly."""
+        plain = self._facts(Shape(1, 1, 1, draft=False, P=1))
+        return self._described(self.name, self._version, plain.size)
 
     def _served(self, shape: Shape) -> Shape:
         facts = self._facts(shape)

@@ -6,6 +6,7 @@ import ctypes
 from typing import Any
 
 import numpy as np
+from medusa_runtime.backends.device import DeviceFacts
 
 
 class Block:
@@ -22,6 +23,9 @@ class HostDevice:
     def __init__(self, free: int = 1 << 34) -> None:
         self.free = free
         self.copies: list[tuple[int, int]] = []  # (width, height) of each, as a test may want to know
+
+    def facts(self) -> DeviceFacts:
+        return DeviceFacts("host", "", "", 2e9)
 
     def allocate(self, size: int) -> Block:
         return Block(size)

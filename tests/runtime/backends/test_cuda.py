@@ -46,6 +46,67 @@ def test_without_a_driver_that_is_said() -> None:
     assert "no NVIDIA driver found" in str(cuda._explained(library, "cudaGetDeviceCount", 2, ""))
 
 
+class FakeCuda:
+    """Enough of the library to describe a GPU: every call succeeds, a copy takes what `seconds` says."""
+
+    cudaError_t: Any = SimpleNamespace(cudaSuccess=0, cudaErrorMemoryAllocation=2, cudaErrorInsufficientDriver=35)
+    cudaStreamNonBlocking = 1
+    cudaMemcpyKind: Any = SimpleNamespace(cudaMemcpyDefault=4, cudaMemcpyDeviceToHost=2)
+
+    def __init__(self, status: int = 0) -> None:
+        self.status, self.freed, self.copied = status, 0, 0
+
+    def cudaGetDeviceProperties(self, _index: int) -> tuple[int, Any]:
+        return 0, SimpleNamespace(major=9, minor=0, name=b"NVIDIA H100" + bytes(245))
+
+    def cudaStreamCreateWithFlags(self, _flags: int) -> tuple[int, int]:
+        return 0, 7
+
+    def cudaDriverGetVersion(self) -> tuple[int, int]:
+        return 0, 13000
+
+    def cudaMalloc(self, size: int) -> tuple[int, int]:
+        assert size == cuda.COPIED
+        return self.status, 4096
+
+    def cudaFree(self, _address: int) -> tuple[int]:
+        self.freed += 1
+        return (0,)
+
+    def cudaMemcpy2DAsync(self, *arguments: int) -> tuple[int]:
+        self.copied += arguments[4] * arguments[5]
+        return (0,)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: (0,)
+
+
+def test_a_gpu_is_described_and_its_memory_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeCuda()
+    monkeypatch.setattr(cuda, "_library", lambda: library)
+    monkeypatch.setattr(cuda, "_driver_release", lambda: "580.65.06")
+    clock = iter([0.0, 4e-3, 1.0, 1.0 + 2e-3, 2.0, 2.0 + 8e-3, 3.0, 3.0 + 3e-3, 4.0, 4.0 + 3e-3])
+    monkeypatch.setattr(cuda.time, "perf_counter", lambda: next(clock))
+    facts = CudaDevice().facts()
+    assert facts[:3] == ("NVIDIA H100", "580.65.06 (CUDA 13.0)", "9.0")
+    assert facts.bandwidth == pytest.approx(2 * 4 * cuda.COPIED / 2e-3)  # read and written, four times, at best
+    assert (library.copied, library.freed) == (20 * cuda.COPIED, 2)
+
+
+def test_a_full_gpu_is_described_without_its_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_library", lambda: FakeCuda(status=2))
+    monkeypatch.setattr(cuda, "_driver_release", lambda: "")
+    facts = CudaDevice().facts()
+    assert (facts.driver, facts.bandwidth) == ("CUDA 13.0", None)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_is_described() -> None:
+    facts = CudaDevice().facts()
+    assert facts.name and facts.driver and "." in facts.capability
+    assert facts.bandwidth is not None and facts.bandwidth > 1e10
+
+
 @pytest.mark.gpu
 def test_memory_copies_and_graphs() -> None:
     device = CudaDevice()

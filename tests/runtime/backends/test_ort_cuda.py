@@ -172,3 +172,10 @@ def test_what_does_not_fit_is_told_before_it_is_loaded(bundle: Bundle) -> None:
         CapacityError, match=r"needs about 3\.5 GB: weights 3\.0, keys and values of 512 tokens 0\.0, .*1\.0 GB"
     ):
         OrtCudaBackend(graph, bundle.model, bundle.heads, HostDevice(10**9), "fp16", weights=3 * 10**9)
+
+
+def test_device_library_and_sizes_are_told(bundle: Bundle) -> None:
+    _, graph = bundle.graph("ort-cuda", "fp16")
+    facts = OrtCudaBackend(graph, bundle.model, bundle.heads, HostDevice(), "fp16", weights=1234).facts()
+    assert (facts.device, facts.library, facts.weights, facts.bandwidth) == ("host", "onnxruntime", 1234, 2e9)
+    assert facts.row == 2 * bundle.model.layers * bundle.model.kv_row * 2

@@ -137,3 +137,11 @@ def test_an_engine_that_is_not_what_was_built_is_never_loaded(bundle: Bundle, tm
     chosen.allocate(1, 64)
     with pytest.raises(BundleError, match="is not the engine that was built"):
         Decoder(chosen).start(PROMPT)
+
+
+def test_the_weights_told_are_those_of_the_plain_engine(bundle: Bundle, tmp_path: Path) -> None:
+    chosen = backend(bundle, tmp_path)
+    facts = chosen.facts()
+    assert (facts.library, facts.version, facts.device) == ("tensorrt", "8.6.0", "host")
+    assert facts.weights == (tmp_path / "plain.engine").stat().st_size
+    assert facts.row == bundle.model.kv_bytes_per_token(4)

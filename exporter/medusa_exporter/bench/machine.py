@@ -1,0 +1,47 @@
+"""What figures were taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+from medusa_runtime.threads import default_threads, physical_cores, processor_name
+
+PACKAGES = (
+    "medusa-export",
+    "numpy",
+    "tokenizers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13-libs",
+    "cuda-bindings",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxscript",
+)
+
+
+def machine(threads: int | None) -> dict[str, Any]:
+    """Describe the machine; threads: those asked for, None for the default."""
+    return {
+        "cpu": processor_name(),
+        "cores": physical_cores(),
+        "processors": os.cpu_count(),
+        "threads": threads or default_threads(),
+        "platform": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape bundle and run, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,83 @@
+"""The JSON of a run: one result for each backend, profile, prompt length and output length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from medusa_profiles.profile import TreeProfile
+
+from medusa_exporter.bench.figures import aggregate, by_category
+from medusa_exporter.bench.runs import Turn
+from medusa_exporter.bench.walk import Answers
+from medusa_exporter.bench.worker import Opened
+from medusa_exporter.verify import is_exact, tolerances
+
+SCHEMA = 1
+
+
+class Case(NamedTuple):
+    """What a cell has beside backend and profile. prompt_length: tokens; None: the prompts are as the file has them."""
+
+    prompt_length: int | None
+    max_new_tokens: int
+
+    def describe(self) -> str:
+        """Say it in a few words."""
+        prompts = "prompts as they are" if self.prompt_length is None else f"prompts of {self.prompt_length} tokens"
+        return f"{prompts}, {self.max_new_tokens} new tokens"
+
+
+def backend_facts(opened: Opened) -> dict[str, Any]:
+    """What ran: device, library, precision, and what counts as a tie there."""
+    return {
+        **asdict(opened.facts),
+        "precision": opened.precision,
+        "context": opened.context,
+        **tolerances(is_exact(opened.precision)),
+    }
+
+
+def results(
+    case: Case,
+    answers: Sequence[Answers],
+    backends: Mapping[str, Opened],
+    trees: Sequence[TreeProfile],
+    categories: Sequence[str | None],
+    *,
+    ends: bool,
+) -> list[dict[str, Any]]:
+    """All results of one case. ends: whether answers end by themselves.
+
+    What two backends share is told of the prompts that both answered; their rates are over all that each of them did,
+    and one that has failed did fewer.
+    """
+    of_backend = {name: [turns[name] for turns in answers if name in turns] for name in backends}
+    modes = [TreeProfile.plain(), *trees]
+    found = {
+        (name, mode.name): {"backend": name, "precision": backends[name].precision, **case._asdict()}
+        | aggregate(turns, mode, ends=ends)
+        | {"categories": by_category(turns, mode, categories)}
+        for name, turns in of_backend.items()
+        if turns
+        for mode in modes
+    }
+    plain = {name: found[name, modes[0].name]["tokens_per_second"] or 0.0 for name in of_backend if of_backend[name]}
+    best = max(plain, key=lambda name: plain[name], default="")
+    first = next(iter(backends))
+    for (name, mode), result in found.items():
+        rate, facts = result["tokens_per_second"], backends[name].facts
+        result["best_plain"] = best
+        result["speedup_over_best"] = rate / plain[best] if rate and plain[best] else None
+        read = facts.weights + facts.row * (result["kv_length"] or 0.0)
+        result["bound_ms"] = 1e3 * read / facts.bandwidth if facts.bandwidth else None
+        result["same_as_first"] = None if name == first else _same(answers, first, name, mode)
+    return list(found.values())
+
+
+def _same(answers: Sequence[Answers], first: str, name: str, mode: str) -> dict[str, int]:
+    """How many answers are token for token the first backend's, and of how many."""
+    both: list[tuple[Turn, Turn]] = [(turns[first], turns[name]) for turns in answers if {first, name} <= turns.keys()]
+    equal = sum(one.run(mode).tokens == other.run(mode).tokens for one, other in both)
+    return {"answers": len(both), "equal": equal}

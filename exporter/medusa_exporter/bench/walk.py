@@ -1,0 +1,89 @@
+"""From prompts to turns: every backend answers a prompt before the next one is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from medusa_runtime.errors import PromptError
+from medusa_runtime.layout import Layout
+
+from medusa_exporter.bench.runs import Question, Turn, rotated
+from medusa_exporter.prompts import Turns
+
+Answers = dict[str, Turn]  # by backend, in the order in which these were named
+
+
+class Answerer(Protocol):
+    """A backend that takes questions; it gives None from the moment on when it has failed."""
+
+    def answer(self, question: Question, shift: int) -> Turn | None:
+        """Answer by plain decoding and by every tree."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A message that leaves no room for an answer: `tokens` of prompt against the model's `context`."""
+
+    prompt: int
+    turn: int
+    tokens: int
+    context: int
+
+    def describe(self) -> str:
+        """Say in a few words what was skipped and why."""
+        return f"SKIPPED, {self.tokens} tokens of prompt leave no room in the context of {self.context}"
+
+
+def converse(
+    backends: Mapping[str, Answerer],
+    layout: Layout,
+    context: int,
+    conversations: Iterable[Turns],
+    *,
+    max_new_tokens: int,
+    first_only: bool = False,
+    ends: bool = True,
+) -> Iterator[Answers | Skipped]:
+    """Ask every user message of every conversation; ends when no backend is left.
+
+    All answer the same tokens: from the second message on, the conversation holds the first backend's plain answers. A
+    message too long for the context is skipped, with what follows it. Raises PromptError naming the prompt that
+    cannot be laid out.
+    """
+    for number, turns in enumerate(conversations, start=1):
+        messages: list[dict[str, str]] = []
+        for turn, text in enumerate(turns[:1] if first_only else turns, start=1):
+            messages.append({"role": "user", "content": text})
+            try:
+                ids = layout.encode(messages)
+            except PromptError as error:
+                raise PromptError(f"prompt {number}, turn {turn}: {error}") from error
+            if len(ids) >= context:
+                yield Skipped(number, turn, len(ids), context)
+                break
+            answers = ask(backends, Question(number, turn, tuple(ids), max_new_tokens, ends))
+            if not answers:
+                return
+            yield answers
+            plain = next(iter(answers.values())).plain
+            messages.append({"role": "assistant", "content": layout.tokenizer.decode(plain.tokens)})
+
+
+def ask_each(
+    backends: Mapping[str, Answerer], prompts: Iterable[Sequence[int]], max_new_tokens: int
+) -> Iterator[Answers]:
+    """Ask prompts of token ids, each answered with exactly `max_new_tokens`; ends when no backend is left."""
+    for number, ids in enumerate(prompts, start=1):
+        answers = ask(backends, Question(number, 1, tuple(ids), max_new_tokens, ends=False))
+        if not answers:
+            return
+        yield answers
+
+
+def ask(backends: Mapping[str, Answerer], question: Question) -> Answers:
+    """Let every backend answer, one after the other; who comes first rotates from prompt to prompt."""
+    shift = question.prompt - 1
+    found = {name: backends[name].answer(question, shift) for name in rotated([*backends], shift)}
+    return {name: turn for name in backends if (turn := found[name]) is not None}

@@ -1,0 +1,102 @@
+"""A backend in a process of its own: two libraries never share one, and one that dies takes no other with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+from medusa_profiles.profile import ProfileError, TreeProfile
+from medusa_runtime.accept import RULES
+from medusa_runtime.backends import load_backend
+from medusa_runtime.backends.base import BackendFacts
+from medusa_runtime.bundle import Bundle
+from medusa_runtime.decoder import Decoder
+from medusa_runtime.errors import MedusaError
+
+from medusa_exporter.bench.recording import Recording
+from medusa_exporter.bench.runs import Question, Runner, Turn
+
+
+class Opened(NamedTuple):
+    """A loaded backend. context: tokens that it takes, fewer than the model's where it was built for fewer."""
+
+    facts: BackendFacts
+    precision: str
+    context: int
+
+
+class Worker:
+    """One backend, loaded once, that answers questions; `failure` says in one sentence why it does so no more."""
+
+    def __init__(self, name: str) -> None:
+        """Start nothing yet."""
+        self.name = name
+        self.failure: str | None = None
+        self._executor = start_process()
+
+    def open(
+        self,
+        bundle: Bundle,
+        precision: str | None,
+        threads: int | None,
+        trees: Sequence[TreeProfile],
+        recording: Recording | None,
+    ) -> Opened | None:
+        """Load the backend and warm it up; None where it failed."""
+        opened: Opened | None = self._call(_open, self.name, bundle, precision, threads, trees, recording)
+        return opened
+
+    def answer(self, question: Question, shift: int) -> Turn | None:
+        """Answer by plain decoding and by every tree; None where it has failed."""
+        turn: Turn | None = self._call(_answer, self.name, question, shift)
+        return turn
+
+    def close(self) -> None:
+        """End the process."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self.failure is not None:
+            return None
+        try:
+            return self._executor.submit(function, *arguments).result()
+        except BrokenExecutor:
+            self.failure = (
+                f"backend {self.name}: its process died (killed, out of memory, or a crash of its library); look at "
+                f"what it printed, and try it alone: --backends {self.name}"
+            )
+        except (MedusaError, ProfileError, OSError) as error:
+            self.failure = f"backend {self.name}: {error}"
+        except Exception as error:  # a library raises what it likes, and the other backends are to go on
+            text = " ".join(str(error).split())[:300]
+            self.failure = (
+                f"backend {self.name}: unexpected {type(error).__name__}: {text}; try it alone: --backends {self.name}"
+            )
+        return None
+
+
+def start_process() -> Executor:
+    """A process that begins anew, with nothing of this one in its memory: a GPU's state does not survive a fork."""
+    return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+
+
+_runners: dict[str, Runner] = {}  # of this process: one, by its backend's name
+
+
+def _open(
+    name: str,
+    bundle: Bundle,
+    precision: str | None,
+    threads: int | None,
+    trees: Sequence[TreeProfile],
+    recording: Recording | None,
+) -> Opened:
+    backend = load_backend(bundle, name, precision, threads)
+    _runners[name] = Runner(Decoder(backend, accept=RULES["greedy"]), trees, recording)
+    return Opened(backend.facts(), backend.precision, backend.model.context)
+
+
+def _answer(name: str, question: Question, shift: int) -> Turn | None:
+    return _runners[name].answer(question, shift)

@@ -1,0 +1,71 @@
+"""Ratios: within a backend, between backends, between runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from medusa_exporter.report.compare import Page
+from medusa_exporter.report.read import read_runs
+
+from .made import content, written
+
+
+def page(folder: Path, *contents: dict[str, Any]) -> Page:
+    return Page(read_runs([written(folder / f"{number}.json", one) for number, one in enumerate(contents)]))
+
+
+def test_backends_of_one_run(tmp_path: Path) -> None:
+    found = page(tmp_path, content({"ort-cuda": 2.0, "tensorrt": 1.0}))
+    first, second = found.headlines()
+    assert [found.label(one.series) for one in (first, second)] == ["ort-cuda fp16", "tensorrt fp16"]
+    assert first.tree.profile == second.tree.profile == "chain-2"  # 2.5 times, the pair 1.6 times
+    assert (first.speedup.middle, first.speedup.cases) == (pytest.approx(2.5), 2)
+    assert first.over_best is not None
+    assert second.over_best is not None
+    assert (first.over_best.middle, second.over_best.middle) == pytest.approx((1.25, 2.5))
+    assert not first.foreign
+    (pair,) = found.pairs()
+    assert (pair.above[1], pair.below[1], pair.same_run, pair.same_device) == ("tensorrt", "ort-cuda", True, True)
+    assert pair.plain is not None
+    assert pair.trees is not None
+    assert (pair.plain.middle, pair.trees.middle) == pytest.approx((2.0, 2.0))
+
+
+def test_what_is_of_two_runs_is_marked(tmp_path: Path) -> None:
+    found = page(tmp_path, content({"ort-cuda": 2.0}), content({"tensorrt": 1.0}, (400, 900)))
+    first, second = found.headlines()
+    assert found.label(first.series) == "A: ort-cuda fp16"
+    assert (first.foreign, second.foreign) == (True, False)
+    assert first.over_best is not None
+    assert (first.over_best.least, first.over_best.most) == pytest.approx((1.25, 2.5))  # alone in the case of 100
+    (pair,) = found.pairs()
+    assert not pair.same_run
+    assert pair.plain is not None
+    assert pair.plain.cases == 1  # the case that both have
+    assert [case.prompt_length for case in found.cases] == [100, 400, 900]
+
+
+def test_no_backend_is_measured_against_another_device_s_plain_decoding(tmp_path: Path) -> None:
+    found = page(tmp_path, content({"ort-cuda": 2.0}), content({"tensorrt": 1.0}, device="RTX 3060"))
+    first = found.headlines()[0]
+    assert first.over_best == first.speedup
+    assert not first.foreign
+    (pair,) = found.pairs()
+    assert not pair.same_device
+
+
+def test_backends_without_a_common_case_or_tree_are_not_compared(tmp_path: Path) -> None:
+    apart = page(tmp_path, content({"ort-cuda": 2.0}, (100,)), content({"tensorrt": 1.0}, (400,)))
+    assert apart.pairs() == []
+    plain = content({"ort-cuda": 2.0, "tensorrt": 1.0})
+    plain["results"] = [one for one in plain["results"] if one["profile"] == "plain"]
+    bare = page(tmp_path, plain)
+    assert bare.headlines() == []
+    (pair,) = bare.pairs()
+    assert pair.trees is None
+    assert pair.plain is not None
+    series = bare.series[0]
+    assert bare.best_tree(series) is None
+    assert bare.chosen(series, bare.cases[0], tree=True) is None

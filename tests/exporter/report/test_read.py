@@ -1,0 +1,100 @@
+"""What the report takes, and the sentence with which it refuses all else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from medusa_exporter.bench.record import Case
+from medusa_exporter.report.read import ReportError, read_runs
+
+from .made import content, written
+
+
+def test_runs_are_lettered_and_their_cells_read(tmp_path: Path) -> None:
+    files = [
+        written(tmp_path / f"{name}.json", content({name: ms})) for name, ms in (("ort-cuda", 2.0), ("tensorrt", 1.5))
+    ]
+    one, two = read_runs(files)
+    assert (one.letter, one.file, two.letter, two.model) == ("A", "ort-cuda.json", "B", "tiny")
+    assert [(cell.profile, cell.case) for cell in two.cells] == [
+        (name, Case(length, 13)) for length in (100, 400) for name in ("plain", "pair", "chain-2")
+    ]
+    cell = two.cells[2]
+    assert cell.series == ("B", "tensorrt", "fp16")
+    assert (cell.tokens_per_step, cell.overhead, cell.speedup) == pytest.approx((3.0, 1.2, 2.5))
+    assert cell.step_ms["p50"] == pytest.approx(1.8)
+    assert two.device("tensorrt") == "H100"
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The content with one value put in, or with `value` KeyError taken out."""
+    whole = copy.deepcopy(content({"ort-cuda": 2.0}))
+    place: Any = whole
+    *way, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+    for part in way:
+        place = place[part]
+    if value is KeyError:
+        del place[last]
+    else:
+        place[last] = value
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("[]", "has schema None, this version reads 1"),
+        ("{", "is not valid JSON"),
+        ('{"schema": NaN}', "NaN is no number"),
+        ("[" * 100_000, "is not valid JSON"),
+        (changed("schema", 2), "has schema 2, this version reads 1"),
+        (changed("schema", True), "has schema True"),
+        (changed("results", []), r"results is \[\], expected a list of at least one"),
+        (changed("results", KeyError), "lacks 'results'"),
+        (changed("results/1/speedup", "fast"), r"results\[1\]\.speedup is 'fast', expected a number of at least 0"),
+        (changed("results/1/speedup", -1), "expected a number of at least 0"),
+        (changed("results/1/speedup", KeyError), "lacks 'speedup'"),
+        (changed("results/0/nodes", 1.5), r"results\[0\]\.nodes is 1.5, expected a whole number"),
+        (changed("results/0/step_ms/p99", KeyError), "lacks 'p99'"),
+        (changed("results/0/step_ms", 3), r"results\[0\]\.step_ms is 3, expected an object"),
+        (changed("results/0/profile", ""), r"results\[0\]\.profile is '', expected a text"),
+        (changed("results/0/backend", "abacus"), "a result's backend is 'abacus', expected one of ort-cuda"),
+        (changed("results/0/same_as_first", {"equal": 1}), "lacks 'answers'"),
+        (changed("backends/ort-cuda/device", KeyError), "lacks 'device'"),
+        (changed("backends/ort-cuda/bandwidth", "2 TB"), "bandwidth is '2 TB'"),
+        (changed("backends/ort-cuda", None), "backends.ort-cuda is None, expected an object"),
+        (changed("settings/forced", {"file": "x"}), "lacks 'model'"),
+        (changed("machine", KeyError), "lacks 'machine'"),
+        (changed("machine/cpu", KeyError), "lacks 'cpu'"),
+        (changed("bundle/model", 7), "bundle.model is 7"),
+    ],
+)
+def test_what_is_no_bench_s_is_refused_in_one_sentence(tmp_path: Path, what: object, words: str) -> None:
+    file = tmp_path / "some.json"
+    file.write_text(what if isinstance(what, str) else json.dumps(what))
+    with pytest.raises(ReportError, match=words) as refused:
+        read_runs([file])
+    assert str(refused.value).startswith(str(file))
+    assert "give files that medusa-export bench --json wrote" in str(refused.value)
+
+
+def test_figures_may_be_missing_where_no_step_was_taken(tmp_path: Path) -> None:
+    (run,) = read_runs([written(tmp_path / "some.json", changed("results/1/speedup", None))])
+    assert run.cells[1].speedup is None
+
+
+def test_files_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    one, same = (written(tmp_path / name, content({"ort-cuda": 2.0})) for name in ("one.json", "same.json"))
+    with pytest.raises(ReportError, match=r"same\.json is the same run as .*one\.json; name each once"):
+        read_runs([one, same])
+    other = written(tmp_path / "other.json", changed("bundle/model", "large"))
+    with pytest.raises(ReportError, match=r"other\.json measures large, .*one\.json measures tiny; make a report of"):
+        read_runs([one, other])
+    with pytest.raises(ReportError, match="got 27 files, expected 26 at most"):
+        read_runs([one] * 27)
+    with pytest.raises(ReportError, match="cannot be read"):
+        read_runs([tmp_path])
