@@ -16,7 +16,9 @@ from medusa_runtime import flavour
 from medusa_runtime.errors import BundleError
 
 FLAVOURS = tuple(flavour.MODULES)
-COMPUTING = ("ELEMENTWISE", "UNARY", "REDUCE", "SOFTMAX", "ACTIVATION", "MATRIX_MULTIPLY")
+# What a weakly typed network is held to in fp32: softmax and norms, and what is as wide as the residual stream, (B, T, H):
+# its sums. Held to it for more (rope and scores, of four axes) 8.6 finds no implementation for a tree's graph.
+HELD, STREAM_AXES = ("SOFTMAX", "REDUCE", "UNARY"), 3
 TARGET = re.compile(r"sm(\d{2,3})")
 
 
@@ -76,11 +78,14 @@ class Flavour:
             return
         config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
         config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+        held = {getattr(trt.LayerType, name) for name in HELD}
         for index in range(network.num_layers):
             layer = network.get_layer(index)
             outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
-            computes = layer.type in {getattr(trt.LayerType, name) for name in COMPUTING}
-            if computes and all(output is not None and output.dtype == trt.DataType.FLOAT for output in outputs):
+            if not all(output is not None and output.dtype == trt.DataType.FLOAT for output in outputs):
+                continue
+            stream = layer.type == trt.LayerType.ELEMENTWISE and len(outputs[0].shape) == STREAM_AXES
+            if stream or layer.type in held:
                 layer.precision = trt.DataType.FLOAT
 
     def check_targets(self, targets: Sequence[str]) -> None:
