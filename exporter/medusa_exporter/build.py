@@ -55,6 +55,7 @@ def build(
     backends: tuple[str, ...] = BACKENDS,
     precisions: tuple[str, ...] = (),
     profiles: tuple[str, ...] = (),
+    batch: int = 1,
     force: bool = False,
     report: Report = lambda _line: None,
 ) -> BuildResult:
@@ -63,15 +64,15 @@ def build(
     model: hub name, folder or GGUF file. heads: folder or hub name. precisions: one graph for each that a backend runs;
     none means each backend's usual one.
     profiles: names of shipped trees or .toml files; empty means every shipped tree that the heads reach, and of
-    TensorRT's graphs for trees the one of the size that suits a GPU. `report` gets a line as each stage begins. Raises
-    MedusaError or ProfileError before any work for what cannot be built; an interrupted build leaves the old bundle, or
-    none.
+    TensorRT's graphs for trees the one of the size that suits a GPU. batch: sequences that each of TensorRT's steps
+    takes; other graphs are not fixed to any number. `report` gets a line as each stage begins. Raises MedusaError or
+    ProfileError before any work for what cannot be built; an interrupted build leaves the old bundle, or none.
     """
     pairs = choose(backends, precisions)
     source = ModelSource.resolve(model)
     count, *_ = read_head_facts(heads)
     trees = choose_profiles(profiles, count)
-    steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch=1)
+    steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch)
     sources = describe_sources(source, heads, graph_files(pairs, steps), trees)
     if not force and (manifest := unchanged(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)

@@ -41,6 +41,14 @@ from medusa_exporter.sources import read_manifest
     callback=split_commas,
     help="Trees: names of shipped ones or .toml files. Default: every shipped tree that the heads reach.",
 )
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Sequences that a step of TensorRT's engines takes. More than one is for callers of the backend itself: the "
+    "decoder takes one.",
+)
 @capacity_options
 @click.option(
     "--no-engines",
@@ -56,6 +64,7 @@ def command(
     backends: tuple[str, ...],
     precisions: tuple[str, ...],
     profiles: tuple[str, ...],
+    batch: int,
     max_length: int | None,
     static_capacity: int | None,
     targets: tuple[str, ...],
@@ -80,6 +89,7 @@ def command(
         backends=backends,
         precisions=precisions,
         profiles=profiles,
+        batch=batch,
         force=force,
         report=progress.report,
     )

@@ -16,8 +16,8 @@ from medusa_runtime import flavour
 from medusa_runtime.errors import BundleError
 
 FLAVOURS = tuple(flavour.MODULES)
-# What a weakly typed network is held to in fp32: softmax, norms, and the sums of the residual stream, (B, T, H). Held to
-# it for more (rope and scores, which have four axes) 8.6 finds no implementation for a tree's graph.
+# What a weakly typed network is held to in fp32: softmax, norms, and the sums of the residual stream, (B, T, H). Held
+# to it for more (rope and scores, which have four axes) 8.6 finds no implementation for a tree's graph.
 HELD, STREAM_AXES = ("SOFTMAX", "REDUCE", "UNARY"), 3
 TARGET = re.compile(r"sm(\d{2,3})")
 

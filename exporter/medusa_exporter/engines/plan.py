@@ -24,10 +24,9 @@ class StepSize:
 
     @property
     def name(self) -> str:
-        """What the files of it are called: "plain", "prefill" or "t<nodes>"."""
-        if self.draft:
-            return f"t{self.nodes}"
-        return "plain" if self.nodes == 1 else "prefill"
+        """What its files are called: "plain", "prefill" or "t<nodes>"; with several sequences "-b<batch>" behind it."""
+        kind = f"t{self.nodes}" if self.draft else "plain" if self.nodes == 1 else "prefill"
+        return kind if self.batch == 1 else f"{kind}-b{self.batch}"
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ def test_one_size_is_one_engine_and_plain_and_prefill_come_always() -> None:
         StepSize(2, 8, 8, draft=True),
     ]
     assert [size.name for size in step_sizes(trees, batch=1)] == ["plain", "prefill", "t4", "t8"]
+    assert [size.name for size in step_sizes(trees, batch=2)] == ["plain-b2", "prefill-b2", "t4-b2", "t8-b2"]
     assert StepSize(2, 8, 8, draft=True).sizes == {"B": 2, "T": 8, "R": 8, "N": 2}
     assert StepSize(2, 1, 1, draft=False).sizes["N"] == 0
 

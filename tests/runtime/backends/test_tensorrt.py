@@ -25,7 +25,12 @@ from medusa_runtime.errors import BundleError, CapacityError
 from . import fake_tensorrt
 from .host_device import HostDevice
 
-STEPS = {"plain": (1, 1, False), "prefill": (PREFILL_CHUNK, 1, False), "t4": (4, 4, True), "t64": (64, 64, True)}
+STEPS: dict[str, tuple[Any, ...]] = {
+    "plain": (1, 1, False),
+    "prefill": (PREFILL_CHUNK, 1, False),
+    "t4": (4, 4, True),
+    "t64": (64, 64, True),
+}
 PROMPT = [5, 9, 17, 3, 44, 23]
 
 
@@ -53,9 +58,11 @@ def bundle(tiny_engines: Path) -> Bundle:
     return Bundle.open(tiny_engines)
 
 
-def engines(bundle: Bundle, folder: Path, **other: Any) -> dict[EngineFacts, Path]:
+def engines(
+    bundle: Bundle, folder: Path, steps: dict[str, tuple[Any, ...]] = STEPS, **other: Any
+) -> dict[EngineFacts, Path]:
     found = {}
-    for name, (nodes, rows, draft) in STEPS.items():
+    for name, (nodes, rows, draft) in steps.items():
         graph, engine = bundle.root / f"graphs/tensorrt-fp32-{name}.onnx", folder / f"{name}.engine"
         data = str(graph).encode()
         engine.write_bytes(data)
@@ -67,9 +74,9 @@ def engines(bundle: Bundle, folder: Path, **other: Any) -> dict[EngineFacts, Pat
     return found
 
 
-def backend(bundle: Bundle, folder: Path, **other: Any) -> TensorRtBackend:
+def backend(bundle: Bundle, folder: Path, steps: dict[str, tuple[Any, ...]] = STEPS, **other: Any) -> TensorRtBackend:
     device: Any = Gpu()
-    return TensorRtBackend(engines(bundle, folder, **other).items(), bundle.model, bundle.heads, device)
+    return TensorRtBackend(engines(bundle, folder, steps, **other).items(), bundle.model, bundle.heads, device)
 
 
 def answer(decoder: Decoder, prompt: list[int]) -> list[int]:
