@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,18 +173,21 @@ def seal(
     graphs: dict[str, GraphFacts],
     profiles: Iterable[str],
     sources: dict[str, Any],
+    known: Mapping[str, FileFacts] | None = None,
 ) -> Manifest:
     """Hash every file under `folder`, then write its manifest in one move, last of all.
 
-    Raises BundleError for a file that a bundle cannot hold and for facts that contradict each other.
+    known: files, by name, whose digests stand and are not taken again. Raises BundleError for a file that a bundle
+    cannot hold and for facts that contradict each other.
     """
     root = folder.resolve(strict=True)
     (root / _SCRATCH).unlink(missing_ok=True)  # left by a run that was cut off
     names = sorted(set(_walk(root)) - {FILE_NAME})
     for name in names:
         check_path("a file's path", name)
-    paths = [_inside(root, name) for name in names]
-    found = zip(names, paths, _digests(paths), strict=True)
+    paths = {name: _inside(root, name) for name in names if name not in (known or {})}
+    digests = zip(paths, _digests([*paths.values()]), strict=True)
+    files = dict(known or {}) | {name: FileFacts(paths[name].stat().st_size, digest) for name, digest in digests}
     manifest = Manifest(
         schema=SCHEMA,
         producer=producer,
@@ -192,7 +195,7 @@ def seal(
         heads=heads,
         graphs=graphs,
         profiles=tuple(profiles),
-        files={name: FileFacts(path.stat().st_size, digest) for name, path, digest in found},
+        files={name: files[name] for name in names},
         sources=sources,
     )
     with (root / _SCRATCH).open("wb") as file:

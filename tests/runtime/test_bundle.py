@@ -6,6 +6,7 @@ import os
 import shutil
 
 import pytest
+from medusa_runtime import bundle
 from medusa_runtime.bundle import Bundle, seal, verify_sizes
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
@@ -242,6 +243,19 @@ def test_seal_refuses_what_a_bundle_cannot_hold(folder, tmp_path):
         build(folder, profiles=["absent"])
     assert (folder / "manifest.json").read_bytes() == before
     Bundle.open(folder)
+
+
+def test_seal_takes_no_digest_that_stands_again(folder, monkeypatch):
+    manifest = Bundle.open(folder).manifest
+    hashed = []
+    digests = bundle._digests
+    monkeypatch.setattr(bundle, "_digests", lambda paths: (hashed.extend(paths), digests(paths))[1])
+    (folder / "graphs/late").write_bytes(b"new")
+    known = {name: one for name, one in manifest.files.items() if not name.startswith("profiles/")}
+    sealed = build(folder, known=known)
+    assert {path.relative_to(folder.resolve()).as_posix() for path in hashed} == sealed.files.keys() - known.keys()
+    assert sealed.files["graphs/late"].size == 3
+    assert Bundle.open(folder).manifest == sealed
 
 
 def test_verify_sizes(folder):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medusa_runtime.bundle import Bundle, seal
 from medusa_runtime.engine_facts import EngineFacts
 from medusa_runtime.errors import BundleError
+from medusa_runtime.facts import FileFacts
 from medusa_runtime.manifest import Manifest
 
 from medusa_exporter.engines import flavours
@@ -61,37 +62,30 @@ def make_engines(
     graphs = [name for step, name in found.items() if not steps or step in steps]
     if not graphs:
         raise BundleError(f"{folder} has no graphs for {facts.key}; build it with --backend {backend}")
-    built = []
+    built, manifest = [], bundle.manifest
     for number, name in enumerate(graphs, start=1):
         stem = f"{FOLDER}/{Path(name).stem}"
-        graph_digest = bundle.manifest.files[name].sha256
-        if not force and _stands(bundle, stem, flavour, graph_digest, wanted):
+        if not force and _stands(bundle, stem, flavour, manifest.files[name].sha256, wanted):
             report(f"engine {number} of {len(graphs)}: {stem} is up to date")
             continue
         report(
             f"engine {number} of {len(graphs)}: build {stem} for {', '.join(wanted.targets)} (minutes for many layers)"
         )
-        _make(bundle, flavour, name, stem, facts.precision, wanted, graph_digest, report)
+        manifest = _make(bundle.root, manifest, flavour, name, facts.precision, wanted, report)
         built.append(stem)
     return built
 
 
 def _make(
-    bundle: Bundle,
-    flavour: Flavour,
-    graph: str,
-    stem: str,
-    precision: str,
-    wanted: Wanted,
-    graph_digest: str,
-    report: Report,
-) -> None:
-    started = time.monotonic()
-    (bundle.root / FOLDER).mkdir(exist_ok=True)
-    cache = bundle.root / FOLDER / f"{flavour.name}-{flavour.version}.cache"
+    root: Path, manifest: Manifest, flavour: Flavour, graph: str, precision: str, wanted: Wanted, report: Report
+) -> Manifest:
+    """Build the engine of one graph and list it; return the manifest that stands then."""
+    started, stem = time.monotonic(), f"{FOLDER}/{Path(graph).stem}"
+    (root / FOLDER).mkdir(exist_ok=True)
+    cache = root / FOLDER / f"{flavour.name}-{flavour.version}.cache"
     data, size = build_engine(
         flavour,
-        bundle.root / graph,
+        root / graph,
         precision,
         wanted.capacity,
         wanted.targets if flavour.ahead_of_time else (),
@@ -102,7 +96,7 @@ def _make(
         flavour=flavour.name,
         version=flavour.version,
         targets=wanted.targets,
-        graph=graph_digest,
+        graph=manifest.files[graph].sha256,
         engine=hashlib.sha256(data).hexdigest(),
         size=len(data),
         precision=precision,
@@ -115,14 +109,16 @@ def _make(
         most=wanted.capacity.most,
         seconds=round(time.monotonic() - started, 1),
     )
-    write_bytes(bundle.root / f"{stem}.engine", data)
-    write_bytes(bundle.root / f"{stem}.json", facts.to_bytes())
-    reseal(bundle.root, bundle.manifest)
+    write_bytes(root / f"{stem}.engine", data)
+    write_bytes(root / f"{stem}.json", facts.to_bytes())
+    new = {f"{stem}.engine", f"{stem}.json", cache.relative_to(root).as_posix()}
+    sealed = reseal(root, manifest, {name: one for name, one in manifest.files.items() if name not in new})
     report(f"  {len(data) / 1e6:.0f} MB in {facts.seconds:.0f} s")
+    return sealed
 
 
-def reseal(root: Path, manifest: Manifest) -> Manifest:
-    """List the files of a bundle anew, after engines have come to it."""
+def reseal(root: Path, manifest: Manifest, known: Mapping[str, FileFacts] | None = None) -> Manifest:
+    """List the files of a bundle anew, after engines have come to it. known: those that are as they were."""
     return seal(
         root,
         producer=manifest.producer,
@@ -131,6 +127,7 @@ def reseal(root: Path, manifest: Manifest) -> Manifest:
         graphs=manifest.graphs,
         profiles=manifest.profiles,
         sources=manifest.sources,
+        known=known,
     )
 
 
