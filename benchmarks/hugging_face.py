@@ -75,13 +75,14 @@ class HuggingFace:
         prompt = torch.tensor([list(ids)], device=self._model.device)
         given: dict[str, Any] = {"generation_config": transformers.GenerationConfig(do_sample=False, pad_token_id=0)}
         if self._cache is not None:
-            self._cache.reset()
             given["past_key_values"] = self._cache
         else:
             given["disable_compile"] = True
         clock = Clock()
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if self._cache is not None:
+                self._cache.reset()
             self._model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, streamer=clock, **given
             )

@@ -53,7 +53,8 @@ class Decoder:
         """Prefill a prompt and return the first token of its answer, forgetting whatever was decoded before.
 
         `stop_ids` None means the model's own end tokens. Raises PromptError for an empty prompt or an id outside the
-        vocabulary, CapacityError for one that leaves no room in the model's context.
+        vocabulary, CapacityError for one that leaves no room in the model's context, MedusaError where the backend
+        gives no logits worth the name.
         """
         model = self.backend.model
         ids = np.asarray(prompt, dtype=np.int64)
@@ -78,6 +79,7 @@ class Decoder:
         self.cache.reserve(ids.size)
         for first in range(0, ids.size, PREFILL_CHUNK):
             self._prefill(ids[first : first + PREFILL_CHUNK].astype(np.int32))
+        self._check_logits()
         self.sequence = Sequence(tuple(ids.tolist()), max_new_tokens, stop, model.context)
         return self.sequence.extend(self.backend.read_argmax())
 
@@ -99,6 +101,15 @@ class Decoder:
         self.cache.commit(path[: len(taken)])
         self.steps += 1
         return taken
+
+    def _check_logits(self) -> None:
+        """Refuse a prompt's logits that say nothing: what a graph in 16 bits gives when its numbers grow too large."""
+        logits, backend = self.backend.read_logits(0), self.backend
+        if not logits.min() < logits.max() < np.inf:  # not so with one that is no number
+            raise MedusaError(
+                f"{backend.name} gave logits from {logits.min()} to {logits.max()} in {backend.precision}: it does not "
+                "compute the model; look where that begins with medusa-export compare, take another precision"
+            )
 
     def _prefill(self, ids: IntArray) -> None:
         """Run one chunk of literal tokens under a causal mask and keep all its rows."""

@@ -7,6 +7,7 @@ from medusa_runtime import decoder as decoder_module
 from medusa_runtime import kv_cache
 from medusa_runtime.accept import Typical, greedy
 from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
+from medusa_runtime.errors import MedusaError
 
 from .decoding import CHAIN, check_invariants, decode, finish, random_prompt
 from .fake_backend import VOCAB, FakeBackend, logits_of, plain_answer, random_tree, state_of
@@ -149,7 +150,20 @@ def test_without_a_hidden_state_the_next_step_is_plain():
 def test_greedy_reads_no_logits():
     backend = FakeBackend()
     decode(Decoder(backend, CHAIN), [5, 6], 40)
-    assert backend.read_rows == []
+    assert backend.read_rows == [0]  # of the prompt, to see that they are numbers
+
+
+@pytest.mark.parametrize("logits", [[np.nan], [0.0], [np.inf, 1.0], [np.nan, 1.0]], ids=str)
+def test_logits_that_say_nothing_are_refused(logits, monkeypatch):
+    """As a graph in 16 bits gives them when a norm's squares are too large: every token would be number 0."""
+    backend = FakeBackend()
+    wrong = np.resize(logits, VOCAB).astype(np.float32)
+    monkeypatch.setattr(backend, "read_logits", lambda row: wrong)
+    decoder = Decoder(backend, CHAIN)
+    with pytest.raises(MedusaError, match=r"fake gave logits from .* in exact: it does not compute the model"):
+        decoder.start([5, 6])
+    with pytest.raises(MedusaError, match="start a prompt first"):
+        decoder.step()
 
 
 @pytest.mark.parametrize("seed", range(20))

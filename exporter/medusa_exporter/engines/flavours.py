@@ -16,9 +16,8 @@ from medusa_runtime import flavour
 from medusa_runtime.errors import BundleError
 
 FLAVOURS = tuple(flavour.MODULES)
-# What a weakly typed network is held to in fp32: softmax, norms, and the sums of the residual stream, (B, T, H). Held
-# to it for more (rope and scores, which have four axes) 8.6 finds no implementation for a tree's graph.
-HELD, STREAM_AXES = ("SOFTMAX", "REDUCE", "UNARY"), 3
+STREAM_AXES = 3  # of the residual stream: (B, T, H)
+HELD = ("SOFTMAX", "REDUCE", "UNARY")  # what a weakly typed network computes in fp32, see `_hold_types`
 TARGET = re.compile(r"sm(\d{2,3})")
 
 
@@ -70,7 +69,12 @@ class Flavour:
                 config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
 
     def _hold_types(self, config: Any, network: Any, precision: str) -> None:
-        """Let what the graph computes in fp32 be computed in fp32; the rest may take either type."""
+        """Hold to fp32 what 16 bits would spoil; the rest may take either type.
+
+        That is softmax, a norm's statistics, and what is made of two tensors of the residual stream's shape, (B, T, H):
+        the stream's own sums, and the squares in a norm, which go beyond fp16 where the stream has large elements (all
+        logits were 0). Held to more (rope, scores, a norm's gain) 8.6 finds no implementation for a tree's graph.
+        """
         trt = self.trt
         if precision == "bf16" and not hasattr(trt.BuilderFlag, "BF16"):
             raise BundleError(f"{self.name} {self.version} knows no bf16; take --precision fp16 or fp32")
@@ -84,8 +88,7 @@ class Flavour:
             outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
             if not all(output is not None and output.dtype == trt.DataType.FLOAT for output in outputs):
                 continue
-            stream = layer.type == trt.LayerType.ELEMENTWISE and len(outputs[0].shape) == STREAM_AXES
-            if stream or layer.type in held:
+            if layer.type in held or (layer.type == trt.LayerType.ELEMENTWISE and _of_the_stream(layer)):
                 layer.precision = trt.DataType.FLOAT
 
     def check_targets(self, targets: Sequence[str]) -> None:
@@ -97,6 +100,12 @@ class Flavour:
         for target in targets:
             if target not in known:
                 raise BundleError(f"{self.name} {self.version} knows no target {target!r}; expected some of {names}")
+
+
+def _of_the_stream(layer: Any) -> bool:
+    """Whether both things that a layer takes are as wide as the residual stream."""
+    one, other = (tuple(layer.get_input(index).shape) for index in range(2))
+    return one == other and len(one) == STREAM_AXES
 
 
 def find(name: str) -> Flavour:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
-from medusa_runtime.backends.on_device import FIRST_PAST
+from medusa_runtime.backends.on_device import FIRST_PAST, LEAST_NODES
 from medusa_runtime.decoder import PREFILL_CHUNK
 
 PREFILL_NODES = PREFILL_CHUNK  # tokens of a prompt that one step takes
+PLAIN_NODES = LEAST_NODES  # a plain step is padded to these
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class StepSize:
     @property
     def name(self) -> str:
         """What its files are called: "plain", "prefill" or "t<nodes>"; with several sequences "-b<batch>" behind it."""
-        kind = f"t{self.nodes}" if self.draft else "plain" if self.nodes == 1 else "prefill"
+        kind = f"t{self.nodes}" if self.draft else "plain" if self.nodes == PLAIN_NODES else "prefill"
         return kind if self.batch == 1 else f"{kind}-b{self.batch}"
 
     @property
@@ -38,7 +39,7 @@ def step_sizes(trees: Iterable[TreeProfile], batch: int) -> list[StepSize]:
     """Plain decoding, prefill, and one for each size of the trees, ascending."""
     sizes = sorted({tree.size for tree in trees if tree.size > 1})
     return [
-        StepSize(batch, 1, 1, draft=False),
+        StepSize(batch, PLAIN_NODES, 1, draft=False),
         StepSize(batch, PREFILL_NODES, 1, draft=False),
         *(StepSize(batch, size, size, draft=True) for size in sizes),
     ]

@@ -11,7 +11,7 @@ from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.backends.device import Device
 from medusa_runtime.backends.elements import element
 from medusa_runtime.backends.head_arena import HeadArena
-from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
+from medusa_runtime.backends.on_device import LEAST_NODES, OnDevice, Shape, check_room
 from medusa_runtime.backends.ort import find_library, open_session
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.backends.weights import weight_bytes
@@ -63,6 +63,9 @@ class OrtCudaBackend(OnDevice):
         return self._described("onnxruntime", find_library("gpu").__version__, self._weights)
 
     def _served(self, shape: Shape) -> Shape:
+        if self._arenas is HeadArena and shape.T < LEAST_NODES:
+            rows = LEAST_NODES if shape.draft else shape.R
+            return shape._replace(T=LEAST_NODES, R=rows)
         return shape
 
     def _new_binding(
@@ -73,7 +76,8 @@ class OrtCudaBackend(OnDevice):
             for name, tensor in tensors.items():
                 bind(name, self._device.kind, 0, tensor.number, tensor.shape, tensor.address)
         self._graphs += 1  # never used again: a graph holds the addresses of its first run
-        graph = str(self._graphs) if shape.R == shape.T else NO_GRAPH  # prefills are of many lengths
+        varies = shape.T not in (shape.R, LEAST_NODES)  # prefills are of many lengths
+        graph = NO_GRAPH if varies else str(self._graphs)
         return _Binding(self._session, io, shape, memory, graph)
 
 

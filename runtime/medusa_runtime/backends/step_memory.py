@@ -45,10 +45,13 @@ class StepMemory:
         A smaller step is padded: by literal tokens behind the past that see themselves alone, and by its first row.
         """
         ids, positions, mask, past_length, rows = self._given
-        T, R = self.sizes = step.input_ids.shape[1], step.logit_rows.shape[1]
+        sizes = T, R = step.input_ids.shape[1], step.logit_rows.shape[1]
         past_length[:] = step.past_length
-        if self.sizes != self._all:
-            ids[:], positions[:], mask[:], rows[:] = 0, step.past_length[:, None], np.eye(self._all[0]), 0
+        if sizes != self._all:
+            positions[:] = step.past_length[:, None]
+            if sizes != self.sizes:  # else the padding of the step before still stands
+                ids[:], mask[:], rows[:] = 0, np.eye(self._all[0]), 0
+        self.sizes = sizes
         ids[:, :T], positions[:, :T], mask[:, :T, :T] = step.input_ids, step.position_ids, step.tree_mask
         rows[:, :R] = step.logit_rows
 

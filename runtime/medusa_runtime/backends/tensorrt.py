@@ -12,7 +12,7 @@ from medusa_runtime.backends.arena import Tensor
 from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.backends.cuda import CudaDevice
 from medusa_runtime.backends.elements import element
-from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
+from medusa_runtime.backends.on_device import LEAST_NODES, OnDevice, Shape, check_room
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine_facts import REMEDY, EngineFacts
@@ -74,7 +74,7 @@ class TensorRtBackend(OnDevice):
         return Shape(shape.B, facts.nodes, facts.rows, facts.draft, min(max(shape.P, facts.least), facts.most))
 
     def _facts(self, shape: Shape) -> EngineFacts:
-        """The smallest engine that serves; one with heads serves a step without a draft too."""
+        """The smallest engine that serves; one with heads serves a step without a draft too, if it must."""
         serving = [
             facts
             for facts in self._files
@@ -89,7 +89,7 @@ class TensorRtBackend(OnDevice):
                 f"no engine of {self.name} takes a step of {shape.B} sequences, {shape.T} nodes, {shape.R} with "
                 f"logits; there are those of {sizes} nodes: take another tree, or build with --profile for this one"
             )
-        return min(serving, key=lambda facts: (facts.nodes, facts.rows, facts.draft))
+        return min(serving, key=lambda facts: (max(facts.nodes, LEAST_NODES), facts.draft, facts.nodes, facts.rows))
 
     def _new_binding(
         self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]

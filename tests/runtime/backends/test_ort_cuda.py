@@ -10,7 +10,7 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import load_backend
 from medusa_runtime.backends.base import Step, literal_step
 from medusa_runtime.backends.elements import ELEMENTS
-from medusa_runtime.backends.on_device import FIRST_PAST
+from medusa_runtime.backends.on_device import FIRST_PAST, LEAST_NODES
 from medusa_runtime.backends.ort_cuda import OrtCudaBackend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
@@ -91,6 +91,23 @@ def test_a_tree_gives_plain_decodings_tokens_in_16_bits(bundle: Bundle, precisio
     decoder.use(bundle.profile("tree-8"))
     assert answer(decoder, PROMPT) == plain
     assert backend.read_logits(0).dtype == np.float32
+
+
+def test_a_row_alone_is_padded_in_16_bits_and_reads_as_if_it_were_not(bundle: Bundle) -> None:
+    backend = on_host(bundle, "fp16")
+    cache = KvCache(backend)
+    backend.run(literal_step(np.array([4, 8, 15], np.int32), 0, np.array([2], np.int32)))
+    cache.commit(range(3))
+    backend.run(literal_step(np.array([16], np.int32), 3, np.zeros(1, np.int32)))
+    assert backend._ran().shape.T == LEAST_NODES
+    assert (len(backend.read_tokens()), len(backend.read_argmax())) == (1, 1)
+    assert backend.read_outputs()["hidden"].shape[1] == 1
+    cache.commit([0])
+    alone, exact = backend.read_logits(0), on_host(bundle, "fp32")
+    KvCache(exact)
+    exact.run(literal_step(np.array([4, 8, 15, 16], np.int32), 0, np.array([3], np.int32)))
+    assert exact._ran().shape.T == 4
+    np.testing.assert_allclose(alone, exact.read_logits(0), atol=0.02 * np.abs(alone).max())
 
 
 def test_a_path_with_gaps_is_one_copy_for_each_run(bundle: Bundle) -> None:

@@ -30,3 +30,23 @@ def test_a_smaller_step_is_padded_by_nodes_that_see_themselves_alone() -> None:
     assert len(memory.read_argmax(0)) == 1
     assert all(address % ALIGNMENT == memory._memory.address % ALIGNMENT for address in memory.addresses.values())
     assert len(set(memory.addresses.values())) == 7
+
+
+def test_steps_of_one_size_and_of_others_find_no_trace_of_each_other() -> None:
+    rng, memory = np.random.default_rng(2), StepMemory(HostDevice(), batch=1, nodes=6, rows=6)
+    for nodes in (2, 2, 6, 2, 1, 1, 4, 6, 4):
+        length = int(rng.integers(1, 50))
+        step = Step(
+            input_ids=rng.integers(1, 99, (1, nodes)).astype(np.int32),
+            position_ids=rng.integers(length, 99, (1, nodes)).astype(np.int32),
+            tree_mask=rng.integers(0, 2, (1, nodes, nodes)).astype(np.bool_),
+            past_length=np.array([length], np.int32),
+            logit_rows=rng.integers(0, nodes, (1, nodes)).astype(np.int32),
+            draft=True,
+        )
+        memory.write(step)
+        fresh = StepMemory(HostDevice(), batch=1, nodes=6, rows=6)
+        fresh.write(step)
+        for one, other in zip(memory._given, fresh._given, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert memory.sizes == (nodes, nodes)
