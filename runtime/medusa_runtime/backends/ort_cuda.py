@@ -63,10 +63,11 @@ class OrtCudaBackend(OnDevice):
         return self._described("onnxruntime", find_library("gpu").__version__, self._weights)
 
     def _served(self, shape: Shape) -> Shape:
-        if self._arenas is HeadArena and shape.T < LEAST_NODES:
-            rows = LEAST_NODES if shape.draft else shape.R
-            return shape._replace(T=LEAST_NODES, R=rows)
-        return shape
+        """Pad to the next power of two, so that all lengths of prompts are of few shapes; in 16 bits a lone row too."""
+        nodes = LEAST_NODES if self._arenas is HeadArena else 1
+        while nodes < shape.T:
+            nodes *= 2
+        return shape._replace(T=nodes, R=nodes if shape.draft else shape.R)
 
     def _new_binding(
         self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]
@@ -76,9 +77,7 @@ class OrtCudaBackend(OnDevice):
             for name, tensor in tensors.items():
                 bind(name, self._device.kind, 0, tensor.number, tensor.shape, tensor.address)
         self._graphs += 1  # never used again: a graph holds the addresses of its first run
-        varies = shape.T not in (shape.R, LEAST_NODES)  # prefills are of many lengths
-        graph = NO_GRAPH if varies else str(self._graphs)
-        return _Binding(self._session, io, shape, memory, graph)
+        return _Binding(self._session, io, shape, memory, str(self._graphs))
 
 
 class _Binding:

@@ -110,6 +110,18 @@ def test_a_row_alone_is_padded_in_16_bits_and_reads_as_if_it_were_not(bundle: Bu
     np.testing.assert_allclose(alone, exact.read_logits(0), atol=0.02 * np.abs(alone).max())
 
 
+def test_prompts_of_many_lengths_are_of_few_shapes(bundle: Bundle) -> None:
+    for precision, least in (("fp32", 1), ("fp16", LEAST_NODES)):
+        backend, answers = on_host(bundle, precision), {}
+        decoder = Decoder(backend, bundle.profile("tree-4"))
+        for length in range(5, 45):
+            answers[length] = answer(decoder, [*PROMPT * 8][:length], tokens=2)
+        shapes = {(shape.T, shape.R) for shape in backend._bindings}
+        tree = max(4, least)
+        assert shapes == {(nodes, 1) for nodes in (8, 16, 32, 64) if nodes >= least} | {(tree, tree)}
+        assert answers[17] == answer(Decoder(on_host(bundle, precision)), [*PROMPT * 8][:17], tokens=2)
+
+
 def test_a_path_with_gaps_is_one_copy_for_each_run(bundle: Bundle) -> None:
     device = HostDevice()
     backend = on_host(bundle, "fp32", device)
