@@ -7,6 +7,7 @@ from collections.abc import Sequence as Ids
 
 import numpy as np
 from medusa_profiles.profile import TreeProfile
+from numpy.typing import NDArray
 
 from medusa_runtime.accept import AcceptRule, greedy
 from medusa_runtime.backends.base import Backend, IntArray, Step, literal_step
@@ -79,7 +80,7 @@ class Decoder:
         self.cache.reserve(ids.size)
         for first in range(0, ids.size, PREFILL_CHUNK):
             self._prefill(ids[first : first + PREFILL_CHUNK].astype(np.int32))
-        self._check_logits()
+        self._check_logits(ids)
         self.sequence = Sequence(tuple(ids.tolist()), max_new_tokens, stop, model.context)
         return self.sequence.extend(self.backend.read_argmax())
 
@@ -102,13 +103,17 @@ class Decoder:
         self.steps += 1
         return taken
 
-    def _check_logits(self) -> None:
-        """Refuse a prompt's logits that say nothing: what a graph in 16 bits gives when its numbers grow too large."""
+    def _check_logits(self, ids: NDArray[np.int64]) -> None:
+        """Refuse logits that say nothing: what a graph in 16 bits gives when its numbers grow too large.
+
+        Of one token alone they may well be all the same: a padding token's embedding is 0, and so is all that follows.
+        """
         logits, backend = self.backend.read_logits(0), self.backend
-        if not logits.min() < logits.max() < np.inf:  # not so with one that is no number
+        least, most = logits.min(), logits.max()
+        if not most < np.inf or (least == most and ids.min() < ids.max()):  # not less: no number either
             raise MedusaError(
-                f"{backend.name} gave logits from {logits.min()} to {logits.max()} in {backend.precision}: it does not "
-                "compute the model; look where that begins with medusa-export compare, take another precision"
+                f"{backend.name} gave logits from {least} to {most} in {backend.precision}: it does not compute the "
+                "model; look where that begins with medusa-export compare, take another precision"
             )
 
     def _prefill(self, ids: IntArray) -> None:

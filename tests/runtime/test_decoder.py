@@ -164,6 +164,8 @@ def test_logits_that_say_nothing_are_refused(logits, monkeypatch):
         decoder.start([5, 6])
     with pytest.raises(MedusaError, match="start a prompt first"):
         decoder.step()
+    if logits == [0.0]:
+        assert decoder.start([5, 5])  # a padding token alone may well give them
 
 
 @pytest.mark.parametrize("seed", range(20))
