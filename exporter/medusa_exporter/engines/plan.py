@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
-from medusa_runtime.backends.on_device import FIRST_PAST, LEAST_NODES
+from medusa_runtime.backends.on_device import FIRST_PAST
+from medusa_runtime.backends.tensorrt import PLAIN_NODES
 from medusa_runtime.decoder import PREFILL_CHUNK
 
 PREFILL_NODES = PREFILL_CHUNK  # tokens of a prompt that one step takes
-PLAIN_NODES = LEAST_NODES  # a plain step is padded to these
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,6 @@ from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 
 FIRST_PAST = 256  # rows of the shortest past that is bound; each longer one is twice the one before
-# Nodes that a step in 16 bits is padded to, if it has fewer. A row alone is no faster: attention of so few rows takes
-# other, slower kernels, which also add up in another order than a tree's.
-LEAST_NODES = 16
 FIRST_NODES = 256  # rows for which a step's results have room at first: a chunk of a prefill
 KEPT = 32  # shapes whose bindings are held
 

@@ -12,13 +12,14 @@ from medusa_runtime.backends.arena import Tensor
 from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.backends.cuda import CudaDevice
 from medusa_runtime.backends.elements import element
-from medusa_runtime.backends.on_device import LEAST_NODES, OnDevice, Shape, check_room
+from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine_facts import REMEDY, EngineFacts
 from medusa_runtime.errors import BundleError, CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
+PLAIN_NODES = 16  # of the engine that plain decoding runs in, padded
 WORKSPACE = 256 << 20  # bytes beside weights and KV rows, about
 
 
@@ -89,7 +90,7 @@ class TensorRtBackend(OnDevice):
                 f"no engine of {self.name} takes a step of {shape.B} sequences, {shape.T} nodes, {shape.R} with "
                 f"logits; there are those of {sizes} nodes: take another tree, or build with --profile for this one"
             )
-        return min(serving, key=lambda facts: (max(facts.nodes, LEAST_NODES), facts.draft, facts.nodes, facts.rows))
+        return min(serving, key=lambda facts: (max(facts.nodes, PLAIN_NODES), facts.draft, facts.nodes, facts.rows))
 
     def _new_binding(
         self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]

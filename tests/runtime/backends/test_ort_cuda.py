@@ -10,8 +10,8 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import load_backend
 from medusa_runtime.backends.base import Step, literal_step
 from medusa_runtime.backends.elements import ELEMENTS
-from medusa_runtime.backends.on_device import FIRST_PAST, LEAST_NODES
-from medusa_runtime.backends.ort_cuda import OrtCudaBackend
+from medusa_runtime.backends.on_device import FIRST_PAST
+from medusa_runtime.backends.ort_cuda import LEAST_NODES, OrtCudaBackend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
 from medusa_runtime.errors import CapacityError

@@ -15,8 +15,8 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
 from medusa_runtime.backends import load_backend
 from medusa_runtime.backends.base import literal_step
-from medusa_runtime.backends.on_device import LEAST_NODES, Shape
-from medusa_runtime.backends.tensorrt import TensorRtBackend
+from medusa_runtime.backends.on_device import Shape
+from medusa_runtime.backends.tensorrt import PLAIN_NODES, TensorRtBackend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
 from medusa_runtime.engine_facts import EngineFacts
@@ -26,7 +26,7 @@ from . import fake_tensorrt
 from .host_device import HostDevice
 
 STEPS: dict[str, tuple[Any, ...]] = {
-    "plain": (LEAST_NODES, 1, False),
+    "plain": (PLAIN_NODES, 1, False),
     "prefill": (PREFILL_CHUNK, 1, False),
     "t4": (4, 4, True),
     "t64": (64, 64, True),
@@ -115,7 +115,7 @@ def test_outputs_are_those_of_the_step_without_its_padding(bundle: Bundle, tmp_p
 
 def test_a_step_runs_in_the_smallest_engine_that_has_room(bundle: Bundle, tmp_path: Path) -> None:
     chosen = backend(bundle, tmp_path)
-    assert chosen._served(Shape(1, 1, 1, False, 256)) == Shape(1, LEAST_NODES, 1, False, 256)  # not those with heads
+    assert chosen._served(Shape(1, 1, 1, False, 256)) == Shape(1, PLAIN_NODES, 1, False, 256)  # not those with heads
     assert chosen._served(Shape(1, 20, 1, False, 256)) == Shape(1, 64, 64, True, 256)  # heads run, nobody asks them
     assert chosen._served(Shape(1, 1, 1, True, 256)) == Shape(1, 4, 4, True, 256)
     assert chosen._served(Shape(1, 5, 5, True, 512)) == Shape(1, 64, 64, True, 512)
