@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,6 +11,7 @@ from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import constant
 from medusa_exporter.graph.tidy import strip
+from medusa_exporter.quiet import quiet
 
 
 def fixed(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
@@ -78,13 +78,8 @@ def _fold(model: ir.Model) -> None:
     """Compute what is known now; constants become initializers."""
     from onnxscript import optimizer
 
-    logger = logging.getLogger("onnxscript.optimizer")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with quiet("onnxscript.optimizer"):
         optimizer.fold_constants(model, onnx_shape_inference=True)
-    finally:
-        logger.setLevel(level)
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -15,6 +11,7 @@ from medusa_runtime.contract import TensorSpec
 
 from medusa_exporter.graph.step import Step
 from medusa_exporter.graph.tidy import declare, tidy
+from medusa_exporter.quiet import quiet
 
 if TYPE_CHECKING:
     from medusa_runtime.facts import ModelFacts
@@ -44,7 +41,7 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
         facts.layers,
     )
     step = Step(model, heads, top_k).eval()
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet("torch.onnx"):
         program = torch.onnx.export(
             step,
             arguments,
@@ -71,17 +68,3 @@ def _group(per_input: tuple[object, ...], layers: int) -> tuple[object, ...]:
 def _example(spec: TensorSpec) -> torch.Tensor:
     shape = [EXAMPLE[size] if isinstance(size, str) else size for size in spec.shape]
     return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the exporter says about optional packages and its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

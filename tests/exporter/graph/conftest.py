@@ -31,6 +31,7 @@ LLAMA3_ROPE = {
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
+    "llama-large": {},  # whose residual stream has an element in the thousands, as real ones do: its square is no fp16
     "llama3-rope": {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True},
     "mistral-window": {"sliding_window": 7},
     "mistral": {"sliding_window": None},
@@ -106,6 +107,8 @@ def make_model(family: str) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():  # far from initialisation, so that norms and biases matter
             parameter.add_(torch.randn_like(parameter) * 0.08)
+        if family.endswith("-large"):
+            model.model.layers[0].mlp.down_proj.weight[7] *= 4000
     return model
 
 

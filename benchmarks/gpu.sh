@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Every figure that is told of a GPU, in one run:   benchmarks/gpu.sh MODEL HEADS PROMPTS.jsonl OUT
+#
+# MODEL: hub name, folder or GGUF file. OUT gets a log, a JSON for each bench, and report.html.
+# PYTHON has medusa-export with the extras gpu and export; TRT_PYTHON, which may be the same, has it with tensorrt (8.6
+# wants a Python of its own). Without TRT_PYTHON TensorRT is left out. LAYERS: of the 7B shape, 0 to leave that out.
+# Engines of 30 layers take five to seven minutes each on one GPU, so this takes the better part of an hour.
+set -euo pipefail
+[ $# -eq 4 ] || { sed -n '2,7s/^# *//p' "$0" >&2; exit 2; }
+model=$1 heads=$2 prompts=$3 out=$4
+python=${PYTHON:-python3} trt=${TRT_PYTHON:-} layers=${LAYERS:-8}
+here=$(cd "$(dirname "$0")" && pwd)
+bundle=$out/bundle
+mkdir -p "$out"
+exec > >(tee "$out/log.txt") 2>&1
+
+failed=0
+run() { "$@" || { failed=1; echo "FAILED: $*"; }; }  # and go on: the other figures are worth having
+ours() { run "$python" -m medusa_exporter "$@"; }
+theirs() { [ -z "$trt" ] || run "$trt" -m medusa_exporter "$@"; }
+short=(--prompts "$prompts" --limit 2 --steps 3 --profile tree-16)
+long=(--prompts "$prompts" --turns first)
+
+echo "== bundle and engines"
+ours build "$model" --heads "$heads" -o "$bundle" --backend "ort-cpu,ort-cuda${trt:+,tensorrt}" --precision fp32,fp16 \
+    --profile tree-16,tree-64 --no-engines
+for precision in fp32 fp16; do
+    theirs engines "$bundle" --backend tensorrt --precision "$precision" --step plain --step prefill --step t64
+done
+
+echo "== tensor by tensor, beside fp32 on the CPU"
+ours compare "$bundle" --backends ort-cpu:fp32 "${short[@]}" --save "$out/reference"
+for precision in fp32 fp16; do
+    ours compare "$bundle" --backends "ort-cuda:$precision" --against "$out/reference"
+    theirs compare "$bundle" --backends "tensorrt:$precision" --against "$out/reference"
+done
+
+echo "== answers: those of fp32 on a GPU are the CPU's"
+ours bench "$bundle" --backends ort-cpu,ort-cuda --precision fp32 --profile tree-64 "${long[@]}" --limit 20 \
+    --json "$out/fp32.json"
+theirs bench "$bundle" --backends tensorrt --precision fp32 --profile tree-64 "${long[@]}" --limit 20 \
+    --json "$out/fp32-tensorrt.json"
+
+echo "== speed"
+for size in "" "--prompt-length 128,512,1024,2048,4096 --max-new-tokens 64"; do
+    name=fp16${size:+-lengths} limit=$([ -z "$size" ] && echo 20 || echo 2)
+    # shellcheck disable=SC2086
+    ours bench "$bundle" --backends ort-cuda --precision fp16 --profile tree-16,tree-64 "${long[@]}" --limit "$limit" \
+        $size --json "$out/$name.json"
+    # shellcheck disable=SC2086
+    theirs bench "$bundle" --backends tensorrt --precision fp16 --profile tree-16,tree-64 "${long[@]}" \
+        --limit "$limit" $size --json "$out/$name-tensorrt.json"
+done
+run "$python" "$here/hugging_face.py" "$bundle" --model "$model" --prompts "$prompts" --backends ort-cuda --limit 8 \
+    --json "$out/hugging-face.json"
+ours report "$out"/fp16*.json "$out"/fp32*.json -o "$out/report.html"
+
+if [ "$layers" -gt 0 ]; then
+    echo "== the 7B shape, $layers layers, random weights, acceptance as recorded above"
+    run "$python" "$here/random_model.py" --shape 7b --layers "$layers" --context 4608 -o "$out/random"
+    ours build "$out/random/model" --heads "$out/random/heads" -o "$out/7b" --backend "ort-cuda${trt:+,tensorrt}" \
+        --precision fp16 --profile tree-64 --no-engines
+    theirs engines "$out/7b" --backend tensorrt
+    sizes=(--prompt-length "256,1024,4096" --max-new-tokens 64 --limit 2 --forced "$out/fp16.json" --profile tree-64)
+    ours bench "$out/7b" --backends ort-cuda "${long[@]}" "${sizes[@]}" --json "$out/7b.json"
+    theirs bench "$out/7b" --backends tensorrt "${long[@]}" "${sizes[@]}" --json "$out/7b-tensorrt.json"
+fi
+exit "$failed"
