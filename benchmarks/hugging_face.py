@@ -130,7 +130,7 @@ def main() -> None:
     workers = {name: Worker(name) for name in options.backends}
     opened: dict[str, Opened] = {}
     for name, worker in workers.items():
-        found = worker.open(bundle, options.precision, None, trees, None)
+        found = worker.open(bundle, options.precision, None, None, trees, None)
         if found is None:
             raise MedusaError(str(worker.failure))
         opened[name] = found

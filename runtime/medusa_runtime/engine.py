@@ -44,18 +44,20 @@ class Engine:
         profile: str | None = None,
         precision: str | None = None,
         threads: int | None = None,
+        max_length: int | None = None,
         accept: str = "greedy",
     ) -> Engine:
         """Check and load a bundle.
 
         profile: one of the bundle's trees, "plain" for plain decoding, None for the one that suits the precision.
-        precision: None for the only one, or fp32. threads: None means `threads.default_threads`. accept: "greedy" gives
-        the decoder's own tokens; "typical" is the paper's rule and LOSSY. Raises BundleError, MissingExtraError or
-        CapacityError.
+        precision: None for the only one, or fp32. threads: None means `threads.default_threads`. max_length: tokens
+        that prompt and answer may come to, which bounds the memory taken; None for the model's context. accept:
+        "greedy" gives the decoder's own tokens; "typical" is the paper's rule and LOSSY. Raises BundleError,
+        MissingExtraError or CapacityError.
         """
         opened = Bundle.open(bundle)
         tree = opened_profile(opened, profile or opened.graph(backend, precision)[0].profile)
-        return cls(opened, load_backend(opened, backend, precision, threads), tree, accept)
+        return cls(opened, load_backend(opened, backend, precision, threads, max_length), tree, accept)
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """Lay a prompt out by the chat template and turn it into token ids.

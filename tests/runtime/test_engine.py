@@ -52,6 +52,23 @@ def test_a_prompt_beyond_the_context_is_refused(engine: Engine) -> None:
     assert engine.generate("still well", max_new_tokens=3)
 
 
+def test_a_sequence_may_be_held_to_fewer_tokens_than_the_context(tiny_bundle: Path) -> None:
+    engine = Engine.load(tiny_bundle, profile="tree-8", threads=1, max_length=40)
+    prompt = engine.encode("one")
+    engine.decoder.start(prompt, 100, stop_ids=())
+    sequence = engine.decoder.sequence
+    assert sequence is not None
+    while sequence.finish is None:
+        engine.decoder.step()
+    assert (sequence.finish, len(prompt) + len(sequence.answer)) == ("context", 40)
+    with pytest.raises(CapacityError, match="context is 40"):
+        engine.generate("word " * 40)
+    whole = Engine.load(tiny_bundle, threads=1, max_length=1 << 20)  # no more than the model has
+    assert whole.decoder.cache.context == engine.bundle.model.context
+    with pytest.raises(BundleError, match="max_length is 0; expected at least 1"):
+        Engine.load(tiny_bundle, max_length=0)
+
+
 def test_two_answers_at_once_are_refused_not_mixed(engine: Engine) -> None:
     first = engine.generate("one", stream=True, max_new_tokens=40)
     engine.generate("two", max_new_tokens=2)

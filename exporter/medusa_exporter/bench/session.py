@@ -24,7 +24,7 @@ class Job:
     """What is to be measured.
 
     categories: of each prompt, None for none. texts: prompts of token ids, by their length. first_only: no later turns
-    of a conversation.
+    of a conversation. max_length: tokens a sequence may come to, None for the model's context.
     """
 
     bundle: Bundle
@@ -36,6 +36,7 @@ class Job:
     cases: Sequence[Case]
     first_only: bool
     recording: Recording | None
+    max_length: int | None = None
 
     def ends(self, case: Case) -> bool:
         """Whether answers end by themselves: those to prompts of a length, and tokens without meaning, do not."""
@@ -49,7 +50,7 @@ def open_all(
     opened = {}
     for name, worker in workers.items():
         report(f"backend {name}: loading")
-        found = worker.open(job.bundle, precision, threads, job.trees, job.recording)
+        found = worker.open(job.bundle, precision, threads, job.max_length, job.trees, job.recording)
         if found is None:
             report(f"FAILED: {worker.failure}")
         else:

@@ -41,11 +41,12 @@ class Worker:
         bundle: Bundle,
         precision: str | None,
         threads: int | None,
+        max_length: int | None,
         trees: Sequence[TreeProfile],
         recording: Recording | None,
     ) -> Opened | None:
         """Load the backend and warm it up; None where it failed."""
-        opened: Opened | None = self._call(_open, self.name, bundle, precision, threads, trees, recording)
+        opened: Opened | None = self._call(_open, self.name, bundle, precision, threads, max_length, trees, recording)
         return opened
 
     def answer(self, question: Question, shift: int) -> Turn | None:
@@ -90,10 +91,11 @@ def _open(
     bundle: Bundle,
     precision: str | None,
     threads: int | None,
+    max_length: int | None,
     trees: Sequence[TreeProfile],
     recording: Recording | None,
 ) -> Opened:
-    backend = load_backend(bundle, name, precision, threads)
+    backend = load_backend(bundle, name, precision, threads, max_length)
     _runners[name] = Runner(Decoder(backend, accept=RULES["greedy"]), trees, recording)
     return Opened(backend.facts(), backend.precision, backend.model.context)
 

@@ -22,7 +22,14 @@ from medusa_exporter.bench.session import Job, check_room, open_all, run_case
 from medusa_exporter.bench.table import categories, table
 from medusa_exporter.bench.texts import texts_of_length
 from medusa_exporter.bench.worker import Worker
-from medusa_exporter.cli.options import Progress, choose_trees, precision_option, split_commas, split_numbers
+from medusa_exporter.cli.options import (
+    Progress,
+    choose_trees,
+    length_option,
+    precision_option,
+    split_commas,
+    split_numbers,
+)
 from medusa_exporter.files import check_output, write_json
 from medusa_exporter.prompts import load_prompts, read_categories
 from medusa_exporter.verify import Difference
@@ -57,6 +64,7 @@ def split_backends(context: click.Context, parameter: click.Parameter, values: t
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Default: one per physical core, within a container's quota."
 )
+@length_option
 @click.option(
     "--prompt-length",
     "lengths",
@@ -88,6 +96,7 @@ def command(
     backends: tuple[str, ...],
     precision: str | None,
     threads: int | None,
+    max_length: int | None,
     lengths: tuple[int, ...],
     limits: tuple[int, ...],
     turns: str,
@@ -114,7 +123,7 @@ def command(
     cases = [Case(*sizes) for sizes in product(lengths or (None,), limits)]
     layout = Layout(opened)
     texts = {length: texts_of_length(layout, prompts, length) for length in lengths}
-    job = Job(opened, layout, prompts, kinds, texts, trees, cases, turns == "first", recording)
+    job = Job(opened, layout, prompts, kinds, texts, trees, cases, turns == "first", recording, max_length)
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "machine": machine(threads),

@@ -11,7 +11,7 @@ from medusa_runtime.accept import RULES
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.engine import Engine, Generation
 
-from medusa_exporter.cli.options import precision_option
+from medusa_exporter.cli.options import length_option, precision_option
 from medusa_exporter.verify import first_difference
 
 
@@ -24,6 +24,7 @@ from medusa_exporter.verify import first_difference
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Default: one per physical core, within a container's quota."
 )
+@length_option
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option("--raw", is_flag=True, help="Take PROMPT as it stands, without the chat template.")
 @click.option("--compare", is_flag=True, help="Answer by plain decoding too, and tell both speeds apart.")
@@ -41,6 +42,7 @@ def command(
     backend: str,
     precision: str | None,
     threads: int | None,
+    max_length: int | None,
     max_new_tokens: int,
     raw: bool,
     compare: bool,
@@ -52,7 +54,15 @@ def command(
     """
     if prompt == "-":
         prompt = sys.stdin.read()
-    engine = Engine.load(bundle, backend=backend, profile=profile, precision=precision, threads=threads, accept=accept)
+    engine = Engine.load(
+        bundle,
+        backend=backend,
+        profile=profile,
+        precision=precision,
+        threads=threads,
+        max_length=max_length,
+        accept=accept,
+    )
     answer = engine.generate(prompt, stream=True, max_new_tokens=max_new_tokens, raw=raw)
     for piece in answer:
         click.echo(piece, nl=False)

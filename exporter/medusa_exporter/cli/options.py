@@ -14,6 +14,9 @@ from medusa_runtime.errors import BundleError
 Command = TypeVar("Command", bound=Callable[..., object])
 
 precision_option = click.option("--precision", help="Of the bundle's graphs. Default: fp32, or the only one.")
+length_option = click.option(
+    "--max-length", type=click.IntRange(min=16), help="Tokens a sequence may come to. Default: the model's context."
+)
 
 
 def split_commas(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -38,11 +41,7 @@ def split_numbers(least: int) -> Callable[[click.Context, click.Parameter, tuple
 def capacity_options(command: Command) -> Command:
     """Add what an engine is built for."""
     options = (
-        click.option(
-            "--max-length",
-            type=click.IntRange(min=16),
-            help="Tokens a sequence may come to. Default: the model's context.",
-        ),
+        length_option,
         click.option(
             "--static-capacity", type=click.IntRange(min=1), help="Build engines for one length of the past alone."
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from medusa_runtime.backends.base import Backend, Step
@@ -20,17 +21,26 @@ BACKENDS = {  # name -> the module whose `load` makes it
 
 
 def load_backend(
-    bundle: Bundle, name: str = "ort-cpu", precision: str | None = None, threads: int | None = None
+    bundle: Bundle,
+    name: str = "ort-cpu",
+    precision: str | None = None,
+    threads: int | None = None,
+    max_length: int | None = None,
 ) -> Backend:
     """Load a bundle's graph for one backend.
 
-    `precision` may be None where the bundle holds one; `threads` None means `threads.default_threads`. Raises
+    `precision` may be None where the bundle holds one; `threads` None means `threads.default_threads`; `max_length`:
+    tokens that a sequence may come to, for which a GPU's memory is laid out, None for the model's context. Raises
     BundleError for a backend or precision that the bundle lacks, MissingExtraError where the library that runs it is
-    not installed.
+    not installed, CapacityError where memory does not suffice.
     """
     if name not in BACKENDS:
         raise BundleError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
-    backend: Backend = importlib.import_module(BACKENDS[name]).load(bundle, name, precision, threads)
+    if max_length is not None and max_length < 1:
+        raise BundleError(f"max_length is {max_length}; expected at least 1 token")
+    context = min(max_length or bundle.model.context, bundle.model.context)
+    model = replace(bundle.model, context=context)
+    backend: Backend = importlib.import_module(BACKENDS[name]).load(bundle, model, name, precision, threads)
     return backend
 
 

@@ -241,5 +241,5 @@ def check_room(device: Device, name: str, model: ModelFacts, itemsize: int, weig
         raise CapacityError(
             f"{name} needs about {needed / 1e9:.1f} GB: weights {weights / 1e9:.1f}, keys and values of {rows} tokens "
             f"{cache / 1e9:.1f}, workspace {workspace / 1e9:.1f}; {free / 1e9:.1f} GB are free. Close what else uses "
-            "the GPU, or build with fewer bits or a smaller --max-length"
+            "the GPU, take a precision of fewer bits, or give a smaller max_length"
         )

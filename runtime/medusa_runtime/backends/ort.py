@@ -23,10 +23,10 @@ from medusa_runtime.threads import default_threads, processor_name
 LEAST_VERSION = (1, 31)  # before it, TopK over no rows (a step without a draft) ends the process by SIGFPE
 
 
-def load(bundle: Bundle, name: str, precision: str | None, threads: int | None) -> OrtBackend:
+def load(bundle: Bundle, model: ModelFacts, name: str, precision: str | None, threads: int | None) -> OrtBackend:
     """Make the backend that `medusa_runtime.backends.load_backend` asks for."""
     facts, path = bundle.graph(name, precision)
-    return OrtBackend(path, bundle.model, bundle.heads, name=name, precision=facts.precision, threads=threads)
+    return OrtBackend(path, model, bundle.heads, name=name, precision=facts.precision, threads=threads)
 
 
 class OrtBackend:

@@ -26,13 +26,19 @@ WORKSPACE = 512 << 20  # bytes that ONNX Runtime takes for itself, about
 NO_GRAPH = "-1"  # ONNX Runtime's word for a run that is neither captured nor replayed
 
 
-def load(bundle: Bundle, name: str, precision: str | None, threads: int | None) -> OrtCudaBackend:  # noqa: ARG001
+def load(
+    bundle: Bundle,
+    model: ModelFacts,
+    name: str,
+    precision: str | None,
+    threads: int | None,  # noqa: ARG001
+) -> OrtCudaBackend:
     """Make the backend that `medusa_runtime.backends.load_backend` asks for; threads mean nothing to a GPU."""
     from medusa_runtime.backends.cuda import CudaDevice
 
     facts, path = bundle.graph(name, precision)
     weights = weight_bytes(path)
-    return OrtCudaBackend(path, bundle.model, bundle.heads, CudaDevice(), facts.precision, name=name, weights=weights)
+    return OrtCudaBackend(path, model, bundle.heads, CudaDevice(), facts.precision, name=name, weights=weights)
 
 
 class OrtCudaBackend(OnDevice):

@@ -23,7 +23,13 @@ PLAIN_NODES = 16  # of the engine that plain decoding runs in, padded
 WORKSPACE = 256 << 20  # bytes beside weights and KV rows, about
 
 
-def load(bundle: Bundle, name: str, precision: str | None, threads: int | None) -> TensorRtBackend:  # noqa: ARG001
+def load(
+    bundle: Bundle,
+    model: ModelFacts,
+    name: str,
+    precision: str | None,
+    threads: int | None,  # noqa: ARG001
+) -> TensorRtBackend:
     """Make the backend that `medusa_runtime.backends.load_backend` asks for; threads mean nothing to a GPU."""
     engines = bundle.engines(name, precision)
     if not engines:
@@ -32,7 +38,7 @@ def load(bundle: Bundle, name: str, precision: str | None, threads: int | None) 
             f"{bundle.root} has no engines for {key} yet; build them where they are to run: "
             f"medusa-export engines {bundle.root}"
         )
-    return TensorRtBackend(engines, bundle.model, bundle.heads, CudaDevice(), name=name)
+    return TensorRtBackend(engines, model, bundle.heads, CudaDevice(), name=name)
 
 
 class TensorRtBackend(OnDevice):
@@ -57,6 +63,12 @@ class TensorRtBackend(OnDevice):
         first = next(iter(self._files))
         most = min(facts.most for facts in self._files)
         model = replace(model, context=min(most, model.context))  # what was built for is all there is
+        least = max(facts.least for facts in self._files)
+        if model.context < least:
+            raise CapacityError(
+                f"the engines of {name} read a past of {least} rows at least, a max_length of {model.context} has no "
+                "room for them; give a larger one, or build for it: medusa-export engines … --max-length"
+            )
         super().__init__(name, first.precision, model, heads, device)
         weights = max(facts.size for facts in self._files)
         check_room(device, name, model, element(first.precision).size, weights, WORKSPACE)

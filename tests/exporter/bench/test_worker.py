@@ -31,7 +31,7 @@ def apart() -> Iterator[Worker]:
 
 def test_it_answers_from_another_process_and_its_death_is_told(bundle: Bundle, apart: Worker) -> None:
     trees = [bundle.profile("tree-8")]
-    opened = apart.open(bundle, None, 1, trees, None)
+    opened = apart.open(bundle, None, 1, None, trees, None)
     assert opened is not None, apart.failure
     assert (opened.precision, opened.context) == ("fp32", 512)
     assert (opened.facts.library, opened.facts.bandwidth) == ("onnxruntime", None)
@@ -71,6 +71,6 @@ def test_what_a_backend_raises_is_one_sentence_with_its_name(
     without_processes(monkeypatch)
     monkeypatch.setattr(worker, "load_backend", fails)
     broken = Worker("ort-cpu")
-    assert broken.open(bundle, None, 1, [], None) is None
+    assert broken.open(bundle, None, 1, None, [], None) is None
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(broken.failure)

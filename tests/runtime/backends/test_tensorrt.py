@@ -152,3 +152,9 @@ def test_the_weights_told_are_those_of_the_plain_engine(bundle: Bundle, tmp_path
     assert (facts.library, facts.version, facts.device) == ("tensorrt", "8.6.0", "host")
     assert facts.weights == (tmp_path / "plain.engine").stat().st_size
     assert facts.row == bundle.model.kv_bytes_per_token(4)
+
+
+def test_a_length_below_what_engines_read_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    short, device = replace(bundle.model, context=100), Gpu()
+    with pytest.raises(CapacityError, match="read a past of 256 rows at least, a max_length of 100 has no room"):
+        TensorRtBackend(engines(bundle, tmp_path).items(), short, bundle.heads, device)  # type: ignore[arg-type]
