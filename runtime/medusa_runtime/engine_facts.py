@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,7 +26,8 @@ class EngineFacts:
     flavour, version: of the TensorRT that built it and alone can run it. targets: compute capabilities that it serves,
     as "sm90". graph, engine: SHA-256 of the ONNX file and of the engine. nodes, rows, batch, draft: the sizes of its
     steps (T, R, B, and whether the heads run). least, best, most: rows of the past that it takes, and those it is tuned
-    for. seconds: what the build took.
+    for. seconds: what the build took. step_ms: what a step took behind `best` rows on the GPU that built it, None where
+    none was there.
     """
 
     flavour: str
@@ -43,6 +45,7 @@ class EngineFacts:
     best: int
     most: int
     seconds: float
+    step_ms: float | None = None
 
     def __post_init__(self) -> None:
         check_text("an engine's flavour", self.flavour)
@@ -59,8 +62,11 @@ class EngineFacts:
             refuse("an engine's rows", (self.least, self.best, self.most), "ascending numbers")
         if type(self.draft) is not bool:
             refuse("an engine's draft", self.draft, "true or false")
-        if not isinstance(self.seconds, (int, float)) or not self.seconds >= 0:
-            refuse("an engine's seconds", self.seconds, "a number of at least 0")
+        for name in ("seconds", "step_ms"):
+            value = getattr(self, name)
+            known = value is not None or name == "seconds"
+            if known and (type(value) not in (int, float) or not 0 <= value < math.inf):
+                refuse(f"an engine's {name}", value, "a number of at least 0")
 
     def to_bytes(self) -> bytes:
         """As JSON."""

@@ -82,6 +82,10 @@ def test_a_truncated_or_tampered_engine_is_refused(engine: Path) -> None:
         ("draft", 1),
         ("least", 2048),
         ("seconds", "long"),
+        ("seconds", None),
+        ("step_ms", "short"),
+        ("step_ms", -1.0),
+        ("step_ms", float("nan")),
         ("size", 1.5),
     ],
 )
@@ -101,5 +105,6 @@ def test_what_is_no_manifest_is_refused(engine: Path, content: bytes) -> None:
 
 
 def test_facts_must_hold_when_they_are_made() -> None:
+    assert replace(FACTS, step_ms=2.5).step_ms == 2.5
     with pytest.raises(BundleError, match="ascending"):
         replace(FACTS, least=2000)

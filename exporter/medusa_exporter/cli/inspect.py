@@ -85,7 +85,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
                     name,
                     _size(engine["size"]),
                     f"for {', '.join(engine['targets'])}, {engine['flavour']} {engine['version']}",
-                    f"{engine['least']:,} to {engine['most']:,} rows, built in {engine['seconds']:.0f} s",
+                    f"{engine['least']:,} to {engine['most']:,} rows, built in {engine['seconds']:.0f} s"
+                    + ("" if engine["step_ms"] is None else f", {engine['step_ms']:.2f} ms a step"),
                 )
                 for name, engine in sorted(facts["engines"].items())
             ],

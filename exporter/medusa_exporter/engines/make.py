@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medusa_runtime.bundle import Bundle, seal
@@ -19,6 +19,7 @@ from medusa_exporter.engines import flavours
 from medusa_exporter.engines.builder import build_engine
 from medusa_exporter.engines.flavours import Flavour
 from medusa_exporter.engines.plan import Capacity, capacity, step_name
+from medusa_exporter.engines.timing import step_ms
 from medusa_exporter.files import write_bytes
 
 Report = Callable[[str], None]
@@ -109,12 +110,27 @@ def _make(
         most=wanted.capacity.most,
         seconds=round(time.monotonic() - started, 1),
     )
-    write_bytes(root / f"{stem}.engine", data)
-    write_bytes(root / f"{stem}.json", facts.to_bytes())
+    engine = root / f"{stem}.engine"
+    write_bytes(engine, data)
+    if not flavour.ahead_of_time:
+        facts = _timed(facts, engine, manifest)
+    write_bytes(engine.with_suffix(".json"), facts.to_bytes())
     new = {f"{stem}.engine", f"{stem}.json", cache.relative_to(root).as_posix()}
     sealed = reseal(root, manifest, {name: one for name, one in manifest.files.items() if name not in new})
-    report(f"  {len(data) / 1e6:.0f} MB in {facts.seconds:.0f} s")
+    step = "" if facts.step_ms is None else f", {facts.step_ms:.2f} ms a step"
+    report(f"  {len(data) / 1e6:.0f} MB in {facts.seconds:.0f} s{step}")
     return sealed
+
+
+def _timed(facts: EngineFacts, engine: Path, manifest: Manifest) -> EngineFacts:
+    """Add what a step takes. An engine that cannot be run here does not stay."""
+    from medusa_runtime.backends.cuda import CudaDevice
+
+    try:
+        return replace(facts, step_ms=round(step_ms(facts, engine, manifest.model, manifest.heads, CudaDevice()), 4))
+    except BaseException:
+        engine.unlink(missing_ok=True)
+        raise
 
 
 def reseal(root: Path, manifest: Manifest, known: Mapping[str, FileFacts] | None = None) -> Manifest:

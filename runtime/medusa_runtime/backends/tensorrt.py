@@ -87,7 +87,10 @@ class TensorRtBackend(OnDevice):
         return Shape(shape.B, facts.nodes, facts.rows, facts.draft, min(max(shape.P, facts.least), facts.most))
 
     def _facts(self, shape: Shape) -> EngineFacts:
-        """The smallest engine that serves; one with heads serves a step without a draft too, if it must."""
+        """The engine that serves fastest, where those that do were timed, or else the smallest.
+
+        One with heads serves a step without a draft too, and in TensorRT 8.6 may well be the fastest to do so.
+        """
         serving = [
             facts
             for facts in self._files
@@ -102,7 +105,16 @@ class TensorRtBackend(OnDevice):
                 f"no engine of {self.name} takes a step of {shape.B} sequences, {shape.T} nodes, {shape.R} with "
                 f"logits; there are those of {sizes} nodes: take another tree, or build with --profile for this one"
             )
-        return min(serving, key=lambda facts: (max(facts.nodes, PLAIN_NODES), facts.draft, facts.nodes, facts.rows))
+        timed = all(facts.step_ms for facts in serving)
+        return min(
+            serving,
+            key=lambda facts: (
+                facts.step_ms if timed and facts.step_ms else max(facts.nodes, PLAIN_NODES),
+                facts.draft,
+                facts.nodes,
+                facts.rows,
+            ),
+        )
 
     def _new_binding(
         self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]

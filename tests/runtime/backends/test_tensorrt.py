@@ -154,6 +154,21 @@ def test_the_weights_told_are_those_of_the_plain_engine(bundle: Bundle, tmp_path
     assert facts.row == bundle.model.kv_bytes_per_token(4)
 
 
+def test_where_engines_were_timed_the_fastest_runs_a_step(bundle: Bundle, tmp_path: Path) -> None:
+    times = {PLAIN_NODES: 2.6, PREFILL_CHUNK: 3.1, 4: 2.4, 64: 2.3}
+    found = {replace(facts, step_ms=times[facts.nodes]): path for facts, path in engines(bundle, tmp_path).items()}
+    device: Any = Gpu()
+    chosen = TensorRtBackend(found.items(), bundle.model, bundle.heads, device)
+    assert chosen._served(Shape(1, 1, 1, False, 256)) == Shape(1, 64, 64, True, 256)
+    assert chosen._served(Shape(1, 4, 4, True, 256)) == Shape(1, 64, 64, True, 256)
+    assert chosen._served(Shape(1, 90, 1, False, 256)) == Shape(1, PREFILL_CHUNK, 1, False, 256)
+    tree = bundle.profile("tree-4")
+    assert answer(Decoder(chosen, tree), PROMPT) == answer(Decoder(load_backend(bundle, "ort-cpu"), tree), PROMPT)
+    half = {replace(facts, step_ms=None if facts.nodes == 64 else 1.0): path for facts, path in found.items()}
+    chosen = TensorRtBackend(half.items(), bundle.model, bundle.heads, device)
+    assert chosen._served(Shape(1, 1, 1, False, 256)) == Shape(1, PLAIN_NODES, 1, False, 256)
+
+
 def test_a_length_below_what_engines_read_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     short, device = replace(bundle.model, context=100), Gpu()
     with pytest.raises(CapacityError, match="read a past of 256 rows at least, a max_length of 100 has no room"):

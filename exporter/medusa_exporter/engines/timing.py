@@ -1,0 +1,38 @@
+"""How long a step of an engine takes, on the GPU that has built it: what a runtime chooses between engines by."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from medusa_runtime.backends.base import Step
+from medusa_runtime.backends.tensorrt import TensorRtBackend
+from medusa_runtime.engine_facts import EngineFacts
+from medusa_runtime.facts import HeadFacts, ModelFacts
+
+WARM, RUNS = 5, 20  # steps: the first is a plain one, the second is captured, all others replay that
+
+
+def step_ms(facts: EngineFacts, engine: Path, model: ModelFacts, heads: HeadFacts, device: Any) -> float:
+    """Return the median of RUNS steps, in milliseconds, behind as many rows as the engine is tuned for.
+
+    device: a `medusa_runtime.backends.cuda.CudaDevice`. Raises CapacityError where the engine does not fit its memory.
+    """
+    backend = TensorRtBackend([(facts, engine)], model, heads, device, name=facts.flavour)
+    B, T, rows = facts.batch, facts.nodes, min(facts.best, backend.model.context)
+    backend.allocate(B, backend.model.context)
+    step = Step(
+        input_ids=np.zeros((B, T), np.int32),
+        position_ids=np.full((B, T), rows - 1, np.int32),
+        tree_mask=np.repeat(np.tri(T, dtype=np.bool_)[None], B, axis=0),
+        past_length=np.full(B, rows, np.int32),
+        logit_rows=np.zeros((B, facts.rows), np.int32),
+        draft=facts.draft,
+    )
+    seconds = []
+    for _ in range(WARM + RUNS):
+        backend.run(step)
+        seconds.append(backend.run_seconds)
+    return 1e3 * statistics.median(seconds[WARM:])
