@@ -57,7 +57,8 @@ ours report "$out"/fp16*.json "$out"/fp32*.json -o "$out/report.html"
 
 if [ "$layers" -gt 0 ]; then
     echo "== the 7B shape, $layers layers, random weights, acceptance as recorded above"
-    run "$python" "$here/random_model.py" --shape 7b --layers "$layers" --context 4608 -o "$out/random"
+    run "$python" "$here/random_model.py" --shape 7b --layers "$layers" --context 4608 \
+        --draft-vocabulary 16384 -o "$out/random"
     ours build "$out/random/model" --heads "$out/random/heads" -o "$out/7b" --backend "ort-cuda${trt:+,tensorrt}" \
         --precision fp16 --profile tree-64 --no-engines
     theirs engines "$out/7b" --backend tensorrt

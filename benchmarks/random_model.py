@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="Fewer than the shape has.")
     parser.add_argument("--context", type=int, default=8192, help="Tokens.")
     parser.add_argument("--heads", type=int, default=4, help="Medusa heads, of one ResBlock each, as in the paper.")
+    parser.add_argument("--draft-vocabulary", type=int, help="Tokens that the heads score. Default: all.")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     shape = dict(SHAPES[options.shape], max_position_embeddings=options.context)
@@ -55,10 +56,11 @@ def main() -> None:
         shape["num_hidden_layers"] = options.layers
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokens = torch.arange(options.draft_vocabulary) if options.draft_vocabulary else None
     torch.set_default_dtype(torch.float16)
     with torch.device(device):
         model = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=0, eos_token_id=0, pad_token_id=0))
-        heads = MedusaHeads(shape["hidden_size"], options.heads, 1)
+        heads = MedusaHeads(shape["hidden_size"], options.heads, 1, token_map=tokens)
     torch.set_default_dtype(torch.float32)
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
