@@ -4,6 +4,9 @@
 
 What a step takes depends on shapes, not on what the weights say; such heads guess nothing, so acceptance is forced from
 a recording of a real model (`medusa-export bench --forced`).
+
+`--shape small --stream 25000` is for trying a flavour of TensorRT in a minute: a model whose residual stream is as
+large as real ones are, which 16 bits may not bear (`medusa-export compare` tells).
 """
 
 from __future__ import annotations
@@ -18,7 +21,17 @@ from medusa_exporter.heads.modules import MedusaHeads
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 SHAPES: dict[str, dict[str, Any]] = {
+    "small": {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 2048,
+        "tie_word_embeddings": False,
+    },
     "7b": {  # Llama 2 7B, Vicuna 7B
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -38,7 +51,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-END = "<end>"
+END, LARGE = "<end>", 1 + LETTERS.index("e")
 
 
 def main() -> None:
@@ -49,6 +62,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8192, help="Tokens.")
     parser.add_argument("--heads", type=int, default=4, help="Medusa heads, of one ResBlock each, as in the paper.")
     parser.add_argument("--draft-vocabulary", type=int, help="Tokens that the heads score. Default: all.")
+    parser.add_argument("--stream", type=float, help="The largest element of the residual stream, of one token.")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     shape = dict(SHAPES[options.shape], max_position_embeddings=options.context)
@@ -62,6 +76,8 @@ def main() -> None:
         model = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=0, eos_token_id=0, pad_token_id=0))
         heads = MedusaHeads(shape["hidden_size"], options.heads, 1, token_map=tokens)
     torch.set_default_dtype(torch.float32)
+    if options.stream:
+        enlarge(model, options.stream)
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     model.save_pretrained(options.output / "model")
@@ -75,10 +91,18 @@ def main() -> None:
     print(f"{options.output}: {sum(one.numel() for one in model.parameters()) / 1e9:.2f} B weights")
 
 
+def enlarge(model: Any, largest: float) -> None:
+    """Give one token an element of that size, which the residual stream carries through all layers.
+
+    Real models do so to tokens that begin a text or part it; all others stay small beside them.
+    """
+    with torch.no_grad():
+        model.model.embed_tokens.weight[LARGE, 7] = largest
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={END: 0} | {letter: 1 + i for i, letter in enumerate(letters)}, merges=[]))
+    core = Tokenizer(models.BPE(vocab={END: 0} | {letter: 1 + i for i, letter in enumerate(LETTERS)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
