@@ -17,6 +17,7 @@ from medusa_exporter.compare.recording import Recorder
 from medusa_runtime.backends import ort_cuda
 from medusa_runtime.backends.ort import OrtBackend
 from medusa_runtime.bundle import Bundle
+from medusa_runtime.facts import ModelFacts
 
 from ..runtime.backends.host_device import HostDevice
 
@@ -31,11 +32,13 @@ def run(*arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
-def on_host(bundle: Bundle, name: str, precision: str | None, threads: int | None) -> ort_cuda.OrtCudaBackend:
+def on_host(
+    bundle: Bundle, model: ModelFacts, name: str, precision: str | None, threads: int | None
+) -> ort_cuda.OrtCudaBackend:
     """What `ort-cuda` loads, on a device that is the host."""
     facts, graph = bundle.graph(name, precision)
     device: Any = HostDevice()
-    return ort_cuda.OrtCudaBackend(graph, bundle.model, bundle.heads, device, facts.precision)
+    return ort_cuda.OrtCudaBackend(graph, model, bundle.heads, device, facts.precision)
 
 
 @pytest.fixture

@@ -1,0 +1,31 @@
+"""What the commands do on a GPU, beside the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .bench.here import prompts_file, run
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("profile", ["tree-4", "tree-64"])
+def test_every_tensor_is_the_cpus(tiny_backends: Path, precision: str, profile: str) -> None:
+    both = f"ort-cpu:fp32,ort-cuda:{precision}"
+    assert run("compare", tiny_backends, "--backends", both, "--profile", profile, "--steps", 4) == 0
+
+
+def test_backends_take_turns(tiny_backends: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    options = ["--backends", "ort-cpu,ort-cuda", "--precision", "fp32", "--profile", "tree-8", "--max-new-tokens", 40]
+    assert run("bench", tiny_backends, "--prompts", prompts_file(tmp_path), *options, "--json", output) == 0
+    content = json.loads(output.read_text())
+    cuda = content["backends"]["ort-cuda"]
+    assert cuda["capability"].startswith("sm") and cuda["driver"] and cuda["bandwidth"] > 1e11
+    ours = [result for result in content["results"] if result["backend"] == "ort-cuda"]
+    assert [result["profile"] for result in ours] == ["plain", "tree-8"]
+    assert all(result["same_as_first"]["equal"] == result["same_as_first"]["answers"] > 0 for result in ours)
