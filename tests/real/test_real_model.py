@@ -105,5 +105,5 @@ def test_every_profile_of_the_bundle_gives_plain_decodings_tokens(engine: Engine
             answer = engine.generate(prompt, stream=True, max_new_tokens=128)
             list(answer)
             answers[name] = answer.tokens
-        assert len(answers) == 21
+        assert len(answers) == 1 + len(engine.bundle.manifest.profiles) > 10
         assert all(tokens == answers["plain"] for tokens in answers.values()), prompt
