@@ -14,6 +14,7 @@ from medusa_exporter.bench.runs import Run, Turn
 
 FIGURES = ("tokens_per_step", "plain_step_ms", "medusa_step_ms", "overhead", "speedup", "host_us_per_step")
 PERCENTILES = (10, 50, 90)
+SLOWEST = 10  # steps that are told one by one
 
 Pair = tuple[Run, Run]  # plain decoding's and the tree's
 
@@ -44,6 +45,7 @@ def aggregate(turns: Sequence[Turn], profile: TreeProfile, *, ends: bool = True)
         "turns": len(turns),
         **_figures([pair for pairs in by_prompt.values() for pair in pairs], ends),
         "step_ms": {"mean": _ratio(sum(steps), len(steps)), **_percentiles(steps, (10, 50, 90, 99))},
+        "slowest_steps": _slowest(turns, profile.name),
         "ttft_ms": _percentiles(first, (50, 90)),
         "tpot_ms": _ratio(1e3 * seconds, tokens),
         "tokens_per_second": _ratio(tokens, seconds),
@@ -104,6 +106,16 @@ def _figures(pairs: Sequence[Pair], ends: bool) -> dict[str, float | None]:
         "speedup": _ratio(sum(pair[0].seconds for pair in same), sum(pair[1].seconds for pair in same)),
         "host_us_per_step": _ratio(1e6 * sum(run.host_seconds for run in medusa), steps),
     }
+
+
+def _slowest(turns: Sequence[Turn], profile: str) -> list[dict[str, float]]:
+    """The steps that took longest, and where they stood in their answers: step 1 follows the prefill."""
+    steps = [
+        {"prompt": turn.question.prompt, "turn": turn.question.turn, "step": number, "ms": 1e3 * seconds}
+        for turn in turns
+        for number, seconds in enumerate(turn.run(profile).step_seconds, start=1)
+    ]
+    return sorted(steps, key=lambda step: -step["ms"])[:SLOWEST]
 
 
 def _kv_length(turns: Sequence[Turn], profile: str) -> float | None:

@@ -49,6 +49,11 @@ def test_steps_and_first_tokens_have_percentiles() -> None:
     result = aggregate(turns, CHAIN)
     assert result["step_ms"] == pytest.approx({"mean": 50.5, "p10": 10.9, "p50": 50.5, "p90": 90.1, "p99": 99.01})
     assert result["ttft_ms"] == pytest.approx({"p50": 20.0, "p90": 28.0})
+    slowest = result["slowest_steps"]
+    assert [(one["prompt"], one["turn"], one["step"]) for one in slowest] == [
+        (1, 1, step) for step in range(100, 90, -1)
+    ]
+    assert slowest[0]["ms"] == pytest.approx(100.0)
 
 
 def test_the_length_of_the_past_is_the_mean_over_steps() -> None:
