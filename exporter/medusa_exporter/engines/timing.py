@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ def step_ms(facts: EngineFacts, engine: Path, model: ModelFacts, heads: HeadFact
 
     device: a `medusa_runtime.backends.cuda.CudaDevice`. Raises CapacityError where the engine does not fit its memory.
     """
-    backend = TensorRtBackend([(facts, engine)], model, heads, device, name=facts.flavour)
-    B, T, rows = facts.batch, facts.nodes, min(facts.best, backend.model.context)
-    backend.allocate(B, backend.model.context)
+    B, T, rows = facts.batch, facts.nodes, facts.best
+    enough = replace(model, context=rows)  # no memory for more, of which an engine may take much
+    backend = TensorRtBackend([(facts, engine)], enough, heads, device, name=facts.flavour)
+    backend.allocate(B, rows)
     step = Step(
         input_ids=np.zeros((B, T), np.int32),
         position_ids=np.full((B, T), rows - 1, np.int32),

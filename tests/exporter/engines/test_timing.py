@@ -24,11 +24,12 @@ def bundle(tiny_engines: Path) -> Bundle:
 
 
 def test_every_kind_of_step(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs, steps = TensorRtBackend.run, []
+    runs, steps, held = TensorRtBackend.run, [], []
 
     def run(backend: TensorRtBackend, step: Any) -> None:
         runs(backend, step)
         steps.append(step)
+        held.append(backend._arena.capacity if backend._arena else 0)  # no more than are read
         backend.run_seconds = 0.5 if len(steps) <= WARM else 0.002
 
     monkeypatch.setattr(TensorRtBackend, "run", run)
@@ -38,7 +39,7 @@ def test_every_kind_of_step(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.
         assert step_ms(facts, path, bundle.model, bundle.heads, device) == 2.0  # what warms up does not count
         assert len(steps) == WARM + RUNS
         assert (steps[0].input_ids.shape[1], steps[0].draft) == (facts.nodes, facts.draft)
-        assert int(steps[0].past_length[0]) == facts.best
+        assert int(steps[0].past_length[0]) == facts.best == held[-1]
 
 
 def test_an_engine_that_cannot_run_does_not_stay(
