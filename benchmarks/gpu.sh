@@ -21,6 +21,16 @@ theirs() { [ -z "$trt" ] || run "$trt" -m medusa_exporter "$@"; }
 short=(--prompts "$prompts" --limit 2 --steps 3 --profile tree-16)
 long=(--prompts "$prompts" --turns first)
 
+if [ -n "$trt" ]; then
+    echo "== a small model whose residual stream is as large as real ones: does this TensorRT compute it in 16 bits?"
+    run "$python" "$here/random_model.py" --shape small --stream 25000 --context 1024 -o "$out/small"
+    ours build "$out/small/model" --heads "$out/small/heads" -o "$out/small/bundle" --backend ort-cpu,tensorrt \
+        --precision fp32,fp16 --profile tree-16 --no-engines
+    ours compare "$out/small/bundle" --backends ort-cpu:fp32 --save "$out/small/reference"
+    theirs engines "$out/small/bundle" --backend tensorrt --precision fp16
+    theirs compare "$out/small/bundle" --backends tensorrt:fp16 --against "$out/small/reference"
+fi
+
 echo "== bundle and engines"
 ours build "$model" --heads "$heads" -o "$bundle" --backend "ort-cpu,ort-cuda${trt:+,tensorrt}" --precision fp32,fp16 \
     --profile tree-16,tree-64 --no-engines
