@@ -15,7 +15,10 @@ import pytest
 from medusa_exporter import verify
 from medusa_exporter.cli import main
 from medusa_runtime import Engine, accept
+from medusa_runtime.backends import ort_cuda
 from medusa_runtime.backends.ort import OrtBackend
+
+from .test_cli_compare import on_host
 
 TREES = ("--profile", "chain-2,tree-8", "--max-new-tokens", "24")
 
@@ -48,6 +51,24 @@ def test_a_sound_bundle_passes_by_built_in_prompts(tiny_bundle: Path, capsys: py
     assert "the same tokens" in shown.out
     assert "2 profiles against plain decoding" in shown.out
     assert "prompt 6/6, turn 1: SKIPPED" in shown.err  # the long one, by a tokenizer of almost single bytes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_another_backend_is_checked_by_its_own_plain_decoding(
+    tiny_backends: Path,
+    prompts: Path,
+    tmp_path: Path,
+    precision: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ort_cuda, "load", on_host)
+    output = tmp_path / "verify.json"
+    arguments = [tiny_backends, "--backend", "ort-cuda", "--precision", precision, "--profile", "tree-4,tree-64"]
+    assert run(*arguments, "--prompts", prompts, "--max-new-tokens", 24, "--json", output) == 0
+    content = json.loads(output.read_text())
+    assert (content["backend"], content["precision"], content["quality"]) == ("ort-cuda", precision, {})
+    assert "2 profiles against plain decoding" in capsys.readouterr().out
 
 
 def test_precisions_are_set_beside_fp32(

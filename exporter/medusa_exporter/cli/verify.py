@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from medusa_runtime.backends import load_backend
+from medusa_runtime.backends import BACKENDS, load_backend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import MedusaError
@@ -45,6 +45,7 @@ from medusa_exporter.verify import (
 @click.option(
     "--profile", "profiles", multiple=True, callback=split_commas, help="Trees to check. Default: all of the bundle."
 )
+@click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
 @precision_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts.")
 @click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=2), help="Per answer.")
@@ -55,6 +56,7 @@ def command(
     file: Path | None,
     model: str | None,
     profiles: tuple[str, ...],
+    backend: str,
     precision: str | None,
     limit: int | None,
     max_new_tokens: int,
@@ -64,22 +66,22 @@ def command(
     """Check that every tree gives the tokens of BUNDLE's plain decoding, and these, with --model, the model's own.
 
     Each answer's first difference is printed with its position, both tokens and their gap in logits. Exit code 1 when
-    a gap is more than a tie: 1e-3 logits in fp32, 1% of the row's range where weights are quantised (there another
-    number of rows rounds in another way; and the model's own tokens are not promised, so --model needs fp32).
+    a gap is more than a tie: 1e-3 logits in fp32, 1% of the row's range in other precisions (there another number of
+    rows rounds in another way; and the model's own tokens are not promised, so --model needs fp32).
 
-    Where BUNDLE has fp32 and other precisions, each of these is then compared with fp32 on the same answers: how often
+    Where BUNDLE has fp32 and quantised graphs, each of these is then compared with fp32 on the same answers: how often
     both find the same token likeliest, KL divergence, perplexity.
     """
     if output is not None:
         check_output(output, bundle)
     prompts = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
-    engine = Engine.load(bundle, profile=PLAIN, precision=precision)
+    engine = Engine.load(bundle, backend=backend, profile=PLAIN, precision=precision)
     exact = is_exact(engine.decoder.backend.precision)
     if model is not None and not exact:
         raise click.UsageError(
             f"--model is compared with fp32, not with {engine.decoder.backend.precision}; leave out one of the two"
         )
-    trees = choose_trees(engine.bundle, profiles)
+    trees, context = choose_trees(engine.bundle, profiles), engine.decoder.cache.context
     reference = None if model is None else Reference(model, engine.bundle.model)
     texts: list[Text] = []
     tokens = 0
@@ -88,7 +90,7 @@ def command(
     asked = converse(
         {engine.decoder.backend.name: Runner(engine.decoder, trees, warm=False)},
         engine.layout,
-        engine.bundle.model.context,
+        context,
         prompts,
         max_new_tokens=max_new_tokens,
         first_only=turns == "first",
@@ -110,16 +112,15 @@ def command(
             where = f"prompt {question.prompt}, turn {question.turn}"
             click.echo(f"{where}, {subject}: {difference.describe(engine.tokenizer)}")
     if not texts:
-        raise MedusaError(
-            f"none of the {len(prompts)} prompts fits the context of {engine.bundle.model.context} tokens"
-        )
-    qualities = _qualities(engine.bundle, texts)
+        raise MedusaError(f"none of the {len(prompts)} prompts fits the context of {context} tokens")
+    qualities = _qualities(engine.bundle, backend, texts)
     if output is not None:
         content = {
             "bundle": {"name": engine.bundle.root.name, "digest": engine.bundle.manifest.digest},
             "model": model,
             "versions": versions(),
             "profiles": [tree.name for tree in trees],
+            "backend": backend,
             "precision": engine.decoder.backend.precision,
             **tolerances(exact),
             "answers": len(texts),
@@ -138,16 +139,16 @@ def command(
     click.echo(f"{summary}: {f'{len(found)} ties, all else the same' if found else 'the same tokens'}")
 
 
-def _qualities(bundle: Bundle, texts: list[Text]) -> dict[str, Quality]:
-    """Each quantised precision of the bundle beside its fp32, on `texts`; none where it has not both."""
-    graphs = [facts.precision for facts in bundle.manifest.graphs.values() if facts.backend == "ort-cpu"]
+def _qualities(bundle: Bundle, backend: str, texts: list[Text]) -> dict[str, Quality]:
+    """Each quantised precision of a backend's graphs beside fp32, on `texts`; none where there are not both."""
+    graphs = [facts.precision for facts in bundle.manifest.graphs.values() if facts.backend == backend]
     others = [precision for precision in FORMATS if precision in graphs and not is_exact(precision)]
     if not others or len(others) == len(graphs):
         return {}
-    found, reference = {}, load_backend(bundle)
+    found, reference = {}, load_backend(bundle, backend)
     for precision in others:
         click.echo(f"quality of {precision} beside fp32, on {len(texts)} answers", err=True)
-        found[precision] = measure(reference, load_backend(bundle, precision=precision), texts)
+        found[precision] = measure(reference, load_backend(bundle, backend, precision), texts)
     return found
 
 
