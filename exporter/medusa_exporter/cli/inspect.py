@@ -18,7 +18,7 @@ FP32_BYTES = 4  # of one element of the KV cache
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(folder: str, name: str | None, as_json: bool) -> None:
     """Check the files of BUNDLE against its manifest, then show what it holds."""
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(folder, engines=True)
     if name is not None:
         tree = bundle.profile(name)
         click.echo(json.dumps({"name": name, "paths": tree.paths}) if as_json else draw(tree))

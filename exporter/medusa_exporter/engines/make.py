@@ -53,7 +53,7 @@ def make_engines(
     static_capacity: build for one length of the past alone. Raises BundleError, MissingExtraError.
     """
     flavour = flavours.find(backend)
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(folder, engines=True)
     facts, _ = bundle.graph(backend, precision)
     length = min(max_length or bundle.model.context, bundle.model.context)
     wanted = Wanted(capacity(length, static_capacity), find_targets(flavour, targets))

@@ -1,0 +1,53 @@
+"""Engines in a bundle: hashed when they are loaded, or where somebody asks for all, and never believed before."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from medusa_runtime.bundle import Bundle, seal
+from medusa_runtime.errors import BundleError
+from medusa_runtime.facts import GraphFacts
+
+from .test_bundle import HEADS, MODEL
+from .test_engine_facts import DATA, FACTS
+
+ENGINE = "engines/tensorrt-fp16-t64.engine"
+
+
+def build(folder: Path, **other: object) -> Path:
+    for name in ("graphs", "engines"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "graphs/tensorrt-fp16-plain.onnx").write_bytes(b"graph")
+    (folder / ENGINE).write_bytes(DATA)
+    (folder / ENGINE).with_suffix(".json").write_bytes(replace(FACTS, **other).to_bytes())
+    graphs = {"tensorrt-fp16": GraphFacts("tensorrt", "fp16", "graphs/tensorrt-fp16-plain.onnx")}
+    seal(folder, producer={}, model=MODEL, heads=HEADS, graphs=graphs, profiles=[], sources={})
+    return folder
+
+
+def test_a_flipped_byte_is_found_before_the_engine_is_loaded(tmp_path: Path) -> None:
+    folder = build(tmp_path / "b")
+    (folder / ENGINE).write_bytes(DATA[:-1] + b"!")
+    [(facts, path)] = Bundle.open(folder).engines("tensorrt")
+    with pytest.raises(BundleError, match="is not the engine that was built"):
+        facts.read(path, "tensorrt", "8.6.0", "sm90")
+    with pytest.raises(BundleError, match=rf"{ENGINE} has SHA-256 .*, expected"):
+        Bundle.open(folder, engines=True)
+
+
+def test_an_engine_cut_short_is_refused_at_once(tmp_path: Path) -> None:
+    folder = build(tmp_path / "b")
+    (folder / ENGINE).write_bytes(DATA[:-1])
+    with pytest.raises(BundleError, match=rf"{ENGINE} has 8 bytes, expected 9"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    "other", [{"engine": hashlib.sha256(b"another").hexdigest()}, {"flavour": "tensorrt-rtx"}, {"precision": "fp32"}]
+)
+def test_what_lies_beside_an_engine_must_tell_of_it(tmp_path: Path, other: dict[str, object]) -> None:
+    with pytest.raises(BundleError, match=f"tells of another engine than {ENGINE}"):
+        Bundle.open(build(tmp_path / "b", **other)).engines("tensorrt")
