@@ -24,7 +24,7 @@ from medusa_exporter.bench.record import SCHEMA, Case, backend_facts, results
 from medusa_exporter.bench.runs import WARM_TOKENS, Question, Run, Turn
 from medusa_exporter.bench.table import table
 from medusa_exporter.bench.walk import Answerer, Answers, ask_each
-from medusa_exporter.bench.worker import Opened, Worker
+from medusa_exporter.bench.worker import Opened, Setup, Worker
 from medusa_exporter.files import check_output, write_json
 from medusa_exporter.models import ModelSource
 from medusa_exporter.prompts import load_prompts
@@ -130,7 +130,7 @@ def main() -> None:
     workers = {name: Worker(name) for name in options.backends}
     opened: dict[str, Opened] = {}
     for name, worker in workers.items():
-        found = worker.open(bundle, options.precision, None, None, trees, None)
+        found = worker.open(Setup(bundle, trees, options.precision))
         if found is None:
             raise MedusaError(str(worker.failure))
         opened[name] = found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from medusa_runtime.bundle import verify_sizes
 from medusa_runtime.errors import BundleError
 from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, Manifest
 
+from medusa_exporter import installed
 from medusa_exporter.heads.facts import heads_files
 from medusa_exporter.models import ModelSource
 
@@ -63,15 +63,7 @@ def read_manifest(bundle: Path) -> Manifest:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that shape a bundle."""
-    return {name: metadata.version(name) for name in MAKERS if _installed(name)}
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return installed.versions(MAKERS)
 
 
 def _described(location: str, file: str | None, files: list[Path]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 from medusa_runtime.backends.base import Backend
 from medusa_runtime.errors import CapacityError, MedusaError
+from medusa_runtime.sizes import doubled
 
 FIRST_CAPACITY = 256  # rows; doubled as a sequence grows
 
@@ -58,10 +59,7 @@ class KvCache:
                 f"{rows} tokens do not fit: the model's context is {self.context}; shorten the prompt or the answer"
             )
         if rows > self.capacity:
-            capacity = self.capacity
-            while capacity < rows:
-                capacity *= 2
-            capacity = min(capacity, self.context)
+            capacity = min(doubled(self.capacity, rows), self.context)
             self._backend.allocate(self.batch, capacity)
             self.capacity = capacity
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from typing import Any
 
 from medusa_runtime.threads import default_threads, physical_cores, processor_name
+
+from medusa_exporter import installed
 
 PACKAGES = (
     "medusa-export",
@@ -38,10 +39,4 @@ def machine(threads: int | None) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape bundle and run, those that are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed.versions(PACKAGES)}

@@ -8,13 +8,13 @@ from time import perf_counter
 from typing import TypeVar
 
 from medusa_profiles.profile import TreeProfile
+from medusa_runtime.backends.on_device import past_shape
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.facts import PLAIN
 
 from medusa_exporter.bench.recording import Recording
 from medusa_exporter.verify import Difference, compare, is_exact, next_logits
 
-LEAST_PAST = 256  # rows; a GPU's steps bind a past of this many, or of twice as many, and so on
 RECENT = 4  # questions: a backend holds a few dozen shapes, so one that was not met for longer may be forgotten
 WARM_TOKENS = 4  # of an answer that only warms up: three steps, of which a tree takes one at least
 
@@ -151,11 +151,6 @@ class Runner:
             name: compare(question.ids, plain.tokens, run.tokens, reader, exact=exact) for name, run in trees.items()
         }
         return {name: difference for name, difference in found.items() if difference is not None}
-
-
-def past_shape(length: int) -> int:
-    """Rows that a GPU's step binds for a past of `length`: 256 or the next power of two."""
-    return max(LEAST_PAST, 1 << (length - 1).bit_length())
 
 
 def rotated(items: Sequence[Item], shift: int) -> list[Item]:

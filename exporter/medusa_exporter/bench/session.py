@@ -13,7 +13,7 @@ from medusa_runtime.layout import Layout
 from medusa_exporter.bench.record import Case
 from medusa_exporter.bench.recording import Recording
 from medusa_exporter.bench.walk import Answers, Skipped, ask_each, converse
-from medusa_exporter.bench.worker import Opened, Worker
+from medusa_exporter.bench.worker import Opened, Setup, Worker
 from medusa_exporter.prompts import Turns
 
 Report = Callable[[str], None]  # takes a line that says how far the work is
@@ -47,10 +47,11 @@ def open_all(
     job: Job, workers: Mapping[str, Worker], precision: str | None, threads: int | None, report: Report
 ) -> dict[str, Opened]:
     """Load every backend; those that cannot be are left out. Raises MedusaError where none can."""
+    setup = Setup(job.bundle, job.trees, precision, threads, job.max_length, job.recording)
     opened = {}
     for name, worker in workers.items():
         report(f"backend {name}: loading")
-        found = worker.open(job.bundle, precision, threads, job.max_length, job.trees, job.recording)
+        found = worker.open(setup)
         if found is None:
             report(f"FAILED: {worker.failure}")
         else:

@@ -19,6 +19,20 @@ from medusa_exporter.bench.recording import Recording
 from medusa_exporter.bench.runs import Question, Runner, Turn
 
 
+class Setup(NamedTuple):
+    """What a backend is loaded with, each the same for all of a run; None where the bundle or the library chooses.
+
+    max_length: tokens a sequence may come to. recording: how many tokens steps keep, where the heads have no say.
+    """
+
+    bundle: Bundle
+    trees: Sequence[TreeProfile]
+    precision: str | None = None
+    threads: int | None = None
+    max_length: int | None = None
+    recording: Recording | None = None
+
+
 class Opened(NamedTuple):
     """A loaded backend. context: tokens that it takes, fewer than the model's where it was built for fewer."""
 
@@ -36,17 +50,9 @@ class Worker:
         self.failure: str | None = None
         self._executor = start_process()
 
-    def open(
-        self,
-        bundle: Bundle,
-        precision: str | None,
-        threads: int | None,
-        max_length: int | None,
-        trees: Sequence[TreeProfile],
-        recording: Recording | None,
-    ) -> Opened | None:
+    def open(self, setup: Setup) -> Opened | None:
         """Load the backend and warm it up; None where it failed."""
-        opened: Opened | None = self._call(_open, self.name, bundle, precision, threads, max_length, trees, recording)
+        opened: Opened | None = self._call(_open, self.name, setup)
         return opened
 
     def answer(self, question: Question, shift: int) -> Turn | None:
@@ -86,17 +92,9 @@ def start_process() -> Executor:
 _runners: dict[str, Runner] = {}  # of this process: one, by its backend's name
 
 
-def _open(
-    name: str,
-    bundle: Bundle,
-    precision: str | None,
-    threads: int | None,
-    max_length: int | None,
-    trees: Sequence[TreeProfile],
-    recording: Recording | None,
-) -> Opened:
-    backend = load_backend(bundle, name, precision, threads, max_length)
-    _runners[name] = Runner(Decoder(backend, accept=RULES["greedy"]), trees, recording)
+def _open(name: str, setup: Setup) -> Opened:
+    backend = load_backend(setup.bundle, name, setup.precision, setup.threads, setup.max_length)
+    _runners[name] = Runner(Decoder(backend, accept=RULES["greedy"]), setup.trees, setup.recording)
     return Opened(backend.facts(), backend.precision, backend.model.context)
 
 

@@ -26,7 +26,8 @@ from medusa_runtime import contract
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.backends.base import FloatArray, IntArray, Outputs
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.errors import BundleError, MedusaError
+from medusa_runtime.checks import check_whole
+from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 
 from medusa_exporter.compare.steps import Place, Plan
@@ -115,7 +116,7 @@ class Recording:
         tree.require(bundle.heads.count, bundle.heads.top_k)
         context = bundle.model.context
         prompts = tuple(_prompt(ids, bundle.model.vocab_size, context) for ids in content["prompts"])
-        steps = _whole("steps", content["steps"], 1, context)
+        check_whole("steps", steps := content["steps"], 1, context)
         if not prompts:
             raise RecordingError("it has no prompts")
         self.plan = Plan(prompts, tree, steps, bundle.model.eos_token_ids)
@@ -229,14 +230,10 @@ def _read_array(
     return array
 
 
-def _whole(what: str, value: object, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise BundleError(f"{what} is {value!r:.80}, expected a whole number from {least} to {most}")
-    return value
-
-
 def _prompt(ids: object, vocabulary: int, context: int) -> tuple[int, ...]:
     """Check one prompt's token ids."""
     if not isinstance(ids, list) or not 0 < len(ids) <= context:
         raise RecordingError(f"a prompt is {ids!r:.80}, expected a list of 1 to {context} token ids")
-    return tuple(_whole("a token of a prompt", token, 0, vocabulary - 1) for token in ids)
+    for token in ids:
+        check_whole("a token of a prompt", token, 0, vocabulary - 1)
+    return tuple(ids)

@@ -7,7 +7,7 @@ run of kept rows of one sequence is one 2-D copy for all layers, and a rejected 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -41,6 +41,12 @@ class Arena(Protocol):
 
     def read_new(self, nodes: int, length: int) -> FloatArray:
         """Return (2 · layers, B, nodes, W): the rows that a step of `nodes` nodes gave behind `length` real ones."""
+
+    def take_over(self, other: Any) -> None:
+        """Copy all that fits from an arena of the same kind."""
+
+
+NewArena = Callable[[Device, ModelFacts, Element, int, int, int], Arena]  # batch, capacity and nodes last
 
 
 class RowArena:

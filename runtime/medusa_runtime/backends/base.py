@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from medusa_runtime import contract
+
 if TYPE_CHECKING:
     from medusa_runtime.facts import HeadFacts, ModelFacts
 
@@ -70,6 +72,19 @@ class BackendFacts:
     weights: int
     row: int
     bandwidth: float | None
+
+
+def all_outputs(tokens: IntArray, argmax: IntArray, logits: FloatArray, hidden: FloatArray, new: FloatArray) -> Outputs:
+    """Name what a step gives, in the contract's order. new (2 · layers, B, T, W): its keys, then its values."""
+    layers = len(new) // 2
+    return {
+        contract.TOKENS: tokens,
+        contract.ARGMAX: argmax,
+        contract.LOGITS: logits,
+        contract.HIDDEN: hidden,
+        **{contract.new_key(i): new[i] for i in range(layers)},
+        **{contract.new_value(i): new[layers + i] for i in range(layers)},
+    }
 
 
 class Backend(Protocol):

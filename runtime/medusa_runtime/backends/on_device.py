@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from medusa_runtime import contract
-from medusa_runtime.backends.arena import RowArena, Tensor
-from medusa_runtime.backends.base import BackendFacts, FloatArray, IntArray, Outputs, Step
+from medusa_runtime.backends.arena import Arena, NewArena, RowArena, Tensor
+from medusa_runtime.backends.base import BackendFacts, FloatArray, IntArray, Outputs, Step, all_outputs
 from medusa_runtime.backends.device import Device, Memory
 from medusa_runtime.backends.elements import BOOL, FLOAT32, INT32, element
-from medusa_runtime.backends.head_arena import HeadArena
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
+from medusa_runtime.sizes import doubled
 
 FIRST_PAST = 256  # rows of the shortest past that is bound; each longer one is twice the one before
 FIRST_NODES = 256  # rows for which a step's results have room at first: a chunk of a prefill
@@ -53,15 +53,14 @@ class OnDevice(ABC):
     run.
     """
 
-    _arenas: type[RowArena] | type[HeadArena] = RowArena  # what its graph works on
-
     def __init__(self, name: str, precision: str, model: ModelFacts, heads: HeadFacts, device: Device) -> None:
         """Nothing is allocated yet."""
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.run_seconds = 0.0
         self._device, self._element = device, element(precision)
         self._state = state_size(model, heads) * FLOAT32.size  # bytes of one row of `hidden`
-        self._arena: RowArena | HeadArena | None = None
+        self._new_arena: NewArena = RowArena  # what its graph works on
+        self._arena: Arena | None = None
         self._results: _Results | None = None
         self._draft: Memory | None = None
         self._bindings: OrderedDict[Shape, Binding] = OrderedDict()
@@ -83,7 +82,7 @@ class OnDevice(ABC):
         rows = self.model.context if batch == 1 else capacity
         if before is not None and before.batch == batch and before.capacity >= rows:
             return
-        self._lay(self._arenas(self._device, self.model, self._element, batch, rows, FIRST_NODES), rows=1)
+        self._lay(self._new_arena(self._device, self.model, self._element, batch, rows, FIRST_NODES), rows=1)
 
     def run(self, step: Step) -> None:
         """Run one step over the past held."""
@@ -114,27 +113,19 @@ class OnDevice(ABC):
         assert arena is not None and results is not None  # noqa: S101 -- a step has run
         B, nodes, rows = binding.shape[:3]
         T, R = binding.memory.sizes
-        layers, sequences = self.model.layers, range(B)
 
         def read(address: int, *shape: int) -> FloatArray:
             array = np.empty(shape, np.float32)
             self._device.read(array, address)
             return array
 
-        def ids(lists: list[list[int]]) -> IntArray:
-            return np.array(lists, np.int32)
+        def ids(read_one: Callable[[int], list[int]]) -> IntArray:
+            return np.array([read_one(sequence) for sequence in range(B)], np.int32)
 
         logits = read(results.logits.address, B, rows, self.model.vocab_size)
         hidden = read(results.hidden.address, B, nodes, self._state // FLOAT32.size)
         new = arena.read_new(nodes, binding.memory.past_length)[:, :, :T]  # (2·layers, B, T, W)
-        return {
-            contract.TOKENS: ids([binding.memory.read_tokens(sequence) for sequence in sequences]),
-            contract.ARGMAX: ids([binding.memory.read_argmax(sequence) for sequence in sequences]),
-            contract.LOGITS: logits[:, :R],
-            contract.HIDDEN: hidden[:, :T],
-            **{contract.new_key(i): new[i] for i in range(layers)},
-            **{contract.new_value(i): new[layers + i] for i in range(layers)},
-        }
+        return all_outputs(ids(self.read_tokens), ids(self.read_argmax), logits[:, :R], hidden[:, :T], new)
 
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Copy the rows of `path` behind the past, and the last one's hidden state to where the heads read it."""
@@ -156,11 +147,11 @@ class OnDevice(ABC):
             raise RuntimeError("no step has been run")
         return self._binding
 
-    def _lay(self, arena: RowArena | HeadArena, rows: int) -> None:
+    def _lay(self, arena: Arena, rows: int) -> None:
         """Take an arena, and results for as many nodes as it has; what the one before holds is copied over."""
         before = self._arena
         if before is not None and before.batch == arena.batch:
-            arena.take_over(before)  # type: ignore[arg-type] # all arenas of a backend are of one kind
+            arena.take_over(before)
         else:
             self._draft = self._device.allocate(arena.batch * self._state)
         self._device.synchronize()  # the arena before goes now
@@ -185,7 +176,7 @@ class OnDevice(ABC):
         if binding is None:
             if arena.nodes < shape.T or results.rows < shape.R:
                 nodes, rows = max(shape.T, arena.nodes), max(shape.R, results.rows)
-                self._lay(self._arenas(self._device, self.model, self._element, B, arena.capacity, nodes), rows)
+                self._lay(self._new_arena(self._device, self.model, self._element, B, arena.capacity, nodes), rows)
             binding = self._bindings[shape] = self._make(shape)
             if len(self._bindings) > KEPT:
                 self._bindings.popitem(last=False)
@@ -194,14 +185,11 @@ class OnDevice(ABC):
         self._binding = binding
         return binding
 
-    def _past(self, arena: RowArena | HeadArena, length: int) -> int:
+    def _past(self, arena: Arena, length: int) -> int:
         """P: how many rows to bind."""
         if arena.batch > 1:  # sequences lie `capacity` rows apart
             return arena.capacity
-        rows = FIRST_PAST
-        while rows < length:
-            rows *= 2
-        return min(rows, arena.capacity)
+        return min(past_shape(length), arena.capacity)
 
     def _make(self, shape: Shape) -> Binding:
         arena, results, draft = self._arena, self._results, self._draft
@@ -222,6 +210,11 @@ class OnDevice(ABC):
         made[contract.HIDDEN] = Tensor(FLOAT32.onnx, (B, T, state), results.hidden.address)
         past, new = arena.tensors(P, T)
         return self._new_binding(shape, memory, given | past, made | new)
+
+
+def past_shape(length: int) -> int:
+    """Rows that steps behind a past of `length` bind, one sequence at a time, where there is room for so many."""
+    return doubled(FIRST_PAST, length)
 
 
 class _Results(NamedTuple):

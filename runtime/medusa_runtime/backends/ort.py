@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_runtime import contract
-from medusa_runtime.backends.base import BackendFacts, FloatArray, Outputs, Step
+from medusa_runtime.backends.base import BackendFacts, FloatArray, Outputs, Step, all_outputs
 from medusa_runtime.backends.weights import weight_bytes
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
@@ -114,14 +114,9 @@ class OrtBackend:
         length, T = ran.past_length[0], ran.nodes
         written = ran.arena[:, :, length : length + T]  # (2·layers, kv_heads, T, head_dim)
         new = written.transpose(0, 2, 1, 3).reshape(2 * layers, 1, T, self.model.kv_row)
-        return {
-            contract.TOKENS: np.array(ran.tokens),
-            contract.ARGMAX: np.array(ran.argmax),
-            contract.LOGITS: ran.logits.copy(),
-            contract.HIDDEN: np.array(ran.hidden),
-            **{contract.new_key(i): new[i].copy() for i in range(layers)},
-            **{contract.new_value(i): new[layers + i].copy() for i in range(layers)},
-        }
+        return all_outputs(
+            np.array(ran.tokens), np.array(ran.argmax), ran.logits.copy(), np.array(ran.hidden), new.copy()
+        )
 
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Move the rows of `path` together, all layers at once, and copy the last one's hidden state.

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 from medusa_exporter.bench import runs
-from medusa_exporter.bench.runs import Question, Runner, Turn, past_shape, rotated, run_once
+from medusa_exporter.bench.runs import Question, Runner, Turn, rotated, run_once
 from medusa_exporter.bench.walk import Answers, Skipped, ask_each, converse
 from medusa_exporter.prompts import Turns
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import Engine
+from medusa_runtime.backends.on_device import past_shape
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import PromptError
 

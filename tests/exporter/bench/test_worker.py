@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from medusa_exporter.bench import worker
 from medusa_exporter.bench.runs import Question, Runner
-from medusa_exporter.bench.worker import Worker
+from medusa_exporter.bench.worker import Setup, Worker
 from medusa_runtime import Engine
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import MissingExtraError
@@ -31,7 +31,7 @@ def apart() -> Iterator[Worker]:
 
 def test_it_answers_from_another_process_and_its_death_is_told(bundle: Bundle, apart: Worker) -> None:
     trees = [bundle.profile("tree-8")]
-    opened = apart.open(bundle, None, 1, None, trees, None)
+    opened = apart.open(Setup(bundle, trees, threads=1))
     assert opened is not None, apart.failure
     assert (opened.precision, opened.context) == ("fp32", 512)
     assert (opened.facts.library, opened.facts.bandwidth) == ("onnxruntime", None)
@@ -71,6 +71,6 @@ def test_what_a_backend_raises_is_one_sentence_with_its_name(
     without_processes(monkeypatch)
     monkeypatch.setattr(worker, "load_backend", fails)
     broken = Worker("ort-cpu")
-    assert broken.open(bundle, None, 1, None, [], None) is None
+    assert broken.open(Setup(bundle, [], threads=1)) is None
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(broken.failure)
