@@ -135,7 +135,9 @@ def _fill(
         texts = write_texts(model, _opening(tokenizer, facts))  # before the trace, which sets attention of its own
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     traced = trace(model, medusa, facts, top_k)
-    source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, angles(model, facts.context), texts)
+    windowed = getattr(model.config, "sliding_window", None) is not None
+    tables = angles(model, facts.context)
+    source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, tables, windowed, texts)
     made, sizes = dialects.make_graphs(source_of, pairs, steps)
     report(f"write {', '.join(one.key for one in graphs)}")
     save_graphs({folder / file: graph for file, graph in made.items()}, SHARED_DATA)

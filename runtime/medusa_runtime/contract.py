@@ -9,7 +9,8 @@ It has two forms. As traced, the past is read only and comes as rows, and a step
 `output_specs`). In place, one sequence at a time, the past is a buffer of C rows for each key head, which is an input
 and an output at once: a step writes its T rows behind the `past_length` real ones, where the next step finds them or
 writes over them (`in_place_specs`). On a GPU no size may depend on a number there: P is then the length of one input
-more, `past_rows`, past_length at least, and P + T at most C.
+more, `past_rows`, past_length at least, and P + T at most C. Beside that graph there may be another one, for tokens in
+a row: it lacks the inputs `CAUSAL_LACKS`, and each of its rows sees all that is before it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ PAST_LENGTH = "past_length"  # (B,) int32: rows of the past that are real
 DRAFT_HIDDEN = "draft_hidden"  # (N, S) float: the hidden state whose logits gave the root
 LOGIT_ROWS = "logit_rows"  # (B, R) int32: the rows that need logits
 PAST_ROWS = "past_rows"  # (P,) int32, in place on a GPU: 0, 1, …, as many as rows of the past may be seen
+
+CAUSAL_LACKS = (TREE_MASK, DRAFT_HIDDEN)
 
 # Of a buffer in place, behind the capacity that steps may fill: a graph may put a dummy beside a row that stands alone.
 SPARE_ROWS = 1

@@ -36,9 +36,8 @@ def on_host(
     bundle: Bundle, model: ModelFacts, name: str, precision: str | None, threads: int | None
 ) -> ort_cuda.OrtCudaBackend:
     """What `ort-cuda` loads, on a device that is the host."""
-    facts, graph = bundle.graph(name, precision)
     device: Any = HostDevice()
-    return ort_cuda.OrtCudaBackend(graph, model, bundle.heads, device, facts.precision)
+    return ort_cuda.load_on(device, bundle, model, name, precision)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
 from medusa_runtime.backends.on_device import FIRST_PAST
+from medusa_runtime.backends.ort_cuda import causal_name
 from medusa_runtime.backends.tensorrt import PLAIN_NODES
 from medusa_runtime.decoder import PREFILL_CHUNK
 
@@ -48,6 +49,11 @@ def step_sizes(trees: Iterable[TreeProfile], batch: int) -> list[StepSize]:
 def graph_file(backend: str, precision: str, size: StepSize | None = None) -> str:
     """Where a graph lies in a bundle; size: of the steps that one for TensorRT is for."""
     return f"graphs/{backend}-{precision}{f'-{size.name}' if size else ''}.onnx"
+
+
+def causal_file(backend: str, precision: str) -> str:
+    """Where the graph for tokens in a row lies, of a graph that has one."""
+    return causal_name(graph_file(backend, precision))
 
 
 def graph_files(pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize]) -> list[str]:

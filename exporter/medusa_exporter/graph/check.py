@@ -38,6 +38,8 @@ def check_graph(path: Path, facts: ModelFacts, heads: HeadFacts, size: StepSize 
     if size is not None:
         inputs, outputs = (tuple(_fixed(spec, size) for spec in specs) for specs in (inputs, outputs))
         inputs = tuple(spec for spec in inputs if size.draft or spec.name != contract.DRAFT_HIDDEN)
+    elif contract.TREE_MASK not in shapes:
+        inputs = tuple(spec for spec in inputs if spec.name not in contract.CAUSAL_LACKS)
     if dtype == "bfloat16":
         return
     session = _session(path)

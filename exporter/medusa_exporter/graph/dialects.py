@@ -10,7 +10,8 @@ import onnx_ir as ir
 from medusa_runtime.facts import ModelFacts
 from numpy.typing import NDArray
 
-from medusa_exporter.engines.plan import StepSize, graph_file
+from medusa_exporter.engines.plan import StepSize, causal_file, graph_file
+from medusa_exporter.graph.causal import causal
 from medusa_exporter.graph.fixed import fixed, run_all_heads
 from medusa_exporter.graph.fuse import fuse
 from medusa_exporter.graph.in_place import in_place
@@ -26,8 +27,9 @@ from medusa_exporter.precisions import DRAFT
 class Traced:
     """A traced graph and what its dialects need to know.
 
-    state_size: S. heads: how many there are. angles: the decoder's, as `in_place.angles` gives them. texts: what
-    activations are measured on, where a precision fixes their scales.
+    state_size: S. heads: how many there are. angles: the decoder's, as `in_place.angles` gives them. windowed: whether
+    some layers see the nearest rows alone. texts: what activations are measured on, where a precision fixes their
+    scales.
     """
 
     graph: ir.Model
@@ -35,6 +37,7 @@ class Traced:
     state_size: int
     heads: int
     angles: tuple[NDArray[np.float32], NDArray[np.float32]]
+    windowed: bool = False
     texts: Sequence[Sequence[int]] = ()
 
 
@@ -56,7 +59,9 @@ def make_graphs(
     gpu = OnGpu(traced)
     for backend, precision in on_gpu:
         if backend == "ort-cuda":
-            graphs[graph_file(backend, precision)] = gpu.ort_cuda(precision)
+            graph = graphs[graph_file(backend, precision)] = gpu.ort_cuda(precision)
+            if gpu.in_place(precision) and not traced.windowed:
+                graphs[causal_file(backend, precision)] = causal(graph)
         else:
             for size in steps:
                 file = graph_file(backend, precision, size)
@@ -95,13 +100,18 @@ class OnGpu:
         spelt out, for `Attention` itself has a slow kernel for more than one row under a mask.
         """
         graph, traced = self.typed(precision).clone(), self._traced
-        if TYPES[precision] == ir.DataType.FLOAT:
-            lower_attention(graph)
-        else:
+        if self.in_place(precision):
             in_place(graph, traced.facts, traced.state_size, traced.angles, TYPES[precision])
+        else:
+            lower_attention(graph)
         top_in_parts(graph)
         fuse(graph)
         return graph
+
+    @staticmethod
+    def in_place(precision: str) -> bool:
+        """Whether ONNX Runtime writes keys and values in place in this precision."""
+        return TYPES[precision] != ir.DataType.FLOAT
 
     def tensorrt(self, precision: str, size: StepSize) -> ir.Model:
         """Give the graph that TensorRT reads for one size of step: nothing fused, only P left open."""

@@ -23,7 +23,7 @@ def fixed(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
     found = model.clone()
     graph = found.graph
     if not sizes["N"]:
-        _drop_draft(graph)
+        drop_draft(graph)
         common.RemoveUnusedNodesPass()(found)
     for value in (*graph.inputs, *graph.outputs):
         value.shape = None if value.shape is None else ir.Shape([_size(one, sizes) for one in value.shape])
@@ -59,8 +59,8 @@ def run_all_heads(model: ir.Model, heads: int) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
-def _drop_draft(graph: ir.Graph) -> None:
-    """Without a draft all tokens are literal."""
+def drop_draft(graph: ir.Graph) -> None:
+    """Leave the draft out, in place: all tokens are literal, and `draft_hidden` is no input any more."""
     given = {value.name: value for value in graph.inputs}
     [tokens] = [value for value in graph.outputs if value.name == TOKENS]
     ids = given[INPUT_IDS]

@@ -91,6 +91,11 @@ class CudaDevice:
         self._call("cudaMemcpyAsync", array.ctypes.data, source, array.nbytes, self._out, self.stream)
         self.synchronize()
 
+    def write(self, to: int, array: NDArray[Any]) -> None:
+        """Copy an array to the GPU."""
+        self._call("cudaMemcpyAsync", to, array.ctypes.data, array.nbytes, self._any, self.stream)
+        self.synchronize()
+
     def free_bytes(self) -> int:
         """Bytes free on the GPU, whoever else is using it."""
         return int(self._call("cudaMemGetInfo")[0])

@@ -50,6 +50,9 @@ class Device(Protocol):
     def read(self, array: NDArray[Any], source: int) -> None:
         """Fill an array, all of it, from the device's memory, when all that was queued is done."""
 
+    def write(self, to: int, array: NDArray[Any]) -> None:
+        """Copy an array, all of it, to the device's memory; it may go when this returns."""
+
     def free_bytes(self) -> int:
         """Bytes that can still be allocated."""
 

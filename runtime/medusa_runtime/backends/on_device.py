@@ -26,13 +26,17 @@ KEPT = 32  # shapes whose bindings are held
 
 
 class Shape(NamedTuple):
-    """B sequences, T nodes, R rows with logits, whether the heads run, P rows of the past bound."""
+    """B sequences, T nodes, R rows with logits, whether the heads run, P rows of the past bound.
+
+    causal: whether each row sees all that is before it, as tokens in a row do.
+    """
 
     B: int
     T: int
     R: int
     draft: bool
     P: int
+    causal: bool = False
 
 
 class Binding(Protocol):
@@ -171,7 +175,8 @@ class OnDevice(ABC):
         (B, T), R = step.input_ids.shape, step.logit_rows.shape[1]
         if arena.batch != B:
             raise CapacityError(f"a step of {B} sequences, arenas for {arena.batch}")
-        shape = self._served(Shape(B, T, R, step.draft, self._past(arena, int(step.past_length.max()))))
+        past = self._past(arena, int(step.past_length.max()))
+        shape = self._served(Shape(B, T, R, step.draft, past, _is_causal(step)))
         binding = self._bindings.get(shape)
         if binding is None:
             if arena.nodes < shape.T or results.rows < shape.R:
@@ -194,7 +199,7 @@ class OnDevice(ABC):
     def _make(self, shape: Shape) -> Binding:
         arena, results, draft = self._arena, self._results, self._draft
         assert arena is not None and results is not None and draft is not None  # noqa: S101
-        B, T, R, drafts, P = shape
+        B, T, R, drafts, P, _ = shape
         state = self._state // FLOAT32.size
         memory = StepMemory(self._device, B, T, R)
 
@@ -215,6 +220,11 @@ class OnDevice(ABC):
 def past_shape(length: int) -> int:
     """Rows that steps behind a past of `length` bind, one sequence at a time, where there is room for so many."""
     return doubled(FIRST_PAST, length)
+
+
+def _is_causal(step: Step) -> bool:
+    T = step.input_ids.shape[1]
+    return T == 1 or (not step.draft and bool((step.tree_mask == np.tri(T, dtype=np.bool_)).all()))
 
 
 class _Results(NamedTuple):

@@ -13,6 +13,7 @@ from medusa_runtime.backends.elements import element
 from medusa_runtime.backends.head_arena import HeadArena
 from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
 from medusa_runtime.backends.ort import find_library, open_session
+from medusa_runtime.backends.shared_weights import SharedWeights
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.backends.weights import weight_bytes
 from medusa_runtime.bundle import Bundle
@@ -20,11 +21,15 @@ from medusa_runtime.errors import MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 from medusa_runtime.sizes import doubled
 
-# Nodes that a step in 16 bits is padded to, if it has fewer: attention of a row alone takes slower kernels (1.475 ms a
-# step; 8 nodes 1.405, 16 1.437, 32 1.479; SmolLM2-135M on an H200).
+# Nodes that a tree in 16 bits is padded to, if it has fewer: attention of few rows under a mask takes slower kernels.
 LEAST_NODES = 8
 WORKSPACE = 512 << 20  # bytes that ONNX Runtime takes for itself, about
 NO_GRAPH = "-1"  # ONNX Runtime's word for a run that is neither captured nor replayed
+
+
+def causal_name(graph: str) -> str:
+    """Name the file of the graph for tokens in a row that may lie beside another."""
+    return f"{graph.removesuffix('.onnx')}-causal.onnx"
 
 
 def load(
@@ -37,13 +42,19 @@ def load(
     """Make the backend that `medusa_runtime.backends.load_backend` asks for; threads mean nothing to a GPU."""
     from medusa_runtime.backends.cuda import CudaDevice
 
+    return load_on(CudaDevice(), bundle, model, name, precision)
+
+
+def load_on(device: Device, bundle: Bundle, model: ModelFacts, name: str, precision: str | None) -> OrtCudaBackend:
+    """Make it for a device: a bundle's graph of that name, and the one beside it if there is one."""
     facts, path = bundle.graph(name, precision)
-    weights = weight_bytes(path)
-    return OrtCudaBackend(path, model, bundle.heads, CudaDevice(), facts.precision, name=name, weights=weights)
+    beside = causal_name(facts.file)
+    causal = bundle.root / beside if beside in bundle.manifest.files else None
+    return OrtCudaBackend(path, model, bundle.heads, device, facts.precision, name=name, causal=causal)
 
 
 class OrtCudaBackend(OnDevice):
-    """Runs a graph with the CUDA provider.
+    """Runs a graph with the CUDA provider, and for tokens in a row another one beside it, over the same weights.
 
     The first run of a shape is a plain one, the second is captured as a CUDA graph, all others replay that.
     """
@@ -57,36 +68,41 @@ class OrtCudaBackend(OnDevice):
         precision: str,
         *,
         name: str = "ort-cuda",
-        weights: int = 0,
+        causal: Path | None = None,
     ) -> None:
-        """Load `graph`. weights: its bytes. Raises CapacityError, before anything is loaded, where they do not fit."""
+        """Load the graphs. Raises CapacityError, before anything is loaded, where the weights do not fit."""
         super().__init__(name, precision, model, heads, device)
-        check_room(device, name, model, element(precision).size, weights, WORKSPACE)
-        self._session = _session(graph, device)
+        self._weights = weight_bytes(graph)
+        check_room(device, name, model, element(precision).size, self._weights, WORKSPACE)
+        shared = None if causal is None else SharedWeights([graph, causal], device)
+        self._session = _Session(graph, device, shared)
+        self._causal = None if causal is None else _Session(causal, device, shared)
         self._least = 1
-        if contract.PAST_ROWS in {given.name for given in self._session.get_inputs()}:
+        if contract.PAST_ROWS in self._session.inputs:
             self._new_arena, self._least = HeadArena, LEAST_NODES
         self._graphs = 0
-        self._weights = weights
 
     def facts(self) -> BackendFacts:
         """Describe device and library."""
         return self._described("onnxruntime", find_library("gpu").__version__, self._weights)
 
     def _served(self, shape: Shape) -> Shape:
-        """Pad to the next power of two, so that all lengths of prompts are of few shapes; in 16 bits a lone row too."""
-        nodes = doubled(self._least, shape.T)
-        return shape._replace(T=nodes, R=nodes if shape.draft else shape.R)
+        """Pad to the next power of two, so that all lengths of prompts are of few shapes; small trees too."""
+        causal = shape.causal and self._causal is not None
+        nodes = doubled(1 if causal else self._least, shape.T)
+        return shape._replace(T=nodes, R=nodes if shape.draft else shape.R, causal=causal)
 
     def _new_binding(
         self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]
     ) -> _Binding:
-        io = self._session.io_binding()
-        for bind, tensors in ((io.bind_input, given), (io.bind_output, made)):
+        session = self._causal if shape.causal and self._causal else self._session
+        io = session.library.io_binding()
+        read = {tensor: given[tensor] for tensor in session.inputs}
+        for bind, tensors in ((io.bind_input, read), (io.bind_output, made)):
             for name, tensor in tensors.items():
                 bind(name, self._device.kind, 0, tensor.number, tensor.shape, tensor.address)
         self._graphs += 1  # never used again: a graph holds the addresses of its first run
-        return _Binding(self._session, io, shape, memory, str(self._graphs))
+        return _Binding(session.library, io, shape, memory, str(self._graphs))
 
 
 class _Binding:
@@ -111,7 +127,17 @@ def _run_options(graph: str) -> Any:
     return options
 
 
-def _session(graph: Path, device: Device) -> Any:
+class _Session:
+    """ONNX Runtime's session for one graph, the names of its inputs, and the weights of others' that it reads."""
+
+    def __init__(self, graph: Path, device: Device, shared: SharedWeights | None) -> None:
+        options = find_library("gpu").SessionOptions()
+        self._held = shared.give(graph, options) if shared else []
+        self.library = _open(graph, device, options)
+        self.inputs = {given.name for given in self.library.get_inputs()}
+
+
+def _open(graph: Path, device: Device, options: Any) -> Any:
     onnxruntime = find_library("gpu")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.kind == "cuda":
@@ -128,7 +154,7 @@ def _session(graph: Path, device: Device) -> Any:
             "use_tf32": "0",  # logits are fp32 in every precision: a tree's are to be plain decoding's
         }
         providers.insert(0, ("CUDAExecutionProvider", cuda))
-    session = open_session(onnxruntime, graph, onnxruntime.SessionOptions(), providers)
+    session = open_session(onnxruntime, graph, options, providers)
     if device.kind == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise MissingExtraError(
             f"ONNX Runtime {onnxruntime.__version__} could not start its CUDA provider; the libraries that it needs "

@@ -1,16 +1,35 @@
-"""How many bytes of weights an ONNX graph has, read from its file without a library and without the weights."""
+"""The weights of an ONNX graph, read from its file without a library: how many bytes, and where those beside it lie."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from medusa_runtime.errors import BundleError
 
-# Field numbers of ONNX's protocol buffers.
+# Field numbers of ONNX's protocol buffers (onnx.proto: ModelProto, GraphProto, TensorProto, StringStringEntryProto).
 MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
-TENSOR_RAW_DATA, TENSOR_EXTERNAL, ENTRY_KEY, ENTRY_VALUE = 9, 13, 1, 2
+TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_RAW_DATA, TENSOR_EXTERNAL, ENTRY_KEY, ENTRY_VALUE = 1, 2, 8, 9, 13, 1, 2
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
+
+
+class Place(NamedTuple):
+    """Where a tensor's bytes lie: the file beside the graph's, and from where, and how many."""
+
+    file: str
+    offset: int
+    length: int
+
+
+class Weight(NamedTuple):
+    """An initialiser: its ONNX type's number, its shape, and its place; None where it lies in the graph's own file."""
+
+    name: str
+    dtype: int
+    shape: tuple[int, ...]
+    place: Place | None
+    inside: int  # bytes in the graph's own file
 
 
 def weight_bytes(graph: Path) -> int:
@@ -18,42 +37,76 @@ def weight_bytes(graph: Path) -> int:
 
     Those that share a place in the external data count once. Raises BundleError for what is no ONNX file.
     """
-    inside, outside = 0, {}
+    weights = read_weights(graph)
+    outside = {weight.place for weight in weights if weight.place}
+    return sum(weight.inside for weight in weights) + sum(place.length for place in outside)
+
+
+def read_weights(graph: Path) -> list[Weight]:
+    """Return all initialisers of a graph; those beside it lie in its own folder. Raises BundleError."""
     try:
-        for model_field, content in _fields(memoryview(graph.read_bytes())):
-            if model_field != MODEL_GRAPH:
-                continue
-            for graph_field, tensor in _fields(content):
-                if graph_field != GRAPH_INITIALIZER:
-                    continue
-                place: dict[str, str] = {}
-                for tensor_field, value in _fields(tensor):
-                    if tensor_field == TENSOR_RAW_DATA:
-                        inside += len(value)
-                    elif tensor_field == TENSOR_EXTERNAL:
-                        entry = dict(_fields(value))
-                        place[bytes(entry[ENTRY_KEY]).decode()] = bytes(entry[ENTRY_VALUE]).decode()
-                if place:
-                    outside[place["location"], place.get("offset", "0")] = int(place["length"])
-    except (IndexError, KeyError, ValueError) as error:
+        return [
+            _weight(tensor)
+            for model_field, content in _fields(memoryview(graph.read_bytes()))
+            if model_field == MODEL_GRAPH and isinstance(content, memoryview)
+            for graph_field, tensor in _fields(content)
+            if graph_field == GRAPH_INITIALIZER and isinstance(tensor, memoryview)
+        ]
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(
             f"{graph} is no ONNX graph whose weights can be counted ({error!r}); build it again"
         ) from None
-    return inside + sum(outside.values())
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Give the number and content of each field of a message; of numbers the content is empty."""
+def _weight(tensor: memoryview) -> Weight:
+    name, dtype, shape, inside = "", 0, [], 0
+    entries: dict[str, str] = {}
+    for field, value in _fields(tensor):
+        if isinstance(value, int):
+            if field == TENSOR_DIMS:
+                shape.append(value)
+            elif field == TENSOR_TYPE:
+                dtype = value
+        elif field == TENSOR_DIMS:  # all in one piece, as newer writers may put them
+            at = 0
+            while at < len(value):
+                size, at = _varint(value, at)
+                shape.append(size)
+        elif field == TENSOR_NAME:
+            name = bytes(value).decode()
+        elif field == TENSOR_RAW_DATA:
+            inside += len(value)
+        elif field == TENSOR_EXTERNAL:
+            entry = dict(_fields(value))
+            entries[_text(entry[ENTRY_KEY])] = _text(entry[ENTRY_VALUE])
+    place = None
+    if entries:
+        place = Place(entries["location"], int(entries.get("offset", "0")), int(entries["length"]))
+        if Path(place.file).name != place.file or min(place.offset, place.length) < 0:
+            raise ValueError(f"{name} lies at {place}, expected a file beside the graph's")
+    return Weight(name, dtype, tuple(shape), place, inside)
+
+
+def _text(value: memoryview | int) -> str:
+    if isinstance(value, int):
+        raise TypeError(f"{value} is no text")
+    return bytes(value).decode()
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """Give the number and content of each field of a message: bytes, or a number where it is a varint."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
         kind, size = tag & 7, 0
         if kind == _VARINT:
-            _, at = _varint(message, at)
-        elif kind == _LENGTH:
+            value, at = _varint(message, at)
+            yield tag >> 3, value
+            continue
+        if kind == _LENGTH:
             size, at = _varint(message, at)
         elif kind in (_FIXED32, _FIXED64):
-            at += 4 if kind == _FIXED32 else 8
+            size = 4 if kind == _FIXED32 else 8
         else:
             raise ValueError(f"wire type {kind}")
         if at + size > len(message):

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from medusa_exporter.engines.plan import PLAIN_NODES, Capacity, StepSize, capacity, graph_file, step_name, step_sizes
+from medusa_exporter.engines.plan import (
+    PLAIN_NODES,
+    Capacity,
+    StepSize,
+    capacity,
+    causal_file,
+    graph_file,
+    step_name,
+    step_sizes,
+)
 from medusa_profiles import catalogue
 from medusa_runtime.decoder import PREFILL_CHUNK
 
@@ -43,3 +52,4 @@ def test_a_graphs_file_names_its_step() -> None:
     assert step_name(file, "tensorrt-fp32") == ""
     assert graph_file("ort-cuda", "fp16") == "graphs/ort-cuda-fp16.onnx"
     assert step_name("graphs/ort-cuda-fp16.onnx", "ort-cuda-fp16") == ""
+    assert causal_file("ort-cuda", "fp16") == "graphs/ort-cuda-fp16-causal.onnx"

@@ -25,10 +25,17 @@ DEPTHS = np.array([0, 1, 2, 1, 2], np.int32)
 MASK = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]], np.bool_)
 
 
-def on_gpu(traced: Traced) -> dialects.OnGpu:
-    graph = ir.load(traced.path)
+def source(traced: Traced) -> dialects.Traced:
     tables = angles(traced.model, CONTEXT)
-    return dialects.OnGpu(dialects.Traced(graph, traced.facts, traced.heads.input_size, HEADS, tables))
+    return dialects.Traced(ir.load(traced.path), traced.facts, traced.heads.input_size, HEADS, tables, windowed(traced))
+
+
+def windowed(traced: Traced) -> bool:
+    return getattr(traced.model.config, "sliding_window", None) is not None
+
+
+def on_gpu(traced: Traced) -> dialects.OnGpu:
+    return dialects.OnGpu(source(traced))
 
 
 def inputs(traced: Traced, lengths: list[int], *, draft: bool) -> dict[str, np.ndarray]:

@@ -42,7 +42,9 @@ def run(session: object, inputs: Arrays, buffers: Arrays) -> Arrays:
     """Run with the buffers bound as inputs and outputs at once."""
     io = session.io_binding()  # type: ignore[attr-defined]
     names = [output.name for output in session.get_outputs()]  # type: ignore[attr-defined]
-    for name, array in {**inputs, **buffers}.items():
+    given = inputs | buffers
+    for name in [one.name for one in session.get_inputs()]:  # type: ignore[attr-defined]
+        array = given[name]
         io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
     for name in names:
         if (buffer := buffers.get(name.replace("present", "past"))) is None:

@@ -23,6 +23,7 @@ class HostDevice:
     def __init__(self, free: int = 1 << 34) -> None:
         self.free = free
         self.copies: list[tuple[int, int]] = []  # (width, height) of each, as a test may want to know
+        self.written: list[int] = []  # bytes
 
     def facts(self) -> DeviceFacts:
         return DeviceFacts("host", "", "", 2e9)
@@ -39,6 +40,10 @@ class HostDevice:
 
     def read(self, array: np.ndarray[Any, Any], source: int) -> None:
         ctypes.memmove(array.ctypes.data, source, array.nbytes)
+
+    def write(self, to: int, array: np.ndarray[Any, Any]) -> None:
+        self.written.append(array.nbytes)
+        ctypes.memmove(to, array.ctypes.data, array.nbytes)
 
     def free_bytes(self) -> int:
         return self.free

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.backends import load_backend
+from medusa_runtime.backends import load_backend, ort_cuda
 from medusa_runtime.backends.base import Step, literal_step
 from medusa_runtime.backends.elements import ELEMENTS
 from medusa_runtime.backends.on_device import FIRST_PAST
-from medusa_runtime.backends.ort_cuda import LEAST_NODES, OrtCudaBackend
+from medusa_runtime.backends.ort_cuda import LEAST_NODES, OrtCudaBackend, load_on
+from medusa_runtime.backends.weights import read_weights, weight_bytes
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
 from medusa_runtime.errors import CapacityError
@@ -23,8 +25,7 @@ PROMPT = [5, 9, 17, 3, 44, 23]
 
 
 def on_host(bundle: Bundle, precision: str, device: HostDevice | None = None) -> OrtCudaBackend:
-    _, graph = bundle.graph("ort-cuda", precision)
-    return OrtCudaBackend(graph, bundle.model, bundle.heads, device or HostDevice(), precision)
+    return load_on(device or HostDevice(), bundle, bundle.model, "ort-cuda", precision)
 
 
 @pytest.fixture(scope="module")
@@ -93,21 +94,56 @@ def test_a_tree_gives_plain_decodings_tokens_in_16_bits(bundle: Bundle, precisio
     assert backend.read_logits(0).dtype == np.float32
 
 
-def test_a_row_alone_is_padded_in_16_bits_and_reads_as_if_it_were_not(bundle: Bundle) -> None:
-    backend = on_host(bundle, "fp16")
-    cache = KvCache(backend)
-    backend.run(literal_step(np.array([4, 8, 15], np.int32), 0, np.array([2], np.int32)))
-    cache.commit(range(3))
-    backend.run(literal_step(np.array([16], np.int32), 3, np.zeros(1, np.int32)))
-    assert backend._ran().shape.T == LEAST_NODES
-    assert (len(backend.read_tokens()), len(backend.read_argmax())) == (1, 1)
-    assert backend.read_outputs()["hidden"].shape[1] == 1
-    cache.commit([0])
-    alone, exact = backend.read_logits(0), on_host(bundle, "fp32")
-    KvCache(exact)
-    exact.run(literal_step(np.array([4, 8, 15, 16], np.int32), 0, np.array([3], np.int32)))
-    assert exact._ran().shape.T == 4
-    np.testing.assert_allclose(alone, exact.read_logits(0), atol=0.02 * np.abs(alone).max())
+BRANCHED = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], np.bool_)
+
+
+def literal(mask: np.ndarray, length: int) -> Step:
+    """Four literal tokens behind `length` rows, without a draft."""
+    ids, places = np.array([16, 23, 42, 108], np.int32), length + mask.sum(-1, dtype=np.int32) - 1
+    past, rows = np.array([length], np.int32), np.arange(4, dtype=np.int32)
+    return Step(ids[None], places[None], mask[None], past, rows[None], draft=False)
+
+
+def test_tokens_in_a_row_take_the_graph_without_a_mask_and_a_tree_the_other(bundle: Bundle) -> None:
+    backend, exact = (on_host(bundle, precision) for precision in ("fp16", "fp32"))
+    for one in (backend, exact):
+        cache = KvCache(one)
+        one.run(literal_step(np.array([4, 8, 15], np.int32), 0, np.array([2], np.int32)))
+        assert one._ran().shape.causal is (one is backend)
+        cache.commit(range(3))
+    for mask, causal in ((np.tri(4, dtype=np.bool_), True), (BRANCHED, False)):
+        for one in (backend, exact):
+            one.run(literal(mask, 3))
+        shape = backend._ran().shape
+        assert (shape.causal, shape.T) == (causal, 4 if causal else LEAST_NODES)
+        for name, expected in exact.read_outputs().items():
+            got = backend.read_outputs()[name]
+            assert got.shape == expected.shape
+            np.testing.assert_allclose(got, expected, atol=0.02 * np.abs(expected).max(), err_msg=name)
+
+
+def test_a_model_without_such_a_graph_takes_the_other_for_all(bundle: Bundle) -> None:
+    _, graph = bundle.graph("ort-cuda", "fp16")
+    both = on_host(bundle, "fp16")
+    one = OrtCudaBackend(graph, bundle.model, bundle.heads, HostDevice(), "fp16")
+    logits = []
+    for backend in (both, one):
+        assert len(answer(Decoder(backend), PROMPT)) == 40
+        logits.append(backend.read_logits(0))
+    assert [backend._ran().shape.T for backend in (both, one)] == [1, LEAST_NODES]
+    np.testing.assert_allclose(*logits, atol=0.02 * np.abs(logits[0]).max())
+
+
+def test_weights_lie_on_the_device_once(bundle: Bundle) -> None:
+    _, graph = bundle.graph("ort-cuda", "fp16")
+    device = HostDevice()
+    backend = on_host(bundle, "fp16", device)
+    causal = graph.with_name(ort_cuda.causal_name(graph.name))
+    places, others = ({one.place for one in read_weights(path) if one.place} for path in (graph, causal))
+    assert others < places  # all but the heads'
+    assert sorted(device.written) == sorted(place.length for place in places)
+    del backend
+    gc.collect()  # the sessions let go of what they were given
 
 
 def test_prompts_of_many_lengths_are_of_few_shapes(bundle: Bundle) -> None:
@@ -118,7 +154,7 @@ def test_prompts_of_many_lengths_are_of_few_shapes(bundle: Bundle) -> None:
             answers[length] = answer(decoder, [*PROMPT * 8][:length], tokens=2)
         shapes = {(shape.T, shape.R) for shape in backend._bindings}
         tree = max(4, least)
-        assert shapes == {(nodes, 1) for nodes in (8, 16, 32, 64) if nodes >= least} | {(tree, tree)}
+        assert shapes == {(nodes, 1) for nodes in (8, 16, 32, 64)} | {(tree, tree)}
         assert answers[17] == answer(Decoder(on_host(bundle, precision)), [*PROMPT * 8][:17], tokens=2)
 
 
@@ -131,17 +167,7 @@ def test_a_path_with_gaps_is_one_copy_for_each_run(bundle: Bundle) -> None:
     cache.commit(range(3))
     row, tensors = bundle.model.kv_row * 4, 2 * bundle.model.layers
     assert device.copies == [(3 * row, tensors), (bundle.model.hidden_size * 4, 1)]
-    mask = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], np.bool_)
-    backend.run(
-        Step(
-            input_ids=np.array([[16, 23, 42, 108]], np.int32),
-            position_ids=np.array([[3, 4, 4, 5]], np.int32),
-            tree_mask=mask[None],
-            past_length=np.array([3], np.int32),
-            logit_rows=np.arange(4, dtype=np.int32)[None],
-            draft=False,
-        )
-    )
+    backend.run(literal(BRANCHED, 3))
     device.copies.clear()
     cache.commit([0, 2, 3])
     assert [copy[0] for copy in device.copies] == [row, 2 * row, bundle.model.hidden_size * 4]
@@ -195,16 +221,17 @@ def test_a_longer_past_is_another_shape(bundle: Bundle) -> None:
     ]
 
 
-def test_what_does_not_fit_is_told_before_it_is_loaded(bundle: Bundle) -> None:
-    _, graph = bundle.graph("ort-cuda", "fp16")
+def test_what_does_not_fit_is_told_before_it_is_loaded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_cuda, "weight_bytes", lambda _graph: 3 * 10**9)
     with pytest.raises(
         CapacityError, match=r"needs about 3\.5 GB: weights 3\.0, keys and values of 512 tokens 0\.0, .*1\.0 GB"
     ):
-        OrtCudaBackend(graph, bundle.model, bundle.heads, HostDevice(10**9), "fp16", weights=3 * 10**9)
+        on_host(bundle, "fp16", HostDevice(10**9))
 
 
 def test_device_library_and_sizes_are_told(bundle: Bundle) -> None:
     _, graph = bundle.graph("ort-cuda", "fp16")
-    facts = OrtCudaBackend(graph, bundle.model, bundle.heads, HostDevice(), "fp16", weights=1234).facts()
-    assert (facts.device, facts.library, facts.weights, facts.bandwidth) == ("host", "onnxruntime", 1234, 2e9)
+    facts = on_host(bundle, "fp16").facts()
+    expected = ("host", "onnxruntime", weight_bytes(graph), 2e9)
+    assert (facts.device, facts.library, facts.weights, facts.bandwidth) == expected
     assert facts.row == 2 * bundle.model.layers * bundle.model.kv_row * 2

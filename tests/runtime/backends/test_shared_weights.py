@@ -1,0 +1,89 @@
+"""Weights on a device once: sessions of several graphs read them where they lie; what a graph claims is checked."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from medusa_runtime.backends.shared_weights import SharedWeights
+from medusa_runtime.errors import BundleError
+from onnx import TensorProto, helper
+
+from .host_device import HostDevice
+from .test_weights import tensor
+
+WEIGHTS = np.arange(100, dtype=np.float32)
+
+
+def graph(path: Path, operator: str, weight: TensorProto) -> Path:
+    """y = operator(x, weight), whose bytes lie in shared.data."""
+    sizes = [len(WEIGHTS)]
+    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("x", "y"))
+    body = helper.make_graph([helper.make_node(operator, ["x", weight.name], ["y"])], "g", [given], [made], [weight])
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_two_sessions_read_one_copy_and_it_outlives_them(tmp_path: Path) -> None:
+    (tmp_path / "shared.data").write_bytes(bytes(40) + WEIGHTS.tobytes())
+    place = ("shared.data", 40, WEIGHTS.nbytes)
+    paths = [graph(tmp_path / f"{op}.onnx", op, tensor(op, place)) for op in ("Add", "Mul")]
+    device = HostDevice()
+    shared = SharedWeights(paths, device)
+    assert device.written == [WEIGHTS.nbytes]
+    (tmp_path / "shared.data").write_bytes(bytes(40) + np.full_like(WEIGHTS, -1).tobytes())  # not read again
+    x = np.full_like(WEIGHTS, 2)
+    for path, expected in zip(paths, (WEIGHTS + 2, WEIGHTS * 2), strict=True):
+        options = onnxruntime.SessionOptions()
+        held = shared.give(path, options)
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        np.testing.assert_array_equal(session.run(None, {"x": x})[0], expected)
+        del session, held, options
+        gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("place", "dtype", "message"),
+    [
+        (("shared.data", 0, 400), TensorProto.FLOAT16, r"w \(100,\) does not take 400 bytes"),
+        (("shared.data", 0, 400), TensorProto.STRING, "w is of ONNX's type 8"),
+        (("shared.data", 40, 400), TensorProto.FLOAT, "w cannot be read at .*build it again"),
+        (("absent.data", 0, 400), TensorProto.FLOAT, "w cannot be read at .*build it again"),
+        (("../shared.data", 0, 400), TensorProto.FLOAT, "expected a file beside the graph's"),
+        (("shared.data", -8, 400), TensorProto.FLOAT, "expected a file beside the graph's"),
+    ],
+)
+def test_what_a_graph_claims_is_checked(tmp_path: Path, place: tuple[str, int, int], dtype: int, message: str) -> None:
+    (tmp_path / "shared.data").write_bytes(WEIGHTS.tobytes())
+    weight = tensor("w", place)
+    weight.data_type = dtype
+    with pytest.raises(BundleError, match=message):
+        SharedWeights([graph(tmp_path / "graph.onnx", "Add", weight)], HostDevice())
+
+
+def test_shapes_and_types_are_read_as_onnx_writes_them(tmp_path: Path) -> None:
+    """bf16, which numpy does not know, and a matrix."""
+    upper = (np.arange(6, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    (tmp_path / "shared.data").write_bytes(upper.tobytes())
+    weight = tensor("w", ("shared.data", 0, 12))
+    weight.data_type = TensorProto.BFLOAT16
+    del weight.dims[:]
+    weight.dims.extend((2, 3))
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 3))
+    cast = helper.make_node("Cast", ["w"], ["y"], to=TensorProto.FLOAT)
+    body = helper.make_graph([cast], "g", [], [made], [weight])
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(
+        helper.make_model(body, opset_imports=[helper.make_opsetid("", 23)], ir_version=10).SerializeToString()
+    )
+    onnx.checker.check_model(str(path))
+    options = onnxruntime.SessionOptions()
+    held = SharedWeights([path], HostDevice()).give(path, options)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {})[0], np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert held
