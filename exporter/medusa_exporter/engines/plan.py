@@ -57,13 +57,16 @@ def causal_file(backend: str, precision: str) -> str:
 
 
 def graph_files(pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize]) -> list[str]:
-    """Every graph's file, for backends and precisions; TensorRT has one for each of `steps`."""
-    sizes = list(steps)
-    return [
-        graph_file(backend, precision, size)
-        for backend, precision in pairs
-        for size in (sizes if backend in flavour.MODULES else [None])
-    ]
+    """Every graph's file, for backends and precisions; TensorRT has one for each of `steps`.
+
+    That for tokens in a row is among them though some models lack it.
+    """
+    sizes, files = list(steps), []
+    for backend, precision in pairs:
+        files += [graph_file(backend, precision, size) for size in (sizes if backend in flavour.MODULES else [None])]
+        if backend == "ort-cuda" and precision != "fp32":
+            files.append(causal_file(backend, precision))
+    return files
 
 
 def step_name(file: str, key: str) -> str:

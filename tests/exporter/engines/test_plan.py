@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from medusa_exporter.engines.plan import (
     PLAIN_NODES,
@@ -10,6 +12,7 @@ from medusa_exporter.engines.plan import (
     capacity,
     causal_file,
     graph_file,
+    graph_files,
     step_name,
     step_sizes,
 )
@@ -53,3 +56,15 @@ def test_a_graphs_file_names_its_step() -> None:
     assert graph_file("ort-cuda", "fp16") == "graphs/ort-cuda-fp16.onnx"
     assert step_name("graphs/ort-cuda-fp16.onnx", "ort-cuda-fp16") == ""
     assert causal_file("ort-cuda", "fp16") == "graphs/ort-cuda-fp16-causal.onnx"
+
+
+def test_every_file_that_is_asked_for() -> None:
+    steps = step_sizes([catalogue.load("tree-8")], batch=1)
+    pairs = [("ort-cpu", "fp32"), ("ort-cuda", "fp32"), ("ort-cuda", "fp16"), ("tensorrt", "fp16")]
+    assert [Path(file).stem for file in graph_files(pairs, steps)] == [
+        "ort-cpu-fp32",
+        "ort-cuda-fp32",
+        "ort-cuda-fp16",
+        "ort-cuda-fp16-causal",
+        *(f"tensorrt-fp16-{name}" for name in ("plain", "prefill", "t8")),
+    ]
