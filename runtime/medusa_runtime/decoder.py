@@ -15,7 +15,6 @@ from medusa_runtime.errors import CapacityError, MedusaError, PromptError
 from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.sequence import Sequence
 
-PREFILL_CHUNK = 256  # tokens of a prompt per step
 KEPT_TREES = 8  # whose arrays, and what a backend has bound to them, are held for when they come back
 
 
@@ -78,8 +77,9 @@ class Decoder:
         self.sequence, self.steps = None, 0  # if the prefill fails there is nothing to step on
         self.cache.truncate(0)
         self.cache.reserve(ids.size)
-        for first in range(0, ids.size, PREFILL_CHUNK):
-            self._prefill(ids[first : first + PREFILL_CHUNK].astype(np.int32))
+        chunk = self.backend.prefill_chunk
+        for first in range(0, ids.size, chunk):
+            self._prefill(ids[first : first + chunk].astype(np.int32))
         self._check_logits(ids)
         self.sequence = Sequence(tuple(ids.tolist()), max_new_tokens, stop, model.context)
         return self.sequence.extend(self.backend.read_argmax())

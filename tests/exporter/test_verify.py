@@ -13,7 +13,7 @@ from medusa_exporter import verify
 from medusa_exporter.bench.runs import run_once
 from medusa_exporter.verify import PROMPTS, Difference, Reference, compare, first_difference, next_logits
 from medusa_runtime import Engine
-from medusa_runtime.decoder import PREFILL_CHUNK
+from medusa_runtime.backends.base import PREFILL_CHUNK
 from medusa_runtime.errors import MissingExtraError, UnsupportedModelError
 
 

@@ -9,7 +9,7 @@ from the kept hidden state alone.
 
 import numpy as np
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.backends.base import BackendFacts
+from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
@@ -89,6 +89,7 @@ class FakeBackend:
         self.model = ModelFacts("toy", "toy", 1, 8, 1, 1, 8, VOCAB, context, (EOS,))
         self.heads = HeadFacts(heads, 1, "none", top_k)
         self.hit_rate, self.spread = hit_rate, spread
+        self.prefill_chunk = PREFILL_CHUNK
         self.tokens = self.positions = np.zeros((0, 0), dtype=np.int64)  # (B, capacity): the arena …
         self.contexts = np.zeros((0, 0), dtype=np.uint64)  # … of two layers
         self.hidden = []  # of each sequence the (state, context, position) of its last committed row

@@ -6,7 +6,8 @@ from medusa_profiles import ProfileError, TreeProfile
 from medusa_runtime import decoder as decoder_module
 from medusa_runtime import kv_cache
 from medusa_runtime.accept import Typical, greedy
-from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
+from medusa_runtime.backends.base import PREFILL_CHUNK
+from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import MedusaError
 
 from .decoding import CHAIN, check_invariants, decode, finish, random_prompt
@@ -16,11 +17,11 @@ from .fake_backend import VOCAB, FakeBackend, logits_of, plain_answer, random_tr
 @pytest.mark.parametrize("seed", range(100))
 def test_every_tree_gives_the_answer_of_plain_decoding(seed, monkeypatch):
     rng = np.random.default_rng(seed)
-    monkeypatch.setattr(decoder_module, "PREFILL_CHUNK", int(rng.integers(1, 20)))
     monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", int(rng.integers(1, 40)))
     prompt = random_prompt(rng, rng.integers(1, 40))
     context = len(prompt) + int(rng.integers(1, 80))
     backend = FakeBackend(context, hit_rate=rng.choice([0.0, 0.5, 0.9, 1.0]), spread=int(rng.integers(1, 4)))
+    backend.prefill_chunk = int(rng.integers(1, 20))
     decoder = Decoder(backend, random_tree(rng, int(rng.integers(0, 25))))
     for _ in range(2):  # the second answer starts from what the first has left behind
         stop_ids = rng.integers(VOCAB, size=rng.integers(0, 3)).tolist()

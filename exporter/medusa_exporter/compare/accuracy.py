@@ -10,7 +10,7 @@ import numpy as np
 from medusa_runtime.backends.base import FloatArray
 from medusa_runtime.errors import MedusaError, MissingExtraError
 
-SIDES = ("reference", "other")  # what polygraphy calls the two
+SIDES = ("other", "reference")  # what polygraphy calls the two
 
 
 class Accuracy(NamedTuple):
@@ -49,17 +49,17 @@ def compare_arrays(
     with logger.verbosity(), np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of numpy, about what is not finite
         scales = {name: float(np.abs(array).max()) for name, array in reference.items()}
-        runs = comparator.RunResults()
-        for side, arrays in zip(SIDES, (reference, other), strict=True):
-            runs.add([arrays], runner_name=side)
+        sides = (
+            comparator.IterationResult(arrays, runner_name=side)
+            for side, arrays in zip(SIDES, (other, reference), strict=True)
+        )
         compare = comparator.CompareFunc.simple(
             rtol=0,
             atol={name: tolerance * scale for name, scale in scales.items()},
             check_error_stat="max",
             find_output_func=lambda name, _index, _outputs: [name],  # its own also takes names that are alike
         )
-        found = comparator.Comparator.compare_accuracy(runs, comparisons=[(1, 0)], compare_func=compare)
-    (results,) = found[SIDES[1], SIDES[0]]
+        results = compare(*sides)
     return {
         name: Accuracy(_share(float(result.max_absdiff), scales[name]), bool(result) and math.isfinite(scales[name]))
         for name, result in results.items()

@@ -15,8 +15,8 @@ import numpy as np
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import contract
 from medusa_runtime.accept import greedy
-from medusa_runtime.backends.base import IntArray, Outputs, Step, literal_step
-from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
+from medusa_runtime.backends.base import PREFILL_CHUNK, IntArray, Outputs, Step, literal_step
+from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import CapacityError
 
 Kind = Literal["prefill", "plain", "tree"]

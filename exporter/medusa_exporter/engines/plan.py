@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
+from medusa_runtime.backends.base import PREFILL_CHUNK
 from medusa_runtime.backends.on_device import FIRST_PAST
 from medusa_runtime.backends.ort_cuda import causal_name
 from medusa_runtime.backends.tensorrt import PLAIN_NODES
-from medusa_runtime.decoder import PREFILL_CHUNK
 
 PREFILL_NODES = PREFILL_CHUNK  # tokens of a prompt that one step takes
 

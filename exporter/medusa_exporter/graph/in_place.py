@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from medusa_runtime import contract
-from medusa_runtime.decoder import PREFILL_CHUNK
+from medusa_runtime.backends.base import LONGEST_CHUNK
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import DOMAIN, constant, insert, past_and_new
@@ -33,11 +33,11 @@ ROPE_MULTIPLE = 16  # of head sizes that the operator turns by itself
 
 
 def angles(model: Any, context: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines by which the decoder's rope turns each position, (context + PREFILL_CHUNK, D / 2) each.
+    """Cosines and sines by which the decoder's rope turns each position, (context + LONGEST_CHUNK, D / 2) each.
 
     The operator wants as many as a step may see rows, of which those behind the real ones are never asked for.
     """
-    positions = torch.arange(context + PREFILL_CHUNK).unsqueeze(0)
+    positions = torch.arange(context + LONGEST_CHUNK).unsqueeze(0)
     with torch.no_grad():
         tables = model.base_model.rotary_emb(torch.zeros(1), positions)
     cos, sin = (table[0, :, : table.shape[-1] // 2].float().contiguous().numpy() for table in tables)

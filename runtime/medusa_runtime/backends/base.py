@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
+PREFILL_CHUNK = 256  # tokens of a prompt that a step takes, usually
+LONGEST_CHUNK = 1024  # and at most, in any backend: so many rows behind the context a graph has room for
 Outputs = dict[str, FloatArray | IntArray]  # by the names of `medusa_runtime.contract`, in its order
 
 
@@ -94,6 +96,7 @@ class Backend(Protocol):
     precision: str
     model: ModelFacts
     heads: HeadFacts
+    prefill_chunk: int  # tokens of a prompt that a step is given at most
     run_seconds: float  # how long the last run took, the device's own work; the rest of a step is the host's
 
     def facts(self) -> BackendFacts:

@@ -12,7 +12,7 @@ import numpy as np
 
 from medusa_runtime import contract
 from medusa_runtime.backends.arena import Arena, NewArena, RowArena, Tensor
-from medusa_runtime.backends.base import BackendFacts, FloatArray, IntArray, Outputs, Step, all_outputs
+from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, IntArray, Outputs, Step, all_outputs
 from medusa_runtime.backends.device import Device, Memory
 from medusa_runtime.backends.elements import BOOL, FLOAT32, INT32, element
 from medusa_runtime.backends.step_memory import StepMemory
@@ -21,7 +21,6 @@ from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_runtime.sizes import doubled
 
 FIRST_PAST = 256  # rows of the shortest past that is bound; each longer one is twice the one before
-FIRST_NODES = 256  # rows for which a step's results have room at first: a chunk of a prefill
 KEPT = 32  # shapes whose bindings are held
 
 
@@ -60,6 +59,7 @@ class OnDevice(ABC):
     def __init__(self, name: str, precision: str, model: ModelFacts, heads: HeadFacts, device: Device) -> None:
         """Nothing is allocated yet."""
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
+        self.prefill_chunk = PREFILL_CHUNK
         self.run_seconds = 0.0
         self._device, self._element = device, element(precision)
         self._state = state_size(model, heads) * FLOAT32.size  # bytes of one row of `hidden`
@@ -86,7 +86,8 @@ class OnDevice(ABC):
         rows = self.model.context if batch == 1 else capacity
         if before is not None and before.batch == batch and before.capacity >= rows:
             return
-        self._lay(self._new_arena(self._device, self.model, self._element, batch, rows, FIRST_NODES), rows=1)
+        arena = self._new_arena(self._device, self.model, self._element, batch, rows, self.prefill_chunk)
+        self._lay(arena, rows=1)
 
     def run(self, step: Step) -> None:
         """Run one step over the past held."""

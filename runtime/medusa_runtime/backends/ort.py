@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_runtime import contract
-from medusa_runtime.backends.base import BackendFacts, FloatArray, Outputs, Step, all_outputs
+from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, Outputs, Step, all_outputs
 from medusa_runtime.backends.weights import weight_bytes
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
@@ -49,6 +49,7 @@ class OrtBackend:
     ) -> None:
         """Load `graph`; `threads` None means `threads.default_threads`."""
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
+        self.prefill_chunk = PREFILL_CHUNK
         self.run_seconds = 0.0
         self._graph = graph
         self._session = _session(graph, threads or default_threads())

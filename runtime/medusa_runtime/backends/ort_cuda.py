@@ -7,9 +7,9 @@ from typing import Any
 
 from medusa_runtime import contract
 from medusa_runtime.backends.arena import Tensor
-from medusa_runtime.backends.base import BackendFacts
+from medusa_runtime.backends.base import LONGEST_CHUNK, BackendFacts
 from medusa_runtime.backends.device import Device
-from medusa_runtime.backends.elements import element
+from medusa_runtime.backends.elements import FLOAT32, element
 from medusa_runtime.backends.head_arena import HeadArena
 from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
 from medusa_runtime.backends.ort import find_library, open_session
@@ -21,8 +21,9 @@ from medusa_runtime.errors import MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 from medusa_runtime.sizes import doubled
 
-# Nodes that a tree in 16 bits is padded to, if it has fewer: attention of few rows under a mask takes slower kernels.
-LEAST_NODES = 8
+# In 16 bits. Nodes that a tree is padded to, if it has fewer: attention of few rows under a mask takes slower kernels.
+# Rows with logits: one alone would take another kernel than a tree's, which rounds what it multiplies in another way.
+LEAST_NODES = LEAST_ROWS = 8
 WORKSPACE = 512 << 20  # bytes that ONNX Runtime takes for itself, about
 NO_GRAPH = "-1"  # ONNX Runtime's word for a run that is neither captured nor replayed
 
@@ -75,11 +76,14 @@ class OrtCudaBackend(OnDevice):
         self._weights = weight_bytes(graph)
         check_room(device, name, model, element(precision).size, self._weights, WORKSPACE)
         shared = None if causal is None else SharedWeights([graph, causal], device)
-        self._session = _Session(graph, device, shared)
-        self._causal = None if causal is None else _Session(causal, device, shared)
-        self._least = 1
-        if contract.PAST_ROWS in self._session.inputs:
-            self._new_arena, self._least = HeadArena, LEAST_NODES
+        exact = element(precision) == FLOAT32
+        self._session = _Session(graph, device, shared, exact=exact)
+        self._causal = None if causal is None else _Session(causal, device, shared, exact=exact)
+        if causal is not None:
+            self.prefill_chunk = LONGEST_CHUNK
+        self._in_place = contract.PAST_ROWS in self._session.inputs
+        if self._in_place:
+            self._new_arena = HeadArena
         self._graphs = 0
 
     def facts(self) -> BackendFacts:
@@ -89,8 +93,9 @@ class OrtCudaBackend(OnDevice):
     def _served(self, shape: Shape) -> Shape:
         """Pad to the next power of two, so that all lengths of prompts are of few shapes; small trees too."""
         causal = shape.causal and self._causal is not None
-        nodes = doubled(1 if causal else self._least, shape.T)
-        return shape._replace(T=nodes, R=nodes if shape.draft else shape.R, causal=causal)
+        nodes = doubled(LEAST_NODES if self._in_place and not causal else 1, shape.T)
+        rows = nodes if shape.draft else doubled(LEAST_ROWS, shape.R) if self._in_place else shape.R
+        return shape._replace(T=nodes, R=rows, causal=causal)
 
     def _new_binding(
         self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]
@@ -130,14 +135,14 @@ def _run_options(graph: str) -> Any:
 class _Session:
     """ONNX Runtime's session for one graph, the names of its inputs, and the weights of others' that it reads."""
 
-    def __init__(self, graph: Path, device: Device, shared: SharedWeights | None) -> None:
+    def __init__(self, graph: Path, device: Device, shared: SharedWeights | None, *, exact: bool) -> None:
         options = find_library("gpu").SessionOptions()
         self._held = shared.give(graph, options) if shared else []
-        self.library = _open(graph, device, options)
+        self.library = _open(graph, device, options, exact=exact)
         self.inputs = {given.name for given in self.library.get_inputs()}
 
 
-def _open(graph: Path, device: Device, options: Any) -> Any:
+def _open(graph: Path, device: Device, options: Any, *, exact: bool) -> Any:
     onnxruntime = find_library("gpu")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.kind == "cuda":
@@ -151,7 +156,7 @@ def _open(graph: Path, device: Device, options: Any) -> Any:
         cuda = {
             "user_compute_stream": str(device.stream),
             "enable_cuda_graph": "1",
-            "use_tf32": "0",  # logits are fp32 in every precision: a tree's are to be plain decoding's
+            "use_tf32": str(int(not exact)),  # in 16 bits logits alone are products of fp32
         }
         providers.insert(0, ("CUDAExecutionProvider", cuda))
     session = open_session(onnxruntime, graph, options, providers)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from medusa_exporter.compare.steps import Plan, Runner, Taken, walk
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
+from medusa_runtime.backends.base import PREFILL_CHUNK
+from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import CapacityError
 
 from ...runtime.fake_backend import EOS, FakeBackend, plain_answer

@@ -17,7 +17,7 @@ from medusa_exporter.engines.plan import (
     step_sizes,
 )
 from medusa_profiles import catalogue
-from medusa_runtime.decoder import PREFILL_CHUNK
+from medusa_runtime.backends.base import PREFILL_CHUNK
 
 
 def test_one_size_is_one_engine_and_plain_and_prefill_come_always() -> None:

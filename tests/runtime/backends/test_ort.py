@@ -11,10 +11,10 @@ import onnx
 import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import BACKENDS, load_backend
-from medusa_runtime.backends.base import Step, literal_step
+from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
 from medusa_runtime.backends.ort import OrtBackend
 from medusa_runtime.bundle import Bundle, seal
-from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
+from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
 from medusa_runtime.kv_cache import FIRST_CAPACITY, KvCache
 

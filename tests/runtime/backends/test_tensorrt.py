@@ -14,11 +14,11 @@ import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
 from medusa_runtime.backends import load_backend
-from medusa_runtime.backends.base import literal_step
+from medusa_runtime.backends.base import PREFILL_CHUNK, literal_step
 from medusa_runtime.backends.on_device import Shape
 from medusa_runtime.backends.tensorrt import PLAIN_NODES, TensorRtBackend
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.decoder import PREFILL_CHUNK, Decoder
+from medusa_runtime.decoder import Decoder
 from medusa_runtime.engine_facts import EngineFacts
 from medusa_runtime.errors import BundleError, CapacityError
 
