@@ -96,7 +96,7 @@ def facts_of(model: Any, precision: str, context: int) -> Opened:
     config = model.config
     size = next(model.parameters()).element_size()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    capability = "sm{}{}".format(*torch.cuda.get_device_capability())
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
     facts = BackendFacts(
         device=torch.cuda.get_device_name(),
         driver="",

@@ -16,7 +16,6 @@ from medusa_runtime import flavour
 from medusa_runtime.errors import BundleError
 
 FLAVOURS = tuple(flavour.MODULES)
-STREAM_AXES = 3  # of the residual stream: (B, T, H)
 HELD = ("SOFTMAX", "REDUCE", "UNARY")  # what a weakly typed network computes in fp32, see `_hold_types`
 TARGET = re.compile(r"sm(\d{2,3})")
 
@@ -69,11 +68,10 @@ class Flavour:
                 config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
 
     def _hold_types(self, config: Any, network: Any, precision: str) -> None:
-        """Hold to fp32 what 16 bits would spoil; the rest may take either type.
+        """Hold softmax and a norm's statistics to fp32; the rest may take either type.
 
-        That is softmax, a norm's statistics, and what is made of two tensors of the residual stream's shape, (B, T, H):
-        the stream's own sums, and the squares in a norm, which go beyond fp16 where the stream has large elements (all
-        logits were 0). Held to more (rope, scores, a norm's gain) 8.6 finds no implementation for a tree's graph.
+        That is a wish: 8.6 breaks it where it finds something faster, or nothing, so the graph itself must bear 16 bits
+        everywhere (`graph.primitives`). Held to more (rope, scores, a norm's gain) it finds no implementation.
         """
         trt = self.trt
         if precision == "bf16" and not hasattr(trt.BuilderFlag, "BF16"):
@@ -88,7 +86,7 @@ class Flavour:
             outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
             if not all(output is not None and output.dtype == trt.DataType.FLOAT for output in outputs):
                 continue
-            if layer.type in held or (layer.type == trt.LayerType.ELEMENTWISE and _of_the_stream(layer)):
+            if layer.type in held:
                 layer.precision = trt.DataType.FLOAT
 
     def check_targets(self, targets: Sequence[str]) -> None:
@@ -100,12 +98,6 @@ class Flavour:
         for target in targets:
             if target not in known:
                 raise BundleError(f"{self.name} {self.version} knows no target {target!r}; expected some of {names}")
-
-
-def _of_the_stream(layer: Any) -> bool:
-    """Whether both things that a layer takes are as wide as the residual stream."""
-    one, other = (tuple(layer.get_input(index).shape) for index in range(2))
-    return one == other and len(one) == STREAM_AXES
 
 
 def find(name: str) -> Flavour:

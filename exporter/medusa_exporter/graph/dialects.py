@@ -116,7 +116,7 @@ class OnGpu:
     def tensorrt(self, precision: str, size: StepSize) -> ir.Model:
         """Give the graph that TensorRT reads for one size of step: nothing fused, only P left open."""
         graph = fixed(self.typed(precision), size.sizes)
-        lower_all(graph, size.nodes, self._traced.facts.context)
+        lower_all(graph, size.nodes, self._traced.facts.context, self._traced.angles)
         return graph
 
     def typed(self, precision: str) -> ir.Model:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from medusa_runtime.contract import POSITION_IDS
+from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import constant, insert, past_and_new
@@ -19,6 +21,7 @@ from medusa_exporter.graph.tidy import strip
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 OPSET, IR_VERSION = 17, 8  # of a graph with no fused operator left; what TensorRT 8.6 reads
 END = np.iinfo(np.int64).max
+SMALLEST_ROW = 2.0**-10  # a norm of smaller rows takes this for their largest element
 
 
 def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
@@ -36,14 +39,23 @@ def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
     strip(model)
 
 
-def lower_all(model: ir.Model, nodes: int, context: int) -> None:
+def lower_all(
+    model: ir.Model, nodes: int, context: int, angles: tuple[NDArray[np.float32], NDArray[np.float32]]
+) -> None:
     """Spell attention, norms and rope out and make the graph one of OPSET, in place.
 
-    nodes: T. context: rows of the past at most. TensorRT 8.6 counts up to no length that it does not know, joins no
-    truth values and takes no part of a shape: the first becomes a slice of a constant, the second is done in floats,
-    the third is cut from the whole shape.
+    nodes: T. context: rows of the past at most. angles: `in_place.angles`, of which each position's are read: where
+    types are weak they would be products in 16 bits, wrong by radians at large positions. TensorRT 8.6 counts up to no
+    length that it does not know, joins no truth values and takes no part of a shape: the first becomes a slice of a
+    constant, the second is done in floats, the third is cut from the whole shape.
     """
     graph = model.graph
+    narrow = any(value.dtype == ir.DataType.FLOAT16 for value in graph.inputs)
+    [positions] = [value for value in graph.inputs if value.name == POSITION_IDS]
+    cos, sin = (
+        insert(graph, graph[0], "Gather", [constant(graph, f"angles.{name}", table), positions], FLOAT, {"axis": 0})
+        for name, table in zip(("cos", "sin"), angles, strict=True)
+    )
     for node in list(graph):
         if node.op_type == "Range":
             _count(graph, node, context)
@@ -52,9 +64,9 @@ def lower_all(model: ir.Model, nodes: int, context: int) -> None:
         elif node.op_type in ("Concat", "Expand") and node.outputs[0].dtype == ir.DataType.BOOL:
             _in_floats(graph, node)
         elif node.op_type == "RMSNormalization":
-            _norm(graph, node)
+            _norm(graph, node, narrow=narrow)
         elif node.op_type == "RotaryEmbedding":
-            _turn(graph, node)
+            _turn(graph, node, cos, sin)
     lower_attention(model, nodes)
     graph.opset_imports[""] = OPSET
     model.ir_version = IR_VERSION
@@ -139,33 +151,42 @@ def _attend(graph: ir.Graph, node: ir.Node, masks: dict[ir.Value, ir.Value], nod
     add.replace(add.reshape(output, 0, 0, width))
 
 
-def _norm(graph: ir.Graph, node: ir.Node) -> None:
-    """X / sqrt(mean(x^2) + epsilon) * gain, statistics in fp32."""
+def _norm(graph: ir.Graph, node: ir.Node, *, narrow: bool) -> None:
+    """X / sqrt(mean(x^2) + epsilon) * gain, statistics in fp32.
+
+    narrow: where they may be in fp16 all the same, which holds no square of a large element. Then rows are divided by
+    their largest element first, and nothing in between is beyond 1 / SMALLEST_ROW.
+    """
     add, (rows, gain) = _Before(graph, node), node.inputs[:2]
     assert rows is not None and rows.dtype is not None  # noqa: S101
     if "axis" in node.attributes and node.attributes["axis"].as_int() != -1:
         raise RuntimeError(f"norm {node.name} is not over the last axis")
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
     exact = add.cast(rows, FLOAT)
+    if narrow:
+        largest = add("Max", add("ReduceMax", add("Abs", exact), axes=[-1], keepdims=1), add.number(SMALLEST_ROW))
+        exact = add("Div", exact, largest)
+        epsilon_of_row = add("Div", add("Div", add.number(epsilon), largest), largest)
+    else:
+        epsilon_of_row = add.number(epsilon)
     mean = add("ReduceMean", add("Mul", exact, exact), axes=[-1], keepdims=1)
-    normed = add("Div", exact, add("Sqrt", add("Add", mean, add.number(epsilon))))
+    normed = add("Div", exact, add("Sqrt", add("Add", mean, epsilon_of_row)))
     add.replace(add("Mul", add.cast(normed, rows.dtype), gain))
 
 
-def _turn(graph: ir.Graph, node: ir.Node) -> None:
-    """Rope over rows (B, T, H * D): the halves of each head turn against each other, in fp32."""
-    add, (rows, cos, sin) = _Before(graph, node), node.inputs[:3]
+def _turn(graph: ir.Graph, node: ir.Node, cos: ir.Value, sin: ir.Value) -> None:
+    """Rope over rows (B, T, H * D): the halves of each head turn against each other, in fp32; angles (B, T, D / 2)."""
+    add, rows = _Before(graph, node), node.inputs[0]
     given = {name: attribute.value for name, attribute in node.attributes.items()}
     if given.get("interleaved") or given.get("rotary_embedding_dim") or len(node.inputs) > 3:
         raise RuntimeError(f"rope {node.name} with {given} is not lowered; expected whole heads in halves")
     assert rows is not None and rows.dtype is not None and rows.shape is not None  # noqa: S101
-    assert cos is not None and sin is not None  # noqa: S101
     heads, width = given["num_heads"], rows.shape[-1]
     assert isinstance(width, int)  # noqa: S101 -- a product with a weight has a known width
     size = width // heads
     exact = add.reshape(add.cast(rows, FLOAT), 0, 0, heads, size)
     first, second = add.slice(exact, 0, size // 2), add.slice(exact, size // 2, END)
-    cos, sin = (add("Unsqueeze", add.cast(_before_cast(table), FLOAT), add.ints(2)) for table in (cos, sin))
+    cos, sin = (add("Unsqueeze", table, add.ints(2)) for table in (cos, sin))
     turned = add(
         "Concat",
         add("Sub", add("Mul", first, cos), add("Mul", second, sin)),
@@ -206,10 +227,3 @@ def _in_floats(graph: ir.Graph, node: ir.Node) -> None:
         graph, node, node.op_type, inputs, FLOAT, {name: one.value for name, one in node.attributes.items()}
     )
     add.replace(insert(graph, node, "Greater", [spread, add.number(0.5)], ir.DataType.BOOL))
-
-
-def _before_cast(table: ir.Value) -> ir.Value:
-    """Cosines or sines as they were computed, before the fused operator had them in the type of its rows."""
-    node = table.producer()
-    source = node.inputs[0] if node is not None and node.op_type == "Cast" else None
-    return table if source is None else source

@@ -9,7 +9,7 @@ from medusa_runtime import contract
 from medusa_runtime.backends.arena import Tensor
 from medusa_runtime.backends.base import LONGEST_CHUNK, BackendFacts
 from medusa_runtime.backends.device import Device
-from medusa_runtime.backends.elements import FLOAT32, element
+from medusa_runtime.backends.elements import element
 from medusa_runtime.backends.head_arena import HeadArena
 from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
 from medusa_runtime.backends.ort import find_library, open_session
@@ -21,9 +21,8 @@ from medusa_runtime.errors import MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 from medusa_runtime.sizes import doubled
 
-# In 16 bits. Nodes that a tree is padded to, if it has fewer: attention of few rows under a mask takes slower kernels.
-# Rows with logits: one alone would take another kernel than a tree's, which rounds what it multiplies in another way.
-LEAST_NODES = LEAST_ROWS = 8
+# Nodes that a tree in 16 bits is padded to, if it has fewer: attention of few rows under a mask takes slower kernels.
+LEAST_NODES = 8
 WORKSPACE = 512 << 20  # bytes that ONNX Runtime takes for itself, about
 NO_GRAPH = "-1"  # ONNX Runtime's word for a run that is neither captured nor replayed
 
@@ -76,9 +75,8 @@ class OrtCudaBackend(OnDevice):
         self._weights = weight_bytes(graph)
         check_room(device, name, model, element(precision).size, self._weights, WORKSPACE)
         shared = None if causal is None else SharedWeights([graph, causal], device)
-        exact = element(precision) == FLOAT32
-        self._session = _Session(graph, device, shared, exact=exact)
-        self._causal = None if causal is None else _Session(causal, device, shared, exact=exact)
+        self._session = _Session(graph, device, shared)
+        self._causal = None if causal is None else _Session(causal, device, shared)
         if causal is not None:
             self.prefill_chunk = LONGEST_CHUNK
         self._in_place = contract.PAST_ROWS in self._session.inputs
@@ -94,8 +92,7 @@ class OrtCudaBackend(OnDevice):
         """Pad to the next power of two, so that all lengths of prompts are of few shapes; small trees too."""
         causal = shape.causal and self._causal is not None
         nodes = doubled(LEAST_NODES if self._in_place and not causal else 1, shape.T)
-        rows = nodes if shape.draft else doubled(LEAST_ROWS, shape.R) if self._in_place else shape.R
-        return shape._replace(T=nodes, R=rows, causal=causal)
+        return shape._replace(T=nodes, R=nodes if shape.draft else shape.R, causal=causal)
 
     def _new_binding(
         self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]
@@ -135,14 +132,14 @@ def _run_options(graph: str) -> Any:
 class _Session:
     """ONNX Runtime's session for one graph, the names of its inputs, and the weights of others' that it reads."""
 
-    def __init__(self, graph: Path, device: Device, shared: SharedWeights | None, *, exact: bool) -> None:
+    def __init__(self, graph: Path, device: Device, shared: SharedWeights | None) -> None:
         options = find_library("gpu").SessionOptions()
         self._held = shared.give(graph, options) if shared else []
-        self.library = _open(graph, device, options, exact=exact)
+        self.library = _open(graph, device, options)
         self.inputs = {given.name for given in self.library.get_inputs()}
 
 
-def _open(graph: Path, device: Device, options: Any, *, exact: bool) -> Any:
+def _open(graph: Path, device: Device, options: Any) -> Any:
     onnxruntime = find_library("gpu")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.kind == "cuda":
@@ -156,7 +153,7 @@ def _open(graph: Path, device: Device, options: Any, *, exact: bool) -> Any:
         cuda = {
             "user_compute_stream": str(device.stream),
             "enable_cuda_graph": "1",
-            "use_tf32": str(int(not exact)),  # in 16 bits logits alone are products of fp32
+            "use_tf32": "0",  # in 16 bits too: logits are fp32, and with it fewer of a tree's tokens are plain ones
         }
         providers.insert(0, ("CUDAExecutionProvider", cuda))
     session = open_session(onnxruntime, graph, options, providers)

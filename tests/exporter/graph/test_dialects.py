@@ -129,6 +129,43 @@ def test_softmax_norms_and_angles_are_in_fp32_whatever_the_rows(traced: Traced, 
         assert [node.op_type for node in wide] == ["Gemm"]  # the lm_head
 
 
+def in_16_bits_throughout(graph: ir.Model) -> None:
+    """Round every float32 result to fp16: what a weakly typed network may do, whatever it is asked."""
+    for node in list(graph.graph):
+        for value in node.outputs:
+            if value.dtype == ir.DataType.FLOAT and not value.is_graph_output():
+                uses = list(value.uses())
+                narrow = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT16})
+                wide = ir.node("Cast", narrow.outputs, attributes={"to": ir.DataType.FLOAT})
+                graph.graph.insert_after(node, [narrow, wide])
+                for use in uses:
+                    use.node.replace_input_with(use.idx, wide.outputs[0])
+
+
+@pytest.mark.parametrize("length", [7, 9])
+def test_tensorrts_graph_in_fp16_bears_16_bits_everywhere(traced: Traced, tmp_path: Path, length: int) -> None:
+    """With a residual stream of thousands too, whose squares no fp16 holds."""
+    given = inputs(traced, [length], draft=False)
+    wanted = traced.run(**given)
+    graph = on_gpu(traced).tensorrt("fp16", StepSize(1, T, T, draft=False))
+    before = len(graph.graph)
+    in_16_bits_throughout(graph)
+    assert len(graph.graph) - before > 100
+    agree(run(graph, tmp_path, given), wanted, 0.02 * max(1.0, float(np.abs(wanted["logits"]).max())))
+
+
+def test_rope_at_a_far_position_in_16_bits(traced: Traced, tmp_path: Path) -> None:
+    """An angle is the position times a frequency: rounded to 16 bits it is off by a good part of a turn."""
+    given = inputs(traced, [7], draft=False)
+    given["position_ids"] = given["position_ids"] + CONTEXT - 20
+    wanted = traced.run(**given)
+    graph = on_gpu(traced).tensorrt("fp16", StepSize(1, T, T, draft=False))
+    in_16_bits_throughout(graph)
+    found = run(graph, tmp_path, given)
+    keys = wanted["new_key_0"]
+    np.testing.assert_allclose(found["new_key_0"].astype(np.float32), keys, atol=0.004 * np.abs(keys).max())
+
+
 def test_a_weight_beyond_16_bits_is_refused_by_name(traced: Traced) -> None:
     graph = ir.load(traced.path)
     value = next(node.inputs[1] for node in graph.graph if node.op_type == "MatMul")
