@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from medusa_runtime import flavour
-from medusa_runtime.contract import LOGITS
 from medusa_runtime.errors import BundleError
 
 FLAVOURS = tuple(flavour.MODULES)
-HELD = ("SOFTMAX", "REDUCE", "UNARY", "TOPK")  # what a weakly typed network computes in fp32, see `_hold_types`
+HELD = ("SOFTMAX", "REDUCE", "UNARY")  # what a weakly typed network computes in fp32, see `_hold_types`
 TARGET = re.compile(r"sm(\d{2,3})")
 
 
@@ -69,10 +68,9 @@ class Flavour:
                 config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
 
     def _hold_types(self, config: Any, network: Any, precision: str) -> None:
-        """Hold softmax, a norm's statistics and the logits to fp32; the rest may take either type.
+        """Hold softmax and a norm's statistics to fp32; the rest may take either type.
 
-        Logits in fp16 would be the same for many a pair of tokens, and which is taken then a matter of chance. That is
-        a wish: 8.6 breaks it where it finds something faster, or nothing, so the graph itself must bear 16 bits
+        That is a wish: 8.6 breaks it where it finds something faster, or nothing, so the graph itself must bear 16 bits
         everywhere (`graph.primitives`). Held to more (rope, scores, a norm's gain) it finds no implementation.
         """
         trt = self.trt
@@ -90,9 +88,6 @@ class Flavour:
                 continue
             if layer.type in held:
                 layer.precision = trt.DataType.FLOAT
-        for layer in _lm_head(trt, network):
-            layer.precision = trt.DataType.FLOAT
-            layer.set_output_type(0, trt.DataType.FLOAT)
 
     def check_targets(self, targets: Sequence[str]) -> None:
         """Raise BundleError for GPUs that the flavour does not know, or where none is named."""
@@ -103,19 +98,6 @@ class Flavour:
         for target in targets:
             if target not in known:
                 raise BundleError(f"{self.name} {self.version} knows no target {target!r}; expected some of {names}")
-
-
-def _lm_head(trt: Any, network: Any) -> list[Any]:
-    """The layers from the product of the logits to these, last first."""
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    makers = {layer.get_output(number).name: layer for layer in layers for number in range(layer.num_outputs)}
-    found, name = [], LOGITS
-    while name in makers:
-        found.append(makers[name])
-        if found[-1].type == trt.LayerType.MATRIX_MULTIPLY:
-            return found
-        name = found[-1].get_input(0).name
-    raise RuntimeError("the logits come of no product")
 
 
 def find(name: str) -> Flavour:

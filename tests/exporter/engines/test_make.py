@@ -143,18 +143,3 @@ def test_a_flavour_that_is_not_there_is_refused_with_the_command(monkeypatch: py
     monkeypatch.setitem(flavours.flavour.MODULES, "tensorrt", ("no_such_tensorrt",))
     with pytest.raises(MissingExtraError, match=r"tensorrt is not installed .*pip install 'medusa-export\[tensorrt\]'"):
         flavours.find("tensorrt")
-
-
-def test_the_layers_of_the_logits_are_found_in_a_parsed_network(graphs: Path) -> None:
-    """What a flavour of weak types holds to fp32, and nothing before it."""
-    flavour = flavours.find("tensorrt-rtx")
-    log = flavour.trt.Logger(flavour.trt.Logger.ERROR)
-    builder = flavour.trt.Builder(log)
-    network = flavour.network(builder)
-    parser = flavour.trt.OnnxParser(network, log)
-    assert parser.parse_from_file(str(graphs / "graphs" / "tensorrt-rtx-fp16-t8.onnx"))
-    found = flavours._lm_head(flavour.trt, network)
-    assert found[-1].type == flavour.trt.LayerType.MATRIX_MULTIPLY
-    vocabulary = Bundle.open(graphs).model.vocab_size
-    assert {tuple(layer.get_output(0).shape)[-1] for layer in found} == {vocabulary}
-    assert sum(layer.type == flavour.trt.LayerType.MATRIX_MULTIPLY for layer in found) == 1
