@@ -92,6 +92,8 @@ class OnGpu:
         self._traced, self._graph = traced, traced.graph.clone()
         run_all_heads(self._graph, traced.heads)
         self._typed: dict[str, ir.Model] = {}
+        cos, sin = traced.angles
+        self._angles = ir.tensor(cos), ir.tensor(sin)  # once for all graphs that read them
 
     def ort_cuda(self, precision: str) -> ir.Model:
         """Give the graph for ONNX Runtime: few, fused operators.
@@ -116,7 +118,7 @@ class OnGpu:
     def tensorrt(self, precision: str, size: StepSize) -> ir.Model:
         """Give the graph that TensorRT reads for one size of step: nothing fused, only P left open."""
         graph = fixed(self.typed(precision), size.sizes)
-        lower_all(graph, size.nodes, self._traced.facts.context, self._traced.angles)
+        lower_all(graph, size.nodes, self._traced.facts.context, self._angles)
         return graph
 
     def typed(self, precision: str) -> ir.Model:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from medusa_runtime.contract import POSITION_IDS
-from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import constant, insert, past_and_new
@@ -39,9 +38,7 @@ def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
     strip(model)
 
 
-def lower_all(
-    model: ir.Model, nodes: int, context: int, angles: tuple[NDArray[np.float32], NDArray[np.float32]]
-) -> None:
+def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.TensorProtocol, ir.TensorProtocol]) -> None:
     """Spell attention, norms and rope out and make the graph one of OPSET, in place.
 
     nodes: T. context: rows of the past at most. angles: `in_place.angles`, of which each position's are read: where

@@ -21,7 +21,7 @@ from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_runtime.sizes import doubled
 
 FIRST_PAST = 256  # rows of the shortest past that is bound; each longer one is twice the one before
-KEPT = 32  # shapes whose bindings are held
+KEPT = 128  # shapes whose bindings are held, more than usually come up: one that is let go has to be captured anew
 
 
 class Shape(NamedTuple):
