@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Ids
+from itertools import product
 
 import numpy as np
 from medusa_profiles.profile import TreeProfile
@@ -15,6 +16,7 @@ from medusa_runtime.errors import CapacityError, MedusaError, PromptError
 from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.sequence import Sequence
 
+UNTIL_READY = 2  # runs of one shape: a GPU's first is a plain one, the second is captured
 KEPT_TREES = 8  # whose arrays, and what a backend has bound to them, are held for when they come back
 
 
@@ -48,6 +50,31 @@ class Decoder:
             if len(self._inputs) > KEPT_TREES:
                 del self._inputs[next(iter(self._inputs))]  # the oldest
         self._tree = self._inputs[profile]
+
+    def warm_up(self) -> None:
+        """Run a step of every shape that answers may take, so that none of them waits while one is made ready.
+
+        That is plain decoding and the tree in use behind pasts of all lengths, and prompts: about a second on a GPU,
+        where each becomes a CUDA graph; on a CPU two steps of each tree. What was being decoded is forgotten.
+        """
+        self.sequence = None
+        self.cache.truncate(0)
+        for step in self._every_shape():
+            for _ in range(UNTIL_READY):
+                self.backend.run(step)
+
+    def _every_shape(self) -> Iterator[Step]:
+        context, pasts = self.cache.context, self.backend.pasts
+        for past, tree in product(pasts or (0,), {id(one): one for one in (self._plain, self._tree)}.values()):
+            length = min(past, context - tree.profile.size)
+            if length >= 0:
+                self.cache.reserve(length + tree.profile.size)
+                tree.place(0, length)
+                yield tree.step
+        sizes = [1 << doublings for doublings in range(self.backend.prefill_chunk.bit_length())]
+        for past, size in product(pasts, sizes):
+            if size <= context:
+                yield literal_step(np.zeros(size, np.int32), min(past, context - size), np.array([size - 1], np.int32))
 
     def start(self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None) -> list[int]:
         """Prefill a prompt and return the first token of its answer, forgetting whatever was decoded before.

@@ -59,6 +59,10 @@ class Engine:
         tree = opened_profile(opened, profile or opened.graph(backend, precision)[0].profile)
         return cls(opened, load_backend(opened, backend, precision, threads, max_length), tree, accept)
 
+    def warm_up(self) -> None:
+        """Make ready for prompts and answers of all lengths (`Decoder.warm_up`): for a service, before the first."""
+        self.decoder.warm_up()
+
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """Lay a prompt out by the chat template and turn it into token ids.
 

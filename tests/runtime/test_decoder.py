@@ -44,6 +44,28 @@ def test_a_prompt_is_prefilled_in_chunks(length):
     assert decode(decoder, prompt, 30) == plain_answer(prompt, 30, (), 4096)
 
 
+def test_warming_up_runs_every_shape_twice_and_forgets_what_was_decoded(monkeypatch):
+    ran = []
+
+    def note(step):  # the past has rows that nobody wrote, which the toy model would not bear
+        ran.append((step.input_ids.shape[1], int(step.past_length[0]), step.draft))
+
+    backend = FakeBackend(context=100)
+    backend.pasts, backend.prefill_chunk = (32, 64, 100), 8
+    decoder = Decoder(backend, CHAIN)
+    decoder.start([1, 2, 3], 20, ())
+    decoder.step()
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "run", note)
+        decoder.warm_up()
+    assert decoder.sequence is None and decoder.cache.length() == 0
+    T = CHAIN.size
+    trees = [(size, min(past, 100 - size), size == T) for past in (32, 64, 100) for size in (1, T)]
+    prompts = [(size, min(past, 100 - size), False) for past in (32, 64, 100) for size in (1, 2, 4, 8)]
+    assert ran == [shape for shape in trees + prompts for _ in range(2)]
+    assert decode(decoder, [1, 2, 3], 30) == plain_answer([1, 2, 3], 30, (), 100)
+
+
 def test_a_past_that_grows_again_and_again_is_kept():
     prompt = random_prompt(np.random.default_rng(5), 300)
     decoder = Decoder(FakeBackend(hit_rate=0.8), CHAIN)

@@ -97,6 +97,7 @@ class Backend(Protocol):
     model: ModelFacts
     heads: HeadFacts
     prefill_chunk: int  # tokens of a prompt that a step is given at most
+    pasts: Sequence[int]  # lengths of the past that steps are bound for, ascending; none where any is bound as it is
     run_seconds: float  # how long the last run took, the device's own work; the rest of a step is the host's
 
     def facts(self) -> BackendFacts:

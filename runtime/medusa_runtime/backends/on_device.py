@@ -60,6 +60,7 @@ class OnDevice(ABC):
         """Nothing is allocated yet."""
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.prefill_chunk = PREFILL_CHUNK
+        self.pasts = _pasts(model.context)
         self.run_seconds = 0.0
         self._device, self._element = device, element(precision)
         self._state = state_size(model, heads) * FLOAT32.size  # bytes of one row of `hidden`
@@ -226,6 +227,13 @@ def past_shape(length: int) -> int:
 def _is_causal(step: Step) -> bool:
     T = step.input_ids.shape[1]
     return T == 1 or (not step.draft and bool((step.tree_mask == np.tri(T, dtype=np.bool_)).all()))
+
+
+def _pasts(context: int) -> tuple[int, ...]:
+    """All that `past_shape` gives, the last one cut to the context."""
+    longest = past_shape(context)
+    sizes = [FIRST_PAST << doublings for doublings in range((longest // FIRST_PAST).bit_length())]
+    return tuple(min(size, context) for size in sizes)
 
 
 class _Results(NamedTuple):

@@ -50,6 +50,7 @@ class OrtBackend:
         """Load `graph`; `threads` None means `threads.default_threads`."""
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.prefill_chunk = PREFILL_CHUNK
+        self.pasts: tuple[int, ...] = ()
         self.run_seconds = 0.0
         self._graph = graph
         self._session = _session(graph, threads or default_threads())

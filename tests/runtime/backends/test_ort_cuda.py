@@ -134,6 +134,21 @@ def test_a_model_without_such_a_graph_takes_the_other_for_all(bundle: Bundle) ->
     np.testing.assert_allclose(*logits, atol=0.02 * np.abs(logits[0]).max())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_after_warming_up_no_shape_is_new(bundle: Bundle, precision: str) -> None:
+    backend, cold = (on_host(bundle, precision) for _ in range(2))
+    decoder = Decoder(backend, bundle.profile("tree-8"))
+    decoder.warm_up()
+    assert backend.pasts == (FIRST_PAST, bundle.model.context)
+    ready = set(backend._bindings)
+    long = np.random.default_rng(2).integers(3, bundle.model.vocab_size, PREFILL_CHUNK + 20).tolist()
+    for prompt in (PROMPT, long, [7]):  # into the longer past, and a row alone
+        assert answer(decoder, prompt) == answer(Decoder(cold, bundle.profile("tree-8")), prompt)
+    decoder.use(TreeProfile.plain())
+    answer(decoder, PROMPT)
+    assert set(backend._bindings) == ready
+
+
 def test_weights_lie_on_the_device_once(bundle: Bundle) -> None:
     _, graph = bundle.graph("ort-cuda", "fp16")
     device = HostDevice()
