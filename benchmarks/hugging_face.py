@@ -19,8 +19,7 @@ from typing import Any
 import torch
 import transformers
 from medusa_exporter import models
-from medusa_exporter.bench.machine import machine, versions
-from medusa_exporter.bench.record import SCHEMA, Case, backend_facts, results
+from medusa_exporter.bench.record import Case, backend_facts, document, results
 from medusa_exporter.bench.runs import WARM_TOKENS, Question, Run, Turn
 from medusa_exporter.bench.table import table
 from medusa_exporter.bench.walk import Answerer, Answers, ask_each
@@ -150,17 +149,13 @@ def main() -> None:
     facts = facts_of(model, options.precision, longest)
     found_results = _results(Case(None, options.max_new_tokens), done, opened, dict.fromkeys(theirs, facts), trees)
     print(table(found_results))
-    content = {
-        "schema": SCHEMA,
-        "machine": machine(None),
-        "versions": versions(),
-        "bundle": {"name": bundle.root.name, "model": bundle.model.name, "digest": bundle.manifest.digest},
-        "prompts": {"file": options.prompts.name, "count": len(prompts), "turns": len(done), "skipped": []},
-        "settings": {"profiles": [tree.name for tree in trees], "accept": "greedy", "forced": None},
+    settings = {"profiles": [tree.name for tree in trees], "accept": "greedy", "forced": None}
+    content = document(bundle, options.prompts, len(prompts), None, settings) | {
         "backends": {name: backend_facts(one) for name, one in (opened | dict.fromkeys(theirs, facts)).items()},
         "failures": {name: worker.failure for name, worker in workers.items() if worker.failure},
         "results": found_results,
     }
+    content["prompts"]["turns"] = len(done)
     write_json(options.json, content)
 
 

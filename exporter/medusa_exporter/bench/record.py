@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from medusa_profiles.profile import TreeProfile
+from medusa_runtime.bundle import Bundle
 
 from medusa_exporter.bench.figures import aggregate, by_category
+from medusa_exporter.bench.machine import machine, versions
 from medusa_exporter.bench.runs import Turn
 from medusa_exporter.bench.walk import Answers
 from medusa_exporter.bench.worker import Opened
@@ -27,6 +30,23 @@ class Case(NamedTuple):
         """Say it in a few words."""
         prompts = "prompts as they are" if self.prompt_length is None else f"prompts of {self.prompt_length} tokens"
         return f"{prompts}, {self.max_new_tokens} new tokens"
+
+
+def document(
+    bundle: Bundle, prompts: Path, count: int, threads: int | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a run is of, with nothing measured yet. count: prompts that are asked. threads: as they were asked for."""
+    return {
+        "schema": SCHEMA,
+        "machine": machine(threads),
+        "versions": versions(),
+        "bundle": {"name": bundle.root.name, "model": bundle.model.name, "digest": bundle.manifest.digest},
+        "prompts": {"file": prompts.name, "count": count, "turns": 0, "skipped": []},
+        "settings": dict(settings),
+        "backends": {},
+        "failures": {},
+        "results": [],
+    }
 
 
 def backend_facts(opened: Opened) -> dict[str, Any]:

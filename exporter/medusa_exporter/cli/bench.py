@@ -15,8 +15,7 @@ from medusa_runtime.facts import PLAIN
 from medusa_runtime.layout import Layout
 from medusa_runtime.text import Tokenizer
 
-from medusa_exporter.bench.machine import machine, versions
-from medusa_exporter.bench.record import SCHEMA, Case, backend_facts, results
+from medusa_exporter.bench.record import Case, backend_facts, document, results
 from medusa_exporter.bench.recording import Recording
 from medusa_exporter.bench.session import Job, check_room, open_all, run_case
 from medusa_exporter.bench.table import categories, table
@@ -124,25 +123,16 @@ def command(
     layout = Layout(opened)
     texts = {length: texts_of_length(layout, prompts, length) for length in lengths}
     job = Job(opened, layout, prompts, kinds, texts, trees, cases, turns == "first", recording, max_length)
-    content: dict[str, Any] = {
-        "schema": SCHEMA,
-        "machine": machine(threads),
-        "versions": versions(),
-        "bundle": {"name": opened.root.name, "model": opened.model.name, "digest": opened.manifest.digest},
-        "prompts": {"file": file.name, "count": len(prompts), "turns": 0, "skipped": []},
-        "settings": {
-            "profiles": [tree.name for tree in trees],
-            "accept": "greedy" if recording is None else "forced",
-            "forced": None if recording is None else {"file": recording.source, "model": recording.model},
-            "prompt_lengths": list(lengths),
-            "max_new_tokens": list(limits),
-            "turns": turns,
-            "limit": limit,
-        },
-        "backends": {},
-        "failures": {},
-        "results": [],
+    settings = {
+        "profiles": [tree.name for tree in trees],
+        "accept": "greedy" if recording is None else "forced",
+        "forced": None if recording is None else {"file": recording.source, "model": recording.model},
+        "prompt_lengths": list(lengths),
+        "max_new_tokens": list(limits),
+        "turns": turns,
+        "limit": limit,
     }
+    content = document(opened, file, len(prompts), threads, settings)
     workers = {name: Worker(name) for name in backends}
     try:
         _measure(job, workers, precision, threads, content, output)
