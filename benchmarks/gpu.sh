@@ -53,7 +53,7 @@ theirs bench "$bundle" --backends tensorrt --precision fp32 --profile tree-64 "$
 
 echo "== speed"
 for size in "" "--prompt-length 128,512,1024,2048,4096 --max-new-tokens 64"; do
-    name=fp16${size:+-lengths} limit=$([ -z "$size" ] && echo 20 || echo 2)
+    name=fp16${size:+-lengths} limit=$([ -z "$size" ] && echo 40 || echo 2)
     # shellcheck disable=SC2086
     ours bench "$bundle" --backends ort-cuda --precision fp16 --profile tree-16,tree-64 "${long[@]}" --limit "$limit" \
         $size --json "$out/$name.json"

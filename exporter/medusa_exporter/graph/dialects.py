@@ -18,7 +18,6 @@ from medusa_exporter.graph.in_place import in_place
 from medusa_exporter.graph.primitives import lower_all, lower_attention
 from medusa_exporter.graph.quantise import quantise_draft, with_precision
 from medusa_exporter.graph.ranges import input_ranges
-from medusa_exporter.graph.top import top_in_parts
 from medusa_exporter.graph.typed import TYPES, typed
 from medusa_exporter.precisions import DRAFT
 
@@ -106,7 +105,6 @@ class OnGpu:
             in_place(graph, traced.facts, traced.state_size, traced.angles, TYPES[precision])
         else:
             lower_attention(graph)
-        top_in_parts(graph)
         fuse(graph)
         return graph
 
