@@ -63,6 +63,7 @@ for size in "" "--prompt-length 128,512,1024,2048,4096 --max-new-tokens 64"; do
 done
 run "$python" "$here/hugging_face.py" "$bundle" --model "$model" --prompts "$prompts" --backends ort-cuda --limit 8 \
     --json "$out/hugging-face.json"
+run "$python" "$here/kernels.py" "$bundle"
 ours report "$out"/fp16*.json "$out"/fp32*.json -o "$out/report.html"
 
 if [ "$layers" -gt 0 ]; then
