@@ -17,7 +17,7 @@ from medusa_runtime.backends.shared_weights import SharedWeights
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.backends.weights import weight_bytes
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.errors import MissingExtraError
+from medusa_runtime.errors import BundleError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 from medusa_runtime.sizes import doubled
 
@@ -99,8 +99,9 @@ class OrtCudaBackend(OnDevice):
     ) -> _Binding:
         session = self._causal if shape.causal and self._causal else self._session
         io = session.library.io_binding()
-        read = {tensor: given[tensor] for tensor in session.inputs}
-        for bind, tensors in ((io.bind_input, read), (io.bind_output, made)):
+        if unknown := sorted(session.inputs - given.keys()):
+            raise BundleError(f"a graph of {self.name} asks for {unknown[0]!r}, which no step has; build it again")
+        for bind, tensors in ((io.bind_input, {one: given[one] for one in session.inputs}), (io.bind_output, made)):
             for name, tensor in tensors.items():
                 bind(name, self._device.kind, 0, tensor.number, tensor.shape, tensor.address)
         self._graphs += 1  # never used again: a graph holds the addresses of its first run

@@ -16,7 +16,7 @@ from medusa_runtime.backends.ort_cuda import LEAST_NODES, OrtCudaBackend, load_o
 from medusa_runtime.backends.weights import read_weights, weight_bytes
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
-from medusa_runtime.errors import CapacityError
+from medusa_runtime.errors import BundleError, CapacityError
 from medusa_runtime.kv_cache import KvCache
 
 from .host_device import HostDevice
@@ -147,6 +147,13 @@ def test_after_warming_up_no_shape_is_new(bundle: Bundle, precision: str) -> Non
     decoder.use(TreeProfile.plain())
     answer(decoder, PROMPT)
     assert set(backend._bindings) == ready
+
+
+def test_a_graph_that_asks_for_something_else_is_refused(bundle: Bundle) -> None:
+    backend = on_host(bundle, "fp32")
+    backend._session.inputs.add("temperature")
+    with pytest.raises(BundleError, match="asks for 'temperature', which no step has; build it again"):
+        Decoder(backend).start(PROMPT)
 
 
 def test_weights_lie_on_the_device_once(bundle: Bundle) -> None:
