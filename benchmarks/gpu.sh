@@ -35,7 +35,11 @@ echo "== bundle and engines"
 ours build "$model" --heads "$heads" -o "$bundle" --backend "ort-cpu,ort-cuda${trt:+,tensorrt}" --precision fp32,fp16 \
     --profile tree-16,tree-64 --no-engines
 for precision in fp32 fp16; do
-    theirs engines "$bundle" --backend tensorrt --precision "$precision" --step plain --step prefill --step t64
+    theirs engines "$bundle" --backend tensorrt --precision "$precision" --step prefill --step t64
+    echo "== $precision, plain decoding in the tree's engine: the same kernels, hence the same answers"
+    theirs bench "$bundle" --backends tensorrt --precision "$precision" --profile tree-64 "${long[@]}" --limit 20 \
+        --json "$out/$precision-tensorrt-one-engine.json"
+    theirs engines "$bundle" --backend tensorrt --precision "$precision" --step plain
 done
 
 echo "== tensor by tensor, beside fp32 on the CPU"
