@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
+END = int(np.iinfo(np.int64).max)  # where a Slice goes to the end of an axis
 
 
 def constant(graph: ir.Graph, name: str, array: NDArray[Any] | ir.TensorProtocol) -> ir.Value:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from medusa_runtime import contract
 
-from medusa_exporter.graph.edit import constant, insert
+from medusa_exporter.graph.edit import END, constant, insert
 
 BOOL, FLOAT, INT32, INT64 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
 LOWEST = {ir.DataType.FLOAT16: float(np.finfo(np.float16).min), ir.DataType.BFLOAT16: -3.0e38}
@@ -56,7 +56,7 @@ class BoundLengths:
             return insert(graph, first, op_type, inputs, dtype, attributes)
 
         zero, one = (constant(graph, f"bound.{n}", np.array(n, dtype=np.int32)) for n in (0, 1))
-        start, end = (constant(graph, f"bound.{n}", np.array([n])) for n in (-1, np.iinfo(np.int64).max))
+        start, end = (constant(graph, f"bound.{n}", np.array([n])) for n in (-1, END))
         axis, scalar = (
             constant(graph, "bound.axis", np.array([0])),
             constant(graph, "bound.scalar", np.array([], np.int64)),

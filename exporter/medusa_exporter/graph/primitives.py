@@ -14,12 +14,11 @@ import onnx_ir as ir
 from medusa_runtime.contract import POSITION_IDS
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import constant, insert, past_and_new
+from medusa_exporter.graph.edit import END, constant, insert, past_and_new
 from medusa_exporter.graph.tidy import strip
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 OPSET, IR_VERSION = 17, 8  # of a graph with no fused operator left; what TensorRT 8.6 reads
-END = np.iinfo(np.int64).max
 SMALLEST_ROW = 2.0**-10  # a norm of smaller rows takes this for their largest element
 
 
