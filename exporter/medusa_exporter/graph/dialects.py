@@ -15,6 +15,7 @@ from medusa_exporter.graph.causal import causal
 from medusa_exporter.graph.fixed import fixed, run_all_heads
 from medusa_exporter.graph.fuse import fuse
 from medusa_exporter.graph.in_place import in_place
+from medusa_exporter.graph.logits import straight_logits
 from medusa_exporter.graph.primitives import lower_all, lower_attention
 from medusa_exporter.graph.quantise import quantise_draft, with_precision
 from medusa_exporter.graph.ranges import input_ranges
@@ -103,6 +104,7 @@ class OnGpu:
         graph, traced = self.typed(precision).clone(), self._traced
         if self.in_place(precision):
             in_place(graph, traced.facts, traced.state_size, traced.angles, TYPES[precision])
+            straight_logits(graph)
         else:
             lower_attention(graph)
         fuse(graph)
