@@ -135,9 +135,9 @@ def _fill(
         texts = write_texts(model, _opening(tokenizer, facts))  # before the trace, which sets attention of its own
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     traced = trace(model, medusa, facts, top_k)
-    windowed = getattr(model.config, "sliding_window", None) is not None
     tables = angles(model, facts.context)
-    source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, tables, windowed, texts)
+    narrow = is_windowed(model, facts.context)
+    source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, tables, narrow, texts)
     made, sizes = dialects.make_graphs(source_of, pairs, steps)
     report(f"write {', '.join(one.key for one in graphs)}")
     save_graphs({folder / file: graph for file, graph in made.items()}, SHARED_DATA)
@@ -196,6 +196,12 @@ def model_facts(model: PreTrainedModel, source: ModelSource) -> ModelFacts:
         context=config.max_position_embeddings,
         eos_token_ids=models.eos_token_ids(model),
     )
+
+
+def is_windowed(model: PreTrainedModel, context: int) -> bool:
+    """Whether some layers see the nearest rows alone: a window as long as the context hides nothing."""
+    window = getattr(model.config, "sliding_window", None)
+    return window is not None and window < context
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase, facts: ModelFacts) -> list[int]:
