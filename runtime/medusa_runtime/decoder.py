@@ -65,7 +65,7 @@ class Decoder:
 
     def _every_shape(self) -> Iterator[Step]:
         context, pasts = self.cache.context, self.backend.pasts
-        for past, tree in product(pasts or (0,), {id(one): one for one in (self._plain, self._tree)}.values()):
+        for past, tree in product(pasts or (0,), dict.fromkeys((self._plain, self._tree))):
             length = min(past, context - tree.profile.size)
             if length >= 0:
                 self.cache.reserve(length + tree.profile.size)

@@ -15,7 +15,7 @@ from medusa_runtime.facts import PLAIN
 from medusa_exporter.bench.recording import Recording
 from medusa_exporter.verify import Difference, compare, is_exact, next_logits
 
-RECENT = 4  # questions: a backend holds a few dozen shapes, so one that was not met for longer may be forgotten
+RECENT = 4  # questions: a backend holds so many shapes and no more, so one that was not met for longer may be forgotten
 WARM_TOKENS = 4  # of an answer that only warms up: three steps, of which a tree takes one at least
 
 Item = TypeVar("Item")

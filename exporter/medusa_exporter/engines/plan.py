@@ -51,6 +51,11 @@ def graph_file(backend: str, precision: str, size: StepSize | None = None) -> st
     return f"graphs/{backend}-{precision}{f'-{size.name}' if size else ''}.onnx"
 
 
+def in_place_on_gpu(precision: str) -> bool:
+    """Whether ONNX Runtime writes keys and values in place on a GPU: its operator for that knows 16 bits alone."""
+    return precision != "fp32"
+
+
 def causal_file(backend: str, precision: str) -> str:
     """Where the graph for tokens in a row lies, of a graph that has one."""
     return causal_name(graph_file(backend, precision))
@@ -64,7 +69,7 @@ def graph_files(pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize]) -> 
     sizes, files = list(steps), []
     for backend, precision in pairs:
         files += [graph_file(backend, precision, size) for size in (sizes if backend in flavour.MODULES else [None])]
-        if backend == "ort-cuda" and precision != "fp32":
+        if backend == "ort-cuda" and in_place_on_gpu(precision):
             files.append(causal_file(backend, precision))
     return files
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from medusa_runtime.facts import ModelFacts
 from numpy.typing import NDArray
 
-from medusa_exporter.engines.plan import StepSize, causal_file, graph_file
+from medusa_exporter.engines.plan import StepSize, causal_file, graph_file, in_place_on_gpu
 from medusa_exporter.graph.causal import causal
 from medusa_exporter.graph.fixed import fixed, run_all_heads
 from medusa_exporter.graph.fuse import fuse
@@ -60,7 +60,7 @@ def make_graphs(
     for backend, precision in on_gpu:
         if backend == "ort-cuda":
             graph = graphs[graph_file(backend, precision)] = gpu.ort_cuda(precision)
-            if gpu.in_place(precision) and not traced.windowed:
+            if in_place_on_gpu(precision) and not traced.windowed:
                 graphs[causal_file(backend, precision)] = causal(graph)
         else:
             for size in steps:
@@ -102,18 +102,13 @@ class OnGpu:
         spelt out, for `Attention` itself has a slow kernel for more than one row under a mask.
         """
         graph, traced = self.typed(precision).clone(), self._traced
-        if self.in_place(precision):
+        if in_place_on_gpu(precision):
             in_place(graph, traced.facts, traced.state_size, traced.angles, TYPES[precision])
             straight_logits(graph)
         else:
             lower_attention(graph)
         fuse(graph)
         return graph
-
-    @staticmethod
-    def in_place(precision: str) -> bool:
-        """Whether ONNX Runtime writes keys and values in place in this precision."""
-        return TYPES[precision] != ir.DataType.FLOAT
 
     def tensorrt(self, precision: str, size: StepSize) -> ir.Model:
         """Give the graph that TensorRT reads for one size of step: nothing fused, only P left open."""

@@ -36,11 +36,9 @@ class HeadArena:
         self._row = model.head_dim * element.size  # bytes
         self._height = 2 * model.layers * model.kv_heads
         self._past = device.allocate(self._height * self._rows * self._row)
-        numbers = device.allocate_host(4 * capacity)
-        numbers.array[: 4 * capacity].view(np.int32)[:] = np.arange(capacity)
-        self._numbers = device.allocate(4 * capacity)  # where the device reads them faster
-        device.copy_rows(self._numbers.address, 4 * capacity, numbers.address, 4 * capacity, 4 * capacity, 1)
-        device.synchronize()  # `numbers` goes now
+        numbers = np.arange(capacity, dtype=np.int32)
+        self._numbers = device.allocate(numbers.nbytes)
+        device.write(self._numbers.address, numbers)
 
     def tensors(self, P: int, T: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # noqa: ARG002
         """What a step reads and writes: the whole arena, of which P rows may be real."""

@@ -231,9 +231,10 @@ def _is_causal(step: Step) -> bool:
 
 def _pasts(context: int) -> tuple[int, ...]:
     """All that `past_shape` gives, the last one cut to the context."""
-    longest = past_shape(context)
-    sizes = [FIRST_PAST << doublings for doublings in range((longest // FIRST_PAST).bit_length())]
-    return tuple(min(size, context) for size in sizes)
+    sizes = [FIRST_PAST]
+    while sizes[-1] < context:
+        sizes.append(2 * sizes[-1])
+    return (*sizes[:-1], min(sizes[-1], context))
 
 
 class _Results(NamedTuple):

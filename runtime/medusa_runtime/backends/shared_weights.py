@@ -22,6 +22,13 @@ DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's numbers
 TYPES = {1: (2, 32), 2: (1, 8), 3: (0, 8), 6: (0, 32), 7: (0, 64), 10: (2, 16), 16: (4, 16)}
 
 
+# of Python's own functions, by types of ours: those that stand at ctypes.pythonapi are everybody's
+_allocate = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("PyMem_RawMalloc", ctypes.pythonapi))
+_new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
+
+
 class _Tensor(ctypes.Structure):
     """DLManagedTensor, and behind it the sizes that it points at."""
 
@@ -48,51 +55,48 @@ class SharedWeights:
         """Copy all of it to the device, each place once. Raises BundleError, CapacityError."""
         self._device = device
         self._memory: dict[tuple[Path, Place], Memory] = {}
-        self._weights = {graph: [one for one in read_weights(graph) if one.place] for graph in graphs}
-        for graph, weights in self._weights.items():
-            for weight in weights:
-                self._take(graph, weight)
+        self._weights = {
+            graph: [(one, self._copied(graph, one, one.place)) for one in read_weights(graph) if one.place]
+            for graph in graphs
+        }
 
     def give(self, graph: Path, options: Any) -> list[Any]:
         """Put them into the options of a session for `graph`; return what must live as long as that session."""
         import onnxruntime
 
         held: list[Any] = [self]
-        for weight in self._weights[graph]:
-            assert weight.place is not None  # noqa: S101 -- only those are held
-            memory = self._memory[graph.parent, weight.place]
+        for weight, memory in self._weights[graph]:
             value = onnxruntime.OrtValue.from_dlpack(_capsule(weight, memory.address, self._device.kind))
             options.add_initializer(weight.name, value)
             held.append(value)
         return held
 
-    def _take(self, graph: Path, weight: Weight) -> None:
-        place, key = weight.place, (graph.parent, weight.place)
-        if place is None or key in self._memory:
-            return
+    def _copied(self, graph: Path, weight: Weight, place: Place) -> Memory:
+        key = graph.parent, place
+        if key in self._memory:
+            return self._memory[key]
         if weight.dtype not in TYPES:
             raise BundleError(f"{graph}: {weight.name} is of ONNX's type {weight.dtype}, which no session shares")
         if TYPES[weight.dtype][1] // 8 * int(np.prod(weight.shape)) != place.length:
             raise BundleError(f"{graph}: {weight.name} {weight.shape} does not take {place.length} bytes")
-        memory = self._memory[graph.parent, place] = self._device.allocate(place.length)
+        memory = self._memory[key] = self._device.allocate(place.length)
         try:
             array = np.memmap(graph.parent / place.file, np.uint8, "r", place.offset, (place.length,))
         except (OSError, ValueError) as error:
             raise BundleError(f"{graph}: {weight.name} cannot be read at {place}: {error}; build it again") from None
         self._device.write(memory.address, array)
+        return memory
 
 
 def _capsule(weight: Weight, address: int, kind: str) -> Any:
     """Return a DLPack capsule over memory; who takes it frees what describes it, not the memory."""
-    python, rank = ctypes.pythonapi, len(weight.shape)
-    python.PyMem_RawMalloc.restype, python.PyMem_RawMalloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    python.PyCapsule_New.restype = ctypes.py_object
-    python.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    size = ctypes.sizeof(_Tensor)
-    place = python.PyMem_RawMalloc(size + 8 * max(rank, 1))
+    rank, size = len(weight.shape), ctypes.sizeof(_Tensor)
+    place = _allocate(size + 8 * rank)
     (ctypes.c_int64 * rank).from_address(place + size)[:] = list(weight.shape)
     code, bits = TYPES[weight.dtype]
-    free = ctypes.cast(python.PyMem_RawFree, ctypes.c_void_p)  # what is called with `place`, by whoever took it
+    free = ctypes.cast(
+        ctypes.pythonapi.PyMem_RawFree, ctypes.c_void_p
+    )  # what is called with `place`, by whoever took it
     tensor = _Tensor(address, DEVICES[kind], 0, rank, code, bits, 1, place + size, None, 0, None, free)
     ctypes.memmove(place, ctypes.addressof(tensor), size)
-    return python.PyCapsule_New(place, b"dltensor", None)
+    return _new_capsule(place, b"dltensor", None)
