@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every figure that is told of a GPU, in one run:   benchmarks/gpu.sh MODEL HEADS PROMPTS.jsonl OUT
+# The figures that are told of a GPU, in one run:   benchmarks/gpu.sh MODEL HEADS PROMPTS.jsonl OUT
 #
 # MODEL: hub name, folder or GGUF file. OUT gets a log, a JSON for each bench, and report.html.
 # PYTHON has medusa-export with the extras gpu and export; TRT_PYTHON, which may be the same, has it with tensorrt (8.6
