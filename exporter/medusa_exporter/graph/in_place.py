@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 INT64 = ir.DataType.INT64
 HEADS, ANGLES = ("q_num_heads", "kv_num_heads"), ("cos", "sin")
 PAST = "past_"
+ROPE_INPUTS = 3  # rows, cosines, sines; behind them may be the positions to read in tables of these
 ROPE_MULTIPLE = 16  # of head sizes that the operator turns by itself
 
 
@@ -113,10 +114,12 @@ class _Dialect:
         (past_key, new_key), (past_value, value) = (past_and_new(both) for both in (keys, values))
         key: ir.Value | None = new_key
         layer = int(_name(past_key).rsplit("_", 1)[1])
-        turned = [_turned(one, node.attributes[count].as_int()) for one, count in zip((query, key), HEADS, strict=True)]
-        rope = self._absorbs_rope and None not in turned
+        ropes = [_rope(one, node.attributes[count].as_int()) for one, count in zip((query, key), HEADS, strict=True)]
+        rope = self._absorbs_rope and None not in ropes
         if rope:
-            query, key = turned[0], turned[1]
+            query, key = (None if one is None else one.inputs[0] for one in ropes)
+        else:
+            self._read_tables(ropes)
         new = ir.node(
             "GroupQueryAttention",
             [query, key, value, past_key, past_value, self._lengths.last, self._lengths.total]
@@ -140,6 +143,17 @@ class _Dialect:
             present.type = output.type
         return dict(zip(names, presents, strict=True))
 
+    def _read_tables(self, ropes: Sequence[ir.Node | None]) -> None:
+        """Let ropes that stay read the angles that the operator's own rope does.
+
+        Made by nodes of the graph, in fp16 on a GPU, those of far positions were off by some hundredths.
+        """
+        for rope in ropes:
+            if rope is not None and len(rope.inputs) == ROPE_INPUTS:
+                rope.resize_inputs(ROPE_INPUTS + 1)
+                for index, value in enumerate((*self._tables, self._positions), 1):
+                    rope.replace_input_with(index, value)
+
 
 def _name(value: ir.Value | None) -> str:
     return "" if value is None else value.name or ""
@@ -149,11 +163,11 @@ def _axis(shape: ir.Node) -> int:
     return shape.attributes["start"].as_int() if "start" in shape.attributes else 0
 
 
-def _turned(rows: ir.Value | None, heads: int) -> ir.Value | None:
-    """The rows before the decoder's rope, if these are rows that it has turned, halves of a head against each other."""
+def _rope(rows: ir.Value | None, heads: int) -> ir.Node | None:
+    """The decoder's rope, if these are rows that it has turned, halves of a head against each other."""
     rope = None if rows is None else rows.producer()
     if rope is None or rope.op_type != "RotaryEmbedding":
         return None
     given = {name: attribute.value for name, attribute in rope.attributes.items()}
     plain = not given.get("interleaved") and not given.get("rotary_embedding_dim") and given["num_heads"] == heads
-    return rope.inputs[0] if plain and len([one for one in rope.inputs if one is not None]) == 3 else None
+    return rope if plain and len([one for one in rope.inputs if one is not None]) == ROPE_INPUTS else None
