@@ -36,7 +36,7 @@ ours build "$model" --heads "$heads" -o "$bundle" --backend "ort-cpu,ort-cuda${t
     --profile tree-16,tree-64 --no-engines
 for precision in fp32 fp16; do
     theirs engines "$bundle" --backend tensorrt --precision "$precision" --step prefill --step t64
-    echo "== $precision, plain decoding in the tree's engine: the same kernels, hence the same answers"
+    echo "== $precision, plain decoding in the tree's engine"
     theirs bench "$bundle" --backends tensorrt --precision "$precision" --profile tree-64 "${long[@]}" --limit 20 \
         --json "$out/$precision-tensorrt-one-engine.json"
     theirs engines "$bundle" --backend tensorrt --precision "$precision" --step plain
@@ -68,6 +68,7 @@ done
 run "$python" "$here/hugging_face.py" "$bundle" --model "$model" --prompts "$prompts" --backends ort-cuda --limit 8 \
     --json "$out/hugging-face.json"
 run "$python" "$here/kernels.py" "$bundle"
+run "$python" "$here/attention.py"
 ours report "$out"/fp16*.json "$out"/fp32*.json -o "$out/report.html"
 
 if [ "$layers" -gt 0 ]; then
