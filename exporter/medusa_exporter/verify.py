@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from medusa_runtime.facts import ModelFacts
 
 TOLERANCE = 1e-3  # logits closer than this are a tie: sums of another order of the same floats can turn it
-# Of quantised products another number of rows rounds activations in another way: a share of the row's range is a tie.
-QUANTISED_TOLERANCE = 0.01
+# In fewer bits (16 too) another number of rows is rounded in another way: a share of the row's range is a tie.
+ROUNDED_TOLERANCE = 0.01
 SHAPE = ("family", "layers", "hidden_size", "attention_heads", "kv_heads", "head_dim", "vocab_size")
 
 _ENTRY = "The {0} ferry left the north quay at {0} past nine with timber, salt and eleven passengers on board. "
@@ -60,10 +60,10 @@ class Difference:
 
     @property
     def fails(self) -> bool:
-        """Whether this is more than a tie, which TOLERANCE bounds, or QUANTISED_TOLERANCE for quantised weights."""
+        """Whether this is more than a tie, which TOLERANCE bounds in fp32, ROUNDED_TOLERANCE elsewhere."""
         if self.gap is None:
             return True
-        return self.gap > TOLERANCE if self.exact else self.share is None or self.share > QUANTISED_TOLERANCE
+        return self.gap > TOLERANCE if self.exact else self.share is None or self.share > ROUNDED_TOLERANCE
 
     def describe(self, tokenizer: Tokenizer) -> str:
         """Say in one line what was expected, what came and how far apart they are."""
@@ -72,7 +72,7 @@ class Difference:
         verdict = f"not a tie (at most {TOLERANCE:g})" if self.fails else "a tie in float"
         if not self.exact:
             gap += "" if self.share is None else f", {self.share:.2%} of the row's range"
-            verdict = f"not a tie (at most {QUANTISED_TOLERANCE:.0%})" if self.fails else "a tie of quantised products"
+            verdict = f"not a tie (at most {ROUNDED_TOLERANCE:.0%})" if self.fails else "a tie of rounded products"
         return f"token {self.position} is {got}, expected {expected}; {gap}, {verdict}"
 
 
@@ -93,7 +93,7 @@ def tolerances(exact: bool) -> dict[str, float | None]:
     """What counts as a tie, as reports tell it: in logits, or as a share of the row's range."""
     return {
         "gap_tolerance": TOLERANCE if exact else None,
-        "gap_share_tolerance": None if exact else QUANTISED_TOLERANCE,
+        "gap_share_tolerance": None if exact else ROUNDED_TOLERANCE,
     }
 
 
