@@ -136,7 +136,7 @@ def _fill(
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     traced = trace(model, medusa, facts, top_k)
     tables = angles(model, facts.context)
-    windowed = is_windowed(model, facts.context)
+    windowed = models.hiding_window(model, facts.context) is not None
     source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, tables, windowed, texts)
     made, sizes = dialects.make_graphs(source_of, pairs, steps)
     report(f"write {', '.join(one.key for one in graphs)}")
@@ -196,12 +196,6 @@ def model_facts(model: PreTrainedModel, source: ModelSource) -> ModelFacts:
         context=config.max_position_embeddings,
         eos_token_ids=models.eos_token_ids(model),
     )
-
-
-def is_windowed(model: PreTrainedModel, context: int) -> bool:
-    """Whether some layers see the nearest rows alone: a window as long as the context hides nothing."""
-    window = getattr(model.config, "sliding_window", None)
-    return window is not None and window < context
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase, facts: ModelFacts) -> list[int]:

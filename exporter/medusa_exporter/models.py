@@ -178,6 +178,17 @@ def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
 
 
+def hiding_window(model: PreTrainedModel, context: int) -> int | None:
+    """Return how many of the nearest rows some layers see alone; None where all see all `context` rows.
+
+    A window as long as the context hides nothing.
+    """
+    window: int | None = getattr(model.config, "sliding_window", None)
+    if not window or not getattr(model.config, "use_sliding_window", True):
+        return None
+    return window if window < context else None
+
+
 def import_extra(module: str, extra: str) -> Any:
     """Import an optional dependency, or raise MissingExtraError with the pip command that brings it."""
     import importlib

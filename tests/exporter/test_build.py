@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -42,14 +40,6 @@ def test_the_bundle_opens_and_says_what_went_in(tiny_bundle: Path) -> None:
     assert all(tree.depth <= bundle.heads.count for tree in bundle.profiles().values())
     assert bundle.manifest.producer.keys() >= {"torch", "transformers", "onnx"}
     assert str(tiny_bundle.parent) not in (tiny_bundle / "manifest.json").read_text()
-
-
-@pytest.mark.parametrize(("window", "expected"), [(None, False), (512, False), (4096, False), (511, True), (1, True)])
-def test_a_window_as_long_as_the_context_hides_nothing(window: int | None, expected: bool) -> None:
-    model: Any = SimpleNamespace(config=SimpleNamespace(sliding_window=window))
-    assert building.is_windowed(model, 512) is expected
-    model.config = SimpleNamespace()  # of a family that knows none
-    assert not building.is_windowed(model, 512)
 
 
 def test_one_bundle_holds_several_precisions(tiny_precisions: Path, tiny_bundle: Path) -> None:

@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import gguf
 import pytest
+from medusa_exporter import models
 from medusa_exporter.models import ModelSource, _parsed_once, check_family
 
 
@@ -29,3 +32,13 @@ def test_a_gguf_is_parsed_once_while_it_is_loaded(source, monkeypatch):
     assert gguf.GGUFReader is Counted
     check_family(source)
     assert len(parsed) == 2
+
+
+@pytest.mark.parametrize(("window", "expected"), [(None, False), (512, False), (4096, False), (511, True), (1, True)])
+def test_a_window_as_long_as_the_context_hides_nothing(window, expected):
+    model = SimpleNamespace(config=SimpleNamespace(sliding_window=window))
+    assert models.hiding_window(model, 512) == (window if expected else None)
+    model.config.use_sliding_window = False
+    assert models.hiding_window(model, 512) is None
+    model.config = SimpleNamespace()  # of a family that knows none
+    assert models.hiding_window(model, 512) is None

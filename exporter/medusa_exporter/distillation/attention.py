@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from medusa_exporter.models import hiding_window
+
 ATTENTION = "medusa_lockstep"
 
 
@@ -103,11 +105,9 @@ def unserved(model: Any, context: int) -> str | None:
 
     Four steps are taken and compared with the model's own forward pass.
     """
-    config = model.config
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and window < context:
+    if window := hiding_window(model, context):
         return f"its sliding window of {window} tokens is shorter than the context of {context}"
-    ids = torch.tensor(PROBE_IDS, device=model.device) % config.vocab_size  # (2, 4)
+    ids = torch.tensor(PROBE_IDS, device=model.device) % model.config.vocab_size  # (2, 4)
     position = torch.zeros(1, dtype=torch.int64, device=model.device)
     slots = torch.arange(16, device=model.device)
     expected = model(input_ids=ids, use_cache=False).logits[:, -1].float()
