@@ -149,7 +149,7 @@ class _Dialect:
         Made by nodes of the graph, in fp16 on a GPU, those of far positions were off by some hundredths.
         """
         for rope in ropes:
-            if rope is not None and len(rope.inputs) == ROPE_INPUTS:
+            if rope is not None:
                 rope.resize_inputs(ROPE_INPUTS + 1)
                 for index, value in enumerate((*self._tables, self._positions), 1):
                     rope.replace_input_with(index, value)
