@@ -54,7 +54,7 @@ class Decoder:
     def warm_up(self) -> None:
         """Run a step of every shape that answers may take, so that none of them waits while one is made ready.
 
-        That is plain decoding and the tree in use behind pasts of all lengths, and prompts: about a second on a GPU,
+        That is plain decoding and the tree in use behind pasts of all lengths, and prompts: three seconds on an H100,
         where each becomes a CUDA graph; on a CPU two steps of each tree. What was being decoded is forgotten.
         """
         self.sequence = None

@@ -94,9 +94,8 @@ def _capsule(weight: Weight, address: int, kind: str) -> Any:
     place = _allocate(size + 8 * rank)
     (ctypes.c_int64 * rank).from_address(place + size)[:] = list(weight.shape)
     code, bits = TYPES[weight.dtype]
-    free = ctypes.cast(
-        ctypes.pythonapi.PyMem_RawFree, ctypes.c_void_p
-    )  # what is called with `place`, by whoever took it
+    # what is called with `place`, by whoever took it
+    free = ctypes.cast(ctypes.pythonapi.PyMem_RawFree, ctypes.c_void_p)
     tensor = _Tensor(address, DEVICES[kind], 0, rank, code, bits, 1, place + size, None, 0, None, free)
     ctypes.memmove(place, ctypes.addressof(tensor), size)
     return _new_capsule(place, b"dltensor", None)
