@@ -67,7 +67,8 @@ for size in "" "--prompt-length 128,512,1024,2048,4096 --max-new-tokens 64"; do
 done
 run "$python" "$here/hugging_face.py" "$bundle" --model "$model" --prompts "$prompts" --backends ort-cuda --limit 8 \
     --json "$out/hugging-face.json"
-run "$python" "$here/kernels.py" "$bundle"
+run "$python" "$here/gpu_kernels.py" "$bundle"
+[ -z "$trt" ] || run "$trt" "$here/gpu_kernels.py" "$bundle" --backend tensorrt
 run "$python" "$here/attention.py"
 ours report "$out"/fp16*.json "$out"/fp32*.json -o "$out/report.html"
 

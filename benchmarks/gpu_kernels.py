@@ -1,25 +1,29 @@
 """Where a step's time goes on a GPU: each kernel's microseconds a step, plain decoding and a tree beside each other.
 
-    python benchmarks/kernels.py BUNDLE --backend ort-cuda --precision fp16 --profile tree-64 --past 200
+    python benchmarks/gpu_kernels.py BUNDLE --backend ort-cuda --precision fp16 --profile tree-64 --past 200
 
-Kernels are counted by torch's profiler (CUPTI), whoever launched them, so this is no measurement of a whole step: gaps
-between kernels are left out, copies that wait for the host are in. `medusa-export bench` measures steps.
+Needs `pip install cupti-python`, of the CUDA that the backend runs on. Kernels are counted whoever launched them, so
+this is no measurement of a whole step: gaps between kernels are left out, copies that wait for the host are in.
+`medusa-export bench` measures steps.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+from cupti import cupti
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import load_backend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
-from torch.profiler import ProfilerActivity, profile
 
+KINDS = (cupti.ActivityKind.CONCURRENT_KERNEL, cupti.ActivityKind.MEMCPY, cupti.ActivityKind.MEMSET)
+BUFFER = 8 << 20  # bytes
 WARM = 8  # steps: the first of a shape is a plain one, the second is captured
 NAME = 110  # characters of a kernel's name
 
@@ -49,16 +53,31 @@ def kernels(decoder: Decoder, tree: TreeProfile, prompt: list[int], steps: int) 
     decoder.start(prompt, tree.size * (WARM + steps) + 1, stop_ids=())  # the prompt gives one
     for _ in range(WARM):
         decoder.step()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(steps):
-            decoder.step()
-        torch.cuda.synchronize()
     found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for event in profiler.events() or ():
-        if event.device_type.name == "CUDA":
-            found[event.name][0] += 1 / steps
-            found[event.name][1] += event.device_time / steps
+    for name, started, ended in recorded(lambda: [decoder.step() for _ in range(steps)]):
+        found[name][0] += 1 / steps
+        found[name][1] += (ended - started) / 1e3 / steps
     return {name: (count, micros) for name, (count, micros) in found.items()}
+
+
+def recorded(work: Callable[[], object]) -> list[tuple[str, int, int]]:
+    """Return the name, start and end, in ns, of each kernel and copy that the work starts and waits for."""
+    events: list[tuple[str, int, int]] = []
+
+    def keep(found: list[Any]) -> None:
+        for event in found:
+            name = getattr(event, "name", None) or cupti.ActivityKind(event.kind).name.lower()
+            if 0 < event.start <= event.end:  # or CUPTI could not tell
+                events.append((name, event.start, event.end))
+
+    cupti.activity_register_callbacks(lambda: (BUFFER, 0), keep)
+    for kind in KINDS:
+        cupti.activity_enable(kind)
+    work()
+    cupti.activity_flush_all(1)
+    for kind in KINDS:
+        cupti.activity_disable(kind)
+    return sorted(events, key=lambda event: event[1])
 
 
 def print_table(spent: dict[str, dict[str, tuple[float, float]]], top: int) -> None:
