@@ -10,7 +10,8 @@ from medusa_runtime import flavour
 from medusa_runtime.backends.base import PREFILL_CHUNK
 from medusa_runtime.backends.on_device import FIRST_PAST
 from medusa_runtime.backends.ort_cuda import causal_name
-from medusa_runtime.backends.tensorrt import PLAIN_NODES
+from medusa_runtime.backends.tensorrt import PAST_UNIT, PLAIN_NODES
+from medusa_runtime.errors import BundleError
 
 PREFILL_NODES = PREFILL_CHUNK  # tokens of a prompt that one step takes
 
@@ -90,11 +91,23 @@ class Capacity:
 
 
 def capacity(max_length: int, static: int | None) -> Capacity:
-    """Range over the lengths that a backend binds, up to `max_length`, or be one length where `static` names it."""
+    """Range over the lengths that a backend binds, up to `max_length`, or be one length where `static` names it.
+
+    Lengths are whole PAST_UNITs; `max_length` is cut to that. Raises BundleError where there is none, or for a `static`
+    that is not.
+    """
     if static is not None:
+        if static % PAST_UNIT:
+            least = static - static % PAST_UNIT + PAST_UNIT
+            raise BundleError(
+                f"an engine for one length takes a multiple of {PAST_UNIT} rows, got {static}; take {least}"
+            )
         return Capacity(static, static, static)
-    least = min(FIRST_PAST, max_length)
+    most = max_length - max_length % PAST_UNIT
+    if not most:
+        raise BundleError(f"engines read a past of {PAST_UNIT} rows at least, got a length of {max_length}; give more")
+    least = min(FIRST_PAST, most)
     best = least
-    while best * 2 <= min(1024, max_length):  # where a range costs least beside an engine of one length
+    while best * 2 <= min(1024, most):  # where a range costs least beside an engine of one length
         best *= 2
-    return Capacity(least, best, max_length)
+    return Capacity(least, best, most)

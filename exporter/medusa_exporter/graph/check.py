@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 from medusa_runtime import contract
+from medusa_runtime.backends.tensorrt import PAST_UNIT
 from medusa_runtime.contract import TensorSpec
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from onnx import helper
 
 from medusa_exporter.engines.plan import StepSize
 
-SIZES = {"B": 1, "T": 3, "P": 4, "C": 8, "R": 2}
+SIZES = {"B": 1, "T": 3, "P": PAST_UNIT, "C": 2 * PAST_UNIT, "R": 2}
 
 
 def check_graph(path: Path, facts: ModelFacts, heads: HeadFacts, size: StepSize | None = None) -> None:

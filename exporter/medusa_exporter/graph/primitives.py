@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from medusa_runtime.backends.tensorrt import PAST_UNIT
 from medusa_runtime.contract import POSITION_IDS
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import END, constant, insert, past_and_new
+from medusa_exporter.graph.largest import in_two_rounds
 from medusa_exporter.graph.tidy import strip
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
@@ -25,8 +27,8 @@ SMALLEST_ROW = 2.0**-10  # a norm of smaller rows takes this for their largest e
 def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
     """Spell every Attention out, in place.
 
-    nodes: T, where it is known. Then no row of keys or values is copied: past and new rows are multiplied apart, and
-    only the scores are joined.
+    nodes: T, where it is known. Then, if no heads share their keys, past and new rows are multiplied apart and only the
+    scores are joined; TensorRT 8.6 crashes on what is simpler there, and faster otherwise.
     """
     graph = model.graph
     masks: dict[ir.Value, ir.Value] = {}
@@ -46,6 +48,8 @@ def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.Tensor
     constant, the second is done in floats, the third is cut from the whole shape.
     """
     graph = model.graph
+    _in_units(graph)
+    in_two_rounds(graph)
     narrow = any(value.dtype == ir.DataType.FLOAT16 for value in graph.inputs)
     [positions] = [value for value in graph.inputs if value.name == POSITION_IDS]
     cos, sin = (
@@ -128,7 +132,8 @@ def _attend(graph: ir.Graph, node: ir.Node, masks: dict[ir.Value, ir.Value], nod
     # (B, T, H * D) -> (B, Hkv, G * T, D): the query heads of a key head are rows of one product
     rows = add("Transpose", add.reshape(query, 0, 0, key_heads, group, size), perm=[0, 2, 3, 1, 4])
     rows = add.reshape(rows, 0, key_heads, -1, size)
-    parts = [past_and_new(both) for both in (keys, values)] if nodes else [(keys,), (values,)]
+    apart = nodes if group == 1 else None
+    parts = [past_and_new(both) for both in (keys, values)] if apart else [(keys,), (values,)]
     all_keys, all_values = parts
     scores = [add("MatMul", rows, split_heads(part, [0, 2, 3, 1])) for part in all_keys if part is not None]
     joined = add("Concat", *scores, axis=-1) if len(scores) > 1 else scores[0]  # (B, Hkv, G * T, S)
@@ -136,7 +141,7 @@ def _attend(graph: ir.Graph, node: ir.Node, masks: dict[ir.Value, ir.Value], nod
     if mask not in masks:
         masks[mask] = mask if group == 1 else add("Concat", *[mask] * group, axis=2)  # (B, 1, G * T, S)
     weights = add.cast(add("Softmax", add("Add", scaled, masks[mask]), axis=-1), query.dtype)
-    shares = [add.slice(weights, 0, -nodes), add.slice(weights, -nodes, END)] if nodes else [weights]
+    shares = [add.slice(weights, 0, -apart), add.slice(weights, -apart, END)] if apart else [weights]
     sums = [
         add("MatMul", share, split_heads(part, [0, 2, 1, 3]))
         for share, part in zip(shares, all_values, strict=True)
@@ -181,15 +186,28 @@ def _turn(graph: ir.Graph, node: ir.Node, cos: ir.Value, sin: ir.Value) -> None:
     assert isinstance(width, int)  # noqa: S101 -- a product with a weight has a known width
     size = width // heads
     exact = add.reshape(add.cast(rows, FLOAT), 0, 0, heads, size)
-    first, second = add.slice(exact, 0, size // 2), add.slice(exact, size // 2, END)
-    cos, sin = (add("Unsqueeze", table, add.ints(2)) for table in (cos, sin))
-    turned = add(
-        "Concat",
-        add("Sub", add("Mul", first, cos), add("Mul", second, sin)),
-        add("Add", add("Mul", second, cos), add("Mul", first, sin)),
-        axis=-1,
+    # halves as one row by its own columns in another order: slices that are joined again are copies of their own
+    both, signed = (
+        add("Unsqueeze", add("Concat", first, second, axis=-1), add.ints(2))
+        for first, second in ((cos, cos), (add("Neg", sin), sin))
     )
+    swapped = constant(graph, f"swapped.{size}", np.roll(np.arange(size, dtype=np.int64), size // 2))
+    turned = add("Add", add("Mul", exact, both), add("Mul", add("Gather", exact, swapped, axis=-1), signed))
     add.replace(add.cast(add.reshape(turned, 0, 0, width), rows.dtype))
+
+
+def _in_units(graph: ir.Graph) -> None:
+    """Let rows of the past come in PAST_UNITs, by two reshapes: else TensorRT pads copies of them for every product."""
+    front = graph[0]
+    for value in graph.inputs:
+        if (value.name or "").startswith("past_") and value.shape is not None and len(value.shape) == 3:
+            width, uses, rows = value.shape[2], list(value.uses()), value
+            assert isinstance(width, int) and value.dtype is not None  # noqa: S101 -- the contract's W
+            for columns in (PAST_UNIT * width, width):
+                shape = constant(graph, f"ints.0.-1.{columns}", np.array([0, -1, columns], np.int64))
+                rows = insert(graph, front, "Reshape", [rows, shape], value.dtype)
+            for use in uses:
+                use.node.replace_input_with(use.idx, rows)
 
 
 def _count(graph: ir.Graph, node: ir.Node, context: int) -> None:

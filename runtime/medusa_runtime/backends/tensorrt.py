@@ -20,6 +20,7 @@ from medusa_runtime.errors import BundleError, CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
 PLAIN_NODES = 16  # of the engine that plain decoding runs in, padded
+PAST_UNIT = 8  # rows: what the past that a step binds is a multiple of
 WORKSPACE = 256 << 20  # bytes beside weights and KV rows, about
 
 
@@ -62,13 +63,15 @@ class TensorRtBackend(OnDevice):
         self._files = dict(engines)
         first = next(iter(self._files))
         most = min(facts.most for facts in self._files)
-        model = replace(model, context=min(most, model.context))  # what was built for is all there is
+        length = min(most, model.context)  # what was built for is all there is
+        rows = length - length % PAST_UNIT
         least = max(facts.least for facts in self._files)
-        if model.context < least:
+        if rows < least:
             raise CapacityError(
-                f"the engines of {name} read a past of {least} rows at least, a max_length of {model.context} has no "
+                f"the engines of {name} read a past of {least} rows at least, a max_length of {length} has no "
                 "room for them; give a larger one, or build for it: medusa-export engines … --max-length"
             )
+        model = replace(model, context=rows)
         super().__init__(name, first.precision, model, heads, device)
         weights = max(facts.size for facts in self._files)
         check_room(device, name, model, element(first.precision).size, weights, WORKSPACE)

@@ -18,6 +18,7 @@ from medusa_exporter.engines.plan import (
 )
 from medusa_profiles import catalogue
 from medusa_runtime.backends.base import PREFILL_CHUNK
+from medusa_runtime.errors import BundleError
 
 
 def test_one_size_is_one_engine_and_plain_and_prefill_come_always() -> None:
@@ -40,12 +41,21 @@ def test_one_size_is_one_engine_and_plain_and_prefill_come_always() -> None:
         (8192, None, Capacity(256, 1024, 8192)),
         (1024, None, Capacity(256, 1024, 1024)),
         (600, None, Capacity(256, 512, 600)),
-        (100, None, Capacity(100, 100, 100)),
+        (100, None, Capacity(96, 96, 96)),
+        (2049, None, Capacity(256, 1024, 2048)),
         (8192, 1024, Capacity(1024, 1024, 1024)),
     ],
 )
 def test_capacity(length: int, static: int | None, expected: Capacity) -> None:
     assert capacity(length, static) == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "static", "said"), [(8192, 100, "got 100; take 104"), (7, None, "got a length of 7")]
+)
+def test_no_capacity_but_whole_units(length: int, static: int | None, said: str) -> None:
+    with pytest.raises(BundleError, match=said):
+        capacity(length, static)
 
 
 def test_a_graphs_file_names_its_step() -> None:

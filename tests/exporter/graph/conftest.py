@@ -32,6 +32,7 @@ LLAMA3_ROPE = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-large": {},  # whose residual stream has an element in the thousands, as real ones do: its square is no fp16
+    "llama-mha": {"num_key_value_heads": 4, "vocab_size": 252},  # a vocabulary that comes apart into equal parts
     "llama3-rope": {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True},
     "mistral-window": {"sliding_window": 7},
     "mistral": {"sliding_window": None},

@@ -19,7 +19,7 @@ from medusa_runtime.errors import UnsupportedModelError
 from .conftest import CONTEXT, HEADS, TOP_K, Traced
 
 FUSED = {"Attention", "RMSNormalization", "RotaryEmbedding"}
-T, P = 5, 9
+T, P = 5, 16
 TREE = np.array([[0, -1, -1 - TOP_K - 2, -2, -1 - 2 * TOP_K - 1]], np.int32)  # 0: a root comes here
 DEPTHS = np.array([0, 1, 2, 1, 2], np.int32)
 MASK = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]], np.bool_)
@@ -88,6 +88,11 @@ def test_spelt_out_with_fixed_sizes(traced: Traced, tmp_path: Path, lengths: lis
     shaping = [node.op_type for node in graph.graph if node.op_type in ("Shape", "Range", "Expand")]
     assert shaping.count("Shape") <= 2  # of the past alone, whose length stays open
     assert ("draft_hidden" in {value.name for value in graph.graph.inputs}) is draft
+    facts, kinds = traced.facts, [node.op_type for node in graph.graph]
+    assert ("ArgMax" in kinds) is (facts.vocab_size % 2 == 1)  # else it is two rounds of TopK; 251 is prime
+    attended = kinds.count("Softmax") * (4 if facts.kv_heads == facts.attention_heads else 2)
+    linear = sum(node.inputs[1].const_value is not None for node in graph.graph if node.op_type == "MatMul")
+    assert kinds.count("MatMul") - linear == attended  # past and new rows are one, but where no heads share them
     agree(run(graph, tmp_path, given), traced.run(**given), 1e-4)
 
 

@@ -15,8 +15,8 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
 from medusa_runtime.backends import load_backend
 from medusa_runtime.backends.base import PREFILL_CHUNK, literal_step
-from medusa_runtime.backends.on_device import Shape
-from medusa_runtime.backends.tensorrt import PLAIN_NODES, TensorRtBackend
+from medusa_runtime.backends.on_device import FIRST_PAST, Shape
+from medusa_runtime.backends.tensorrt import PAST_UNIT, PLAIN_NODES, TensorRtBackend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.engine_facts import EngineFacts
@@ -173,3 +173,10 @@ def test_a_length_below_what_engines_read_is_refused(bundle: Bundle, tmp_path: P
     short, device = replace(bundle.model, context=100), Gpu()
     with pytest.raises(CapacityError, match="read a past of 256 rows at least, a max_length of 100 has no room"):
         TensorRtBackend(engines(bundle, tmp_path).items(), short, bundle.heads, device)  # type: ignore[arg-type]
+
+
+def test_a_length_is_cut_to_whole_units_of_rows(bundle: Bundle, tmp_path: Path) -> None:
+    device: Any = Gpu()
+    odd = replace(bundle.model, context=FIRST_PAST + PAST_UNIT + 3)
+    chosen = TensorRtBackend(engines(bundle, tmp_path).items(), odd, bundle.heads, device)
+    assert chosen.model.context == chosen.pasts[-1] == FIRST_PAST + PAST_UNIT

@@ -1,0 +1,81 @@
+"""The largest of many in two rounds: the same numbers as in one, the first of equal ones too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from medusa_exporter.graph.largest import in_two_rounds
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+ROWS = 5
+
+
+def model(length: int, count: int, *, values: bool = False) -> ir.Model:
+    """A TopK of `count` and an ArgMax over the same rows. values: whether TopK's own are given out too."""
+    nodes = [
+        helper.make_node("Identity", ["x"], ["rows"]),
+        helper.make_node("TopK", ["rows", "count"], ["best", "order"], axis=-1, largest=1, sorted=1),
+        helper.make_node("ArgMax", ["rows"], ["argmax"], axis=-1, keepdims=0, select_last_index=0),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("order", TensorProto.INT64, [1, ROWS, count]),
+        helper.make_tensor_value_info("argmax", TensorProto.INT64, [1, ROWS]),
+    ]
+    if values:
+        outputs.append(helper.make_tensor_value_info("best", TensorProto.FLOAT, [1, ROWS, count]))
+    graph = helper.make_graph(
+        nodes,
+        "rows",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, ROWS, length])],
+        outputs,
+        [numpy_helper.from_array(np.array([count], np.int64), "count")],
+        value_info=[helper.make_tensor_value_info("rows", TensorProto.FLOAT, [1, ROWS, length])],
+    )
+    made: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return ir.from_proto(made)
+
+
+def run(graph: ir.Model, rows: NDArray[Any]) -> list[NDArray[Any]]:
+    proto = ir.to_proto(graph)
+    onnx.checker.check_model(proto, full_check=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: list[NDArray[Any]] = session.run(None, {"x": rows})
+    return found
+
+
+def kinds(graph: ir.Model) -> list[str]:
+    return [node.op_type for node in graph.graph if node.op_type in ("TopK", "ArgMax")]
+
+
+@pytest.mark.parametrize(("length", "count"), [(64, 1), (4096, 10), (250, 6), (49152, 3)])
+def test_the_same_are_found(length: int, count: int) -> None:
+    rng = np.random.default_rng(length)
+    for rows in (
+        rng.standard_normal((1, ROWS, length)).astype(np.float32),
+        rng.integers(0, 4, (1, ROWS, length)).astype(np.float32),  # where most are equal
+    ):
+        graph = model(length, count)
+        wanted = run(graph, rows)
+        in_two_rounds(graph.graph)
+        assert kinds(graph) == ["TopK"] * 4
+        for found, expected in zip(run(graph, rows), wanted, strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_prime_length_stays_one_round() -> None:
+    graph = model(257, 3)
+    in_two_rounds(graph.graph)
+    assert kinds(graph) == ["TopK", "ArgMax"]
+
+
+def test_values_that_are_asked_for_are_not_lost() -> None:
+    graph = model(64, 2, values=True)
+    in_two_rounds(graph.graph)
+    assert kinds(graph) == ["TopK", "TopK", "TopK"]  # it, and two rounds in place of ArgMax
+    assert run(graph, np.zeros((1, ROWS, 64), np.float32))[2].shape == (1, ROWS, 2)
