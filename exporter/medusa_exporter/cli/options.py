@@ -43,7 +43,9 @@ def capacity_options(command: Command) -> Command:
     options = (
         length_option,
         click.option(
-            "--static-capacity", type=click.IntRange(min=1), help="Build engines for one length of the past alone."
+            "--static-capacity",
+            type=click.IntRange(min=1),
+            help="Build engines for one length of the past alone, a multiple of 8.",
         ),
         click.option(
             "--target",

@@ -1,0 +1,80 @@
+"""What a weakly typed network is asked for, on a network of no real TensorRT: that one has no GPU to build for here."""
+
+from __future__ import annotations
+
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from medusa_exporter.engines.flavours import Flavour
+from medusa_runtime.errors import BundleError
+
+DataType = Enum("DataType", "FLOAT HALF INT32")
+LayerType = Enum("LayerType", "SOFTMAX REDUCE UNARY MATRIX_MULTIPLY ELEMENTWISE")
+BuilderFlag = Enum("BuilderFlag", "TF32 FP16 PREFER_PRECISION_CONSTRAINTS")
+TRT = SimpleNamespace(
+    DataType=DataType,
+    LayerType=LayerType,
+    BuilderFlag=BuilderFlag,
+    NetworkDefinitionCreationFlag=SimpleNamespace(EXPLICIT_BATCH=0),
+    PreviewFeature=SimpleNamespace(),
+)
+
+
+class Layer:
+    def __init__(self, kind: LayerType, dtype: DataType) -> None:
+        self.type, self.dtype, self.num_outputs = kind, dtype, 1
+        self.precision: DataType | None = None
+        self.outputs: dict[int, DataType] = {}
+
+    def get_output(self, number: int) -> Any:
+        return SimpleNamespace(dtype=self.dtype)
+
+    def set_output_type(self, number: int, dtype: DataType) -> None:
+        self.outputs[number] = dtype
+
+
+class Config:
+    def __init__(self) -> None:
+        self.flags = {BuilderFlag.TF32}
+
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self.flags.add(flag)
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self.flags.remove(flag)
+
+    def set_tactic_sources(self, sources: int) -> None:
+        assert sources == 0
+
+
+def asked(precision: str) -> tuple[set[BuilderFlag], list[Layer]]:
+    layers = [
+        Layer(LayerType.SOFTMAX, DataType.FLOAT),
+        Layer(LayerType.REDUCE, DataType.INT32),
+        Layer(LayerType.MATRIX_MULTIPLY, DataType.HALF),
+        Layer(LayerType.ELEMENTWISE, DataType.FLOAT),
+    ]
+    network = SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__)
+    config = Config()
+    Flavour("tensorrt", TRT, "8.6.0").configure(config, network, precision, ())
+    return config.flags, layers
+
+
+def test_in_fp16_softmax_is_asked_for_in_fp32() -> None:
+    flags, (softmax, *others) = asked("fp16")
+    assert flags == {BuilderFlag.FP16, BuilderFlag.PREFER_PRECISION_CONSTRAINTS}
+    assert softmax.precision == DataType.FLOAT
+    assert all(layer.precision is None and not layer.outputs for layer in others)
+
+
+def test_in_fp32_nothing_is_asked_for() -> None:
+    flags, layers = asked("fp32")
+    assert not flags
+    assert all(layer.precision is None and not layer.outputs for layer in layers)
+
+
+def test_a_flavour_without_bf16_refuses_it() -> None:
+    with pytest.raises(BundleError, match=r"tensorrt 8\.6\.0 knows no bf16; take --precision fp16 or fp32"):
+        asked("bf16")
