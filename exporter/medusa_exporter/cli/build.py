@@ -14,6 +14,7 @@ from medusa_exporter.cli.options import Progress, capacity_options, split_commas
 from medusa_exporter.engines import flavours
 from medusa_exporter.engines.flavours import FLAVOURS
 from medusa_exporter.engines.make import find_targets, make_engines
+from medusa_exporter.engines.plan import capacity
 from medusa_exporter.precisions import PRECISIONS, choose
 from medusa_exporter.sources import read_manifest
 
@@ -81,6 +82,8 @@ def command(
     with_engines = [] if no_engines else [backend for backend in dict.fromkeys(backends) if backend in FLAVOURS]
     for backend in with_engines:  # before minutes of work
         find_targets(flavours.find(backend), targets)
+        if static_capacity:
+            capacity(max_length or static_capacity, static_capacity)
     progress = Progress()
     result = build(
         model,

@@ -93,14 +93,18 @@ class Capacity:
 def capacity(max_length: int, static: int | None) -> Capacity:
     """Range over the lengths that a backend binds, up to `max_length`, or be one length where `static` names it.
 
-    Lengths are whole PAST_UNITs; `max_length` is cut to that. Raises BundleError where there is none, or for a `static`
-    that is not.
+    Lengths are whole PAST_UNITs; `max_length` is cut to that. Raises BundleError where nothing is left of it, and for a
+    `static` that is not one, or more than it.
     """
     if static is not None:
         if static % PAST_UNIT:
-            least = static - static % PAST_UNIT + PAST_UNIT
+            more = static - static % PAST_UNIT + PAST_UNIT
             raise BundleError(
-                f"an engine for one length takes a multiple of {PAST_UNIT} rows, got {static}; take {least}"
+                f"an engine for one length takes a multiple of {PAST_UNIT} rows, got {static}; take {more}"
+            )
+        if static > max_length:
+            raise BundleError(
+                f"an engine for {static} rows has no use where a sequence comes to {max_length}; take fewer"
             )
         return Capacity(static, static, static)
     most = max_length - max_length % PAST_UNIT

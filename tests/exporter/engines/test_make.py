@@ -121,6 +121,7 @@ def test_what_cannot_be_aimed_at_is_refused_before_any_work(tiny_model: Path, ti
     for more, message in (
         ([], "tensorrt-rtx builds ahead of time; say for which GPUs: --target sm86,sm89 (of sm75, "),
         (["--target", "sm86,hopper"], "knows no target 'hopper'; expected some of sm75, "),
+        (["--target", "sm86", "--static-capacity", "100"], "takes a multiple of 8 rows, got 100; take 104"),
     ):
         done = CliRunner().invoke(group, [*arguments, "--backend", "tensorrt-rtx", *more])
         assert message in str(done.exception)
