@@ -27,8 +27,8 @@ SMALLEST_ROW = 2.0**-10  # a norm of smaller rows takes this for their largest e
 def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
     """Spell every Attention out, in place.
 
-    nodes: T, where it is known. Then, if no heads share their keys, past and new rows are multiplied apart and only the
-    scores are joined; TensorRT 8.6 crashes on what is simpler there, and faster otherwise.
+    nodes: T, where a graph is for TensorRT. 8.6 crashes on past and new rows as one where no heads share their keys:
+    there both are multiplied apart, and only the scores are joined.
     """
     graph = model.graph
     masks: dict[ir.Value, ir.Value] = {}
