@@ -10,6 +10,7 @@ this is no measurement of a whole step: gaps between kernels are left out, copie
 from __future__ import annotations
 
 import argparse
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from medusa_runtime.decoder import Decoder
 
 KINDS = (cupti.ActivityKind.CONCURRENT_KERNEL, cupti.ActivityKind.MEMCPY, cupti.ActivityKind.MEMSET)
 BUFFER = 8 << 20  # bytes
+NUMBERED = re.compile("__myl_bb[0-9]+_[0-9]+_")  # TensorRT's: the rest of the name says what the kernel does
 WARM = 8  # steps: the first of a shape is a plain one, the second is captured
 NAME = 110  # characters of a kernel's name
 
@@ -54,7 +56,8 @@ def kernels(decoder: Decoder, tree: TreeProfile, prompt: list[int], steps: int) 
     for _ in range(WARM):
         decoder.step()
     found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for name, started, ended in recorded(lambda: [decoder.step() for _ in range(steps)]):
+    for kernel, started, ended in recorded(lambda: [decoder.step() for _ in range(steps)]):
+        name = NUMBERED.sub("__myl_", kernel)
         found[name][0] += 1 / steps
         found[name][1] += (ended - started) / 1e3 / steps
     return {name: (count, micros) for name, (count, micros) in found.items()}
