@@ -10,7 +10,7 @@ from medusa_runtime import flavour
 from medusa_runtime.backends.base import PREFILL_CHUNK
 from medusa_runtime.backends.on_device import FIRST_PAST
 from medusa_runtime.backends.ort_cuda import causal_name
-from medusa_runtime.backends.tensorrt import PAST_UNIT, PLAIN_NODES
+from medusa_runtime.backends.tensorrt import PAST_UNIT, PLAIN_NODES, whole_units
 from medusa_runtime.errors import BundleError
 
 PREFILL_NODES = PREFILL_CHUNK  # tokens of a prompt that one step takes
@@ -97,8 +97,8 @@ def capacity(max_length: int, static: int | None) -> Capacity:
     `static` that is not one, or more than it.
     """
     if static is not None:
-        if static % PAST_UNIT:
-            more = static - static % PAST_UNIT + PAST_UNIT
+        if static != whole_units(static):
+            more = whole_units(static) + PAST_UNIT
             raise BundleError(
                 f"an engine for one length takes a multiple of {PAST_UNIT} rows, got {static}; take {more}"
             )
@@ -107,7 +107,7 @@ def capacity(max_length: int, static: int | None) -> Capacity:
                 f"an engine for {static} rows has no use where a sequence comes to {max_length}; take fewer"
             )
         return Capacity(static, static, static)
-    most = max_length - max_length % PAST_UNIT
+    most = whole_units(max_length)
     if not most:
         raise BundleError(f"engines read a past of {PAST_UNIT} rows at least, got a length of {max_length}; give more")
     least = min(FIRST_PAST, most)

@@ -1,4 +1,4 @@
-"""What rewrites of a graph need: constants, nodes with one result, who uses a value, what attention joins."""
+"""What rewrites of a graph need: constants, nodes with one result, values put in others' places, who uses one."""
 
 from __future__ import annotations
 
@@ -38,6 +38,19 @@ def insert(
     node.outputs[0].type = ir.TensorType(dtype)
     graph.insert_before(before, node)
     return node.outputs[0]
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Put `new` wherever `old` was used; an output of the graph keeps its name and shape."""
+    if old.is_graph_output():
+        old.name, new.name, new.shape = f"{old.name}_before", old.name, old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def is_past(value: ir.Value) -> bool:
+    """Whether a value is one of the contract's inputs of past rows, of whatever type they are."""
+    floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return (value.name or "").startswith("past_") and value.dtype in floats
 
 
 def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import DOMAIN, constant, only_consumer
+from medusa_exporter.graph.edit import DOMAIN, constant, only_consumer, replace
 from medusa_exporter.graph.tidy import strip
 
 
@@ -90,8 +90,8 @@ def _norm_the_sum(graph: ir.Graph, norm: ir.Node) -> None:
     for index in (1, 2):  # mean and deviation, which nobody asks for
         new.outputs[index].name = ""
     graph.insert_before(add, new)
-    _replace(norm.outputs[0], new.outputs[0])
-    _replace(total, new.outputs[3])
+    replace(norm.outputs[0], new.outputs[0])
+    replace(total, new.outputs[3])
 
 
 def _axis(norm: ir.Node) -> int:
@@ -131,7 +131,7 @@ def _split(graph: ir.Graph, before: ir.Node, joined: ir.Value, ends: Sequence[ir
     for index, (end, part, width) in enumerate(zip(ends, node.outputs, widths, strict=True)):
         part.name, part.type = f"{name}_{index}", joined.type
         part.shape = None if joined.shape is None else ir.Shape([*joined.shape[:-1], width])
-        _replace(end, part)
+        replace(end, part)
 
 
 def _add(
@@ -152,13 +152,6 @@ def _add(
     value.shape = ir.Shape([*rows.shape[:-1], widest])
     graph.insert_before(before, new)
     return value
-
-
-def _replace(old: ir.Value, new: ir.Value) -> None:
-    """Put `new` wherever `old` was used; an output of the graph keeps its name and shape."""
-    if old.is_graph_output():
-        old.name, new.name, new.shape = f"{old.name}_before", old.name, old.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def _constant(value: ir.Value | None, rank: int) -> ir.TensorProtocol | None:

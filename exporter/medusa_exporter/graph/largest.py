@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from medusa_exporter.graph.edit import constant, insert
+from medusa_exporter.graph.edit import constant, insert, replace
 
 INT64 = ir.DataType.INT64
 MOST_PARTS = 64  # of a row
@@ -23,39 +23,35 @@ def in_two_rounds(graph: ir.Graph) -> None:
 
 def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
     source, found = node.inputs[0], node.outputs[-1]
-    assert source is not None  # noqa: S101
-    count = _count(node)
-    sizes = None if source.shape is None else source.shape.dims
-    if count is None or sizes is None or not all(isinstance(size, int) for size in sizes):
+    assert source is not None and source.dtype is not None  # noqa: S101
+    count, dtype = _count(node), source.dtype
+    if count is None or source.shape is None or not source.shape.is_static():
         return
-    *rows, length = (int(size) for size in sizes if isinstance(size, int))
+    *rows, length = source.shape.numpy()
     parts = _parts(length, count)
     if parts < 2 or (node.op_type == "TopK" and (node.outputs[0].uses() or node.outputs[0].is_graph_output())):
         return  # the places alone are found here, which are all that a step asks for
 
-    def reshaped(value: ir.Value, *shape: int) -> ir.Value:
-        assert value.dtype is not None  # noqa: S101
+    def reshaped(value: ir.Value, dtype: ir.DataType, *shape: int) -> ir.Value:
         name = "shape." + ".".join(map(str, shape))
-        return insert(graph, node, "Reshape", [value, constant(graph, name, np.array(shape, np.int64))], value.dtype)
+        return insert(graph, node, "Reshape", [value, constant(graph, name, np.array(shape, np.int64))], dtype)
 
     def top(value: ir.Value) -> tuple[ir.Value, ir.Value]:
         number = constant(graph, f"top.{count}", np.array([count], np.int64))
         made = ir.node("TopK", [value, number], attributes={"axis": -1, "largest": 1, "sorted": 1}, num_outputs=2)
-        for output, dtype in zip(made.outputs, (value.dtype, INT64), strict=True):
-            output.type = None if dtype is None else ir.TensorType(dtype)
+        values, places = made.outputs
+        values.type, places.type = ir.TensorType(dtype), ir.TensorType(INT64)
         graph.insert_before(node, made)
-        return made.outputs[0], made.outputs[1]
+        return values, places
 
-    best, places = top(reshaped(source, *rows, parts, length // parts))
+    best, places = top(reshaped(source, dtype, *rows, parts, length // parts))
     starts = constant(graph, f"parts.{parts}.{length}", np.arange(0, length, length // parts, dtype=np.int64)[:, None])
-    places = reshaped(insert(graph, node, "Add", [places, starts], INT64), *rows, parts * count)
-    _, order = top(reshaped(best, *rows, parts * count))
+    places = reshaped(insert(graph, node, "Add", [places, starts], INT64), INT64, *rows, parts * count)
+    _, order = top(reshaped(best, dtype, *rows, parts * count))
     chosen = insert(graph, node, "GatherElements", [places, order], INT64, {"axis": -1})
-    result = reshaped(chosen, *rows) if node.op_type == "ArgMax" else chosen
+    result = reshaped(chosen, INT64, *rows) if node.op_type == "ArgMax" else chosen
     result.shape = found.shape
-    if found.is_graph_output():
-        found.name, result.name = f"{found.name}_at_once", found.name
-    ir.convenience.replace_all_uses_with(found, result, replace_graph_outputs=True)
+    replace(found, result)
     graph.remove(node, safe=True)
 
 

@@ -15,7 +15,7 @@ from medusa_runtime.backends.tensorrt import PAST_UNIT
 from medusa_runtime.contract import POSITION_IDS
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import END, constant, insert, past_and_new
+from medusa_exporter.graph.edit import END, constant, insert, is_past, past_and_new, replace
 from medusa_exporter.graph.largest import in_two_rounds
 from medusa_exporter.graph.tidy import strip
 
@@ -52,9 +52,14 @@ def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.Tensor
     in_two_rounds(graph)
     narrow = any(value.dtype == ir.DataType.FLOAT16 for value in graph.inputs)
     [positions] = [value for value in graph.inputs if value.name == POSITION_IDS]
+    add = _Before(graph, graph[0])
     cos, sin = (
-        insert(graph, graph[0], "Gather", [constant(graph, f"angles.{name}", table), positions], FLOAT, {"axis": 0})
+        add("Gather", constant(graph, f"angles.{name}", table), positions, axis=0)
         for name, table in zip(("cos", "sin"), angles, strict=True)
+    )
+    along, across = (  # what a column is multiplied by, and what that of the head's other half is
+        add("Unsqueeze", add("Concat", first, second, axis=-1), add.ints(2))
+        for first, second in ((cos, cos), (add("Neg", sin), sin))
     )
     for node in list(graph):
         if node.op_type == "Range":
@@ -66,7 +71,7 @@ def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.Tensor
         elif node.op_type == "RMSNormalization":
             _norm(graph, node, narrow=narrow)
         elif node.op_type == "RotaryEmbedding":
-            _turn(graph, node, cos, sin)
+            _turn(graph, node, along, across)
     lower_attention(model, nodes)
     graph.opset_imports[""] = OPSET
     model.ir_version = IR_VERSION
@@ -109,9 +114,7 @@ class _Before:
         """Let `value` be what the node gave, under its name where that is an output of the graph."""
         old = self._node.outputs[0]
         value.shape = old.shape
-        if old.is_graph_output():
-            old.name, value.name = f"{old.name}_fused", old.name
-        ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+        replace(old, value)
         self._graph.remove(self._node, safe=True)
 
 
@@ -175,8 +178,11 @@ def _norm(graph: ir.Graph, node: ir.Node, *, narrow: bool) -> None:
     add.replace(add("Mul", add.cast(normed, rows.dtype), gain))
 
 
-def _turn(graph: ir.Graph, node: ir.Node, cos: ir.Value, sin: ir.Value) -> None:
-    """Rope over rows (B, T, H * D): the halves of each head turn against each other, in fp32; angles (B, T, D / 2)."""
+def _turn(graph: ir.Graph, node: ir.Node, along: ir.Value, across: ir.Value) -> None:
+    """Rope over rows (B, T, H * D): the halves of each head turn against each other, in fp32; angles (B, T, 1, D).
+
+    The other halves are a row by its own columns in another order: slices that are joined again would be copies.
+    """
     add, rows = _Before(graph, node), node.inputs[0]
     given = {name: attribute.value for name, attribute in node.attributes.items()}
     if given.get("interleaved") or given.get("rotary_embedding_dim") or len(node.inputs) > 3:
@@ -186,28 +192,21 @@ def _turn(graph: ir.Graph, node: ir.Node, cos: ir.Value, sin: ir.Value) -> None:
     assert isinstance(width, int)  # noqa: S101 -- a product with a weight has a known width
     size = width // heads
     exact = add.reshape(add.cast(rows, FLOAT), 0, 0, heads, size)
-    # halves as one row by its own columns in another order: slices that are joined again are copies of their own
-    both, signed = (
-        add("Unsqueeze", add("Concat", first, second, axis=-1), add.ints(2))
-        for first, second in ((cos, cos), (add("Neg", sin), sin))
-    )
     swapped = constant(graph, f"swapped.{size}", np.roll(np.arange(size, dtype=np.int64), size // 2))
-    turned = add("Add", add("Mul", exact, both), add("Mul", add("Gather", exact, swapped, axis=-1), signed))
+    turned = add("Add", add("Mul", exact, along), add("Mul", add("Gather", exact, swapped, axis=-1), across))
     add.replace(add.cast(add.reshape(turned, 0, 0, width), rows.dtype))
 
 
 def _in_units(graph: ir.Graph) -> None:
     """Let rows of the past come in PAST_UNITs, by two reshapes: else TensorRT pads copies of them for every product."""
-    front = graph[0]
-    for value in graph.inputs:
-        if (value.name or "").startswith("past_") and value.shape is not None and len(value.shape) == 3:
-            width, uses, rows = value.shape[2], list(value.uses()), value
-            assert isinstance(width, int) and value.dtype is not None  # noqa: S101 -- the contract's W
-            for columns in (PAST_UNIT * width, width):
-                shape = constant(graph, f"ints.0.-1.{columns}", np.array([0, -1, columns], np.int64))
-                rows = insert(graph, front, "Reshape", [rows, shape], value.dtype)
-            for use in uses:
-                use.node.replace_input_with(use.idx, rows)
+    add = _Before(graph, graph[0])
+    for value in filter(is_past, graph.inputs):
+        width = None if value.shape is None else value.shape[2]
+        assert isinstance(width, int)  # noqa: S101 -- the contract's W
+        uses = list(value.uses())
+        rows = add.reshape(add.reshape(value, 0, -1, PAST_UNIT * width), 0, -1, width)
+        for use in uses:
+            use.node.replace_input_with(use.idx, rows)
 
 
 def _count(graph: ir.Graph, node: ir.Node, context: int) -> None:

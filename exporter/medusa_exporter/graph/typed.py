@@ -15,7 +15,7 @@ from medusa_runtime.contract import LOGITS
 from medusa_runtime.errors import UnsupportedModelError
 from numpy.typing import NDArray
 
-from medusa_exporter.graph.edit import insert
+from medusa_exporter.graph.edit import insert, is_past
 
 FLOAT = ir.DataType.FLOAT
 TYPES = {"fp32": FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -45,7 +45,7 @@ class _Typing:
     def apply(self) -> None:
         """Go through the nodes in order."""
         for value in self._graph.inputs:
-            if _is_row(value):
+            if is_past(value):
                 value.type = ir.TensorType(self._dtype)  # not its dtype: copies of a graph share what a type is
         for node in list(self._graph):
             if self._stays_exact(node):
@@ -120,10 +120,6 @@ class _Typing:
             if use.node is not cast:
                 use.node.replace_input_with(use.idx, cast.outputs[0])
         self._exact.add(cast.outputs[0])
-
-
-def _is_row(value: ir.Value) -> bool:
-    return (value.name or "").startswith("past_") and value.dtype == FLOAT
 
 
 def _is_float(value: ir.Value) -> bool:

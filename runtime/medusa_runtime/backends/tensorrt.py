@@ -24,6 +24,11 @@ PAST_UNIT = 8  # rows: what the past that a step binds is a multiple of
 WORKSPACE = 256 << 20  # bytes beside weights and KV rows, about
 
 
+def whole_units(rows: int) -> int:
+    """Cut a number of rows to a multiple of PAST_UNIT."""
+    return rows - rows % PAST_UNIT
+
+
 def load(
     bundle: Bundle,
     model: ModelFacts,
@@ -64,7 +69,7 @@ class TensorRtBackend(OnDevice):
         first = next(iter(self._files))
         most = min(facts.most for facts in self._files)
         length = min(most, model.context)  # what was built for is all there is
-        rows = length - length % PAST_UNIT
+        rows = whole_units(length)
         least = max(facts.least for facts in self._files)
         if rows < least:
             raise CapacityError(
