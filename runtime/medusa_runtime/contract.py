@@ -5,12 +5,13 @@ N in {0, B} draft rows (0 skips the heads: plain decoding and prefill), S what t
 size, and as much again for every layer they tap), V vocabulary, W = kv_heads * head_dim elements of one token's K or V
 row of one layer.
 
-It has two forms. As traced, the past is read only and comes as rows, and a step gives its new rows (`input_specs`,
+It has three forms. As traced, the past is read only and comes as rows, and a step gives its new rows (`input_specs`,
 `output_specs`). In place, one sequence at a time, the past is a buffer of C rows for each key head, which is an input
 and an output at once: a step writes its T rows behind the `past_length` real ones, where the next step finds them or
 writes over them (`in_place_specs`). On a GPU no size may depend on a number there: P is then the length of one input
 more, `past_rows`, past_length at least, and P + T at most C. Beside that graph there may be another one, for tokens in
-a row: it lacks the inputs `CAUSAL_LACKS`, and each of its rows sees all that is before it.
+a row: it lacks the inputs `CAUSAL_LACKS`, and each of its rows sees all that is before it. Together, as traced but for
+one input of all layers' past rows and one output of all new ones (`together_specs`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ TREE_MASK = "tree_mask"  # (B, T, T) bool: node i may see node j of this step
 PAST_LENGTH = "past_length"  # (B,) int32: rows of the past that are real
 DRAFT_HIDDEN = "draft_hidden"  # (N, S) float: the hidden state whose logits gave the root
 LOGIT_ROWS = "logit_rows"  # (B, R) int32: the rows that need logits
+PAST = "past"  # (B, P, 2 * layers * W) float, together: a token's keys of all layers, then its values
 PAST_ROWS = "past_rows"  # (P,) int32, in place on a GPU: 0, 1, …, as many as rows of the past may be seen
 
 CAUSAL_LACKS = (TREE_MASK, DRAFT_HIDDEN)
@@ -34,6 +36,7 @@ TOKENS = "tokens"  # (B, T) int32: input_ids with the candidates filled in
 ARGMAX = "argmax"  # (B, R) int32: greedy next token at each wanted row
 LOGITS = "logits"  # (B, R, V) float
 HIDDEN = "hidden"  # (B, T, S) float: after the final norm; behind it what the tapped layers read
+NEW = "new"  # (B, T, 2 * layers * W) float, together: this step's keys of all layers, then its values
 
 
 def past_key(layer: int) -> str:
@@ -101,6 +104,15 @@ def output_specs(
         *(TensorSpec(new_key(i), dtype, ("B", "T", kv_row)) for i in range(layers)),
         *(TensorSpec(new_value(i), dtype, ("B", "T", kv_row)) for i in range(layers)),
     )
+
+
+def together_specs(
+    layers: int, state_size: int, vocab_size: int, kv_row: int, dtype: str = "float32"
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """All inputs, and all outputs, of a graph whose rows are one tensor for all layers, a token a row."""
+    width = 2 * layers * kv_row
+    past, new = TensorSpec(PAST, dtype, ("B", "P", width)), TensorSpec(NEW, dtype, ("B", "T", width))
+    return (*input_specs(0, state_size, 0), past), (*output_specs(0, state_size, vocab_size, 0), new)
 
 
 def in_place_specs(

@@ -28,7 +28,7 @@ def build_engine(
     timing_cache: Path | None = None,
     report: Report = lambda _line: None,
 ) -> tuple[bytes, StepSize]:
-    """Parse the ONNX file `graph`, whose past is (B, P, W) with P open; return its engine and the sizes of its steps.
+    """Parse the ONNX file `graph`, whose `past` is open in P; return its engine and the sizes of its steps.
 
     targets: compute capabilities ("sm86") where the flavour builds ahead of time. timing_cache: a file that is read and
     written where the flavour keeps one. Raises BundleError with what the parser or the builder said.

@@ -19,6 +19,7 @@ from medusa_exporter.graph.logits import straight_logits
 from medusa_exporter.graph.primitives import lower_all, lower_attention
 from medusa_exporter.graph.quantise import quantise_draft, with_precision
 from medusa_exporter.graph.ranges import input_ranges
+from medusa_exporter.graph.together import together
 from medusa_exporter.graph.typed import TYPES, typed
 from medusa_exporter.precisions import DRAFT
 
@@ -111,8 +112,9 @@ class OnGpu:
         return graph
 
     def tensorrt(self, precision: str, size: StepSize) -> ir.Model:
-        """Give the graph that TensorRT reads for one size of step: nothing fused, only P left open."""
+        """Give the graph that TensorRT reads for one size of step: nothing fused, only P left open, rows together."""
         graph = fixed(self.typed(precision), size.sizes)
+        together(graph.graph, self._traced.facts.layers)
         lower_all(graph, size.nodes, self._traced.facts.context, self._angles)
         return graph
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from medusa_runtime.contract import PAST
 from numpy.typing import NDArray
 
 DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
@@ -50,7 +51,7 @@ def replace(old: ir.Value, new: ir.Value) -> None:
 def is_past(value: ir.Value) -> bool:
     """Whether a value is one of the contract's inputs of past rows, of whatever type they are."""
     floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    return (value.name or "").startswith("past_") and value.dtype in floats
+    return (value.name or "").startswith(PAST) and value.dtype in floats
 
 
 def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:

@@ -14,6 +14,7 @@ from medusa_runtime.backends.cuda import CudaDevice
 from medusa_runtime.backends.elements import element
 from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
 from medusa_runtime.backends.step_memory import StepMemory
+from medusa_runtime.backends.token_arena import TokenArena
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine_facts import REMEDY, EngineFacts
 from medusa_runtime.errors import BundleError, CapacityError
@@ -78,6 +79,7 @@ class TensorRtBackend(OnDevice):
             )
         model = replace(model, context=rows)
         super().__init__(name, first.precision, model, heads, device)
+        self._new_arena = TokenArena
         weights = max(facts.size for facts in self._files)
         check_room(device, name, model, element(first.precision).size, weights, WORKSPACE)
         self._device: CudaDevice = device
@@ -130,6 +132,11 @@ class TensorRtBackend(OnDevice):
         facts = self._facts(shape)
         if facts not in self._loaded:
             self._loaded[facts] = self._load(facts)
+        if unknown := sorted(self._loaded[facts].names - given.keys() - made.keys()):
+            raise BundleError(
+                f"the engine of {facts.nodes} nodes asks for {unknown[0]!r}, which no step of this version has; make "
+                "bundle and engines again: medusa-export build … --backend tensorrt"
+            )
         context = self._loaded[facts].context()
         for name, tensor in (given | made).items():
             if name in self._loaded[facts].names and not context.set_tensor_address(name, tensor.address):

@@ -14,6 +14,8 @@ from medusa_exporter.graph import dialects
 from medusa_exporter.graph.in_place import angles
 from medusa_exporter.graph.primitives import OPSET
 from medusa_exporter.graph.typed import TYPES, typed
+from medusa_runtime import contract
+from medusa_runtime.backends.arena import names
 from medusa_runtime.errors import UnsupportedModelError
 
 from .conftest import CONTEXT, HEADS, TOP_K, Traced
@@ -56,14 +58,21 @@ def inputs(traced: Traced, lengths: list[int], *, draft: bool) -> dict[str, np.n
 
 
 def run(graph: ir.Model, folder: Path, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a graph; rows that it wants, or gives, for all layers together are joined and parted."""
     path = folder / "dialect.onnx"
     ir.save(graph, path)
     onnx.checker.check_model(str(path), full_check=True)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     types = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
+    layers = sum(name.startswith("past_key_") for name in given)
+    order = list(names(layers, contract.new_key, contract.new_value))
+    given = given | {"past": np.concatenate([given[past] for past, _ in order], axis=-1)}
     fed = {one.name: given[one.name].astype(types.get(one.type, given[one.name].dtype)) for one in session.get_inputs()}
-    names = [one.name for one in session.get_outputs()]
-    return dict(zip(names, session.run(None, fed), strict=True))
+    made = dict(zip((one.name for one in session.get_outputs()), session.run(None, fed), strict=True))
+    if "new" in made:
+        parts = np.split(made.pop("new"), len(order), axis=-1)
+        made |= {new: part for (_, new), part in zip(order, parts, strict=True)}
+    return made
 
 
 def agree(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float) -> None:

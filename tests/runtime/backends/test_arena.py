@@ -7,6 +7,7 @@ import pytest
 from medusa_runtime.backends.arena import RowArena, runs
 from medusa_runtime.backends.elements import FLOAT32, INT32
 from medusa_runtime.backends.head_arena import HeadArena
+from medusa_runtime.backends.token_arena import TokenArena
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import ModelFacts
 
@@ -56,6 +57,35 @@ def test_a_larger_arena_takes_all_rows_over() -> None:
     after = large._past.array.view(np.float32).reshape(4, 2, 5, 4)
     np.testing.assert_array_equal(after[:, :, :3], before)
     assert not after[:, :, 3:].any()
+
+
+def test_together_kept_rows_of_all_layers_are_one_copy() -> None:
+    device = HostDevice()
+    arena = TokenArena(device, MODEL, FLOAT32, batch=2, capacity=6, nodes=4)
+    [past], [new] = (list(tensors.values()) for tensors in arena.tensors(5, 3))
+    assert (past.shape, new.shape) == ((2, 5, 16), (2, 3, 16))
+    arena._new.array.view(np.float32)[:] = np.arange(2 * 4 * 16)
+    rows = arena.read_new(3, 0)  # a step of three nodes, one less than there is room for
+    np.testing.assert_array_equal(rows[:, 1, 2], np.arange(5 * 16, 6 * 16).reshape(4, 4))
+    device.copies.clear()
+    arena.commit(1, [0, 1, 2], 3, nodes=3)
+    kept = arena._past.array.view(np.float32).reshape(2, 6, 16)
+    np.testing.assert_array_equal(kept[1, 3:].reshape(3, 4, 4).transpose(1, 0, 2), rows[:, 1])
+    assert not kept[0].any() and not kept[1, :3].any()
+    assert device.copies == [(3 * 64, 1)]
+    with pytest.raises(RuntimeError, match=r"5 \+ 2 rows do not fit an arena of 6"):
+        arena.commit(0, [0, 1], 5, nodes=3)
+
+
+def test_together_a_larger_arena_takes_all_rows_over() -> None:
+    device = HostDevice()
+    small = TokenArena(device, MODEL, FLOAT32, batch=2, capacity=3, nodes=1)
+    small._past.array.view(np.float32)[:] = np.arange(2 * 3 * 16)
+    large = TokenArena(device, MODEL, FLOAT32, batch=2, capacity=5, nodes=1)
+    large.take_over(small)
+    before, after = (one._past.array.view(np.float32).reshape(2, -1, 16) for one in (small, large))
+    np.testing.assert_array_equal(after[:, :3], before)
+    assert not after[:, 3:].any()
 
 
 def heads_of(arena: HeadArena) -> np.ndarray:

@@ -14,6 +14,7 @@ import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
 from medusa_runtime.backends import load_backend
+from medusa_runtime.backends.arena import RowArena
 from medusa_runtime.backends.base import PREFILL_CHUNK, literal_step
 from medusa_runtime.backends.on_device import FIRST_PAST, Shape
 from medusa_runtime.backends.tensorrt import PAST_UNIT, PLAIN_NODES, TensorRtBackend
@@ -143,6 +144,13 @@ def test_an_engine_that_is_not_what_was_built_is_never_loaded(bundle: Bundle, tm
     chosen = backend(bundle, tmp_path, engine="b" * 64)
     chosen.allocate(1, 64)
     with pytest.raises(BundleError, match="is not the engine that was built"):
+        Decoder(chosen).start(PROMPT)
+
+
+def test_an_engine_of_other_inputs_says_what_to_do(bundle: Bundle, tmp_path: Path) -> None:
+    chosen = backend(bundle, tmp_path)
+    chosen._new_arena = RowArena  # as engines were bound before rows lay together
+    with pytest.raises(BundleError, match="asks for 'new', which no step of this version has; make bundle and engines"):
         Decoder(chosen).start(PROMPT)
 
 
