@@ -21,7 +21,8 @@ from medusa_exporter.graph.tidy import strip
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 OPSET, IR_VERSION = 17, 8  # of a graph with no fused operator left; what TensorRT 8.6 reads
-SMALLEST_ROW = 2.0**-10  # a norm of smaller rows takes this for their largest element
+SHRUNK = 256.0  # what rows are divided by so that fp16 holds the square of any element
+LARGEST = 0.9  # of the squares of a row so shrunk, if they add up to less, no square of the row itself is beyond fp16
 
 
 def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
@@ -158,8 +159,8 @@ def _attend(graph: ir.Graph, node: ir.Node, masks: dict[ir.Value, ir.Value], nod
 def _norm(graph: ir.Graph, node: ir.Node, *, narrow: bool) -> None:
     """X / sqrt(mean(x^2) + epsilon) * gain, statistics in fp32.
 
-    narrow: where they may be in fp16 all the same, which holds no square of a large element. Then rows are divided by
-    their largest element first, and nothing in between is beyond 1 / SMALLEST_ROW.
+    narrow: where they may be in fp16 all the same, which holds no square of a large element. Then squares are taken of
+    the row as it is and of the row over SHRUNK, and those of the first count where none can be too large.
     """
     add, (rows, gain) = _Before(graph, node), node.inputs[:2]
     assert rows is not None and rows.dtype is not None  # noqa: S101
@@ -167,14 +168,19 @@ def _norm(graph: ir.Graph, node: ir.Node, *, narrow: bool) -> None:
         raise RuntimeError(f"norm {node.name} is not over the last axis")
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
     exact = add.cast(rows, FLOAT)
+
+    def mean_square(values: ir.Value) -> ir.Value:
+        return add("ReduceMean", add("Mul", values, values), axes=[-1], keepdims=1)
+
+    size = add("Sqrt", add("Add", mean_square(exact), add.number(epsilon)))
     if narrow:
-        largest = add("Max", add("ReduceMax", add("Abs", exact), axes=[-1], keepdims=1), add.number(SMALLEST_ROW))
-        exact = add("Div", exact, largest)
-        epsilon_of_row = add("Div", add("Div", add.number(epsilon), largest), largest)
-    else:
-        epsilon_of_row = add.number(epsilon)
-    mean = add("ReduceMean", add("Mul", exact, exact), axes=[-1], keepdims=1)
-    normed = add("Div", exact, add("Sqrt", add("Add", mean, epsilon_of_row)))
+        width = gain.shape[0] if gain is not None and gain.shape is not None else None
+        assert isinstance(width, int)  # noqa: S101 -- a gain is a constant
+        shrunk = mean_square(add("Mul", exact, add.number(1 / SHRUNK)))  # of large rows, epsilon is nothing to these
+        large = add("Mul", add("Sqrt", shrunk), add.number(SHRUNK))
+        small = insert(graph, node, "Less", [shrunk, add.number(LARGEST / width)], ir.DataType.BOOL)
+        size = insert(graph, node, "Where", [small, size, large], FLOAT)
+    normed = add("Div", exact, size)
     add.replace(add("Mul", add.cast(normed, rows.dtype), gain))
 
 
