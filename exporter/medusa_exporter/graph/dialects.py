@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medusa_exporter.engines.plan import StepSize, causal_file, graph_file, in_place_on_gpu
 from medusa_exporter.graph.causal import causal
 from medusa_exporter.graph.fixed import fixed, run_all_heads
-from medusa_exporter.graph.fuse import fuse
+from medusa_exporter.graph.fuse import fuse, pack
 from medusa_exporter.graph.in_place import in_place
 from medusa_exporter.graph.logits import straight_logits
 from medusa_exporter.graph.primitives import lower_all, lower_attention
@@ -93,6 +93,7 @@ class OnGpu:
         self._traced, self._graph = traced, traced.graph.clone()
         run_all_heads(self._graph, traced.heads)
         self._typed: dict[str, ir.Model] = {}
+        self._of_one_product: dict[str, ir.Model] = {}
         cos, sin = traced.angles
         self._angles = ir.tensor(cos), ir.tensor(sin)  # once for all graphs that read them
 
@@ -112,11 +113,18 @@ class OnGpu:
         return graph
 
     def tensorrt(self, precision: str, size: StepSize) -> ir.Model:
-        """Give the graph that TensorRT reads for one size of step: nothing fused, only P left open, rows together."""
-        graph = fixed(self.typed(precision), size.sizes)
+        """Give the graph that TensorRT reads for one size of step: operators spelt out, rows together, only P open."""
+        graph = fixed(self._packed(precision), size.sizes)
         together(graph.graph, self._traced.facts.layers)
         lower_all(graph, size.nodes, self._traced.facts.context, self._angles)
         return graph
+
+    def _packed(self, precision: str) -> ir.Model:
+        """Give `typed`'s graph with one product of each that read the same rows; made once."""
+        if precision not in self._of_one_product:
+            self._of_one_product[precision] = self.typed(precision).clone()
+            pack(self._of_one_product[precision].graph)
+        return self._of_one_product[precision]
 
     def typed(self, precision: str) -> ir.Model:
         """Give the graph in a precision of TYPES, otherwise as traced; made once."""

@@ -25,13 +25,7 @@ def fuse(model: ir.Model) -> None:
     """Apply all three in place. Inputs and outputs keep their names."""
     graph = model.graph
     graph.opset_imports[DOMAIN] = 1
-    together: dict[ir.Value, list[ir.Node]] = defaultdict(list)
-    for node in graph:
-        if node.op_type == "MatMul" and node.inputs[0] is not None and _constant(node.inputs[1], rank=2) is not None:
-            together[node.inputs[0]].append(node)
-    for nodes in together.values():
-        if len(nodes) > 1:
-            _pack(graph, nodes)
+    pack(graph)
     for node in list(graph):
         if node.op_type == "RMSNormalization":
             _norm_the_sum(graph, node)
@@ -39,6 +33,17 @@ def fuse(model: ir.Model) -> None:
             _attend_unsplit(node)
     common.RemoveUnusedNodesPass()(model)
     strip(model)
+
+
+def pack(graph: ir.Graph) -> None:
+    """Make one product of all those of the same rows, in place; its operators are ONNX's own."""
+    together: dict[ir.Value, list[ir.Node]] = defaultdict(list)
+    for node in graph:
+        if node.op_type == "MatMul" and node.inputs[0] is not None and _constant(node.inputs[1], rank=2) is not None:
+            together[node.inputs[0]].append(node)
+    for nodes in together.values():
+        if len(nodes) > 1:
+            _pack(graph, nodes)
 
 
 def _pack(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
