@@ -15,6 +15,7 @@ from medusa_exporter.graph.causal import causal
 from medusa_exporter.graph.fixed import fixed, run_all_heads
 from medusa_exporter.graph.fuse import fuse, pack
 from medusa_exporter.graph.in_place import in_place
+from medusa_exporter.graph.largest import in_two_rounds
 from medusa_exporter.graph.logits import straight_logits
 from medusa_exporter.graph.primitives import lower_all, lower_attention
 from medusa_exporter.graph.quantise import quantise_draft, with_precision
@@ -109,6 +110,7 @@ class OnGpu:
             straight_logits(graph)
         else:
             lower_attention(graph)
+        in_two_rounds(graph.graph, ("TopK",))
         fuse(graph)
         return graph
 

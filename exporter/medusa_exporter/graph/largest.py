@@ -5,6 +5,8 @@ A row's numbers are gone through by one block of a GPU's threads, and a step has
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 import onnx_ir as ir
 
@@ -14,10 +16,10 @@ INT64 = ir.DataType.INT64
 MOST_PARTS = 64  # of a row
 
 
-def in_two_rounds(graph: ir.Graph) -> None:
-    """Rewrite every TopK and ArgMax over a last axis of known length, in place. Of equal numbers the first one wins."""
+def in_two_rounds(graph: ir.Graph, operators: Container[str] = ("TopK", "ArgMax")) -> None:
+    """Rewrite these operators over a last axis of known length, in place. Of equal numbers the first one wins."""
     for node in list(graph):
-        if node.op_type in ("TopK", "ArgMax") and node.attributes["axis"].as_int() == -1:
+        if node.op_type in operators and node.attributes["axis"].as_int() == -1:
             _rewrite(graph, node)
 
 
@@ -25,9 +27,10 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
     source, found = node.inputs[0], node.outputs[-1]
     assert source is not None and source.dtype is not None  # noqa: S101
     count, dtype = _count(node), source.dtype
-    if count is None or source.shape is None or not source.shape.is_static():
+    length = None if source.shape is None else source.shape[-1]
+    if count is None or source.shape is None or not isinstance(length, int):
         return
-    *rows, length = source.shape.numpy()
+    rows = [0] * (source.shape.rank() - 1)  # sizes that stay
     parts = _parts(length, count)
     if parts < 2 or (node.op_type == "TopK" and (node.outputs[0].uses() or node.outputs[0].is_graph_output())):
         return  # the places alone are found here, which are all that a step asks for
