@@ -68,9 +68,8 @@ class Flavour:
                 config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
 
     def _hold_types(self, config: Any, network: Any, precision: str) -> None:
-        """Hold softmax, a norm's statistics and what products give to fp32; the rest may take either type.
+        """Hold softmax and a norm's statistics to fp32; the rest may take either type.
 
-        Asked to give fp32 more products add up in fp32 too, in the same time; what they read stays in 16 bits.
         That is a wish: 8.6 breaks it where it finds something faster, or nothing, so the graph itself must bear 16 bits
         everywhere (`graph.primitives`). Held to more (rope, scores, a norm's gain) it finds no implementation.
         """
@@ -84,9 +83,6 @@ class Flavour:
         held = {getattr(trt.LayerType, name) for name in HELD}
         for index in range(network.num_layers):
             layer = network.get_layer(index)
-            if layer.type == trt.LayerType.MATRIX_MULTIPLY:
-                layer.set_output_type(0, trt.DataType.FLOAT)
-                continue
             outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
             if not all(output is not None and output.dtype == trt.DataType.FLOAT for output in outputs):
                 continue
