@@ -110,7 +110,6 @@ class OnGpu:
             straight_logits(graph)
         else:
             lower_attention(graph)
-        in_two_rounds(graph.graph, ("TopK",))
         fuse(graph)
         return graph
 

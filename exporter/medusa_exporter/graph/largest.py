@@ -5,8 +5,6 @@ A row's numbers are gone through by one block of a GPU's threads, and a step has
 
 from __future__ import annotations
 
-from collections.abc import Container
-
 import numpy as np
 import onnx_ir as ir
 
@@ -16,10 +14,10 @@ INT64 = ir.DataType.INT64
 MOST_PARTS = 64  # of a row
 
 
-def in_two_rounds(graph: ir.Graph, operators: Container[str] = ("TopK", "ArgMax")) -> None:
-    """Rewrite these operators over a last axis of known length, in place. Of equal numbers the first one wins."""
+def in_two_rounds(graph: ir.Graph) -> None:
+    """Rewrite every TopK and ArgMax over a last axis of known length, in place. Of equal numbers the first one wins."""
     for node in list(graph):
-        if node.op_type in operators and node.attributes["axis"].as_int() == -1:
+        if node.op_type in ("TopK", "ArgMax") and node.attributes["axis"].as_int() == -1:
             _rewrite(graph, node)
 
 
