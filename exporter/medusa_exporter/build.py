@@ -21,7 +21,7 @@ from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import FILE_NAME, Manifest
 
 from medusa_exporter import models
-from medusa_exporter.engines.flavours import FLAVOURS
+from medusa_exporter.engines.flavours import FLAVOURS, fusing
 from medusa_exporter.engines.make import carry_over
 from medusa_exporter.engines.plan import StepSize, graph_file, graph_files, step_sizes
 from medusa_exporter.heads.facts import read_head_facts
@@ -73,7 +73,8 @@ def build(
     count, *_ = read_head_facts(heads)
     trees = choose_profiles(profiles, count)
     steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch)
-    sources = describe_sources(source, heads, graph_files(pairs, steps), trees)
+    fused = fusing(backend for backend, _ in pairs)
+    sources = describe_sources(source, heads, graph_files(pairs, steps), trees, fused)
     if not force and (manifest := unchanged(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
     _check_target(bundle)
@@ -81,7 +82,7 @@ def build(
     models.import_extra("onnxscript", "export")
     with _appearing(bundle) as folder:
         report(f"load model {source.gguf or source.location}")
-        manifest = _fill(folder, source, heads, pairs, steps, trees, sources, report, bundle)
+        manifest = _fill(folder, source, heads, pairs, steps, trees, fused, sources, report, bundle)
     return BuildResult(bundle, manifest, built=True)
 
 
@@ -104,6 +105,7 @@ def _fill(
     pairs: list[tuple[str, str]],
     steps: list[StepSize],
     trees: tuple[TreeProfile, ...],
+    fused: tuple[str, ...],
     sources: dict[str, Any],
     report: Report,
     replaced: Path,
@@ -138,7 +140,7 @@ def _fill(
     tables = angles(model, facts.context)
     windowed = models.hiding_window(model, facts.context) is not None
     source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, tables, windowed, texts)
-    made, sizes = dialects.make_graphs(source_of, pairs, steps)
+    made, sizes = dialects.make_graphs(source_of, pairs, steps, fused)
     report(f"write {', '.join(one.key for one in graphs)}")
     save_graphs({folder / file: graph for file, graph in made.items()}, SHARED_DATA)
     head_facts = HeadFacts(

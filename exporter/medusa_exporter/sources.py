@@ -25,9 +25,11 @@ def describe_sources(
     heads: str,
     graphs: Iterable[str],
     profiles: Iterable[TreeProfile],
+    fused: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Describe all that a build depends on: files by name, size and time; trees whole; versions.
 
+    fused: backends whose graphs have fused operators.
     A hub name stands for itself: whether the hub holds something newer is not asked. Folders enter as a digest, so
     that a bundle does not tell where it was made.
     """
@@ -35,6 +37,7 @@ def describe_sources(
         "model": _described(source.location, source.gguf, source.files()),
         "heads": _described(heads, None, heads_files(heads)),
         "graphs": sorted(graphs),
+        "fused": sorted(fused),
         "profiles": {profile.name: hashlib.sha256(to_toml(profile).encode()).hexdigest() for profile in profiles},
         "versions": versions(),
     }

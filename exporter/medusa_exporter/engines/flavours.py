@@ -7,13 +7,14 @@ capabilities.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medusa_runtime import flavour
-from medusa_runtime.errors import BundleError
+from medusa_runtime.errors import BundleError, MissingExtraError
 
 FLAVOURS = tuple(flavour.MODULES)
 HELD = ("SOFTMAX", "REDUCE", "UNARY")  # what a weakly typed network computes in fp32, see `_hold_types`
@@ -32,6 +33,11 @@ class Flavour:
     def ahead_of_time(self) -> bool:
         """Whether it builds for GPUs that are not there."""
         return self.name == "tensorrt-rtx"
+
+    @property
+    def fuses(self) -> bool:
+        """Whether its parser takes ONNX's Attention, RMSNormalization and RotaryEmbedding (TensorRT 10.15, RTX)."""
+        return hasattr(self.trt, "IRotaryEmbeddingLayer")
 
     @property
     def _strong(self) -> bool:
@@ -57,6 +63,8 @@ class Flavour:
             config.clear_flag(flags.TF32)  # fp32 means fp32
         if not self._strong:
             self._hold_types(config, network, precision)
+        if self.fuses:
+            self._let_attention_be_parted(network)
         if hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):  # before 10: or an engine would serve one context alone
             config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         if self.name == "tensorrt" and self._numbers < (9,):
@@ -89,6 +97,14 @@ class Flavour:
             if layer.type in held:
                 layer.precision = trt.DataType.FLOAT
 
+    def _let_attention_be_parted(self, network: Any) -> None:
+        """Where there is no kernel of its own for an attention (fp32), it is built of parts; otherwise nothing is."""
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            if layer.type == self.trt.LayerType.ATTENTION_INPUT:
+                layer.__class__ = self.trt.IAttentionBoundaryLayer  # how TensorRT's Python tells what a layer is
+                layer.attention.decomposable = True
+
     def check_targets(self, targets: Sequence[str]) -> None:
         """Raise BundleError for GPUs that the flavour does not know, or where none is named."""
         known = {name.lower() for name in dir(self.trt.ComputeCapability) if TARGET.fullmatch(name.lower())}
@@ -98,6 +114,16 @@ class Flavour:
         for target in targets:
             if target not in known:
                 raise BundleError(f"{self.name} {self.version} knows no target {target!r}; expected some of {names}")
+
+
+def fusing(names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of `names` that are flavours, installed, and take fused operators."""
+    found = []
+    for name in dict.fromkeys(names):
+        if name in FLAVOURS:
+            with contextlib.suppress(MissingExtraError):  # its graphs are then such that any version reads
+                found += [name] if find(name).fuses else []
+    return tuple(found)
 
 
 def find(name: str) -> Flavour:

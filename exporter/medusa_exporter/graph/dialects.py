@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,11 @@ from medusa_exporter.graph.fuse import fuse, pack
 from medusa_exporter.graph.in_place import in_place
 from medusa_exporter.graph.largest import in_two_rounds
 from medusa_exporter.graph.logits import straight_logits
+from medusa_exporter.graph.masks import narrow_masks
 from medusa_exporter.graph.primitives import lower_all, lower_attention
 from medusa_exporter.graph.quantise import quantise_draft, with_precision
 from medusa_exporter.graph.ranges import input_ranges
+from medusa_exporter.graph.tidy import strip
 from medusa_exporter.graph.together import together
 from medusa_exporter.graph.typed import TYPES, typed
 from medusa_exporter.precisions import DRAFT
@@ -44,12 +46,12 @@ class Traced:
 
 
 def make_graphs(
-    traced: Traced, pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize]
+    traced: Traced, pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize], fused: Container[str] = ()
 ) -> tuple[dict[str, ir.Model], dict[str, StepSize]]:
     """Return the graph of each file, and the size of step that it is fixed to, if it is.
 
-    pairs: backends and precisions. steps: what TensorRT gets a graph for. Graphs share the tensors that they have in
-    common.
+    pairs: backends and precisions. steps: what TensorRT gets a graph for. fused: backends of which it gets one of fused
+    operators. Graphs share the tensors that they have in common.
     """
     pairs = list(pairs)
     on_cpu = ort_cpu(traced, [precision for backend, precision in pairs if backend == "ort-cpu"])
@@ -67,7 +69,7 @@ def make_graphs(
         else:
             for size in steps:
                 file = graph_file(backend, precision, size)
-                graphs[file], sizes[file] = gpu.tensorrt(precision, size), size
+                graphs[file], sizes[file] = gpu.tensorrt(precision, size, fused=backend in fused), size
     return graphs, sizes
 
 
@@ -113,11 +115,19 @@ class OnGpu:
         fuse(graph)
         return graph
 
-    def tensorrt(self, precision: str, size: StepSize) -> ir.Model:
-        """Give the graph that TensorRT reads for one size of step: operators spelt out, rows together, only P open."""
+    def tensorrt(self, precision: str, size: StepSize, *, fused: bool = False) -> ir.Model:
+        """Give the graph that TensorRT reads for one size of step: rows together, only P left open.
+
+        fused: whether attention, norms and ropes stay one operator each, or are spelt out, as every version reads them.
+        """
         graph = fixed(self._packed(precision), size.sizes)
         together(graph.graph, self._traced.facts.layers)
-        lower_all(graph, size.nodes, self._traced.facts.context, self._angles)
+        in_two_rounds(graph.graph)
+        if fused:
+            narrow_masks(graph.graph)
+            strip(graph)
+        else:
+            lower_all(graph, size.nodes, self._traced.facts.context, self._angles)
         return graph
 
     def _packed(self, precision: str) -> ir.Model:

@@ -16,7 +16,6 @@ from medusa_runtime.contract import POSITION_IDS
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import END, constant, insert, is_past, past_and_new, replace
-from medusa_exporter.graph.largest import in_two_rounds
 from medusa_exporter.graph.tidy import strip
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
@@ -50,7 +49,6 @@ def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.Tensor
     """
     graph = model.graph
     _in_units(graph)
-    in_two_rounds(graph)
     narrow = any(value.dtype == ir.DataType.FLOAT16 for value in graph.inputs)
     [positions] = [value for value in graph.inputs if value.name == POSITION_IDS]
     add = _Before(graph, graph[0])
@@ -69,6 +67,8 @@ def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.Tensor
             _whole_shape(graph, node)
         elif node.op_type in ("Concat", "Expand") and node.outputs[0].dtype == ir.DataType.BOOL:
             _in_floats(graph, node)
+        elif node.op_type == "Split":
+            node.attributes.pop("num_outputs", None)  # which OPSET does not know
         elif node.op_type == "RMSNormalization":
             _norm(graph, node, narrow=narrow)
         elif node.op_type == "RotaryEmbedding":

@@ -13,15 +13,12 @@ from medusa_exporter.graph.edit import insert
 
 
 def together(graph: ir.Graph, layers: int) -> None:
-    """Put `past` and `new` (`contract.together_specs`) in the place of each layer's own rows, in place.
-
-    The graph is to be one of opset 17, where a Split need not say into how many parts.
-    """
+    """Put `past` and `new` (`contract.together_specs`) in the place of each layer's own rows, in place."""
     order = list(names(layers, contract.new_key, contract.new_value))
     given, made = ({value.name: value for value in values} for values in (graph.inputs, graph.outputs))
     parts, rows = [given[past] for past, _ in order], [made[new] for _, new in order]
     past = _wide(contract.PAST, parts)
-    split = ir.node("Split", [past], attributes={"axis": -1}, num_outputs=len(parts))  # into equal ones
+    split = ir.node("Split", [past], attributes={"axis": -1, "num_outputs": len(parts)}, num_outputs=len(parts))
     graph.insert_before(graph[0], split)
     for part, value in zip(split.outputs, parts, strict=True):
         part.type, part.shape = value.type, value.shape

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from medusa_exporter.engines.flavours import Flavour
+from medusa_exporter.engines.flavours import Flavour, fusing
 from medusa_runtime.errors import BundleError
 
 DataType = Enum("DataType", "FLOAT HALF INT32")
-LayerType = Enum("LayerType", "SOFTMAX REDUCE UNARY MATRIX_MULTIPLY ELEMENTWISE")
+LayerType = Enum("LayerType", "SOFTMAX REDUCE UNARY MATRIX_MULTIPLY ELEMENTWISE ATTENTION_INPUT")
 BuilderFlag = Enum("BuilderFlag", "TF32 FP16 PREFER_PRECISION_CONSTRAINTS")
 TRT = SimpleNamespace(
     DataType=DataType,
@@ -73,6 +73,34 @@ def test_in_fp32_nothing_is_asked_for() -> None:
     flags, layers = asked("fp32")
     assert not flags
     assert all(layer.precision is None and not layer.outputs for layer in layers)
+
+
+class Fusing(SimpleNamespace):
+    """A network of one attention, which TensorRT gives as a plain layer until it is told what it is."""
+
+    def __init__(self) -> None:
+        self.attention = SimpleNamespace(decomposable=False)
+        layers = [Layer(LayerType.ATTENTION_INPUT, DataType.HALF), Layer(LayerType.SOFTMAX, DataType.FLOAT)]
+        super().__init__(num_layers=2, get_layer=layers.__getitem__)
+        boundary = type("IAttentionBoundaryLayer", (Layer,), {"attention": self.attention})
+        flags = SimpleNamespace(STRONGLY_TYPED=1)
+        self.trt = SimpleNamespace(
+            **vars(TRT) | {"NetworkDefinitionCreationFlag": flags},
+            IAttentionBoundaryLayer=boundary,
+            IRotaryEmbeddingLayer=object,
+        )
+
+
+def test_attention_may_be_parted_where_it_is_fused() -> None:
+    network = Fusing()
+    flavour = Flavour("tensorrt", network.trt, "10.15.1")
+    assert flavour.fuses and not Flavour("tensorrt", TRT, "8.6.0").fuses
+    flavour.configure(Config(), network, "fp16", ())
+    assert network.attention.decomposable
+
+
+def test_flavours_that_are_installed_and_fuse() -> None:
+    assert fusing(["ort-cpu", "tensorrt", "tensorrt-rtx", "tensorrt-rtx"]) == ("tensorrt-rtx",)
 
 
 def test_a_flavour_without_bf16_refuses_it() -> None:

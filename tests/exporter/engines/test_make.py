@@ -44,6 +44,36 @@ def made(graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle
 
 
+FUSED = {"Attention", "RMSNormalization", "RotaryEmbedding"}
+
+
+def operators(bundle: Path, key: str) -> set[str]:
+    return {node.op_type for node in onnx.load(bundle / f"graphs/{key}-t4.onnx", load_external_data=False).graph.node}
+
+
+def test_graphs_are_of_fused_operators_where_the_flavour_takes_them(graphs: Path) -> None:
+    assert operators(graphs, "tensorrt-rtx-fp16") >= FUSED
+
+
+def test_in_fp32_a_fused_attention_is_built_of_parts(tiny_model: Path, tiny_heads: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    build(str(tiny_model), str(tiny_heads), bundle, **BUILD | {"precisions": ("fp32",)})
+    assert operators(bundle, "tensorrt-rtx-fp32") >= FUSED
+    assert make_engines(bundle, "tensorrt-rtx", targets=["sm86"], max_length=384, steps=["plain", "t8"])
+
+
+def test_a_flavour_that_comes_to_fuse_gets_new_graphs(
+    tiny_model: Path, tiny_heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    monkeypatch.setattr(flavours.Flavour, "fuses", False)
+    build(str(tiny_model), str(tiny_heads), bundle, **BUILD)
+    assert not operators(bundle, "tensorrt-rtx-fp16") & FUSED
+    monkeypatch.undo()
+    assert build(str(tiny_model), str(tiny_heads), bundle, **BUILD).built
+    assert operators(bundle, "tensorrt-rtx-fp16") >= FUSED
+
+
 def test_trees_of_one_size_share_an_engine(made: Path) -> None:
     bundle = Bundle.open(made)
     found = {path.stem: facts for facts, path in bundle.engines("tensorrt-rtx", "fp16")}

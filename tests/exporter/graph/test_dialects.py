@@ -105,6 +105,28 @@ def test_spelt_out_with_fixed_sizes(traced: Traced, tmp_path: Path, lengths: lis
     agree(run(graph, tmp_path, given), traced.run(**given), 1e-4)
 
 
+@pytest.mark.parametrize(("precision", "draft"), [("fp32", False), ("fp32", True), ("fp16", False)])
+@pytest.mark.parametrize("lengths", [[7], [9, 0]], ids=str)
+def test_fused_with_fixed_sizes(
+    traced: Traced, tmp_path: Path, lengths: list[int], draft: bool, precision: str
+) -> None:
+    given = inputs(traced, lengths, draft=draft)
+    graph = on_gpu(traced).tensorrt(precision, StepSize(len(lengths), T, T, draft), fused=True)
+    kinds = [node.op_type for node in graph.graph]
+    assert set(kinds) >= FUSED
+    assert {node.inputs[3].dtype for node in graph.graph if node.op_type == "Attention"} == {TYPES[precision]}
+    wanted = traced.run(**given)
+    scale = max(1.0, float(np.abs(wanted["logits"]).max()))
+    agree(run(graph, tmp_path, given), wanted, 1e-4 if precision == "fp32" else 0.004 * scale)
+
+
+def test_a_row_that_sees_nothing_stays_finite_in_16_bits(traced: Traced, tmp_path: Path) -> None:
+    given = inputs(traced, [0], draft=False)
+    given["tree_mask"][:, 3] = False
+    found = run(on_gpu(traced).tensorrt("fp16", StepSize(1, T, T, draft=False), fused=True), tmp_path, given)
+    assert all(np.isfinite(array).all() for array in found.values())
+
+
 @pytest.mark.parametrize("lengths", [[7], [9, 0]], ids=str)
 @pytest.mark.parametrize("draft", [False, True])
 def test_onnx_runtimes_graph_for_a_gpu(traced: Traced, tmp_path: Path, lengths: list[int], draft: bool) -> None:
