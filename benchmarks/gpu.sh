@@ -4,7 +4,7 @@
 # MODEL: hub name, folder or GGUF file. OUT gets a log, a JSON for each bench, and report.html.
 # PYTHON has medusa-export with the extras gpu and export; TRT_PYTHON, which may be the same, has it with tensorrt (8.6
 # wants a Python of its own). Without TRT_PYTHON TensorRT is left out. LAYERS: of the 7B shape, 0 to leave that out.
-# Engines of 30 layers take about three minutes each on one GPU, so this takes the better part of an hour.
+# Engines of 30 layers take up to six minutes each on one GPU, so this takes more than an hour.
 set -euo pipefail
 [ $# -eq 4 ] || { sed -n '2,7s/^# *//p' "$0" >&2; exit 2; }
 model=$1 heads=$2 prompts=$3 out=$4

@@ -19,6 +19,7 @@ from medusa_runtime.backends.arena import names
 from medusa_runtime.errors import UnsupportedModelError
 
 from .conftest import CONTEXT, HEADS, TOP_K, Traced
+from .rounding import in_16_bits_throughout
 
 FUSED = {"Attention", "RMSNormalization", "RotaryEmbedding"}
 T, P = 5, 16
@@ -163,19 +164,6 @@ def test_softmax_norms_and_angles_are_in_fp32_whatever_the_rows(traced: Traced, 
         assert {node.inputs[1].dtype for node in products} == {TYPES[precision], ir.DataType.FLOAT}
         wide = [node for node in products if node.inputs[1].dtype == ir.DataType.FLOAT]
         assert [node.op_type for node in wide] == ["Gemm"]  # the lm_head
-
-
-def in_16_bits_throughout(graph: ir.Model) -> None:
-    """Round every float32 result to fp16: what a weakly typed network may do, whatever it is asked."""
-    for node in list(graph.graph):
-        for value in node.outputs:
-            if value.dtype == ir.DataType.FLOAT and not value.is_graph_output():
-                uses = list(value.uses())
-                narrow = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT16})
-                wide = ir.node("Cast", narrow.outputs, attributes={"to": ir.DataType.FLOAT})
-                graph.graph.insert_after(node, [narrow, wide])
-                for use in uses:
-                    use.node.replace_input_with(use.idx, wide.outputs[0])
 
 
 @pytest.mark.parametrize("length", [7, 9])

@@ -12,7 +12,7 @@ from medusa_exporter.graph.primitives import lower_all
 from medusa_runtime.contract import POSITION_IDS
 from onnx import TensorProto, helper, numpy_helper
 
-from .test_dialects import in_16_bits_throughout
+from .rounding import in_16_bits_throughout
 
 WIDTH, ROWS, EPSILON = 576, 8, 1e-5
 
