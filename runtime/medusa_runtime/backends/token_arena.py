@@ -68,5 +68,4 @@ class TokenArena:
             )
 
     def _copy(self, to: int, source: int, rows: int) -> None:
-        size = rows * self._row
-        self._device.copy_rows(to, size, source, size, size, 1)
+        self._device.copy_rows(to, self._row, source, self._row, self._row, rows)  # no pitch may be beyond 2 GiB

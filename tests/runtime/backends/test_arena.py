@@ -72,7 +72,7 @@ def test_together_kept_rows_of_all_layers_are_one_copy() -> None:
     kept = arena._past.array.view(np.float32).reshape(2, 6, 16)
     np.testing.assert_array_equal(kept[1, 3:].reshape(3, 4, 4).transpose(1, 0, 2), rows[:, 1])
     assert not kept[0].any() and not kept[1, :3].any()
-    assert device.copies == [(3 * 64, 1)]
+    assert device.copies == [(64, 3)]
     with pytest.raises(RuntimeError, match=r"5 \+ 2 rows do not fit an arena of 6"):
         arena.commit(0, [0, 1], 5, nodes=3)
 
