@@ -55,6 +55,7 @@ def make_engines(
     flavour = flavours.find(backend)
     bundle = Bundle.open(folder, engines=True)
     facts, _ = bundle.graph(backend, precision)
+    _check_operators(bundle, flavour)
     length = min(max_length or bundle.model.context, bundle.model.context)
     wanted = Wanted(capacity(length, static_capacity), find_targets(flavour, targets))
     found = {step_name(name, facts.key): name for name in bundle.manifest.files if step_name(name, facts.key)}
@@ -75,6 +76,16 @@ def make_engines(
         manifest = _make(bundle.root, manifest, flavour, name, facts.precision, wanted, report)
         built.append(stem)
     return built
+
+
+def _check_operators(bundle: Bundle, flavour: Flavour) -> None:
+    """Raise BundleError for graphs of fused operators where the flavour takes none."""
+    fused = bundle.manifest.sources.get("fused")
+    if isinstance(fused, list) and flavour.name in fused and not flavour.fuses:
+        raise BundleError(
+            f"the graphs of {bundle.root} have fused operators, which {flavour.name} {flavour.version} does not take "
+            "(TensorRT does from 10.15 on); make the bundle again with medusa-export build on this machine"
+        )
 
 
 def _make(

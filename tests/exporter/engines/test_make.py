@@ -74,6 +74,16 @@ def test_a_flavour_that_comes_to_fuse_gets_new_graphs(
     assert operators(bundle, "tensorrt-rtx-fp16") >= FUSED
 
 
+def test_fused_operators_are_refused_where_the_flavour_takes_none(
+    graphs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flavours.Flavour, "fuses", False)
+    with pytest.raises(
+        BundleError, match=r"have fused operators, which tensorrt-rtx 1\.7\S* does not take.*build on this"
+    ):
+        make_engines(graphs, "tensorrt-rtx", targets=["sm86"])
+
+
 def test_trees_of_one_size_share_an_engine(made: Path) -> None:
     bundle = Bundle.open(made)
     found = {path.stem: facts for facts, path in bundle.engines("tensorrt-rtx", "fp16")}
