@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from medusa_runtime import contract
+from medusa_runtime.backends.tensorrt import whole_units
 from medusa_runtime.errors import BundleError
 
 from medusa_exporter.engines.flavours import Flavour
@@ -44,7 +46,7 @@ def build_engine(
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
     flavour.configure(config, network, precision, targets)
-    config.add_optimization_profile(_profile(builder, network, capacity))
+    config.add_optimization_profile(_profile(flavour, builder, network, capacity))
     cache = None if flavour.ahead_of_time else _timing_cache(config, timing_cache)  # it measures nothing
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _monitor(trt, report)
@@ -72,12 +74,19 @@ def _sizes(network: Any) -> StepSize:
     return StepSize(batch, nodes, rows, contract.DRAFT_HIDDEN in given)
 
 
-def _profile(builder: Any, network: Any, capacity: Capacity) -> Any:
+def _profile(flavour: Flavour, builder: Any, network: Any, capacity: Capacity) -> Any:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         given = network.get_input(index)
         shape = tuple(given.shape)
         if -1 in shape:  # P is all that is open
+            row, most = -math.prod(shape), flavour.most_elements
+            if most is not None and row * capacity.most > most:
+                raise BundleError(
+                    f"{flavour.name} {flavour.version} takes no tensor of more than {most} elements, and keys and "
+                    f"values of {capacity.most} tokens are {row * capacity.most}; build with --max-length "
+                    f"{whole_units(most // row)} or less"
+                )
             sizes = (capacity.least, capacity.best, capacity.most)
             profile.set_shape(given.name, *(tuple(rows if size == -1 else size for size in shape) for rows in sizes))
     return profile

@@ -40,6 +40,11 @@ class Flavour:
         return hasattr(self.trt, "IRotaryEmbeddingLayer")
 
     @property
+    def most_elements(self) -> int | None:
+        """Of one tensor; None where there is no such limit (TensorRT 10 and RTX count by 64 bits)."""
+        return None if self._strong else 2**31 - 1
+
+    @property
     def _strong(self) -> bool:
         return hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or self._numbers >= (11,)
 

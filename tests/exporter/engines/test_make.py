@@ -84,6 +84,17 @@ def test_fused_operators_are_refused_where_the_flavour_takes_none(
         make_engines(graphs, "tensorrt-rtx", targets=["sm86"])
 
 
+def test_a_past_of_more_elements_than_a_tensor_may_have_is_refused(
+    graphs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Bundle.open(graphs).model
+    monkeypatch.setattr(flavours.Flavour, "most_elements", 300 * model.kv_bytes_per_token(1))
+    with pytest.raises(BundleError, match=r"no tensor of more than .* of 384 tokens are .* --max-length 296 or less"):
+        make_engines(graphs, "tensorrt-rtx", targets=["sm86"], max_length=384, steps=["plain"])
+    monkeypatch.undo()
+    assert flavours.find("tensorrt-rtx").most_elements is None
+
+
 def test_trees_of_one_size_share_an_engine(made: Path) -> None:
     bundle = Bundle.open(made)
     found = {path.stem: facts for facts, path in bundle.engines("tensorrt-rtx", "fp16")}
