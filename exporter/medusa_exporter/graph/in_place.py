@@ -16,7 +16,7 @@ from medusa_runtime import contract
 from medusa_runtime.backends.base import LONGEST_CHUNK
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import DOMAIN, constant, insert, past_and_new
+from medusa_exporter.graph.edit import DOMAIN, constant, insert, is_past, past_and_new
 from medusa_exporter.graph.lengths import BoundLengths, RealLengths
 from medusa_exporter.graph.tidy import declare, strip
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 INT64 = ir.DataType.INT64
 HEADS, ANGLES = ("q_num_heads", "kv_num_heads"), ("cos", "sin")
-PAST = "past_"
 ROPE_INPUTS = 3  # rows, cosines, sines; behind them may be the positions to read in tables of these
 ROPE_MULTIPLE = 16  # of head sizes that the operator turns by itself
 
@@ -62,7 +61,8 @@ def in_place(
     lengths = RealLengths(graph) if dtype is None else BoundLengths(graph, dtype)
     dialect = _Dialect(graph, lengths, tables, dtype, absorbs_rope=facts.head_dim % ROPE_MULTIPLE == 0)
     for node in list(graph):
-        if node.op_type == "Shape" and _name(node.inputs[0]).startswith(PAST) and _axis(node) == 1:
+        source = node.inputs[0] if node.op_type == "Shape" else None
+        if source is not None and is_past(source) and _axis(node) == 1:
             ir.convenience.replace_all_uses_with(node.outputs[0], lengths.rows)
     outputs = [value for value in graph.outputs if not _name(value).startswith("new_")]
     presents: dict[str, ir.Value] = {}
