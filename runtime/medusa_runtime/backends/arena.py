@@ -13,7 +13,7 @@ import numpy as np
 
 from medusa_runtime import contract
 from medusa_runtime.backends.base import FloatArray
-from medusa_runtime.backends.device import Device
+from medusa_runtime.backends.device import Device, Memory
 from medusa_runtime.backends.elements import Element
 from medusa_runtime.facts import ModelFacts
 
@@ -58,8 +58,8 @@ class RowArena:
         """element: of which the rows are. Raises CapacityError."""
         self._device, self._model, self._element = device, model, element
         self.batch, self.capacity, self.nodes = batch, capacity, nodes
-        self._row = model.kv_row * element.size  # bytes
-        self._tensors = 2 * model.layers
+        self._tensors, width = self._layout(model)
+        self._row = width * element.size  # bytes
         self._past = device.allocate(self._tensors * batch * capacity * self._row)
         self._new = device.allocate(self._tensors * batch * nodes * self._row)
 
@@ -78,18 +78,13 @@ class RowArena:
         if length + len(path) > self.capacity:
             raise RuntimeError(f"{length} + {len(path)} rows do not fit an arena of {self.capacity}")
         for first, node, count in runs(path):
-            self._device.copy_rows(
-                self._past.address + (sequence * self.capacity + length + first) * self._row,
-                self.batch * self.capacity * self._row,
-                self._new.address + (sequence * nodes + node) * self._row,
-                self.batch * nodes * self._row,
-                count * self._row,
-                self._tensors,
-            )
+            to = sequence * self.capacity + length + first
+            self._copy(to, self._new, sequence * nodes + node, self.batch * nodes, count)
 
     def read_new(self, nodes: int, length: int) -> FloatArray:  # noqa: ARG002
         """Return (2 · layers, B, nodes, W): the rows that the last step gave."""
-        array = np.empty((self._tensors, self.batch, nodes, self._model.kv_row), self._element.stored)
+        width = self._row // self._element.size
+        array = np.empty((self._tensors, self.batch, nodes, width), self._element.stored)
         self._device.read(array, self._new.address)
         return self._element.widened(array)
 
@@ -97,14 +92,23 @@ class RowArena:
         """Copy all that fits from the arena before: sequences and rows."""
         rows = min(self.capacity, other.capacity)
         for sequence in range(min(self.batch, other.batch)):
-            self._device.copy_rows(
-                self._past.address + sequence * self.capacity * self._row,
-                self.batch * self.capacity * self._row,
-                other._past.address + sequence * other.capacity * other._row,
-                other.batch * other.capacity * other._row,
-                rows * self._row,
-                self._tensors,
-            )
+            to, first = sequence * self.capacity, sequence * other.capacity
+            self._copy(to, other._past, first, other.batch * other.capacity, rows)
+
+    def _layout(self, model: ModelFacts) -> tuple[int, int]:
+        """How many tensors there are, and how many elements a row of one has."""
+        return 2 * model.layers, model.kv_row
+
+    def _copy(self, to: int, source: Memory, first: int, rows: int, count: int) -> None:
+        """Copy `count` rows of every tensor to row `to` of the past; in `source` a tensor has `rows` rows."""
+        self._device.copy_rows(
+            self._past.address + to * self._row,
+            self.batch * self.capacity * self._row,
+            source.address + first * self._row,
+            rows * self._row,
+            count * self._row,
+            self._tensors,
+        )
 
 
 def names(layers: int, key: Callable[[int], str], value: Callable[[int], str]) -> Iterator[tuple[str, str]]:
