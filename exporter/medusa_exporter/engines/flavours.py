@@ -7,9 +7,8 @@ capabilities.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +40,7 @@ class Flavour:
 
     @property
     def most_elements(self) -> int | None:
-        """Of one tensor; None where there is no such limit (TensorRT 10 and RTX count by 64 bits)."""
+        """Of one tensor; None from TensorRT 10 on and in RTX, which count by 64 bits (NVIDIA/TensorRT issue 3815)."""
         return None if self._strong else 2**31 - 1
 
     @property
@@ -94,8 +93,7 @@ class Flavour:
         config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
         config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
         held = {getattr(trt.LayerType, name) for name in HELD}
-        for index in range(network.num_layers):
-            layer = network.get_layer(index)
+        for layer in _layers(network):
             outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
             if not all(output is not None and output.dtype == trt.DataType.FLOAT for output in outputs):
                 continue
@@ -104,8 +102,7 @@ class Flavour:
 
     def _let_attention_be_parted(self, network: Any) -> None:
         """Where there is no kernel of its own for an attention (fp32), it is built of parts; otherwise nothing is."""
-        for index in range(network.num_layers):
-            layer = network.get_layer(index)
+        for layer in _layers(network):
             if layer.type == self.trt.LayerType.ATTENTION_INPUT:
                 layer.__class__ = self.trt.IAttentionBoundaryLayer  # how TensorRT's Python tells what a layer is
                 layer.attention.decomposable = True
@@ -123,12 +120,18 @@ class Flavour:
 
 def fusing(names: Iterable[str]) -> tuple[str, ...]:
     """Return those of `names` that are flavours, installed, and take fused operators."""
-    found = []
-    for name in dict.fromkeys(names):
-        if name in FLAVOURS:
-            with contextlib.suppress(MissingExtraError):  # its graphs are then such that any version reads
-                found += [name] if find(name).fuses else []
-    return tuple(found)
+    return tuple(name for name in dict.fromkeys(names) if name in FLAVOURS and _fuses(name))
+
+
+def _fuses(name: str) -> bool:
+    try:
+        return find(name).fuses
+    except MissingExtraError:  # its graphs are then such that any version reads
+        return False
+
+
+def _layers(network: Any) -> Iterator[Any]:
+    return map(network.get_layer, range(network.num_layers))
 
 
 def find(name: str) -> Flavour:

@@ -28,9 +28,10 @@ def check_graph(path: Path, facts: ModelFacts, heads: HeadFacts, size: StepSize 
     onnx.checker.check_model(str(path), full_check=True)
     given = onnx.load(path, load_external_data=False).graph.input
     shapes = {value.name: value.type.tensor_type for value in given}
-    past, state = shapes.get(contract.PAST) or shapes[contract.past_key(0)], state_size(facts, heads)
+    joined = contract.PAST in shapes
+    past, state = shapes[contract.PAST if joined else contract.past_key(0)], state_size(facts, heads)
     dtype = helper.tensor_dtype_to_np_dtype(past.elem_type).name
-    if contract.PAST in shapes:
+    if joined:
         inputs, outputs = contract.together_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype)
     elif len(past.shape.dim) == 4:
         model = facts.layers, state, facts.vocab_size, facts.kv_heads, facts.head_dim

@@ -13,6 +13,7 @@ from medusa_runtime import contract
 from medusa_exporter.graph.edit import END, constant, insert
 
 BOOL, FLOAT, INT32, INT64 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
+# of what a mask hides, by the type of the mask
 LOWEST = {ir.DataType.FLOAT16: float(np.finfo(np.float16).min), ir.DataType.BFLOAT16: -3.0e38}
 
 

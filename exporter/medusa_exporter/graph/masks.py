@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from medusa_exporter.graph.edit import constant, insert
-
-MASK = 3  # the place of the mask among the inputs of an Attention
+from medusa_exporter.graph.lengths import LOWEST
+from medusa_exporter.graph.typed import ATTENTION_INPUTS
 
 
 def narrow_masks(graph: ir.Graph) -> None:
@@ -19,13 +19,13 @@ def narrow_masks(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type != "Attention":
             continue
-        query, mask = node.inputs[0], node.inputs[MASK]
+        query, _, _, mask = node.inputs[:4]
         assert query is not None and query.dtype is not None and mask is not None  # noqa: S101 -- all are traced so
         if mask.dtype == query.dtype:
             continue
         if mask not in made:
-            lowest = np.array(ir.DataType(query.dtype).min, np.float32)
-            held = insert(graph, node, "Max", [mask, constant(graph, "masks.lowest", lowest)], ir.DataType.FLOAT)
+            lowest = constant(graph, "masks.lowest", np.array(LOWEST[query.dtype], np.float32))
+            held = insert(graph, node, "Max", [mask, lowest], ir.DataType.FLOAT)
             made[mask] = insert(graph, node, "Cast", [held], query.dtype, {"to": query.dtype})
             made[mask].shape = mask.shape
-        node.replace_input_with(MASK, made[mask])
+        node.replace_input_with(ATTENTION_INPUTS, made[mask])

@@ -16,26 +16,27 @@ def together(graph: ir.Graph, layers: int) -> None:
     """Put `past` and `new` (`contract.together_specs`) in the place of each layer's own rows, in place."""
     order = list(names(layers, contract.new_key, contract.new_value))
     given, made = ({value.name: value for value in values} for values in (graph.inputs, graph.outputs))
-    parts, rows = [given[past] for past, _ in order], [made[new] for _, new in order]
-    past = _wide(contract.PAST, parts)
-    split = ir.node("Split", [past], attributes={"axis": -1, "num_outputs": len(parts)}, num_outputs=len(parts))
+    pasts, news = [given[past] for past, _ in order], [made[new] for _, new in order]
+    past = ir.Value(name=contract.PAST, type=pasts[0].type, shape=_side_by_side(pasts))
+    split = ir.node("Split", [past], attributes={"axis": -1, "num_outputs": len(pasts)}, num_outputs=len(pasts))
     graph.insert_before(graph[0], split)
-    for part, value in zip(split.outputs, parts, strict=True):
+    for part, value in zip(split.outputs, pasts, strict=True):
         part.type, part.shape = value.type, value.shape
         ir.convenience.replace_all_uses_with(value, part)
         graph.inputs.remove(value)
     graph.inputs.append(past)
-    wide = _wide(contract.NEW, rows)
-    joined = insert(graph, graph[-1], "Concat", rows, ir.DataType.FLOAT, {"axis": -1})
-    joined.name, joined.type, joined.shape = wide.name, wide.type, wide.shape
-    for value in rows:
+    dtype = news[0].dtype
+    assert dtype is not None  # noqa: S101 -- the contract's
+    new = insert(graph, graph[-1], "Concat", news, dtype, {"axis": -1})
+    new.name, new.shape = contract.NEW, _side_by_side(news)
+    for value in news:
         graph.outputs.remove(value)
-    graph.outputs.append(joined)
+    graph.outputs.append(new)
     graph.sort()
 
 
-def _wide(name: str, values: list[ir.Value]) -> ir.Value:
-    """A value as wide as all of these side by side."""
-    first = values[0]
-    assert first.shape is not None and isinstance(first.shape[-1], int)  # noqa: S101 -- the contract's
-    return ir.Value(name=name, type=first.type, shape=ir.Shape([*first.shape[:-1], len(values) * first.shape[-1]]))
+def _side_by_side(values: list[ir.Value]) -> ir.Shape:
+    """The shape of all of these, which are of one shape, joined along the last axis."""
+    shape = values[0].shape
+    assert shape is not None and isinstance(shape[-1], int)  # noqa: S101 -- the contract's
+    return ir.Shape([*shape[:-1], len(values) * shape[-1]])
