@@ -2,7 +2,8 @@
 
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
-from medusa_runtime.engine import Engine, Generation
-from medusa_runtime.errors import MedusaError
+from medusa_runtime.engine import Engine
+from medusa_runtime.errors import BusyError, MedusaError
+from medusa_runtime.generation import Generation
 
-__all__ = ["Bundle", "Decoder", "Engine", "Generation", "MedusaError"]
+__all__ = ["Bundle", "BusyError", "Decoder", "Engine", "Generation", "MedusaError"]

@@ -25,3 +25,23 @@ class UnsupportedModelError(MedusaError):
 
 class PromptError(MedusaError):
     """A prompt that holds nothing to decode or cannot be laid out."""
+
+
+class ArgumentError(MedusaError):
+    """An argument is of another type, or outside of the range, that is documented."""
+
+
+class BusyError(MedusaError):
+    """Another thread is using a decoder, engine or backend. Nothing has changed; the call can be made again later."""
+
+
+class WrongThreadError(MedusaError):
+    """A backend whose state belongs to one thread was asked to run a step in another one."""
+
+
+class BackendError(MedusaError):
+    """The library that runs the graph failed while it ran a step."""
+
+
+class InvalidLogitsError(MedusaError):
+    """A step gave logits that are NaN or infinite: the graph does not compute the model."""

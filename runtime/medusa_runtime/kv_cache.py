@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 from medusa_runtime.backends.base import Backend
 from medusa_runtime.errors import CapacityError, MedusaError
 from medusa_runtime.sizes import doubled
+from medusa_runtime.turn import Turn, in_turn
 
 FIRST_CAPACITY = 256  # rows; doubled as a sequence grows
 
@@ -24,15 +25,21 @@ class KvCache:
     def __init__(self, backend: Backend, batch: int = 1) -> None:
         """Take over the backend's arenas for `batch` sequences, all empty.
 
-        Raises MedusaError while another cache has them: each would overwrite the other's rows.
+        Raises MedusaError while another cache has them: each would overwrite the other's rows. BusyError while another
+        thread is using the backend.
         """
+        self._backend = backend
+        self._take_over(batch)
+
+    @in_turn
+    def _take_over(self, batch: int) -> None:
+        backend = self._backend
         if id(backend) in _OPEN:
             raise MedusaError(
                 f"the backend {backend.name!r} is in use by another decoder or cache, expected one at a time; go on "
                 "with that one (`start` forgets what came before, `use` takes another tree), let it go first, or load "
                 "a second backend"
             )
-        self._backend = backend
         self.batch = batch
         self.context = backend.model.context  # rows beyond which the model has no positions
         self.capacity = min(FIRST_CAPACITY, self.context)
@@ -40,6 +47,11 @@ class KvCache:
         self._can_draft = [False] * batch
         backend.allocate(batch, self.capacity)
         _OPEN[id(backend)] = self
+
+    @property
+    def turn(self) -> Turn:
+        """The backend's: one call at a time."""
+        return self._backend.turn
 
     def length(self, sequence: int = 0) -> int:
         """Rows of this sequence's past that are real."""
@@ -49,6 +61,7 @@ class KvCache:
         """Whether the hidden state of the last row is held, so that the heads can run on it."""
         return self._can_draft[sequence]
 
+    @in_turn
     def reserve(self, rows: int) -> None:
         """Make room for `rows` rows a sequence, keeping what is written.
 
@@ -63,22 +76,28 @@ class KvCache:
             self._backend.allocate(self.batch, capacity)
             self.capacity = capacity
 
+    @in_turn
     def commit(self, path: Sequence[int], sequence: int = 0) -> None:
-        """Keep the rows of the last step's nodes in `path` (ascending), in that order, behind the past."""
+        """Keep the rows of the last step's nodes in `path` (ascending), in that order, behind the past.
+
+        If it fails or is interrupted, the past is what it was; the next step may have to run without a draft.
+        """
         if not path:
             return
         length = self._lengths[sequence]
         end = length + len(path)
         if end > self.capacity:
             self.reserve(end)
+        self._can_draft[sequence] = False  # until the hidden state is that of the last row again
         self._backend.commit(sequence, path, length)
         self._lengths[sequence] = end
         self._can_draft[sequence] = True
 
+    @in_turn
     def truncate(self, length: int, sequence: int = 0) -> None:
         """Forget all rows from `length` on. The next step runs without a draft: its hidden state is gone."""
         if not 0 <= length <= self._lengths[sequence]:
             raise ValueError(f"cannot truncate a past of {self._lengths[sequence]} rows to {length}")
         if length < self._lengths[sequence]:
-            self._lengths[sequence] = length
             self._can_draft[sequence] = False
+            self._lengths[sequence] = length

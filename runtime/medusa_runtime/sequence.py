@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
+from threading import Thread
 
 
 @dataclass
@@ -11,7 +12,7 @@ class Sequence:
     """The tokens of a prompt and its answer so far.
 
     `stop_ids` end the answer and belong to it; `max_new_tokens` bounds it; `context` bounds prompt and answer
-    together. `finish` is None while the answer may go on, then "stop", "length" or "context".
+    together. `owner` is the thread that an unfinished answer belongs to; None when it has been given up.
     """
 
     prompt: tuple[int, ...]
@@ -19,11 +20,21 @@ class Sequence:
     stop_ids: frozenset[int]
     context: int
     answer: list[int] = field(default_factory=list)
-    finish: str | None = None
+    owner: Thread | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Find the most tokens that the answer may have."""
         self._limit = min(self.max_new_tokens, self.context - len(self.prompt))
+
+    @property
+    def finish(self) -> str | None:
+        """Why the answer ended: "stop", "length" or "context"; None while it may go on."""
+        answer = self.answer
+        if answer and answer[-1] in self.stop_ids:
+            return "stop"
+        if len(answer) < self._limit:
+            return None
+        return "length" if self._limit == self.max_new_tokens else "context"
 
     @property
     def length(self) -> int:
@@ -35,16 +46,18 @@ class Sequence:
         """The last token: the next root."""
         return self.answer[-1] if self.answer else self.prompt[-1]
 
-    def extend(self, tokens: Ids[int]) -> list[int]:
-        """Take what a step gave, up to where plain decoding would have ended; return what was taken."""
+    def cut(self, tokens: Ids[int]) -> list[int]:
+        """Return those of a step's tokens that belong to the answer: up to where plain decoding would have ended."""
         if self.finish is not None:
             return []
-        room = self._limit - len(self.answer)
-        taken = list(tokens[:room])
-        if not self.stop_ids.isdisjoint(taken):
-            end = next(index for index, token in enumerate(taken) if token in self.stop_ids)
-            taken, self.finish = taken[: end + 1], "stop"
-        elif len(taken) == room:
-            self.finish = "length" if self._limit == self.max_new_tokens else "context"
+        taken = list(tokens[: self._limit - len(self.answer)])
+        if self.stop_ids.isdisjoint(taken):
+            return taken
+        end = next(index for index, token in enumerate(taken) if token in self.stop_ids)
+        return taken[: end + 1]
+
+    def extend(self, tokens: Ids[int]) -> list[int]:
+        """Add what `cut` leaves of a step's tokens to the answer, at once; return it."""
+        taken = self.cut(tokens)
         self.answer += taken
         return taken

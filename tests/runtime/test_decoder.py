@@ -170,10 +170,15 @@ def test_without_a_hidden_state_the_next_step_is_plain():
     assert decoder.sequence.answer == plain_answer([5, 6], 40, (), 4096)[0]
 
 
-def test_greedy_reads_no_logits():
+def test_greedy_reads_no_logits_from_a_device_and_on_the_host_those_that_decided():
     backend = FakeBackend()
+    backend.logits_on_host = False
     decode(Decoder(backend, CHAIN), [5, 6], 40)
     assert backend.read_rows == [0]  # of the prompt, to see that they are numbers
+    backend = FakeBackend(hit_rate=0.5)
+    decode(Decoder(backend, CHAIN), [5, 6], 40)
+    _prefill, *steps = backend.committed
+    assert backend.read_rows == [0, *(row for path in steps for row in path)]
 
 
 @pytest.mark.parametrize("logits", [[np.nan], [0.0], [np.inf, 1.0], [np.nan, 1.0]], ids=str)

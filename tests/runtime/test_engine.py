@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from medusa_runtime import Engine, Generation, MedusaError
-from medusa_runtime.errors import BundleError, CapacityError, PromptError
+from medusa_runtime.errors import ArgumentError, BundleError, CapacityError, PromptError
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_sequence_may_be_held_to_fewer_tokens_than_the_context(tiny_bundle: Pa
         engine.generate("word " * 40)
     whole = Engine.load(tiny_bundle, threads=1, max_length=1 << 20)  # no more than the model has
     assert whole.decoder.cache.context == engine.bundle.model.context
-    with pytest.raises(BundleError, match="max_length is 0; expected at least 1"):
+    with pytest.raises(ArgumentError, match="max_length is 0; expected at least 1"):
         Engine.load(tiny_bundle, max_length=0)
 
 

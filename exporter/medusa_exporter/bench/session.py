@@ -24,7 +24,7 @@ class Job:
     """What is to be measured.
 
     categories: of each prompt, None for none. texts: prompts of token ids, by their length. first_only: no later turns
-    of a conversation. max_length: tokens a sequence may come to, None for the model's context.
+    of a conversation. max_length: tokens a sequence may come to, None for the model's context. gpu: its number.
     """
 
     bundle: Bundle
@@ -37,6 +37,7 @@ class Job:
     first_only: bool
     recording: Recording | None
     max_length: int | None = None
+    gpu: int = 0
 
     def ends(self, case: Case) -> bool:
         """Whether answers end by themselves: those to prompts of a length, and tokens without meaning, do not."""
@@ -47,7 +48,7 @@ def open_all(
     job: Job, workers: Mapping[str, Worker], precision: str | None, threads: int | None, report: Report
 ) -> dict[str, Opened]:
     """Load every backend; those that cannot be are left out. Raises MedusaError where none can."""
-    setup = Setup(job.bundle, job.trees, precision, threads, job.max_length, job.recording)
+    setup = Setup(job.bundle, job.trees, precision, threads, job.max_length, job.recording, job.gpu)
     opened = {}
     for name, worker in workers.items():
         report(f"backend {name}: loading")

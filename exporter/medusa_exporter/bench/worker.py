@@ -22,7 +22,8 @@ from medusa_exporter.bench.runs import Question, Runner, Turn
 class Setup(NamedTuple):
     """What a backend is loaded with, each the same for all of a run; None where the bundle or the library chooses.
 
-    max_length: tokens a sequence may come to. recording: how many tokens steps keep, where the heads have no say.
+    max_length: tokens a sequence may come to. recording: how many tokens steps keep, where the heads have no say. gpu:
+    the number of the one that GPU backends run on.
     """
 
     bundle: Bundle
@@ -31,6 +32,7 @@ class Setup(NamedTuple):
     threads: int | None = None
     max_length: int | None = None
     recording: Recording | None = None
+    gpu: int = 0
 
 
 class Opened(NamedTuple):
@@ -93,7 +95,7 @@ _runners: dict[str, Runner] = {}  # of this process: one, by its backend's name
 
 
 def _open(name: str, setup: Setup) -> Opened:
-    backend = load_backend(setup.bundle, name, setup.precision, setup.threads, setup.max_length)
+    backend = load_backend(setup.bundle, name, setup.precision, setup.threads, setup.max_length, setup.gpu)
     _runners[name] = Runner(Decoder(backend, accept=RULES["greedy"]), setup.trees, setup.recording)
     return Opened(backend.facts(), backend.precision, backend.model.context)
 

@@ -24,6 +24,7 @@ from medusa_exporter.bench.worker import Worker
 from medusa_exporter.cli.options import (
     Progress,
     choose_trees,
+    gpu_option,
     length_option,
     precision_option,
     split_commas,
@@ -64,6 +65,7 @@ def split_backends(context: click.Context, parameter: click.Parameter, values: t
     "--threads", type=click.IntRange(min=1), help="Default: one per physical core, within a container's quota."
 )
 @length_option
+@gpu_option
 @click.option(
     "--prompt-length",
     "lengths",
@@ -96,6 +98,7 @@ def command(
     precision: str | None,
     threads: int | None,
     max_length: int | None,
+    gpu: int,
     lengths: tuple[int, ...],
     limits: tuple[int, ...],
     turns: str,
@@ -122,7 +125,7 @@ def command(
     cases = [Case(*sizes) for sizes in product(lengths or (None,), limits)]
     layout = Layout(opened)
     texts = {length: texts_of_length(layout, prompts, length) for length in lengths}
-    job = Job(opened, layout, prompts, kinds, texts, trees, cases, turns == "first", recording, max_length)
+    job = Job(opened, layout, prompts, kinds, texts, trees, cases, turns == "first", recording, max_length, gpu)
     settings = {
         "profiles": [tree.name for tree in trees],
         "accept": "greedy" if recording is None else "forced",

@@ -10,7 +10,7 @@ from types import FrameType
 import click
 
 from medusa_exporter.build import BACKENDS, build
-from medusa_exporter.cli.options import Progress, capacity_options, split_commas
+from medusa_exporter.cli.options import Progress, capacity_options, gpu_option, split_commas
 from medusa_exporter.engines import flavours
 from medusa_exporter.engines.flavours import FLAVOURS
 from medusa_exporter.engines.make import find_targets, make_engines
@@ -51,6 +51,7 @@ from medusa_exporter.sources import read_manifest
     "decoder takes one.",
 )
 @capacity_options
+@gpu_option
 @click.option(
     "--no-engines",
     is_flag=True,
@@ -69,6 +70,7 @@ def command(
     max_length: int | None,
     static_capacity: int | None,
     targets: tuple[str, ...],
+    gpu: int,
     no_engines: bool,
     force: bool,
     as_json: bool,
@@ -81,7 +83,7 @@ def command(
     signal.signal(signal.SIGTERM, _stop)
     with_engines = [] if no_engines else [backend for backend in dict.fromkeys(backends) if backend in FLAVOURS]
     for backend in with_engines:  # before minutes of work
-        find_targets(flavours.find(backend), targets)
+        find_targets(flavours.find(backend), targets, gpu)
         if static_capacity:
             capacity(max_length or static_capacity, static_capacity)
     progress = Progress()
@@ -107,6 +109,7 @@ def command(
                 static_capacity=static_capacity,
                 targets=targets,
                 force=force,
+                gpu=gpu,
                 report=progress.report,
             )
     seconds = round(progress.seconds, 1)

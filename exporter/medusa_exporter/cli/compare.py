@@ -15,7 +15,7 @@ from medusa_runtime.engine import Engine
 from medusa_runtime.errors import CapacityError, MedusaError
 
 from medusa_exporter.bench.machine import versions
-from medusa_exporter.cli.options import Progress, choose_trees, split_commas
+from medusa_exporter.cli.options import Progress, choose_trees, gpu_option, split_commas
 from medusa_exporter.compare import recording, report
 from medusa_exporter.compare.accuracy import load_polygraphy
 from medusa_exporter.compare.outcome import Outcome
@@ -69,6 +69,7 @@ def _named(context: click.Context, parameter: click.Parameter, values: tuple[str
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Compare one backend with what --save kept: same prompts, steps and tree.",
 )
+@gpu_option
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the outcome there too.")
 def command(
     bundle: Path,
@@ -79,6 +80,7 @@ def command(
     profile: str | None,
     save: Path | None,
     against: Path | None,
+    gpu: int,
     output: Path | None,
 ) -> None:
     """Compare what two backends, or two precisions of one, give at every step on BUNDLE: all tensors, by polygraphy.
@@ -109,7 +111,7 @@ def command(
         load_polygraphy()  # before any work
     opened = Bundle.open(bundle)
     progress = Progress()
-    engines = [_load(opened, one, progress) for one in named]
+    engines = [_load(opened, one, gpu, progress) for one in named]
     sides = [Side(engine.decoder.backend.name, engine.decoder.backend.precision) for engine in engines]
     if against is not None:
         with recording.opened(against, opened) as recorded:
@@ -126,11 +128,11 @@ def command(
     _conclude(opened, plan, sides, outcome, output)
 
 
-def _load(bundle: Bundle, named: Named, progress: Progress) -> Engine:
+def _load(bundle: Bundle, named: Named, gpu: int, progress: Progress) -> Engine:
     backend, precision = named
     precision = bundle.graph(backend, precision)[0].precision
     progress.report(f"load {backend}:{precision}")
-    return Engine(bundle, load_backend(bundle, backend, precision), TreeProfile.plain())
+    return Engine(bundle, load_backend(bundle, backend, precision, gpu=gpu), TreeProfile.plain())
 
 
 def _plan(

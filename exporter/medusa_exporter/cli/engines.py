@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from medusa_runtime.errors import BundleError
 
-from medusa_exporter.cli.options import Progress, capacity_options, precision_option, split_commas
+from medusa_exporter.cli.options import Progress, capacity_options, gpu_option, precision_option, split_commas
 from medusa_exporter.engines.flavours import FLAVOURS
 from medusa_exporter.engines.make import make_engines
 from medusa_exporter.sources import read_manifest
@@ -20,6 +20,7 @@ from medusa_exporter.sources import read_manifest
 )
 @precision_option
 @capacity_options
+@gpu_option
 @click.option(
     "--step",
     "steps",
@@ -35,6 +36,7 @@ def command(
     max_length: int | None,
     static_capacity: int | None,
     targets: tuple[str, ...],
+    gpu: int,
     steps: tuple[str, ...],
     force: bool,
 ) -> None:
@@ -59,6 +61,7 @@ def command(
         targets=targets,
         steps=steps,
         force=force,
+        gpu=gpu,
         report=progress.report,
     )
     click.echo(f"built {len(built)} engines in {progress.seconds:.0f} s" if built else "all engines are up to date")

@@ -9,9 +9,10 @@ import click
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.accept import RULES
 from medusa_runtime.backends import BACKENDS
-from medusa_runtime.engine import Engine, Generation
+from medusa_runtime.engine import Engine
+from medusa_runtime.generation import Generation
 
-from medusa_exporter.cli.options import length_option, precision_option
+from medusa_exporter.cli.options import gpu_option, length_option, precision_option
 from medusa_exporter.verify import first_difference
 
 
@@ -25,6 +26,7 @@ from medusa_exporter.verify import first_difference
     "--threads", type=click.IntRange(min=1), help="Default: one per physical core, within a container's quota."
 )
 @length_option
+@gpu_option
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option("--raw", is_flag=True, help="Take PROMPT as it stands, without the chat template.")
 @click.option("--compare", is_flag=True, help="Answer by plain decoding too, and tell both speeds apart.")
@@ -43,6 +45,7 @@ def command(
     precision: str | None,
     threads: int | None,
     max_length: int | None,
+    gpu: int,
     max_new_tokens: int,
     raw: bool,
     compare: bool,
@@ -62,6 +65,7 @@ def command(
         threads=threads,
         max_length=max_length,
         accept=accept,
+        gpu=gpu,
     )
     answer = engine.generate(prompt, stream=True, max_new_tokens=max_new_tokens, raw=raw)
     for piece in answer:

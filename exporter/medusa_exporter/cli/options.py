@@ -14,6 +14,13 @@ from medusa_runtime.errors import BundleError
 Command = TypeVar("Command", bound=Callable[..., object])
 
 precision_option = click.option("--precision", help="Of the bundle's graphs. Default: fp32, or the only one.")
+gpu_option = click.option(
+    "--gpu",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Number of the GPU, as the CUDA driver counts them; a CPU backend uses none.",
+)
 length_option = click.option(
     "--max-length", type=click.IntRange(min=16), help="Tokens a sequence may come to. Default: the model's context."
 )

@@ -17,7 +17,7 @@ from medusa_runtime.facts import PLAIN
 from medusa_exporter.bench.machine import versions
 from medusa_exporter.bench.runs import Runner, Turn
 from medusa_exporter.bench.walk import Skipped, converse
-from medusa_exporter.cli.options import choose_trees, precision_option, split_commas
+from medusa_exporter.cli.options import choose_trees, gpu_option, precision_option, split_commas
 from medusa_exporter.files import check_output, write_json
 from medusa_exporter.precisions import FORMATS
 from medusa_exporter.prompts import load_prompts
@@ -47,6 +47,7 @@ from medusa_exporter.verify import (
 )
 @click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
 @precision_option
+@gpu_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts.")
 @click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=2), help="Per answer.")
 @click.option("--turns", default="all", show_default=True, type=click.Choice(["all", "first"]))
@@ -58,6 +59,7 @@ def command(
     profiles: tuple[str, ...],
     backend: str,
     precision: str | None,
+    gpu: int,
     limit: int | None,
     max_new_tokens: int,
     turns: str,
@@ -75,7 +77,7 @@ def command(
     if output is not None:
         check_output(output, bundle)
     prompts = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
-    engine = Engine.load(bundle, backend=backend, profile=PLAIN, precision=precision)
+    engine = Engine.load(bundle, backend=backend, profile=PLAIN, precision=precision, gpu=gpu)
     exact = is_exact(engine.decoder.backend.precision)
     if model is not None and not exact:
         raise click.UsageError(
@@ -113,7 +115,7 @@ def command(
             click.echo(f"{where}, {subject}: {difference.describe(engine.tokenizer)}")
     if not texts:
         raise MedusaError(f"none of the {len(prompts)} prompts fits the context of {context} tokens")
-    qualities = _qualities(engine.bundle, backend, texts)
+    qualities = _qualities(engine.bundle, backend, gpu, texts)
     if output is not None:
         content = {
             "bundle": {"name": engine.bundle.root.name, "digest": engine.bundle.manifest.digest},
@@ -139,16 +141,16 @@ def command(
     click.echo(f"{summary}: {f'{len(found)} ties, all else the same' if found else 'the same tokens'}")
 
 
-def _qualities(bundle: Bundle, backend: str, texts: list[Text]) -> dict[str, Quality]:
+def _qualities(bundle: Bundle, backend: str, gpu: int, texts: list[Text]) -> dict[str, Quality]:
     """Each quantised precision of a backend's graphs beside fp32, on `texts`; none where there are not both."""
     graphs = [facts.precision for facts in bundle.manifest.graphs.values() if facts.backend == backend]
     others = [precision for precision in FORMATS if precision in graphs and not is_exact(precision)]
     if not others or len(others) == len(graphs):
         return {}
-    found, reference = {}, load_backend(bundle, backend)
+    found, reference = {}, load_backend(bundle, backend, gpu=gpu)
     for precision in others:
         click.echo(f"quality of {precision} beside fp32, on {len(texts)} answers", err=True)
-        found[precision] = measure(reference, load_backend(bundle, backend, precision), texts)
+        found[precision] = measure(reference, load_backend(bundle, backend, precision, gpu=gpu), texts)
     return found
 
 

@@ -28,10 +28,11 @@ FOLDER = "engines"
 
 @dataclass(frozen=True)
 class Wanted:
-    """How engines are to be built. targets: compute capabilities, none for that of the GPU here."""
+    """How engines are to be built. targets: compute capabilities. gpu: the number of the one that builds."""
 
     capacity: Capacity
     targets: tuple[str, ...] = ()
+    gpu: int = 0
 
 
 def make_engines(
@@ -44,20 +45,22 @@ def make_engines(
     targets: Sequence[str] = (),
     steps: Sequence[str] = (),
     force: bool = False,
+    gpu: int = 0,
     report: Report = lambda _line: None,
 ) -> list[str]:
     """Build what a bundle lacks of a backend's engines, one for each of its graphs; return the names of those built.
 
     steps: names of the steps to build for ("plain", "prefill", "t64"), none for all that there are graphs for.
     max_length: tokens that the keys and values of a sequence may come to, None for the model's context.
-    static_capacity: build for one length of the past alone. Raises BundleError, MissingExtraError.
+    static_capacity: build for one length of the past alone. gpu: the number of the one that TensorRT builds on. Raises
+    BundleError, MissingExtraError.
     """
     flavour = flavours.find(backend)
     bundle = Bundle.open(folder, engines=True)
     facts, _ = bundle.graph(backend, precision)
     _check_operators(bundle, flavour)
     length = min(max_length or bundle.model.context, bundle.model.context)
-    wanted = Wanted(capacity(length, static_capacity), find_targets(flavour, targets))
+    wanted = Wanted(capacity(length, static_capacity), find_targets(flavour, targets, gpu), gpu)
     found = {step_name(name, facts.key): name for name in bundle.manifest.files if step_name(name, facts.key)}
     if unknown := set(steps) - found.keys():
         raise BundleError(f"no graph for step {min(unknown)!r} in {folder}; there are {', '.join(found) or 'none'}")
@@ -124,7 +127,7 @@ def _make(
     engine = root / f"{stem}.engine"
     write_bytes(engine, data)
     if not flavour.ahead_of_time:
-        facts = _timed(facts, engine, manifest)
+        facts = _timed(facts, engine, manifest, wanted.gpu)
     write_bytes(engine.with_suffix(".json"), facts.to_bytes())
     new = {f"{stem}.engine", f"{stem}.json", cache.relative_to(root).as_posix()}
     sealed = reseal(root, manifest, {name: one for name, one in manifest.files.items() if name not in new})
@@ -133,12 +136,12 @@ def _make(
     return sealed
 
 
-def _timed(facts: EngineFacts, engine: Path, manifest: Manifest) -> EngineFacts:
+def _timed(facts: EngineFacts, engine: Path, manifest: Manifest, gpu: int = 0) -> EngineFacts:
     """Add what a step takes. An engine that cannot be run here does not stay."""
     from medusa_runtime.backends.cuda import CudaDevice
 
     try:
-        return replace(facts, step_ms=round(step_ms(facts, engine, manifest.model, manifest.heads, CudaDevice()), 4))
+        return replace(facts, step_ms=round(step_ms(facts, engine, manifest.model, manifest.heads, CudaDevice(gpu)), 4))
     except BaseException:
         engine.unlink(missing_ok=True)
         raise
@@ -170,8 +173,8 @@ def _stands(bundle: Bundle, stem: str, flavour: Flavour, graph: str, wanted: Wan
     return found == (flavour.name, flavour.version, wanted.targets, graph, wanted.capacity)
 
 
-def find_targets(flavour: Flavour, targets: Sequence[str]) -> tuple[str, ...]:
-    """Return the compute capabilities to build for: those named, or that of the GPU here.
+def find_targets(flavour: Flavour, targets: Sequence[str], gpu: int = 0) -> tuple[str, ...]:
+    """Return the compute capabilities to build for: those named, or that of GPU number `gpu`, which then builds.
 
     Raises BundleError for targets that the flavour does not know or cannot build for, and where none can be found.
     """
@@ -182,7 +185,7 @@ def find_targets(flavour: Flavour, targets: Sequence[str]) -> tuple[str, ...]:
         raise BundleError(f"{flavour.name} {flavour.version} builds for the GPU that is here; leave --target out")
     from medusa_runtime.backends.cuda import CudaDevice
 
-    return ("sm{}{}".format(*CudaDevice().compute_capability),)
+    return ("sm{}{}".format(*CudaDevice(gpu).compute_capability),)
 
 
 def carry_over(old: Path, new: Path) -> list[str]:

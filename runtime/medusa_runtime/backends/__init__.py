@@ -6,6 +6,7 @@ import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from medusa_runtime.arguments import optional_number, optional_text, text, whole_number
 from medusa_runtime.backends.base import Backend, Step
 from medusa_runtime.errors import BundleError
 
@@ -26,21 +27,25 @@ def load_backend(
     precision: str | None = None,
     threads: int | None = None,
     max_length: int | None = None,
+    gpu: int = 0,
 ) -> Backend:
     """Load a bundle's graph for one backend.
 
     `precision` may be None where the bundle holds one; `threads` None means `threads.default_threads`; `max_length`:
-    tokens that a sequence may come to, for which a GPU's memory is laid out, None for the model's context. Raises
-    BundleError for a backend or precision that the bundle lacks, MissingExtraError where the library that runs it is
-    not installed, CapacityError where memory does not suffice.
+    tokens that a sequence may come to, for which a GPU's memory is laid out, None for the model's context; `gpu`: the
+    number of the GPU, from 0, as the CUDA driver counts them; it means nothing to a CPU. Raises BundleError for a
+    backend or precision that the bundle lacks, ArgumentError for an argument of another type or out of its range,
+    MissingExtraError where the library that runs it is not installed, CapacityError where memory does not suffice,
+    MedusaError for a GPU that does not exist.
     """
-    if name not in BACKENDS:
+    if text("backend", name) not in BACKENDS:
         raise BundleError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
-    if max_length is not None and max_length < 1:
-        raise BundleError(f"max_length is {max_length}; expected at least 1 token")
-    context = min(max_length or bundle.model.context, bundle.model.context)
-    model = replace(bundle.model, context=context)
-    backend: Backend = importlib.import_module(BACKENDS[name]).load(bundle, model, name, precision, threads)
+    optional_text("precision", precision)
+    threads = optional_number("threads", threads, 1)
+    limit = optional_number("max_length", max_length, 1)
+    gpu = whole_number("gpu", gpu, 0)
+    model = replace(bundle.model, context=min(limit or bundle.model.context, bundle.model.context))
+    backend: Backend = importlib.import_module(BACKENDS[name]).load(bundle, model, name, precision, threads, gpu)
     return backend
 
 

@@ -6,6 +6,7 @@ run of kept rows of one sequence is one 2-D copy for all layers, and a rejected 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -44,6 +45,12 @@ class Arena(Protocol):
 
     def take_over(self, other: Any) -> None:
         """Copy all that fits from an arena of the same kind."""
+
+    def widened(self, nodes: int) -> Arena:
+        """Return an arena of the same rows with room for steps of `nodes` nodes; this one stays as it is.
+
+        Raises CapacityError.
+        """
 
 
 NewArena = Callable[[Device, ModelFacts, Element, int, int, int], Arena]  # batch, capacity and nodes last
@@ -94,6 +101,12 @@ class RowArena:
         for sequence in range(min(self.batch, other.batch)):
             to, first = sequence * self.capacity, sequence * other.capacity
             self._copy(to, other._past, first, other.batch * other.capacity, rows)
+
+    def widened(self, nodes: int) -> RowArena:
+        """Return an arena with the same past, which both hold, and room for new rows of its own."""
+        arena = copy.copy(self)
+        arena.nodes, arena._new = nodes, self._device.allocate(self._tensors * self.batch * nodes * self._row)
+        return arena
 
     def _layout(self, model: ModelFacts) -> tuple[int, int]:
         """How many tensors there are, and how many elements a row of one has."""

@@ -16,6 +16,7 @@ from medusa_runtime import contract
 
 if TYPE_CHECKING:
     from medusa_runtime.facts import HeadFacts, ModelFacts
+    from medusa_runtime.turn import Turn
 
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
@@ -90,7 +91,12 @@ def all_outputs(tokens: IntArray, argmax: IntArray, logits: FloatArray, hidden: 
 
 
 class Backend(Protocol):
-    """Runs steps on one device. What it returns is valid until its next run."""
+    """Runs steps on one device. What it returns is valid until its next run.
+
+    One call at a time: `allocate`, `run` and `commit` raise BusyError while another thread's call has the `turn`. The
+    results of a run are for the thread that ran it: `commit` and the readers raise BusyError in another one. A backend
+    whose library keeps state for each thread runs all its steps in one (WrongThreadError).
+    """
 
     name: str
     precision: str
@@ -99,6 +105,8 @@ class Backend(Protocol):
     prefill_chunk: int  # tokens of a prompt that a step is given at most
     pasts: Sequence[int]  # lengths of the past that steps are bound for, ascending; none where any is bound as it is
     run_seconds: float  # how long the last run took, the device's own work; the rest of a step is the host's
+    turn: Turn  # who holds it has the backend to itself: a decoder does for a whole step
+    logits_on_host: bool  # whether reading a row of logits copies nothing from a device
 
     def facts(self) -> BackendFacts:
         """Describe device and library; may take a second, since memory is timed."""
@@ -106,13 +114,15 @@ class Backend(Protocol):
     def allocate(self, batch: int, capacity: int) -> None:
         """Lay out zero-filled KV arenas for `batch` sequences of `capacity` rows each.
 
-        Growing keeps every row written so far. Raises CapacityError when the memory cannot be had.
+        Growing keeps every row written so far, and another batch those of the sequences that both have. Raises
+        CapacityError when the memory cannot be had; all is then as it was before.
         """
 
     def run(self, step: Step) -> None:
         """Run one step over the past held and return when its results can be read.
 
         The arenas must have room for all its rows behind the past: a backend may write them there before any is kept.
+        Raises BackendError where the library fails; the past is then as it was before.
         """
 
     def read_tokens(self, sequence: int = 0) -> list[int]:

@@ -29,16 +29,39 @@ class CudaMemory:
         weakref.finalize(self, release, address).atexit = False  # at the end of the process the driver does it
 
 
+class CudaGraph:
+    """Work that `CudaDevice.capture` recorded, ready to be launched; destroyed when the last reference goes."""
+
+    def __init__(self, executable: Any, destroy: Any) -> None:
+        self.executable = executable
+        weakref.finalize(self, destroy, executable).atexit = False  # at the end of the process the driver does it
+
+
 class CudaDevice:
-    """One GPU and a stream of our own on it (`medusa_runtime.backends.device.Device`)."""
+    """One GPU and a stream of our own on it (`medusa_runtime.backends.device.Device`).
+
+    It can be used from any thread. The stream is destroyed when the last reference to the device goes, so whatever
+    runs on the stream holds one.
+    """
 
     kind = "cuda"
 
     def __init__(self, index: int = 0) -> None:
-        """Take GPU number `index`. Raises MissingExtraError without cuda-bindings, MedusaError without a GPU."""
-        self._cuda = _library()
+        """Take GPU number `index`.
+
+        Raises MissingExtraError without cuda-bindings, MedusaError without a GPU or without one of that number.
+        """
+        self._cuda, count = _library()
+        if not 0 <= index < count:
+            raise MedusaError(
+                f"there is no GPU {index}: this process sees {count}, expected a number from 0 to {count - 1}; choose "
+                "one of these (CUDA_VISIBLE_DEVICES and nvidia-smi say which they are)"
+            )
+        self.index = index
+        self._several = count > 1  # then each thread, and each library, may have chosen another one
         self._call("cudaSetDevice", index)
         self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+        weakref.finalize(self, self._cuda.cudaStreamDestroy, self.stream).atexit = False
         self._any = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # addresses tell whose memory they are of
         self._out = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         properties = self._call("cudaGetDeviceProperties", index)
@@ -104,31 +127,39 @@ class CudaDevice:
         """Wait for the stream."""
         self._call("cudaStreamSynchronize", self.stream)
 
-    def capture(self, work: Callable[[], None]) -> Any:
+    def capture(self, work: Callable[[], None]) -> CudaGraph:
         """Record what `work` enqueues on the stream, once, as a graph for `launch`; nothing of it runs yet."""
-        self._call(
-            "cudaStreamBeginCapture", self.stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        )
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         try:
+            self._call("cudaStreamBeginCapture", self.stream, mode)
             work()
+        except BaseException:  # the stream is not to stay in capture, and what was recorded goes
+            _, graph = self._cuda.cudaStreamEndCapture(self.stream)
+            if graph:
+                self._cuda.cudaGraphDestroy(graph)
+            raise
+        graph = self._call("cudaStreamEndCapture", self.stream)
+        try:
+            executable = self._call("cudaGraphInstantiate", graph, 0)
         finally:
-            graph = self._call("cudaStreamEndCapture", self.stream)
-        made = self._call("cudaGraphInstantiate", graph, 0)
-        self._call("cudaGraphDestroy", graph)
-        return made
+            self._cuda.cudaGraphDestroy(graph)
+        return CudaGraph(executable, self._cuda.cudaGraphExecDestroy)
 
-    def launch(self, graph: Any) -> None:
+    def launch(self, graph: CudaGraph) -> None:
         """Enqueue a captured graph."""
-        self._call("cudaGraphLaunch", graph, self.stream)
+        self._call("cudaGraphLaunch", graph.executable, self.stream)
 
     def _call(self, name: str, *arguments: Any, what: str = "") -> Any:
+        if self._several:
+            self._cuda.cudaSetDevice(self.index)
         error, *results = getattr(self._cuda, name)(*arguments)
         if error != self._cuda.cudaError_t.cudaSuccess:
             raise _explained(self._cuda, name, error, what)
         return results[0] if len(results) == 1 else results
 
 
-def _library() -> Any:
+def _library() -> tuple[Any, int]:
+    """Import CUDA's library; return it and the number of GPUs, one at least."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:
@@ -139,7 +170,7 @@ def _library() -> Any:
         raise MedusaError(f"no GPU can be used: {failure}; {_REMEDY}") from failure
     if status != runtime.cudaError_t.cudaSuccess or not count:
         raise _explained(runtime, "cudaGetDeviceCount", status, "")
-    return runtime
+    return runtime, int(count)
 
 
 _REMEDY = "install NVIDIA's driver and check with nvidia-smi, or take --backend ort-cpu"

@@ -33,6 +33,7 @@ class Device(Protocol):
     """All work is queued in order; nothing waits but `read` and `synchronize`. Addresses are plain numbers."""
 
     kind: str  # the word that ONNX Runtime binds its memory under
+    index: int  # its number among those of its kind, from 0
     stream: int  # the queue's handle
 
     def facts(self) -> DeviceFacts:

@@ -86,3 +86,9 @@ class HeadArena:
             min(self.capacity, other.capacity) * self._row,
             self._height,
         )
+
+    def widened(self, nodes: int) -> HeadArena:
+        """Return a copy with more room behind the rows: they lie head by head, so all of them move."""
+        arena = HeadArena(self._device, self._model, self._element, self.batch, self.capacity, nodes)
+        arena.take_over(self)
+        return arena

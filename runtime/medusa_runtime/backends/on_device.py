@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -15,10 +16,13 @@ from medusa_runtime.backends.arena import Arena, NewArena, RowArena, Tensor
 from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, IntArray, Outputs, Step, all_outputs
 from medusa_runtime.backends.device import Device, Memory
 from medusa_runtime.backends.elements import BOOL, FLOAT32, INT32, element
+from medusa_runtime.backends.failures import check_reader, failed
+from medusa_runtime.backends.results import Results
 from medusa_runtime.backends.step_memory import StepMemory
-from medusa_runtime.errors import CapacityError
+from medusa_runtime.errors import CapacityError, MedusaError, WrongThreadError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_runtime.sizes import doubled
+from medusa_runtime.turn import Turn, in_turn
 
 FIRST_PAST = 256  # rows of the shortest past that is bound; each longer one is twice the one before
 KEPT = 128  # shapes whose bindings are held, more than usually come up: one that is let go has to be captured anew
@@ -48,6 +52,29 @@ class Binding(Protocol):
         """Run and wait."""
 
 
+class _Bound(NamedTuple):
+    """A binding and the results that it writes, which live as long as it does: larger ones may have come since."""
+
+    binding: Binding
+    results: Results
+
+
+class _Memory(NamedTuple):
+    """What is allocated for one batch, and what is bound to it: always replaced as a whole, once it is complete."""
+
+    arena: Arena
+    results: Results
+    draft: Memory
+    bound: OrderedDict[Shape, _Bound]
+
+
+class _Ran(NamedTuple):
+    """The last run that succeeded: what it was bound to, and the number of its thread."""
+
+    bound: _Bound
+    thread: int
+
+
 class OnDevice(ABC):
     """A backend on a device (`medusa_runtime.backends.base.Backend`).
 
@@ -56,20 +83,31 @@ class OnDevice(ABC):
     run.
     """
 
+    in_one_thread = False  # whether the library keeps state for each thread, so that all steps run in one
+
     def __init__(self, name: str, precision: str, model: ModelFacts, heads: HeadFacts, device: Device) -> None:
         """Nothing is allocated yet."""
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.prefill_chunk = PREFILL_CHUNK
         self.pasts = _pasts(model.context)
         self.run_seconds = 0.0
+        self.turn, self.logits_on_host = Turn(f"the backend {name!r}"), False
         self._device, self._element = device, element(precision)
         self._state = state_size(model, heads) * FLOAT32.size  # bytes of one row of `hidden`
         self._new_arena: NewArena = RowArena  # what its graph works on
-        self._arena: Arena | None = None
-        self._results: _Results | None = None
-        self._draft: Memory | None = None
-        self._bindings: OrderedDict[Shape, Binding] = OrderedDict()
-        self._binding: Binding | None = None
+        self._memory: _Memory | None = None
+        self._ran: _Ran | None = None
+        self._thread: threading.Thread | None = None  # that runs all steps, where one must
+        self._running = self._moving = False  # whether a run, or a commit, was begun and not ended
+
+    def __del__(self) -> None:
+        """Free what runs before what it runs on: bindings and their CUDA graphs, sessions or engines, the stream."""
+        self._ran = self._memory = None
+        self._unload()
+
+    @abstractmethod
+    def _unload(self) -> None:
+        """Let go of the library's sessions or engines, of which some may not have been made."""
 
     @abstractmethod
     def _served(self, shape: Shape) -> Shape:
@@ -81,42 +119,78 @@ class OnDevice(ABC):
     ) -> Binding:
         """Make what steps of a served shape run with. given, made: all inputs and outputs by name."""
 
+    @in_turn
     def allocate(self, batch: int, capacity: int) -> None:
-        """Lay the arenas out. One sequence gets the whole context at once, several what is asked for."""
-        before = self._arena
+        """Allocate the arenas. One sequence gets the whole context at once, several what is asked for."""
+        memory = self._memory
         rows = self.model.context if batch == 1 else capacity
-        if before is not None and before.batch == batch and before.capacity >= rows:
+        if memory is not None and memory.arena.batch == batch and memory.arena.capacity >= rows:
             return
         arena = self._new_arena(self._device, self.model, self._element, batch, rows, self.prefill_chunk)
-        self._lay(arena, rows=1)
+        results = Results.of(self._device, batch, 1, arena.nodes, self.model.vocab_size * FLOAT32.size, self._state)
+        draft = self._device.allocate(batch * self._state)
+        if memory is not None:  # another batch keeps the sequences that both have
+            arena.take_over(memory.arena)
+            size = min(batch, memory.arena.batch) * self._state
+            self._device.copy_rows(draft.address, size, memory.draft.address, size, size, 1)
+        self._put(_Memory(arena, results, draft, OrderedDict()))
 
+    @in_turn
     def run(self, step: Step) -> None:
         """Run one step over the past held."""
-        binding = self._bind(step)
-        binding.memory.write(step)
+        self._check_thread()
+        if self._running:  # a run was interrupted: the device may still be reading what is written next
+            self._device.synchronize()
+        self._ran = None
+        bound = self._bind(step)
+        bound.binding.memory.write(step)
+        self._running = True
         started = time.perf_counter()
-        binding.run()
+        try:
+            bound.binding.run()
+        except MedusaError:
+            raise
+        except Exception as error:  # the library raises many kinds
+            length = int(step.past_length.max())
+            raise failed(self.name, self.precision, step.input_ids.shape[1], length, error) from error
         self.run_seconds = time.perf_counter() - started
+        self._running = self._moving = False
+        self._ran = _Ran(bound, threading.get_ident())
+
+    def _check_thread(self) -> None:
+        """Raise WrongThreadError in another thread than the one that ran the first step, where that matters."""
+        if not self.in_one_thread:
+            return
+        current = threading.current_thread()
+        if self._thread is None:
+            self._thread = current
+        if self._thread is not current:
+            raise WrongThreadError(
+                f"{self.name} was asked for a step in thread {current.name!r}, expected {self._thread.name!r}, which "
+                "ran the first: its CUDA graphs and their memory belong to that thread; ask there, or load a second "
+                "engine in this one (warm_up counts as a step)"
+            )
 
     def read_tokens(self, sequence: int = 0) -> list[int]:
         """Return T ids."""
-        return self._ran().memory.read_tokens(sequence)
+        return self._last().binding.memory.read_tokens(sequence)
 
     def read_argmax(self, sequence: int = 0) -> list[int]:
         """Return R ids."""
-        return self._ran().memory.read_argmax(sequence)
+        return self._last().binding.memory.read_argmax(sequence)
 
     def read_logits(self, row: int, sequence: int = 0) -> FloatArray:
         """Return (V,) float32."""
-        rows, logits = self._ran().shape.R, np.empty(self.model.vocab_size, np.float32)
-        assert self._results is not None  # noqa: S101 -- a step has run
-        self._device.read(logits, self._results.logits.address + (sequence * rows + row) * logits.nbytes)
+        binding, results = self._last()
+        logits = np.empty(self.model.vocab_size, np.float32)
+        self._device.read(logits, results.logits.address + (sequence * binding.shape.R + row) * logits.nbytes)
         return logits
 
     def read_outputs(self) -> Outputs:
         """Return copies of all that the last run gave, without what it was padded by."""
-        binding, arena, results = self._ran(), self._arena, self._results
-        assert arena is not None and results is not None  # noqa: S101 -- a step has run
+        binding, results = self._last()
+        memory = self._memory
+        assert memory is not None  # noqa: S101 -- a step has run
         B, nodes, rows = binding.shape[:3]
         T, R = binding.memory.sizes
 
@@ -130,67 +204,80 @@ class OnDevice(ABC):
 
         logits = read(results.logits.address, B, rows, self.model.vocab_size)
         hidden = read(results.hidden.address, B, nodes, self._state // FLOAT32.size)
-        new = arena.read_new(nodes, binding.memory.past_length)[:, :, :T]  # (2·layers, B, T, W)
+        new = memory.arena.read_new(nodes, binding.memory.past_length)[:, :, :T]  # (2·layers, B, T, W)
         return all_outputs(ids(self.read_tokens), ids(self.read_argmax), logits[:, :R], hidden[:, :T], new)
 
+    @in_turn
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Copy the rows of `path` behind the past, and the last one's hidden state to where the heads read it."""
-        nodes = self._ran().shape.T
-        assert self._arena is not None and self._results is not None and self._draft is not None  # noqa: S101
-        self._arena.commit(sequence, path, length, nodes)
-        source = self._results.hidden.address + (sequence * nodes + path[-1]) * self._state
+        binding, results = self._last()
+        memory = self._memory
+        assert memory is not None  # noqa: S101 -- a step has run
+        if self._moving:
+            raise RuntimeError("an earlier commit of this step was interrupted; run the step again")
+        self._moving = True
+        nodes = binding.shape.T
+        memory.arena.commit(sequence, path, length, nodes)
+        source = results.hidden.address + (sequence * nodes + path[-1]) * self._state
         self._device.copy_rows(
-            self._draft.address + sequence * self._state, self._state, source, self._state, self._state, 1
+            memory.draft.address + sequence * self._state, self._state, source, self._state, self._state, 1
         )
+        self._moving = False
 
     def _described(self, library: str, version: str, weights: int) -> BackendFacts:
         name, driver, capability, bandwidth = self._device.facts()
         row = self.model.kv_bytes_per_token(self._element.size)
         return BackendFacts(name, driver, capability, library, version, weights, row, bandwidth)
 
-    def _ran(self) -> Binding:
-        if self._binding is None:
+    def _last(self) -> _Bound:
+        """Return what the last run was bound to."""
+        ran = self._ran
+        if ran is None:
             raise RuntimeError("no step has been run")
-        return self._binding
+        check_reader(self.name, ran.thread)
+        return ran.bound
 
-    def _lay(self, arena: Arena, rows: int) -> None:
-        """Take an arena, and results for as many nodes as it has; what the one before holds is copied over."""
-        before = self._arena
-        if before is not None and before.batch == arena.batch:
-            arena.take_over(before)
-        else:
-            self._draft = self._device.allocate(arena.batch * self._state)
-        self._device.synchronize()  # the arena before goes now
-        self._bindings.clear()
-        self._binding, self._arena = None, arena
-        self._results = _Results(
-            self._device.allocate(arena.batch * rows * self.model.vocab_size * FLOAT32.size),
-            self._device.allocate(arena.batch * arena.nodes * self._state),
-            rows,
-        )
+    def _put(self, memory: _Memory) -> None:
+        """Take other memory, complete, in place of what there was, when what is being copied from that has been."""
+        self._device.synchronize()
+        if self._memory is not None and memory.arena is not self._memory.arena:
+            self._ran = None  # its rows lie in the arena before
+        self._memory = memory
 
-    def _bind(self, step: Step) -> Binding:
+    def _bind(self, step: Step) -> _Bound:
         """Find or make what a step runs with."""
-        arena, results = self._arena, self._results
-        if arena is None or results is None:
+        memory = self._memory
+        if memory is None:
             raise RuntimeError("run before allocate")
         (B, T), R = step.input_ids.shape, step.logit_rows.shape[1]
-        if arena.batch != B:
-            raise CapacityError(f"a step of {B} sequences, arenas for {arena.batch}")
-        past = self._past(arena, int(step.past_length.max()))
+        if memory.arena.batch != B:
+            raise CapacityError(f"a step of {B} sequences, arenas for {memory.arena.batch}")
+        past = self._past(memory.arena, int(step.past_length.max()))
         shape = self._served(Shape(B, T, R, step.draft, past, _is_causal(step)))
-        binding = self._bindings.get(shape)
-        if binding is None:
-            if arena.nodes < shape.T or results.rows < shape.R:
-                nodes, rows = max(shape.T, arena.nodes), max(shape.R, results.rows)
-                self._lay(self._new_arena(self._device, self.model, self._element, B, arena.capacity, nodes), rows)
-            binding = self._bindings[shape] = self._make(shape)
-            if len(self._bindings) > KEPT:
-                self._bindings.popitem(last=False)
+        bound = memory.bound.get(shape)
+        if bound is not None:
+            memory.bound.move_to_end(shape)
+            return bound
+        memory = self._with_room(memory, shape)
+        bound = memory.bound[shape] = _Bound(self._make(memory, shape), memory.results)
+        while len(memory.bound) > KEPT:
+            memory.bound.popitem(last=False)
+        return bound
+
+    def _with_room(self, memory: _Memory, shape: Shape) -> _Memory:
+        """Return memory that steps of this shape fit in; what there was stays as it is if that cannot be had.
+
+        Only what is too small is allocated again. What was bound to smaller results keeps them.
+        """
+        results = memory.results.with_room(self._device, shape.R, shape.T)
+        if memory.arena.nodes < shape.T:
+            memory = _Memory(memory.arena.widened(shape.T), results, memory.draft, OrderedDict())
+        elif results is not memory.results:
+            memory = memory._replace(results=results)
         else:
-            self._bindings.move_to_end(shape)
-        self._binding = binding
-        return binding
+            return memory
+        self._put(memory)
+        return memory
 
     def _past(self, arena: Arena, length: int) -> int:
         """P: how many rows to bind."""
@@ -198,25 +285,23 @@ class OnDevice(ABC):
             return arena.capacity
         return min(past_shape(length), arena.capacity)
 
-    def _make(self, shape: Shape) -> Binding:
-        arena, results, draft = self._arena, self._results, self._draft
-        assert arena is not None and results is not None and draft is not None  # noqa: S101
+    def _make(self, memory: _Memory, shape: Shape) -> Binding:
         B, T, R, drafts, P, _ = shape
         state = self._state // FLOAT32.size
-        memory = StepMemory(self._device, B, T, R)
+        small_memory = StepMemory(self._device, B, T, R)
 
         def small(arrays: Mapping[str, tuple[tuple[int, ...], Any]]) -> dict[str, Tensor]:
             return {
-                name: Tensor(BOOL if dtype == np.bool_ else INT32, size, memory.addresses[name])
+                name: Tensor(BOOL if dtype == np.bool_ else INT32, size, small_memory.addresses[name])
                 for name, (size, dtype) in arrays.items()
             }
 
-        given, made = small(memory.inputs), small(memory.outputs)
-        given[contract.DRAFT_HIDDEN] = Tensor(FLOAT32.onnx, (B if drafts else 0, state), draft.address)
-        made[contract.LOGITS] = Tensor(FLOAT32.onnx, (B, R, self.model.vocab_size), results.logits.address)
-        made[contract.HIDDEN] = Tensor(FLOAT32.onnx, (B, T, state), results.hidden.address)
-        past, new = arena.tensors(P, T)
-        return self._new_binding(shape, memory, given | past, made | new)
+        given, made = small(small_memory.inputs), small(small_memory.outputs)
+        given[contract.DRAFT_HIDDEN] = Tensor(FLOAT32.onnx, (B if drafts else 0, state), memory.draft.address)
+        made[contract.LOGITS] = Tensor(FLOAT32.onnx, (B, R, self.model.vocab_size), memory.results.logits.address)
+        made[contract.HIDDEN] = Tensor(FLOAT32.onnx, (B, T, state), memory.results.hidden.address)
+        past, new = memory.arena.tensors(P, T)
+        return self._new_binding(shape, small_memory, given | past, made | new)
 
 
 def past_shape(length: int) -> int:
@@ -235,24 +320,3 @@ def _pasts(context: int) -> tuple[int, ...]:
     while sizes[-1] < context:
         sizes.append(2 * sizes[-1])
     return (*sizes[:-1], min(sizes[-1], context))
-
-
-class _Results(NamedTuple):
-    """What a step gives that stays on the device. rows: R at most."""
-
-    logits: Memory
-    hidden: Memory
-    rows: int
-
-
-def check_room(device: Device, name: str, model: ModelFacts, itemsize: int, weights: int, workspace: int) -> None:
-    """Raise CapacityError where weights, KV rows and workspace (all in bytes) do not fit, before anything is loaded."""
-    rows = model.context
-    cache = rows * model.kv_bytes_per_token(itemsize)
-    needed, free = weights + cache + workspace, device.free_bytes()
-    if needed > free:
-        raise CapacityError(
-            f"{name} needs about {needed / 1e9:.1f} GB: weights {weights / 1e9:.1f}, keys and values of {rows} tokens "
-            f"{cache / 1e9:.1f}, workspace {workspace / 1e9:.1f}; {free / 1e9:.1f} GB are free. Close what else uses "
-            "the GPU, take a precision of fewer bits, or give a smaller max_length"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +14,27 @@ from numpy.typing import NDArray
 
 from medusa_runtime import contract
 from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, Outputs, Step, all_outputs
+from medusa_runtime.backends.failures import check_reader, failed
 from medusa_runtime.backends.weights import weight_bytes
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
 from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_runtime.threads import default_threads, processor_name
+from medusa_runtime.turn import Turn, in_turn
 
 LEAST_VERSION = (1, 31)  # before it, TopK over no rows (a step without a draft) ends the process by SIGFPE
 
 
-def load(bundle: Bundle, model: ModelFacts, name: str, precision: str | None, threads: int | None) -> OrtBackend:
-    """Make the backend that `medusa_runtime.backends.load_backend` asks for."""
+def load(
+    bundle: Bundle,
+    model: ModelFacts,
+    name: str,
+    precision: str | None,
+    threads: int | None,
+    gpu: int,  # noqa: ARG001
+) -> OrtBackend:
+    """Make the backend that `medusa_runtime.backends.load_backend` asks for; a GPU's number means nothing to a CPU."""
     facts, path = bundle.graph(name, precision)
     return OrtBackend(path, model, bundle.heads, name=name, precision=facts.precision, threads=threads)
 
@@ -52,6 +62,7 @@ class OrtBackend:
         self.prefill_chunk = PREFILL_CHUNK
         self.pasts: tuple[int, ...] = ()
         self.run_seconds = 0.0
+        self.turn, self.logits_on_host = Turn(f"the backend {name!r}"), True
         self._graph = graph
         self._session = _session(graph, threads or default_threads())
         self._capacity = 0
@@ -60,13 +71,16 @@ class OrtBackend:
         self._draft_row = self._draft_hidden[0].data
         self._bindings: WeakKeyDictionary[Step, _Binding] = WeakKeyDictionary()
         self._step: Step | None = None
-        self._binding: _Binding | None = None  # that of `_step`, the last one run
+        self._binding: _Binding | None = None  # that of `_step`
+        self._ran: tuple[int, _Binding] | None = None  # the last run's thread and what it gave; None if it failed
+        self._moving = False  # whether a commit was begun and not ended: rows of the last step are no more
 
     def facts(self) -> BackendFacts:
         """Describe processor and library; how fast its memory is, is not known."""
         version, row = find_library("cpu").__version__, self.model.kv_bytes_per_token(self._arena.itemsize)
         return BackendFacts(processor_name(), "", "", "onnxruntime", version, weight_bytes(self._graph), row, None)
 
+    @in_turn
     def allocate(self, batch: int, capacity: int) -> None:
         """Lay the arena out, keeping the rows that were there before. A batch of more than one raises CapacityError."""
         if batch != 1:
@@ -81,21 +95,29 @@ class OrtBackend:
             raise CapacityError(f"no memory for a KV cache of {size / 1e6:.0f} MB ({capacity} rows)") from error
         kept = min(capacity + SPARE_ROWS, rows)
         arena[:, :, :kept] = self._arena[:, :, :kept]
-        self._arena, self._capacity = arena, capacity
-        self._bindings.clear()  # they hold the arena before
         self._step = None  # what the last one gave can still be read
+        self._bindings.clear()  # they hold the arena before
+        self._arena = arena  # last, and before the capacity: wherever this ends, no step is bound to less than it needs
+        self._capacity = capacity
 
+    @in_turn
     def run(self, step: Step) -> None:
         """Run one step over the past held."""
-        if step is not self._step:
-            self._bind(step)
-        binding = self._results()
+        self._ran = None
+        binding = self._binding if step is self._step else None
+        if binding is None:
+            binding = self._bind(step)
         end = binding.past_length[0] + binding.nodes
         if end > self._capacity:  # the step would write beyond the arena
             raise RuntimeError(f"{end} rows do not lie in an arena of {self._capacity}")
         started = time.perf_counter()
-        self._session.run_with_iobinding(binding.io)
+        try:
+            self._session.run_with_iobinding(binding.io)
+        except Exception as error:  # the library raises many kinds
+            raise failed(self.name, self.precision, binding.nodes, int(binding.past_length[0]), error) from error
         self.run_seconds = time.perf_counter() - started
+        self._moving = False
+        self._ran = threading.get_ident(), binding
 
     def read_tokens(self, sequence: int = 0) -> list[int]:
         """Return T ids."""
@@ -120,6 +142,7 @@ class OrtBackend:
             np.array(ran.tokens), np.array(ran.argmax), ran.logits.copy(), np.array(ran.hidden), new.copy()
         )
 
+    @in_turn
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Move the rows of `path` together, all layers at once, and copy the last one's hidden state.
 
@@ -128,25 +151,35 @@ class OrtBackend:
         end, last = length + len(path), path[-1]
         if end > self._capacity:
             raise RuntimeError(f"{length} + {len(path)} rows do not fit an arena of {self._capacity}")
+        ran = self._results()
+        if self._moving:
+            raise RuntimeError("an earlier commit of this step was interrupted; run the step again")
+        self._moving = True
         if last != len(path) - 1:
             arena = self._arena
             for row, node in enumerate(path):  # ascending, so that no row is overwritten before it is read
                 if row != node:
                     arena[:, :, length + row] = arena[:, :, length + node]
-        self._draft_row[:] = self._results().hidden[sequence][last]
+        self._draft_row[:] = ran.hidden[sequence][last]
+        self._moving = False
 
     def _results(self) -> _Binding:
-        if self._binding is None:
+        ran = self._ran
+        if ran is None:
             raise RuntimeError("no step has been run")
-        return self._binding
+        check_reader(self.name, ran[0])
+        return ran[1]
 
-    def _bind(self, step: Step) -> None:
+    def _bind(self, step: Step) -> _Binding:
         """Make `step` the one that runs, with buffers bound now if it is new."""
         binding = self._bindings.get(step)
         if binding is None:
             binding = _Binding(self._session, self.model, step, self._draft_hidden, self._arena)
             self._bindings[step] = binding
-        self._step, self._binding = step, binding
+        self._step = None  # at no moment a step with the binding of another
+        self._binding = binding
+        self._step = step
+        return binding
 
 
 class _Binding:

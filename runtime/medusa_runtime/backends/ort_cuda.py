@@ -11,8 +11,9 @@ from medusa_runtime.backends.base import LONGEST_CHUNK, BackendFacts
 from medusa_runtime.backends.device import Device
 from medusa_runtime.backends.elements import element
 from medusa_runtime.backends.head_arena import HeadArena
-from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
+from medusa_runtime.backends.on_device import OnDevice, Shape
 from medusa_runtime.backends.ort import find_library, open_session
+from medusa_runtime.backends.room import check_room
 from medusa_runtime.backends.shared_weights import SharedWeights
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.backends.weights import weight_bytes
@@ -38,11 +39,12 @@ def load(
     name: str,
     precision: str | None,
     threads: int | None,  # noqa: ARG001
+    gpu: int,
 ) -> OrtCudaBackend:
     """Make the backend that `medusa_runtime.backends.load_backend` asks for; threads mean nothing to a GPU."""
     from medusa_runtime.backends.cuda import CudaDevice
 
-    return load_on(CudaDevice(), bundle, model, name, precision)
+    return load_on(CudaDevice(gpu), bundle, model, name, precision)
 
 
 def load_on(device: Device, bundle: Bundle, model: ModelFacts, name: str, precision: str | None) -> OrtCudaBackend:
@@ -56,8 +58,11 @@ def load_on(device: Device, bundle: Bundle, model: ModelFacts, name: str, precis
 class OrtCudaBackend(OnDevice):
     """Runs a graph with the CUDA provider, and for tokens in a row another one beside it, over the same weights.
 
-    The first run of a shape is a plain one, the second is captured as a CUDA graph, all others replay that.
+    The first run of a shape is a plain one, the second is captured as a CUDA graph, all others replay that. ONNX
+    Runtime keeps these graphs and their memory for each thread, so all steps run in the thread that ran the first one.
     """
+
+    in_one_thread = True
 
     def __init__(
         self,
@@ -103,9 +108,13 @@ class OrtCudaBackend(OnDevice):
             raise BundleError(f"a graph of {self.name} asks for {unknown[0]!r}, which no step has; build it again")
         for bind, tensors in ((io.bind_input, {one: given[one] for one in session.inputs}), (io.bind_output, made)):
             for name, tensor in tensors.items():
-                bind(name, self._device.kind, 0, tensor.number, tensor.shape, tensor.address)
+                bind(name, self._device.kind, self._device.index, tensor.number, tensor.shape, tensor.address)
         self._graphs += 1  # never used again: a graph holds the addresses of its first run
         return _Binding(session.library, io, shape, memory, str(self._graphs))
+
+    def _unload(self) -> None:
+        for name in ("_session", "_causal"):
+            vars(self).pop(name, None)
 
 
 class _Binding:
@@ -113,7 +122,7 @@ class _Binding:
 
     def __init__(self, session: Any, io: Any, shape: Shape, memory: StepMemory, graph: str) -> None:
         self.shape, self.memory = shape, memory
-        self._run, self._io = session.run_with_iobinding, io
+        self._io, self._run = io, session.run_with_iobinding
         self._options = [_run_options(NO_GRAPH), _run_options(graph)]  # of the first run, and of those after it
 
     def run(self) -> None:
@@ -135,8 +144,9 @@ class _Session:
 
     def __init__(self, graph: Path, device: Device, shared: SharedWeights | None) -> None:
         options = find_library("gpu").SessionOptions()
-        self._held = shared.give(graph, options) if shared else []
+        held = shared.give(graph, options) if shared else []
         self.library = _open(graph, device, options)
+        self._held = held, device  # weights and stream must outlive the library's session: attributes go in this order
         self.inputs = {given.name for given in self.library.get_inputs()}
 
 
@@ -152,6 +162,7 @@ def _open(graph: Path, device: Device, options: Any) -> Any:
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA's libraries as packages, where they are not installed otherwise
         cuda = {
+            "device_id": str(device.index),
             "user_compute_stream": str(device.stream),
             "enable_cuda_graph": "1",
             "use_tf32": "0",  # in 16 bits too: logits are fp32, and with it fewer of a tree's tokens are plain ones

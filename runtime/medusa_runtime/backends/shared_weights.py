@@ -66,7 +66,7 @@ class SharedWeights:
 
         held: list[Any] = [self]
         for weight, memory in self._weights[graph]:
-            value = onnxruntime.OrtValue.from_dlpack(_capsule(weight, memory.address, self._device.kind))
+            value = onnxruntime.OrtValue.from_dlpack(_capsule(weight, memory.address, self._device))
             options.add_initializer(weight.name, value)
             held.append(value)
         return held
@@ -88,14 +88,16 @@ class SharedWeights:
         return memory
 
 
-def _capsule(weight: Weight, address: int, kind: str) -> Any:
-    """Return a DLPack capsule over memory; who takes it frees what describes it, not the memory."""
+def _capsule(weight: Weight, address: int, device: Device) -> Any:
+    """Return a DLPack capsule over a device's memory; who takes it frees what describes it, not the memory."""
     rank, size = len(weight.shape), ctypes.sizeof(_Tensor)
     place = _allocate(size + 8 * rank)
     (ctypes.c_int64 * rank).from_address(place + size)[:] = list(weight.shape)
     code, bits = TYPES[weight.dtype]
     # what is called with `place`, by whoever took it
     free = ctypes.cast(ctypes.pythonapi.PyMem_RawFree, ctypes.c_void_p)
-    tensor = _Tensor(address, DEVICES[kind], 0, rank, code, bits, 1, place + size, None, 0, None, free)
+    tensor = _Tensor(
+        address, DEVICES[device.kind], device.index, rank, code, bits, 1, place + size, None, 0, None, free
+    )
     ctypes.memmove(place, ctypes.addressof(tensor), size)
     return _new_capsule(place, b"dltensor", None)

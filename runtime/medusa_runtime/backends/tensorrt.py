@@ -12,7 +12,8 @@ from medusa_runtime.backends.arena import Tensor
 from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.backends.cuda import CudaDevice
 from medusa_runtime.backends.elements import element
-from medusa_runtime.backends.on_device import OnDevice, Shape, check_room
+from medusa_runtime.backends.on_device import OnDevice, Shape
+from medusa_runtime.backends.room import check_room
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.backends.token_arena import TokenArena
 from medusa_runtime.bundle import Bundle
@@ -36,6 +37,7 @@ def load(
     name: str,
     precision: str | None,
     threads: int | None,  # noqa: ARG001
+    gpu: int,
 ) -> TensorRtBackend:
     """Make the backend that `medusa_runtime.backends.load_backend` asks for; threads mean nothing to a GPU."""
     engines = bundle.engines(name, precision)
@@ -45,7 +47,7 @@ def load(
             f"{bundle.root} has no engines for {key} yet; build them where they are to run: "
             f"medusa-export engines {bundle.root}"
         )
-    return TensorRtBackend(engines, model, bundle.heads, CudaDevice(), name=name)
+    return TensorRtBackend(engines, model, bundle.heads, CudaDevice(gpu), name=name)
 
 
 class TensorRtBackend(OnDevice):
@@ -153,6 +155,10 @@ class TensorRtBackend(OnDevice):
         if engine is None:
             raise BundleError(f"{self.name} cannot load {self._files[facts]}; {REMEDY}")
         return _Engine(self._trt, engine, self._device)
+
+    def _unload(self) -> None:
+        for name in ("_loaded", "_runtime"):
+            vars(self).pop(name, None)
 
 
 class _Engine:

@@ -29,7 +29,7 @@ def test_every_kind_of_step(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.
     def run(backend: TensorRtBackend, step: Any) -> None:
         runs(backend, step)
         steps.append(step)
-        held.append(backend._arena.capacity if backend._arena else 0)  # no more than are read
+        held.append(backend._memory.arena.capacity if backend._memory else 0)  # no more than are read
         backend.run_seconds = 0.5 if len(steps) <= WARM else 0.002
 
     monkeypatch.setattr(TensorRtBackend, "run", run)
@@ -46,10 +46,10 @@ def test_an_engine_that_cannot_run_does_not_stay(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts, path = next(iter(engines(bundle, tmp_path).items()))
-    monkeypatch.setattr(cuda, "CudaDevice", Gpu)
+    monkeypatch.setattr(cuda, "CudaDevice", lambda _gpu: Gpu())
     timed = make._timed(facts, path, bundle.manifest)
     assert timed.step_ms is not None and timed.step_ms > 0
-    monkeypatch.setattr(cuda, "CudaDevice", lambda: Gpu(free=1000))
+    monkeypatch.setattr(cuda, "CudaDevice", lambda _gpu: Gpu(free=1000))
     with pytest.raises(CapacityError, match=r"0\.0 GB are free"):
         make._timed(facts, path, bundle.manifest)
     assert not path.exists()

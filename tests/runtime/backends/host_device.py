@@ -19,6 +19,7 @@ class Block:
 class HostDevice:
     kind = "cpu"
     stream = 0
+    index = 0
 
     def __init__(self, free: int = 1 << 34) -> None:
         self.free = free

@@ -83,7 +83,7 @@ class FakeCuda:
 
 def test_a_gpu_is_described_and_its_memory_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     library = FakeCuda()
-    monkeypatch.setattr(cuda, "_library", lambda: library)
+    monkeypatch.setattr(cuda, "_library", lambda: (library, 1))
     monkeypatch.setattr(cuda, "_driver_release", lambda: "580.65.06")
     clock = iter([0.0, 4e-3, 1.0, 1.0 + 2e-3, 2.0, 2.0 + 8e-3, 3.0, 3.0 + 3e-3, 4.0, 4.0 + 3e-3])
     monkeypatch.setattr(cuda.time, "perf_counter", lambda: next(clock))
@@ -94,7 +94,7 @@ def test_a_gpu_is_described_and_its_memory_timed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_full_gpu_is_described_without_its_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_library", lambda: FakeCuda(status=2))
+    monkeypatch.setattr(cuda, "_library", lambda: (FakeCuda(status=2), 1))
     monkeypatch.setattr(cuda, "_driver_release", lambda: "")
     facts = CudaDevice().facts()
     assert (facts.driver, facts.bandwidth) == ("CUDA 13.0", None)

@@ -109,12 +109,12 @@ def test_tokens_in_a_row_take_the_graph_without_a_mask_and_a_tree_the_other(bund
     for one in (backend, exact):
         cache = KvCache(one)
         one.run(literal_step(np.array([4, 8, 15], np.int32), 0, np.array([2], np.int32)))
-        assert one._ran().shape.causal is (one is backend)
+        assert one._last().binding.shape.causal is (one is backend)
         cache.commit(range(3))
     for mask, causal in ((np.tri(4, dtype=np.bool_), True), (BRANCHED, False)):
         for one in (backend, exact):
             one.run(literal(mask, 3))
-        shape = backend._ran().shape
+        shape = backend._last().binding.shape
         assert (shape.causal, shape.T) == (causal, 4 if causal else LEAST_NODES)
         for name, expected in exact.read_outputs().items():
             got = backend.read_outputs()[name]
@@ -130,7 +130,7 @@ def test_a_model_without_such_a_graph_takes_the_other_for_all(bundle: Bundle) ->
     for backend in (both, one):
         assert len(answer(Decoder(backend), PROMPT)) == 40
         logits.append(backend.read_logits(0))
-    assert [backend._ran().shape.T for backend in (both, one)] == [1, LEAST_NODES]
+    assert [backend._last().binding.shape.T for backend in (both, one)] == [1, LEAST_NODES]
     np.testing.assert_allclose(*logits, atol=0.02 * np.abs(logits[0]).max())
 
 
@@ -140,13 +140,13 @@ def test_after_warming_up_no_shape_is_new(bundle: Bundle, precision: str) -> Non
     decoder = Decoder(backend, bundle.profile("tree-8"))
     decoder.warm_up()
     assert backend.pasts == (FIRST_PAST, bundle.model.context)
-    ready = set(backend._bindings)
+    ready = set(backend._memory.bound)
     long = np.random.default_rng(2).integers(3, bundle.model.vocab_size, PREFILL_CHUNK + 20).tolist()
     for prompt in (PROMPT, long, [7]):  # into the longer past, and a row alone
         assert answer(decoder, prompt) == answer(Decoder(cold, bundle.profile("tree-8")), prompt)
     decoder.use(TreeProfile.plain())
     answer(decoder, PROMPT)
-    assert set(backend._bindings) == ready
+    assert set(backend._memory.bound) == ready
 
 
 def test_a_graph_that_asks_for_something_else_is_refused(bundle: Bundle) -> None:
@@ -174,7 +174,7 @@ def test_prompts_of_many_lengths_are_of_few_shapes(bundle: Bundle) -> None:
         decoder = Decoder(backend, bundle.profile("tree-4"))
         for length in range(5, 45):
             answers[length] = answer(decoder, [*PROMPT * 8][:length], tokens=2)
-        shapes = {(shape.T, shape.R) for shape in backend._bindings}
+        shapes = {(shape.T, shape.R) for shape in backend._memory.bound}
         tree = max(4, least)
         assert shapes == {(nodes, 1) for nodes in (8, 16, 32, 64)} | {(tree, tree)}
         assert answers[17] == answer(Decoder(on_host(bundle, precision)), [*PROMPT * 8][:17], tokens=2)
@@ -186,7 +186,7 @@ def test_a_long_prompt_takes_longer_steps_where_no_scores_are_written_out(bundle
     for precision in ("fp32", "fp16"):
         decoder = Decoder(on_host(bundle, precision))
         decoder.start(prompt, 2, stop_ids=())
-        steps[precision] = [shape.T for shape in decoder.backend._bindings]
+        steps[precision] = [shape.T for shape in decoder.backend._memory.bound]
     assert steps == {"fp32": [PREFILL_CHUNK, 64], "fp16": [512]}
 
 
@@ -244,8 +244,8 @@ def test_several_sequences_grow_together(bundle: Bundle) -> None:
 def test_a_longer_past_is_another_shape(bundle: Bundle) -> None:
     backend = on_host(bundle, "fp32")
     backend.allocate(1, 16)
-    assert backend._arena is not None
-    assert [backend._past(backend._arena, length) for length in (0, 1, FIRST_PAST, FIRST_PAST + 1)] == [
+    assert backend._memory is not None
+    assert [backend._past(backend._memory.arena, length) for length in (0, 1, FIRST_PAST, FIRST_PAST + 1)] == [
         256,
         256,
         256,

@@ -1,0 +1,80 @@
+"""Checks of what callers pass: each refuses a value of another type with an error that says what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medusa_runtime.errors import ArgumentError, MedusaError, PromptError
+
+
+def whole_number(what: str, value: object, least: int, error: type[MedusaError] = ArgumentError) -> int:
+    """Return an int or a numpy integer as an int. Raises `error` for other types, bool included, and below `least`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise error(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a whole number: pass an int")
+    if value < least:
+        raise error(f"{what} is {value}; expected at least {least}: pass a larger one")
+    return int(value)
+
+
+def optional_number(what: str, value: object, least: int) -> int | None:
+    """Return None or a whole number of at least `least`. Raises ArgumentError."""
+    return None if value is None else whole_number(what, value, least)
+
+
+def text(what: str, value: object) -> str:
+    """Return a str that is not empty. Raises ArgumentError for all else."""
+    if not isinstance(value, str) or not value:
+        raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a name: pass a str")
+    return value
+
+
+def optional_text(what: str, value: object) -> str | None:
+    """Return None or a str that is not empty. Raises ArgumentError."""
+    return None if value is None else text(what, value)
+
+
+def token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:
+    """Return a prompt's token ids, (N,) with N at least 1, each from 0 to `vocabulary` - 1.
+
+    Accepted are sequences of int and of numpy integers, and numpy arrays of any integer type. Raises PromptError.
+    """
+    if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (str, bytes, bytearray)):
+        raise PromptError(
+            f"the prompt is {prompt!r:.80}, of type {type(prompt).__name__}; expected one flat list of token ids: "
+            "encode a text first"
+        )
+    if isinstance(prompt, np.ndarray) and prompt.ndim != 1:
+        raise PromptError(f"the prompt has the shape {prompt.shape}; expected one flat list of token ids")
+    if not len(prompt):
+        raise PromptError("the prompt is empty: expected at least one token")
+    if not isinstance(prompt, np.ndarray):
+        _check_ids("the prompt", prompt)
+    elif not np.issubdtype(prompt.dtype, np.integer):
+        raise PromptError(f"the prompt is an array of {prompt.dtype}; expected one flat list of token ids, integers")
+    ends = (prompt.min(), prompt.max()) if isinstance(prompt, np.ndarray) else (min(prompt), max(prompt))
+    low, high = map(int, ends)  # before they are put into 64 bits
+    if low < 0 or high >= vocabulary:
+        raise PromptError(
+            f"the prompt has token ids outside 0 … {vocabulary - 1}, from {low} to {high}; was another tokenizer used?"
+        )
+    return np.asarray(prompt, dtype=np.int64)
+
+
+def stop_set(stop_ids: object) -> frozenset[int]:
+    """Return the ids that end an answer. Raises PromptError for what is no collection of whole numbers."""
+    if not isinstance(stop_ids, Collection) or isinstance(stop_ids, (str, bytes, bytearray)):
+        raise PromptError(f"stop_ids is {stop_ids!r:.80}; expected a set or list of token ids, () for none")
+    _check_ids("stop_ids", stop_ids)
+    return frozenset(int(one) for one in stop_ids)
+
+
+def _check_ids(what: str, ids: Iterable[object]) -> None:
+    for index, one in enumerate(ids):
+        if isinstance(one, (bool, np.bool_)) or not isinstance(one, (int, np.integer)):
+            raise PromptError(
+                f"{what} holds {one!r:.80}, of type {type(one).__name__}, at place {index}; expected one flat list of "
+                "token ids, whole numbers"
+            )

@@ -1,0 +1,148 @@
+"""One call at a time: who is refused, and that no interrupt leaves the turn taken."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from medusa_runtime.errors import BusyError
+from medusa_runtime.turn import Turn, alone, in_turn
+
+
+class Worker:
+    def __init__(self) -> None:
+        self.turn = Turn("the worker")
+
+    @in_turn
+    def inner(self) -> str:
+        return "done"
+
+    @in_turn
+    def outer(self, work: Callable[[], Any]) -> Any:
+        return work(), self.inner()
+
+    @alone
+    def whole(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+
+def elsewhere(work: Callable[[], Any]) -> Any:
+    """What `work` gives in another thread, or what it raises there."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, name="second")
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_call_inside_of_a_call_shares_its_turn_and_another_threads_is_refused() -> None:
+    worker = Worker()
+    inside, other = worker.outer(lambda: (worker.inner(), elsewhere(worker.inner)))[0]
+    assert inside == "done"
+    assert isinstance(other, BusyError)
+    assert str(other).startswith(
+        "the worker is at work in thread 'MainThread', expected one call at a time; wait until"
+    )
+    assert elsewhere(worker.inner) == "done"
+
+
+def test_a_whole_call_is_refused_inside_of_another() -> None:
+    worker = Worker()
+    with pytest.raises(BusyError, match="is at work in thread 'MainThread'"):
+        worker.outer(lambda: worker.whole(lambda: None))
+    assert worker.whole(worker.inner) == "done"
+
+
+def test_a_refused_call_does_not_end_the_turn_of_the_first() -> None:
+    worker = Worker()
+
+    def work() -> list[Any]:
+        return [elsewhere(worker.inner), elsewhere(worker.inner)]
+
+    assert all(isinstance(error, BusyError) for error in worker.outer(work)[0])
+
+
+def test_an_error_ends_the_turn() -> None:
+    worker = Worker()
+    with pytest.raises(ZeroDivisionError):
+        worker.outer(lambda: 1 / 0)
+    assert elsewhere(worker.inner) == "done"
+
+
+def interrupted(work: Callable[[], Any], number: int, event: str) -> bool:
+    """Do the work, interrupted at event number `number` in its own frames; return whether it came that far."""
+    left = number
+
+    def trace(frame: Any, kind: str, _argument: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename.endswith("turn.py"):
+            frame.f_trace_opcodes = event == "opcode"
+        if kind == event and frame.f_code.co_filename.endswith("turn.py"):
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("event", ["line", "opcode"])
+def test_wherever_an_interrupt_comes_the_turn_ends(event: str) -> None:
+    number = 0
+    worker = Worker()
+    while interrupted(lambda: worker.outer(lambda: None), number, event):
+        assert elsewhere(worker.inner) == "done", number
+        assert worker.whole(worker.inner) == "done"
+        number += 1
+    assert number > 20
+
+
+def test_of_many_threads_one_works_at_a_time() -> None:
+    worker, at_work, most, refused, done = Worker(), [0], [0], [0], [0]
+    barrier = threading.Barrier(8)
+
+    def work() -> None:
+        at_work[0] += 1
+        most[0] = max(most[0], at_work[0])
+        sum(range(200))
+        at_work[0] -= 1
+
+    def run() -> None:
+        barrier.wait()
+        for _ in range(400):
+            try:
+                worker.outer(work)
+                done[0] += 1
+            except BusyError:
+                refused[0] += 1
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert most == [1]
+    assert done[0] and refused[0]
