@@ -11,6 +11,8 @@ import pytest
 from medusa_runtime.errors import BusyError
 from medusa_runtime.turn import Turn, alone, in_turn
 
+from .interrupting import elsewhere, interrupted
+
 
 class Worker:
     def __init__(self) -> None:
@@ -27,22 +29,6 @@ class Worker:
     @alone
     def whole(self, work: Callable[[], Any]) -> Any:
         return work()
-
-
-def elsewhere(work: Callable[[], Any]) -> Any:
-    """What `work` gives in another thread, or what it raises there."""
-    found: list[Any] = []
-
-    def run() -> None:
-        try:
-            found.append(work())
-        except BaseException as error:
-            found.append(error)
-
-    thread = threading.Thread(target=run, name="second")
-    thread.start()
-    thread.join()
-    return found[0]
 
 
 def test_a_call_inside_of_a_call_shares_its_turn_and_another_threads_is_refused() -> None:
@@ -79,36 +65,11 @@ def test_an_error_ends_the_turn() -> None:
     assert elsewhere(worker.inner) == "done"
 
 
-def interrupted(work: Callable[[], Any], number: int, event: str) -> bool:
-    """Do the work, interrupted at event number `number` in its own frames; return whether it came that far."""
-    left = number
-
-    def trace(frame: Any, kind: str, _argument: Any) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename.endswith("turn.py"):
-            frame.f_trace_opcodes = event == "opcode"
-        if kind == event and frame.f_code.co_filename.endswith("turn.py"):
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 @pytest.mark.parametrize("event", ["line", "opcode"])
 def test_wherever_an_interrupt_comes_the_turn_ends(event: str) -> None:
     number = 0
     worker = Worker()
-    while interrupted(lambda: worker.outer(lambda: None), number, event):
+    while interrupted(lambda: worker.outer(lambda: None), number, ("turn.py",), event):
         assert elsewhere(worker.inner) == "done", number
         assert worker.whole(worker.inner) == "done"
         number += 1
