@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +13,8 @@ from medusa_profiles import catalogue
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import to_toml
 from medusa_runtime.bundle import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, seal
-from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
-from medusa_runtime.manifest import FILE_NAME, Manifest
+from medusa_runtime.manifest import Manifest
 
 from medusa_exporter import models
 from medusa_exporter.engines.flavours import FLAVOURS, fusing
@@ -26,6 +22,7 @@ from medusa_exporter.engines.make import carry_over
 from medusa_exporter.engines.plan import StepSize, graph_file, graph_files, step_sizes
 from medusa_exporter.heads.facts import read_head_facts
 from medusa_exporter.models import ModelSource
+from medusa_exporter.placing import Site, appearing, check_target, claimed
 from medusa_exporter.precisions import FIXED_SCALES, choose, default_profile
 from medusa_exporter.sources import describe_sources, unchanged, versions
 
@@ -75,14 +72,17 @@ def build(
     steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch)
     fused = fusing(backend for backend, _ in pairs)
     sources = describe_sources(source, heads, graph_files(pairs, steps), trees, fused)
-    if not force and (manifest := unchanged(bundle, sources)):
+    if not force and Site(bundle.resolve()).at_rest and (manifest := unchanged(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
-    _check_target(bundle)
+    check_target(bundle)
     models.check_family(source)
     models.import_extra("onnxscript", "export")
-    with _appearing(bundle) as folder:
-        report(f"load model {source.gguf or source.location}")
-        manifest = _fill(folder, source, heads, pairs, steps, trees, fused, sources, report, bundle)
+    with claimed(bundle, report) as site:
+        if not force and (manifest := unchanged(bundle, sources)):  # another command made it while this one waited
+            return BuildResult(bundle, manifest, built=False)
+        with appearing(site) as folder:
+            report(f"load model {source.gguf or source.location}")
+            manifest = _fill(folder, source, heads, pairs, steps, trees, fused, sources, report, bundle)
     return BuildResult(bundle, manifest, built=True)
 
 
@@ -215,41 +215,3 @@ def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         (folder / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     (folder / SPECIAL_TOKENS).write_text(json.dumps(special, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def _check_target(bundle: Path) -> None:
-    """Refuse to build over anything that is not a bundle or an empty folder: nothing of the user's is ever removed."""
-    if bundle.is_dir() and not (bundle / FILE_NAME).is_file() and any(bundle.iterdir()):
-        raise BundleError(f"{bundle} is a folder with other things in it, not a bundle; give another place or empty it")
-    if bundle.exists() and not bundle.is_dir():
-        raise BundleError(f"{bundle} is a file; give the folder that is to hold the bundle")
-
-
-@contextlib.contextmanager
-def _appearing(bundle: Path) -> Iterator[Path]:
-    """Give an empty folder beside `bundle` that takes its place when the block ends well, and vanishes otherwise."""
-    parent, name = bundle.resolve().parent, bundle.resolve().name
-    parent.mkdir(parents=True, exist_ok=True)
-    _sweep(parent, name)
-    folder, old = (parent / f".{name}.{what}-{os.getpid()}" for what in ("building", "old"))
-    folder.mkdir()
-    try:
-        yield folder
-        if bundle.exists():
-            bundle.resolve().rename(old)
-        folder.rename(parent / name)
-    except BaseException:
-        if old.exists() and not bundle.exists():
-            old.rename(parent / name)
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _sweep(parent: Path, name: str) -> None:
-    """Remove what killed builds of this bundle have left; folders of builds that still run stay."""
-    for left in parent.glob(f".{name}.*-*"):
-        process = left.name.rsplit("-", 1)[1]
-        if process.isdigit() and not Path(f"/proc/{process}").exists():
-            shutil.rmtree(left, ignore_errors=True)

@@ -29,6 +29,9 @@ _BLOCK = 4 << 20  # bytes read and hashed at a time
 _HASH_THREADS = 4
 _SCRATCH = ".manifest.json.tmp"
 
+# What the tools of a hub put into a bundle's folder: never listed, never read, and not part of the bundle.
+TOLERATED = ("README.md", ".gitattributes", ".cache", ".git")
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -54,7 +57,7 @@ class Bundle:
             if not (root / FILE_NAME).exists():
                 raise BundleError(f"{folder} is not a bundle, it has no {FILE_NAME}; {REMEDY}")
             manifest = Manifest.from_bytes(_read(_inside(root, FILE_NAME), MAX_BYTES), str(folder / FILE_NAME))
-            present = set(_walk(root)) - {FILE_NAME}
+            present = set(walk(root)) - {FILE_NAME}
             if unlisted := sorted(present - manifest.files.keys()):
                 raise BundleError(f"{folder} holds {unlisted[0]!r}, which its manifest does not list; remove it")
             paths = {name: _inside(root, name) for name in manifest.files}
@@ -191,7 +194,7 @@ def seal(
     """
     root = folder.resolve(strict=True)
     (root / _SCRATCH).unlink(missing_ok=True)  # left by a run that was cut off
-    names = sorted(set(_walk(root)) - {FILE_NAME})
+    names = sorted(set(walk(root)) - {FILE_NAME})
     for name in names:
         check_path("a file's path", name)
     paths = {name: _inside(root, name) for name in names if name not in (known or {})}
@@ -223,7 +226,7 @@ def verify_sizes(folder: Path, manifest: Manifest) -> bool:
     try:
         root = folder.resolve(strict=True)
         sealed_at = _inside(root, FILE_NAME).stat().st_mtime_ns
-        if set(_walk(root)) != {FILE_NAME, *manifest.files}:
+        if set(walk(root)) != {FILE_NAME, *manifest.files}:
             return False
         for name, facts in manifest.files.items():
             status = _inside(root, name).stat()
@@ -242,20 +245,38 @@ def _inside(root: Path, name: str) -> Path:
         raise BundleError(f"{root} lacks {name!r}, which its manifest lists; {REMEDY}") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         raise BundleError(f"{name!r} of {root} leads nowhere: {error}; {REMEDY}") from None
-    if not path.is_relative_to(root):
+    if not path.is_relative_to(root) and not _in_cache(root, path):
         raise BundleError(f"{name!r} of {root} is a link that leaves the bundle; put the file itself there")
     if not stat.S_ISREG(path.stat().st_mode):
         raise BundleError(f"{name!r} of {root} is not a regular file; {REMEDY}")
     return path
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Give the POSIX path below `root` of everything that is not a plain folder, links to folders included."""
+def _in_cache(root: Path, path: Path) -> bool:
+    """Tell whether `root` is a snapshot in a Hugging Face hub's cache, and `path` where that cache keeps contents.
+
+    A snapshot is CACHE/models--OWNER--NAME/snapshots/REVISION; its files are links into the `blobs`
+    of models--OWNER--NAME, and what lies there may link into CACHE/blobs/xx (huggingface_hub's guide to its cache).
+    """
+    repository = root.parent.parent
+    if root.parent.name != "snapshots" or "--" not in repository.name:
+        return False
+    return path.parent == repository / "blobs" or path.parent.parent == repository.parent / "blobs"
+
+
+def walk(root: Path) -> Iterator[str]:
+    """Give the POSIX path below `root` of everything that is not a plain folder, links to folders included.
+
+    What may lie in a bundle's folder without being part of it (TOLERATED) is left out. Raises OSError.
+    """
 
     def fail(error: OSError) -> None:
         raise error
 
     for place, folders, files in os.walk(root, onerror=fail):
+        if Path(place) == root:
+            folders[:] = [name for name in folders if name not in TOLERATED]
+            files[:] = [name for name in files if name not in (*TOLERATED, _SCRATCH)]
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         for name in [*files, *links]:
             yield (Path(place) / name).relative_to(root).as_posix()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -131,20 +130,6 @@ def test_an_interrupted_build_leaves_the_old_bundle_and_nothing_else(
     Bundle.open(copied)
     assert not (copied.parent / "new").exists()
     assert left_behind(copied.parent) == []
-
-
-def test_what_killed_builds_left_is_swept_up(
-    copied: Path, tiny_model: Path, tiny_heads: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (copied.parent / f".bundle.building-{dead.pid}").mkdir()
-    alive = copied.parent / f".bundle.building-{os.getppid()}"
-    alive.mkdir()
-    monkeypatch.setattr(building, "_fill", _begin)
-    with pytest.raises(_Begun):
-        build(str(tiny_model), str(tiny_heads), copied, force=True)
-    assert left_behind(copied.parent) == [alive.name]
 
 
 def test_a_folder_that_is_no_bundle_is_never_touched(tiny_model: Path, tiny_heads: Path, tmp_path: Path) -> None:

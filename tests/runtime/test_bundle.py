@@ -184,6 +184,76 @@ def test_links(folder, tmp_path, name):
     refused(folder, "not a regular file")
 
 
+def in_a_hubs_cache(folder, cache, shared=()):
+    """Put a bundle where a hub's tool does: a snapshot of links to blobs, `shared` ones being links once more."""
+    repository = cache / "models--someone--tiny"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    (repository / "blobs").mkdir(parents=True)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder)
+        blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        if name.as_posix() in shared:
+            store = cache / "blobs" / blob.name[:2] / blob.name
+            store.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, store)
+            blob.symlink_to(os.path.relpath(store, blob.parent))
+        else:
+            shutil.copy(file, blob)
+        link = snapshot / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+def test_a_snapshot_in_a_hubs_cache_opens(folder, tmp_path):
+    snapshot = in_a_hubs_cache(folder, tmp_path / "hub", shared=["graphs/weights.data"])
+    bundle = Bundle.open(snapshot)
+    assert bundle.manifest == Bundle.open(folder).manifest
+    assert bundle.chat_template == "{{ messages }} é"
+    (snapshot / "LICENSE").unlink()
+    (snapshot / "LICENSE").touch()  # a file itself, where links cannot be made
+    Bundle.open(snapshot)
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "hub/models--someone--tiny/other", "hub/models--another--one/blobs"])
+def test_a_snapshots_link_out_of_its_cache_is_refused(folder, tmp_path, place):
+    snapshot = in_a_hubs_cache(folder, tmp_path / "hub")
+    outside = tmp_path / place / "license"
+    outside.parent.mkdir(parents=True)
+    outside.touch()  # with the content that the manifest lists
+    for through in (snapshot / "LICENSE", (snapshot / "LICENSE").resolve()):
+        through.unlink()
+        through.symlink_to(outside)
+        refused(snapshot, "link that leaves the bundle")
+    (snapshot / "LICENSE").unlink()
+    (snapshot / "LICENSE").symlink_to("/etc/passwd")
+    refused(snapshot, "link that leaves the bundle")
+
+
+def test_a_folder_that_only_looks_like_a_snapshot_gains_nothing(folder, tmp_path):
+    snapshot = tmp_path / "mine" / "snapshots" / "one"
+    shutil.copytree(folder, snapshot)
+    (tmp_path / "mine" / "blobs").mkdir()
+    (snapshot / "LICENSE").rename(tmp_path / "mine" / "blobs" / "license")
+    (snapshot / "LICENSE").symlink_to("../../blobs/license")
+    refused(snapshot, "link that leaves the bundle")
+
+
+def test_what_a_hubs_tool_puts_next_to_the_files_is_tolerated(folder):
+    (folder / ".cache" / "huggingface" / "download").mkdir(parents=True)
+    (folder / ".cache" / "huggingface" / "download" / "x.metadata").touch()
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").touch()
+    (folder / "README.md").touch()
+    (folder / ".gitattributes").symlink_to("/etc/passwd")  # never read
+    assert verify_sizes(folder, Bundle.open(folder).manifest)
+    assert set(build(folder).files) == set(CONTENT)
+    for name in ("graphs/README.md", ".gitignore", "graphs/.cache"):
+        (folder / name).touch()
+        refused(folder, f"holds '{name}', which its manifest does not list")
+        (folder / name).unlink()
+
+
 def test_a_folder_behind_a_link(folder, tmp_path):
     shutil.move(folder / "graphs", tmp_path / "graphs")
     (folder / "graphs").symlink_to(tmp_path / "graphs")
