@@ -20,6 +20,7 @@ from medusa_exporter import models
 from medusa_exporter.engines.flavours import FLAVOURS, fusing
 from medusa_exporter.engines.make import carry_over
 from medusa_exporter.engines.plan import StepSize, graph_file, graph_files, step_sizes
+from medusa_exporter.extras import import_extra
 from medusa_exporter.heads.facts import read_head_facts
 from medusa_exporter.models import ModelSource
 from medusa_exporter.placing import Site, appearing, check_target, claimed
@@ -76,7 +77,7 @@ def build(
         return BuildResult(bundle, manifest, built=False)
     check_target(bundle)
     models.check_family(source)
-    models.import_extra("onnxscript", "export")
+    import_extra("onnxscript", "export")
     with claimed(bundle, report) as site:
         if not force and (manifest := unchanged(bundle, sources)):  # another command made it while this one waited
             return BuildResult(bundle, manifest, built=False)

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medusa_runtime.errors import MissingExtraError, UnsupportedModelError
+from medusa_runtime.errors import UnsupportedModelError
+
+from medusa_exporter.extras import import_extra
+from medusa_exporter.loading.gguf_keys import read_facts
+from medusa_exporter.loading.gguf_weights import load_gguf
 
 if TYPE_CHECKING:
     import torch
@@ -104,9 +108,7 @@ def check_family(source: ModelSource) -> str:
 
 def _config_facts(source: ModelSource) -> dict[str, Any]:
     if source.gguf:
-        gguf = import_extra("gguf", "export")
-        reader = gguf.GGUFReader(str(Path(source.location) / source.gguf))
-        return {"model_type": reader.get_field("general.architecture").contents()}
+        return read_facts(Path(source.location) / source.gguf).config
     if source.local:
         path = Path(source.location) / "config.json"
         try:
@@ -130,12 +132,12 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
     transformers.utils.logging.disable_progress_bar()
     with _parsed_once(source):
         check_family(source)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source.location, dtype=dtype, attn_implementation="sdpa", **source.load_arguments
-        )
-    if source.gguf:  # the weights are dequantised: what follows must not take them for quantised ones
-        model.hf_quantizer = None
-        del model.config.quantization_config
+        if source.gguf:
+            model = load_gguf(Path(source.location) / source.gguf, dtype)
+        else:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                source.location, dtype=dtype, attn_implementation="sdpa", **source.load_arguments
+            )
     model.requires_grad_(False)
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
@@ -187,15 +189,3 @@ def hiding_window(model: PreTrainedModel, context: int) -> int | None:
     if not window or not getattr(model.config, "use_sliding_window", True):
         return None
     return window if window < context else None
-
-
-def import_extra(module: str, extra: str) -> Any:
-    """Import an optional dependency, or raise MissingExtraError with the pip command that brings it."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{module} is not installed ({error}); it comes with: pip install 'medusa-export[{extra}]'"
-        ) from error

@@ -14,6 +14,7 @@ from medusa_runtime.errors import UnsupportedModelError
 from medusa_runtime.text import Tokenizer
 
 from medusa_exporter import models
+from medusa_exporter.extras import import_extra
 from medusa_exporter.models import ModelSource
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ class Reference:
 
         Raises MissingExtraError without transformers, UnsupportedModelError for what is no model or another one.
         """
-        torch = models.import_extra("torch", "export")
-        transformers = models.import_extra("transformers", "export")
+        torch = import_extra("torch", "export")
+        transformers = import_extra("transformers", "export")
         transformers.utils.logging.set_verbosity_error()
         from medusa_exporter.build import model_facts
 

@@ -5,16 +5,12 @@ import pytest
 from medusa_exporter import models
 from medusa_exporter.models import ModelSource, _parsed_once, check_family
 
+from .loading.gguf_models import CASES, write
+
 
 @pytest.fixture
 def source(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
-    writer.add_block_count(1)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return ModelSource.resolve(str(tmp_path / "tiny.gguf"))
+    return ModelSource.resolve(str(write(CASES["llama"], tmp_path / "tiny.gguf")))
 
 
 def test_a_gguf_is_parsed_once_while_it_is_loaded(source, monkeypatch):

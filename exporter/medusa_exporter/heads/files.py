@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from medusa_exporter.extras import import_extra
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.layouts import recognise
-from medusa_exporter.models import import_extra
 
 WEIGHTS_NAME = "medusa_lm_head.safetensors"
 CONFIG_NAME = "config.json"

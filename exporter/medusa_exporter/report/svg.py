@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from medusa_exporter.models import import_extra
+from medusa_exporter.extras import import_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

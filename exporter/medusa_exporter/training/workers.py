@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from medusa_exporter.models import import_extra
+from medusa_exporter.extras import import_extra
 
 
 @dataclass(frozen=True)
