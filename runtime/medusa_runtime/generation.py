@@ -93,9 +93,6 @@ class Generation(Iterator[str]):
         except BaseException:  # KeyboardInterrupt: a piece of text may be lost, so none may follow it
             self._torn = True
             raise
-        finally:
-            if self._closed:  # while a step was under way
-                self._sequence.owner = None
 
     @alone
     def _next(self) -> str:
@@ -122,6 +119,10 @@ class Generation(Iterator[str]):
 
     def _step(self) -> None:
         started = time.perf_counter()
-        self._decoder.step(self._sequence)
+        try:
+            self._decoder.step(self._sequence)
+        finally:
+            if self._closed:  # while the step was under way, which made this thread the owner
+                self._sequence.owner = None
         self.seconds += time.perf_counter() - started
         self.steps += 1
