@@ -22,7 +22,7 @@ from medusa_exporter import models
 from medusa_exporter.bench.record import Case, backend_facts, document, results
 from medusa_exporter.bench.runs import WARM_TOKENS, Question, Run, Turn
 from medusa_exporter.bench.table import table
-from medusa_exporter.bench.walk import Answerer, Answers, ask_each
+from medusa_exporter.bench.walk import Answerer, Answers, ask_each, encode
 from medusa_exporter.bench.worker import Opened, Setup, Worker
 from medusa_exporter.files import check_output, write_json
 from medusa_exporter.models import ModelSource
@@ -125,7 +125,10 @@ def main() -> None:
     check_output(options.json, options.bundle)
     bundle = Bundle.open(options.bundle)
     layout, trees = Layout(bundle), [bundle.profile(name) for name in options.profile]
-    prompts = [layout.encode(turns[0]) for turns in load_prompts(options.prompts, options.limit)]
+    prompts = [
+        encode(layout, [{"role": "user", "content": turns[0]}])
+        for turns in load_prompts(options.prompts, options.limit)
+    ]
     workers = {name: Worker(name) for name in options.backends}
     opened: dict[str, Opened] = {}
     for name, worker in workers.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medusa_profiles import catalogue
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import to_toml
-from medusa_runtime.bundle import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, seal
+from medusa_runtime.bundle import seal
 from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import Manifest
 
@@ -22,13 +21,18 @@ from medusa_exporter.engines.make import carry_over
 from medusa_exporter.engines.plan import StepSize, graph_file, graph_files, step_sizes
 from medusa_exporter.extras import import_extra
 from medusa_exporter.heads.facts import read_head_facts
+from medusa_exporter.loading.end_tokens import end_token_ids
+from medusa_exporter.loading.templates import choose_template
+from medusa_exporter.loading.vocabulary import ids_beyond
 from medusa_exporter.models import ModelSource
+from medusa_exporter.opening import text_opening
 from medusa_exporter.placing import Site, appearing, check_target, claimed
 from medusa_exporter.precisions import FIXED_SCALES, choose, default_profile
 from medusa_exporter.sources import describe_sources, unchanged, versions
+from medusa_exporter.tokenizer_files import write_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 LEAST_TOP_K = 10  # candidates kept per head, or more where a profile's ranks ask for it
 BACKENDS = ("ort-cpu",)  # what is built where none is named
@@ -54,6 +58,7 @@ def build(
     precisions: tuple[str, ...] = (),
     profiles: tuple[str, ...] = (),
     batch: int = 1,
+    chat_template: str | None = None,
     force: bool = False,
     report: Report = lambda _line: None,
 ) -> BuildResult:
@@ -63,7 +68,8 @@ def build(
     none means each backend's usual one.
     profiles: names of shipped trees or .toml files; empty means every shipped tree that the heads reach, and of
     TensorRT's graphs for trees the one of the size that suits a GPU. batch: sequences that each of TensorRT's steps
-    takes; other graphs are not fixed to any number. `report` gets a line as each stage begins. Raises MedusaError or
+    takes; other graphs are not fixed to any number. chat_template: the name of one of the model's templates or a Jinja
+    file; None for the model's default. `report` gets a line as each stage begins. Raises MedusaError or
     ProfileError before any work for what cannot be built; an interrupted build leaves the old bundle, or none.
     """
     pairs = choose(backends, precisions)
@@ -72,7 +78,7 @@ def build(
     trees = choose_profiles(profiles, count)
     steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch)
     fused = fusing(backend for backend, _ in pairs)
-    sources = describe_sources(source, heads, graph_files(pairs, steps), trees, fused)
+    sources = describe_sources(source, heads, graph_files(pairs, steps), trees, fused, chat_template)
     if not force and Site(bundle.resolve()).at_rest and (manifest := unchanged(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
     check_target(bundle)
@@ -83,7 +89,7 @@ def build(
             return BuildResult(bundle, manifest, built=False)
         with appearing(site) as folder:
             report(f"load model {source.gguf or source.location}")
-            manifest = _fill(folder, source, heads, pairs, steps, trees, fused, sources, report, bundle)
+            manifest = _fill(folder, source, heads, pairs, steps, trees, fused, sources, report, bundle, chat_template)
     return BuildResult(bundle, manifest, built=True)
 
 
@@ -110,6 +116,7 @@ def _fill(
     sources: dict[str, Any],
     report: Report,
     replaced: Path,
+    chat_template: str | None,
 ) -> Manifest:
     """Write every file of the bundle into `folder`, the manifest last; `replaced` is the bundle before, if any."""
     import torch
@@ -123,9 +130,14 @@ def _fill(
     from medusa_exporter.heads.layout import load_heads
     from medusa_exporter.heads.taps import check_taps
 
-    model = models.load_model(source, torch.float32)
     tokenizer = models.load_tokenizer(source)
-    facts = model_facts(model, source)
+    templates = choose_template(tokenizer, chat_template)
+    model = models.load_model(source, torch.float32)
+    facts = model_facts(model, source, end_token_ids(model, tokenizer))
+    if templates.chosen is None:
+        report("the model has no chat template: prompts are plain text (--chat-template FILE gives it one)")
+    if beyond := ids_beyond(tokenizer, facts.vocab_size):
+        report(f"the tokenizer has tokens that the model lacks, prompts with them are refused: {beyond}")
     medusa = load_heads(heads, facts.hidden_size, facts.vocab_size)
     check_taps(medusa.taps, facts.layers, heads)
     top_k = min(medusa.draft_vocabulary or facts.vocab_size, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
@@ -135,7 +147,9 @@ def _fill(
     texts: list[list[int]] = []
     if not FIXED_SCALES.isdisjoint(precision for _, precision in pairs):
         report("let the model write some text, to see how large its activations get")
-        texts = write_texts(model, _opening(tokenizer, facts))  # before the trace, which sets attention of its own
+        texts = write_texts(
+            model, text_opening(tokenizer, facts.eos_token_ids)
+        )  # before the trace, which sets attention of its own
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     traced = trace(model, medusa, facts, top_k)
     tables = angles(model, facts.context)
@@ -155,7 +169,7 @@ def _fill(
         check_graph(folder / file, facts, head_facts, sizes.get(file))
 
     report("write tokenizer and profiles, hash every file")
-    _write_tokenizer(folder, tokenizer)
+    write_tokenizer(folder, tokenizer, templates)
     (folder / "profiles").mkdir()
     for tree in trees:
         (folder / "profiles" / f"{tree.name}.toml").write_text(to_toml(tree), encoding="utf-8")
@@ -183,8 +197,8 @@ def _graph_facts(backend: str, precision: str, steps: Sequence[StepSize], trees:
     return GraphFacts(backend, precision, file, default_profile(backend, precision, trees))
 
 
-def model_facts(model: PreTrainedModel, source: ModelSource) -> ModelFacts:
-    """Read the decoder's shape off its config."""
+def model_facts(model: PreTrainedModel, source: ModelSource, eos_token_ids: tuple[int, ...]) -> ModelFacts:
+    """Read the decoder's shape off its config. eos_token_ids: see `end_token_ids`."""
     config = model.config
     heads = config.num_attention_heads
     return ModelFacts(
@@ -197,22 +211,5 @@ def model_facts(model: PreTrainedModel, source: ModelSource) -> ModelFacts:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         vocab_size=model.get_output_embeddings().weight.shape[0],
         context=config.max_position_embeddings,
-        eos_token_ids=models.eos_token_ids(model),
+        eos_token_ids=eos_token_ids,
     )
-
-
-def _opening(tokenizer: PreTrainedTokenizerBase, facts: ModelFacts) -> list[int]:
-    """What stands in front of a first user turn, or the token that begins a text."""
-    from medusa_exporter.distillation.frame import cut_frame
-
-    opening = cut_frame(tokenizer, facts.eos_token_ids).opening.tolist() if tokenizer.chat_template else []
-    return opening or [facts.eos_token_ids[0] if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)]
-
-
-def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    (folder / "tokenizer").mkdir()
-    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-    if tokenizer.chat_template:
-        (folder / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    (folder / SPECIAL_TOKENS).write_text(json.dumps(special, indent=2, sort_keys=True), encoding="utf-8")

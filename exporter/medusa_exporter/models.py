@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medusa_runtime.errors import UnsupportedModelError
+from medusa_runtime.errors import MedusaError, UnsupportedModelError
 
 from medusa_exporter.extras import import_extra
+from medusa_exporter.loading.config import (
+    check_architecture,
+    check_folder,
+    check_plain_weights,
+    named_model_type,
+    read_object,
+)
 from medusa_exporter.loading.gguf_keys import read_facts
 from medusa_exporter.loading.gguf_weights import load_gguf
+from medusa_exporter.loading.stdin import closed_stdin
+from medusa_exporter.loading.weights import check_files, check_loaded
+from medusa_exporter.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +78,11 @@ class ModelSource:
 
     @property
     def load_arguments(self) -> dict[str, Any]:
-        """Keyword arguments that every transformers `from_pretrained` needs for this source."""
-        return {"gguf_file": self.gguf} if self.gguf else {}
+        """Keyword arguments that every transformers `from_pretrained` needs for this source.
+
+        No code of a model's folder or repository is ever run.
+        """
+        return {"trust_remote_code": False} | ({"gguf_file": self.gguf} if self.gguf else {})
 
     def files(self) -> list[Path]:
         """The local files that a build reads, sorted; empty for a hub name."""
@@ -80,20 +92,24 @@ class ModelSource:
         if self.gguf:
             return [folder / self.gguf]
         suffixes = {".json", ".safetensors", ".bin", ".model", ".jinja"}
-        return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in suffixes)
+        found = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
+        return sorted(file for file in found if file.is_file() and file.suffix in suffixes)
 
 
 def check_family(source: ModelSource) -> str:
     """Return the model type if this project serves it, before any weights are read or fetched.
 
-    Raises UnsupportedModelError naming the type found and the ones served. GGUF's architecture `llama` covers
-    Llama and Mistral.
+    Raises UnsupportedModelError naming the type found and the ones served, and for weights that are quantised or
+    changed by an adapter. GGUF's architecture `llama` covers Llama and Mistral.
     """
     config = _config_facts(source)
+    check_plain_weights(config, source.gguf or source.location)
+    if source.local and not source.gguf:
+        check_folder(Path(source.location))
     family = str(config.get("model_type"))
     if family not in FAMILIES:
         raise UnsupportedModelError(
-            f"{source.gguf or source.location}: model type {family!r} is not served; "
+            f"{source.gguf or source.location}: model type {named_model_type(config)} is not served; "
             f"expected one of {', '.join(FAMILIES)}"
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -110,12 +126,7 @@ def _config_facts(source: ModelSource) -> dict[str, Any]:
     if source.gguf:
         return read_facts(Path(source.location) / source.gguf).config
     if source.local:
-        path = Path(source.location) / "config.json"
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UnsupportedModelError(f"{path}: not valid JSON ({error})") from error
-        return dict(facts)
+        return read_object(Path(source.location) / "config.json")
     transformers = import_extra("transformers", "export")
     try:
         facts, _ = transformers.PretrainedConfig.get_config_dict(source.location)
@@ -127,26 +138,52 @@ def _config_facts(source: ModelSource) -> dict[str, Any]:
 
 
 def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
-    """Load the causal decoder of `source` with its weights in `dtype`, in evaluation mode, on `device`."""
-    transformers = import_extra("transformers", "export")
-    transformers.utils.logging.disable_progress_bar()
+    """Load the causal decoder of `source` with its weights in `dtype`, in evaluation mode, on `device`.
+
+    Every weight comes from the files and every tensor of the files is used; no code of the model's folder runs, and
+    pickled weights are read as tensors and nothing else. Raises UnsupportedModelError for any other model.
+    """
     with _parsed_once(source):
         check_family(source)
-        if source.gguf:
-            model = load_gguf(Path(source.location) / source.gguf, dtype)
-        else:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                source.location, dtype=dtype, attn_implementation="sdpa", **source.load_arguments
+        config = _config_facts(source)
+        with _reading(f"{source.gguf or source.location}: its weights"):
+            model = (
+                load_gguf(Path(source.location) / source.gguf, dtype)
+                if source.gguf
+                else _load_files(source, config, dtype)
             )
+    model.config.eos_token_id = config.get("eos_token_id")  # transformers' default may be any word of the vocabulary
     model.requires_grad_(False)
     loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """Load a folder or a repository of the hub, whose config.json holds `config`."""
+    transformers = import_extra("transformers", "export")
+    names = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    check_architecture(config, names[config["model_type"]], source.location)
+    if source.local:
+        check_files(Path(source.location), config.get("transformers_weights"))
+    with quiet("transformers.modeling_utils"):
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,  # they end the loading below, by name
+            output_loading_info=True,
+            weights_only=True,
+            **source.load_arguments,
+        )
+    check_loaded(model, info, source.location)
+    loaded: PreTrainedModel = model
     return loaded
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer of `source`; it must have a fast form, since the runtime reads tokenizer.json only."""
     transformers = import_extra("transformers", "export")
-    with _parsed_once(source):
+    with _parsed_once(source), _reading(f"{source.gguf or source.location}: its tokenizer"):
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
             source.location, **source.load_arguments
         )
@@ -155,6 +192,24 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
             f"{source.location}: its tokenizer has no fast form (tokenizer.json); convert it first"
         )
     return tokenizer
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Read foreign files with transformers: nobody answers its questions, and what it raises names the files."""
+    transformers = import_extra("transformers", "export")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with closed_stdin():
+            yield
+    except (MedusaError, MemoryError):
+        raise
+    except Exception as error:  # damaged files make the libraries raise whatever they stumble over
+        reason = " ".join(str(error).split())[:300]
+        raise UnsupportedModelError(
+            f"{what} cannot be read ({type(error).__name__}: {reason}); expected files that transformers "
+            f"{transformers.__version__} reads without code of their own: fetch the model again, or give another"
+        ) from error
 
 
 @contextmanager
@@ -170,14 +225,6 @@ def _parsed_once(source: ModelSource) -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader = reader
-
-
-def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    """The ids that end an answer: generation_config's, or else the config's (a GGUF's eos_token_id lands there)."""
-    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
-    if eos is None:
-        eos = model.config.eos_token_id
-    return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
 
 
 def hiding_window(model: PreTrainedModel, context: int) -> int | None:

@@ -15,6 +15,7 @@ from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, Manifest
 
 from medusa_exporter import installed
 from medusa_exporter.heads.facts import heads_files
+from medusa_exporter.loading.templates import describe_wanted
 from medusa_exporter.models import ModelSource
 
 MAKERS = ("medusa-export", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")
@@ -26,10 +27,11 @@ def describe_sources(
     graphs: Iterable[str],
     profiles: Iterable[TreeProfile],
     fused: Iterable[str] = (),
+    chat_template: str | None = None,
 ) -> dict[str, Any]:
     """Describe all that a build depends on: files by name, size and time; trees whole; versions.
 
-    fused: backends whose graphs have fused operators.
+    fused: backends whose graphs have fused operators. chat_template: what was asked for, a name or a file.
     A hub name stands for itself: whether the hub holds something newer is not asked. Folders enter as a digest, so
     that a bundle does not tell where it was made.
     """
@@ -40,6 +42,7 @@ def describe_sources(
         "fused": sorted(fused),
         "profiles": {profile.name: hashlib.sha256(to_toml(profile).encode()).hexdigest() for profile in profiles},
         "versions": versions(),
+        "chat_template": describe_wanted(chat_template),
     }
 
 

@@ -24,6 +24,7 @@ from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, REMEDY, SCHEMA, Manife
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 SPECIAL_TOKENS = "tokenizer/special_tokens.json"
+_NAMED_TEMPLATES = "tokenizer/chat_templates/"
 
 _BLOCK = 4 << 20  # bytes read and hashed at a time
 _HASH_THREADS = 4
@@ -148,6 +149,22 @@ class Bundle:
         return self._read_text(CHAT_TEMPLATE) if CHAT_TEMPLATE in self.manifest.files else None
 
     @property
+    def chat_template_names(self) -> list[str]:
+        """The names of the model's own chat templates, where it has several; sorted, may be empty."""
+        found = (name for name in self.manifest.files if name.startswith(_NAMED_TEMPLATES) and name.endswith(".jinja"))
+        return sorted(name.removeprefix(_NAMED_TEMPLATES).removesuffix(".jinja") for name in found)
+
+    def named_chat_template(self, name: str) -> str:
+        """Return one of the model's own chat templates. Raises BundleError with the list of what there is."""
+        if name not in self.chat_template_names:
+            has = ", ".join(self.chat_template_names) or "none by name"
+            raise BundleError(
+                f"{self.root} has no chat template {name!r}; it has {has}; name one of these, or build the bundle "
+                "again with --chat-template"
+            )
+        return self._read_text(named_template(name))
+
+    @property
     def special_tokens(self) -> dict[str, str]:
         """What the chat template may name: "bos_token", "eos_token" and so on, to the token's text; may be empty."""
         if SPECIAL_TOKENS not in self.manifest.files:
@@ -170,6 +187,11 @@ class Bundle:
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError(f"{self.root / name} cannot be read: {error}; {REMEDY}") from None
         raise BundleError(f"{self.root / name} changed after the bundle was opened; open it again")
+
+
+def named_template(name: str) -> str:
+    """Return the path in a bundle of the chat template that the model calls `name`."""
+    return f"{_NAMED_TEMPLATES}{name}.jinja"
 
 
 def _is_engine(name: str) -> bool:

@@ -25,12 +25,19 @@ class Engine:
     for piece in engine.generate("Why is the sky blue?", stream=True): print(piece, end="")
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, profile: TreeProfile, accept: str = "greedy") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        profile: TreeProfile,
+        accept: str = "greedy",
+        chat_template: str | None = None,
+    ) -> None:
         """Put a bundle's tokenizer, a loaded backend and a tree together; most callers want `Engine.load`."""
         if not isinstance(accept, str) or accept not in RULES:
             raise ArgumentError(f"unknown accept rule {accept!r}; expected one of {', '.join(RULES)}")
         self.bundle = bundle
-        self.layout = Layout(bundle)
+        self.layout = Layout(bundle, chat_template)
         self.tokenizer = self.layout.tokenizer
         self.decoder = Decoder(backend, profile, RULES[accept])
 
@@ -46,6 +53,7 @@ class Engine:
         max_length: int | None = None,
         accept: str = "greedy",
         gpu: int = 0,
+        chat_template: str | None = None,
     ) -> Engine:
         """Check and load a bundle.
 
@@ -53,13 +61,16 @@ class Engine:
         precision: None for the only one, or fp32. threads: None means `threads.default_threads`. max_length: tokens
         that prompt and answer may come to, which bounds the memory taken; None for the model's context. accept:
         "greedy" gives the decoder's own tokens; "typical" is the paper's rule and LOSSY. gpu: the number of the GPU,
-        from 0; it means nothing to a CPU. Raises BundleError, MissingExtraError, CapacityError, ArgumentError.
+        from 0; it means nothing to a CPU. chat_template: the name of one of the model's own templates, None for the one
+        that the bundle was built with. Raises BundleError, MissingExtraError, CapacityError, ArgumentError.
         """
         opened = Bundle.open(bundle)
         optional_text("profile", profile)
+        optional_text("chat_template", chat_template)
         name = opened.graph(text("backend", backend), optional_text("precision", precision))[0].profile
         tree = opened_profile(opened, name if profile is None else profile)
-        return cls(opened, load_backend(opened, backend, precision, threads, max_length, gpu), tree, accept)
+        loaded = load_backend(opened, backend, precision, threads, max_length, gpu)
+        return cls(opened, loaded, tree, accept, chat_template)
 
     def warm_up(self) -> None:
         """Make ready for prompts and answers of all lengths (`Decoder.warm_up`): for a service, before the first."""

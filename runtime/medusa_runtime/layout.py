@@ -13,11 +13,15 @@ Prompt = str | Sequence[Mapping[str, str]]  # one user message, or messages with
 
 
 class Layout:
-    """Lays prompts out by a bundle's chat template, if it has one. Raises BundleError for files that do not serve."""
+    """Lays prompts out by a bundle's chat template, if it has one.
 
-    def __init__(self, bundle: Bundle) -> None:
+    chat_template: the name of another of the model's own templates, which `Bundle.chat_template_names` lists. Raises
+    BundleError for files that do not serve.
+    """
+
+    def __init__(self, bundle: Bundle, chat_template: str | None = None) -> None:
         self.tokenizer = Tokenizer(bundle.tokenizer_file)
-        template = bundle.chat_template
+        template = bundle.chat_template if chat_template is None else bundle.named_chat_template(chat_template)
         self._template = None if template is None else ChatTemplate(template, bundle.special_tokens)
         self._root = bundle.root
 

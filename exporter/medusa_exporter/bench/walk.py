@@ -12,6 +12,8 @@ from medusa_runtime.layout import Layout
 from medusa_exporter.bench.runs import Question, Turn, rotated
 from medusa_exporter.prompts import Turns
 
+PLAIN_TEXT = "the bundle has no chat template: prompts are plain text, each message and answer a paragraph of it"
+
 Answers = dict[str, Turn]  # by backend, in the order in which these were named
 
 
@@ -57,7 +59,7 @@ def converse(
         for turn, text in enumerate(turns[:1] if first_only else turns, start=1):
             messages.append({"role": "user", "content": text})
             try:
-                ids = layout.encode(messages)
+                ids = encode(layout, messages)
             except PromptError as error:
                 raise PromptError(f"prompt {number}, turn {turn}: {error}") from error
             if len(ids) >= context:
@@ -69,6 +71,13 @@ def converse(
             yield answers
             plain = next(iter(answers.values())).plain
             messages.append({"role": "assistant", "content": layout.tokenizer.decode(plain.tokens)})
+
+
+def encode(layout: Layout, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Token ids of a conversation: by the chat template, or as plain text where the bundle has none (`PLAIN_TEXT`)."""
+    if layout.has_template:
+        return layout.encode(messages)
+    return layout.encode("\n\n".join(message["content"].strip() for message in messages), raw=True)
 
 
 def ask_each(

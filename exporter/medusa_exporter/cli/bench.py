@@ -20,6 +20,7 @@ from medusa_exporter.bench.recording import Recording
 from medusa_exporter.bench.session import Job, check_room, open_all, run_case
 from medusa_exporter.bench.table import categories, table
 from medusa_exporter.bench.texts import texts_of_length
+from medusa_exporter.bench.walk import PLAIN_TEXT
 from medusa_exporter.bench.worker import Worker
 from medusa_exporter.cli.options import (
     Progress,
@@ -124,6 +125,8 @@ def command(
     recording = None if forced is None else Recording.read(forced, trees)
     cases = [Case(*sizes) for sizes in product(lengths or (None,), limits)]
     layout = Layout(opened)
+    if not layout.has_template:
+        click.echo(PLAIN_TEXT, err=True)
     texts = {length: texts_of_length(layout, prompts, length) for length in lengths}
     job = Job(opened, layout, prompts, kinds, texts, trees, cases, turns == "first", recording, max_length, gpu)
     settings = {

@@ -10,7 +10,7 @@ from types import FrameType
 import click
 
 from medusa_exporter.build import BACKENDS, build
-from medusa_exporter.cli.options import Progress, capacity_options, gpu_option, split_commas
+from medusa_exporter.cli.options import Progress, capacity_options, chat_template_option, gpu_option, split_commas
 from medusa_exporter.engines import flavours
 from medusa_exporter.engines.flavours import FLAVOURS
 from medusa_exporter.engines.make import find_targets, make_engines
@@ -50,6 +50,7 @@ from medusa_exporter.sources import read_manifest
     help="Sequences that a step of TensorRT's engines takes. More than one is for callers of the backend itself: the "
     "decoder takes one.",
 )
+@chat_template_option
 @capacity_options
 @gpu_option
 @click.option(
@@ -67,6 +68,7 @@ def command(
     precisions: tuple[str, ...],
     profiles: tuple[str, ...],
     batch: int,
+    chat_template: str | None,
     max_length: int | None,
     static_capacity: int | None,
     targets: tuple[str, ...],
@@ -95,6 +97,7 @@ def command(
         precisions=precisions,
         profiles=profiles,
         batch=batch,
+        chat_template=chat_template,
         force=force,
         report=progress.report,
     )

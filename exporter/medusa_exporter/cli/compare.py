@@ -15,6 +15,7 @@ from medusa_runtime.engine import Engine
 from medusa_runtime.errors import CapacityError, MedusaError
 
 from medusa_exporter.bench.machine import versions
+from medusa_exporter.bench.walk import PLAIN_TEXT, encode
 from medusa_exporter.cli.options import Progress, choose_trees, gpu_option, split_commas
 from medusa_exporter.compare import recording, report
 from medusa_exporter.compare.accuracy import load_polygraphy
@@ -149,10 +150,12 @@ def _plan(
             f"the context of {context} tokens has no room for a prompt and {steps} steps of {tree.name}; take fewer "
             "--steps or a smaller tree with --profile"
         )
+    if not engines[0].layout.has_template:
+        progress.report(PLAIN_TEXT)
     prompts = []
     conversations = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
     for number, turns in enumerate(conversations, start=1):
-        ids = engines[0].encode(turns[0])
+        ids = encode(engines[0].layout, [{"role": "user", "content": turns[0]}])
         if len(ids) > longest:
             progress.report(
                 f"prompt {number}: the first {longest} of its {len(ids)} tokens, to leave room for the steps"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from medusa_exporter.cli.options import chat_template_option
+
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -23,6 +25,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--top-k", default=0, type=click.IntRange(0), help="Draw from the k likeliest tokens; 0: from all.")
 @click.option("--top-p", default=1.0, type=click.FloatRange(0, 1, min_open=True), help="Draw from this share.")
 @click.option("--min-p", default=0.05, show_default=True, type=click.FloatRange(0, 1), help="Share of the likeliest.")
+@chat_template_option
 @click.option("--batch", default=256, show_default=True, type=click.IntRange(1), help="Conversations at once.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many prompts of the files.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin nothing that would take longer.")
@@ -45,6 +48,7 @@ def command(
     top_k: int,
     top_p: float,
     min_p: float,
+    chat_template: str | None,
     batch: int,
     limit: int | None,
     minutes: float | None,
@@ -73,6 +77,7 @@ def command(
     from medusa_exporter.distillation.distill import Plan, distill
     from medusa_exporter.distillation.review import read_review, write_review
     from medusa_exporter.distillation.sampling import Sampling
+    from medusa_exporter.loading.templates import choose_template, describe_wanted
     from medusa_exporter.models import ModelSource, load_model, load_tokenizer
     from medusa_exporter.prompts import read_prompts
     from medusa_exporter.training.backbone import pick_device, pick_dtype
@@ -92,12 +97,15 @@ def command(
         context=context,
         rows=batch,
         seed=seed,
+        chat_template=describe_wanted(chat_template),
     )
     if review_in and not (output / META_NAME).is_file():
         raise DataError(f"{output}: no finished data set; expected one: run the same command without --review-in first")
     source = ModelSource.resolve(model)
     device = pick_device(device)
-    loaded, tokenizer = load_model(source, pick_dtype(dtype, device), device), load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
+    choose_template(tokenizer, chat_template)
+    loaded = load_model(source, pick_dtype(dtype, device), device)
     found = distill(loaded, tokenizer, source.name, plan, output, minutes=minutes, echo=echo)
     if review_in:
         found, counts = read_review(found, tokenizer, review_in, context)

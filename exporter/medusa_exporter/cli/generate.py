@@ -29,6 +29,7 @@ from medusa_exporter.verify import first_difference
 @gpu_option
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option("--raw", is_flag=True, help="Take PROMPT as it stands, without the chat template.")
+@click.option("--chat-template", help="The name of one of the model's own chat templates that the bundle holds.")
 @click.option("--compare", is_flag=True, help="Answer by plain decoding too, and tell both speeds apart.")
 @click.option(
     "--accept",
@@ -48,6 +49,7 @@ def command(
     gpu: int,
     max_new_tokens: int,
     raw: bool,
+    chat_template: str | None,
     compare: bool,
     accept: str,
 ) -> None:
@@ -66,6 +68,7 @@ def command(
         max_length=max_length,
         accept=accept,
         gpu=gpu,
+        chat_template=chat_template,
     )
     answer = engine.generate(prompt, stream=True, max_new_tokens=max_new_tokens, raw=raw)
     for piece in answer:

@@ -25,6 +25,12 @@ length_option = click.option(
     "--max-length", type=click.IntRange(min=16), help="Tokens a sequence may come to. Default: the model's context."
 )
 
+chat_template_option = click.option(
+    "--chat-template",
+    metavar="NAME|FILE",
+    help="One of the model's chat templates by its name, or a Jinja file. Default: the model's default.",
+)
+
 
 def split_commas(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Flatten an option that may be repeated or comma-separated, empty parts dropped."""

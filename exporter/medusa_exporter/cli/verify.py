@@ -16,7 +16,7 @@ from medusa_runtime.facts import PLAIN
 
 from medusa_exporter.bench.machine import versions
 from medusa_exporter.bench.runs import Runner, Turn
-from medusa_exporter.bench.walk import Skipped, converse
+from medusa_exporter.bench.walk import PLAIN_TEXT, Skipped, converse
 from medusa_exporter.cli.options import choose_trees, gpu_option, precision_option, split_commas
 from medusa_exporter.files import check_output, write_json
 from medusa_exporter.precisions import FORMATS
@@ -78,6 +78,8 @@ def command(
         check_output(output, bundle)
     prompts = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
     engine = Engine.load(bundle, backend=backend, profile=PLAIN, precision=precision, gpu=gpu)
+    if not engine.layout.has_template:
+        click.echo(PLAIN_TEXT, err=True)
     exact = is_exact(engine.decoder.backend.precision)
     if model is not None and not exact:
         raise click.UsageError(

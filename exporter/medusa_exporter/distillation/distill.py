@@ -26,7 +26,7 @@ from medusa_exporter.distillation.review import without_review
 from medusa_exporter.distillation.sampling import Sampling
 from medusa_exporter.distillation.streams import Stream, Terms, Writer, fits, make_scripts, shuffled
 from medusa_exporter.distillation.waves import split, write_waves
-from medusa_exporter.models import eos_token_ids
+from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.training.backbone import model_digest
 
 MIN_P = Sampling()
@@ -41,6 +41,7 @@ class Plan:
     conversations: user turns each. excluded: user turns to leave out. answers: ready conversations to add. synthesize:
     how many conversations the model opens itself. follow_ups: go on with user turns of its own. temperatures: one
     stream a prompt each. max_new_tokens: per answer. context: positions of a row. rows: of a wave.
+    chat_template: see `describe_wanted`.
     """
 
     conversations: tuple[prompts.Turns, ...] = ()
@@ -54,6 +55,7 @@ class Plan:
     context: int = 768
     rows: int = 256
     seed: int = 0
+    chat_template: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """The plan in JSON's terms, texts as counts and one digest."""
@@ -73,6 +75,7 @@ class Plan:
             "max_new_tokens": self.max_new_tokens,
             "context": self.context,
             "rows": self.rows,
+            **({"chat_template": self.chat_template} if self.chat_template else {}),
         }
 
 
@@ -85,7 +88,7 @@ def distill(
     CapacityError when rows do not fit the model, PromptError when the model's template cannot serve the plan.
     """
     began = time.monotonic()
-    eos = _eos(model, tokenizer)
+    eos = end_token_ids(model, tokenizer)
     facts = DataFacts(name, model_digest(model), int(model.config.vocab_size), eos, plan.seed, plan.settings())
     if (folder / data.META_NAME).is_file():
         if without_review(data.load_facts(folder)) != facts:
@@ -193,8 +196,3 @@ def _ready(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> list
         left_out = f"{len(plan.answers) - len(allowed)} left out by --exclude"
         echo(f"{len(rows)} ready conversations; {left_out}, {len(allowed) - len(rows)} without an answer in --context")
     return rows
-
-
-def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-    return tuple(sorted({*eos_token_ids(model), *own}))

@@ -81,6 +81,19 @@ def cut_frame(tokenizer: Any, eos: Iterable[int]) -> Frame:
     )
 
 
+def opening_ids(tokenizer: Any) -> Ids:
+    """Token ids before a first user turn; raise PromptError where the chat template does not write that turn once.
+
+    What the template does with later turns, and with earlier answers and their thinking, does not matter here.
+    """
+    first = SENTINELS[0]
+    (text,) = render(tokenizer, [_messages([first], [])])
+    opening, found, rest = text.partition(first)
+    if not found or first in rest:
+        raise PromptError(f"the chat template does not write a user turn once; {EXPECTED}")
+    return encode(tokenizer, opening)
+
+
 def later_turns(tokenizer: Any, turns: Turns, eos: tuple[int, ...]) -> list[Ids]:
     """Token ids of each user turn after the first with what the template writes around it.
 

@@ -1,0 +1,114 @@
+"""What a model's config.json says that decides whether the model can be loaded at all. Without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medusa_runtime.errors import UnsupportedModelError
+
+LARGEST_JSON = 64 * 2**20  # bytes
+QUANTISED = (  # keys of a config that describe weights stored in fewer bits
+    "quantization_config",  # AWQ, GPTQ, bitsandbytes, FP8, compressed-tensors, mxfp4, quark, ...
+    "compression_config",  # compressed-tensors before transformers knew it
+    "quantization",  # MLX
+)
+QUANTISED_FILES = {  # files next to config.json that older tools wrote in place of such a key
+    "quantize_config.json": "GPTQ",
+    "quant_config.json": "AWQ",
+    "hf_quant_config.json": "ModelOpt",
+}
+ADAPTER = "adapter_config.json"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object of at most 64 MiB; raise UnsupportedModelError for a file that holds anything else."""
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_JSON:
+            raise UnsupportedModelError(
+                f"{path}: {size} bytes, expected at most {LARGEST_JSON}; fetch the model's file again"
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnsupportedModelError(
+            f"{path}: not valid JSON ({error}); expected a JSON object: fetch the file again"
+        ) from error
+    if not isinstance(content, dict):
+        raise UnsupportedModelError(
+            f"{path}: holds {type(content).__name__}, expected a JSON object; fetch the file again"
+        )
+    return content
+
+
+def check_plain_weights(config: Mapping[str, Any], where: str) -> None:
+    """Raise UnsupportedModelError naming the method by which a checkpoint's weights are quantised.
+
+    config: the content of config.json; nested configs (`text_config` and others) count too. A key that holds null
+    or an empty object describes nothing.
+    """
+    for key in QUANTISED:
+        if found := config.get(key):
+            raise UnsupportedModelError(_quantised(where, _method(found, key), key))
+    for name, nested in config.items():
+        if isinstance(nested, Mapping) and name.endswith("_config"):
+            check_plain_weights(nested, where)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UnsupportedModelError for a folder whose weights are quantised, or changed by an adapter next to them."""
+    for name, method in QUANTISED_FILES.items():
+        if (folder / name).is_file():
+            raise UnsupportedModelError(_quantised(str(folder), method, name))
+    if (folder / ADAPTER).is_file():
+        raise UnsupportedModelError(
+            f"{folder}: holds an adapter ({ADAPTER}), whose weights would not be part of the bundle; expected a whole "
+            "model: merge the adapter into it first (PEFT's merge_and_unload), or remove the adapter's files"
+        )
+
+
+def check_architecture(config: Mapping[str, Any], expected: str, where: str) -> None:
+    """Raise UnsupportedModelError where config.json names architectures, none of which is `expected`.
+
+    expected: the class that computes the causal decoder of this model type. Decoders with Medusa heads among their
+    weights are named after these and pass.
+    """
+    named = config.get("architectures")
+    if not named:
+        return
+    names = [str(name) for name in named] if isinstance(named, list) else [str(named)]
+    if any(name.lower() == expected.lower() or "medusa" in name.lower() for name in names):
+        return
+    raise UnsupportedModelError(
+        f"{where}: its architecture is {', '.join(names)}, expected {expected}; give a causal decoder, or correct "
+        "'architectures' in config.json if these are its weights"
+    )
+
+
+def named_model_type(config: Mapping[str, Any]) -> str:
+    """Describe the model type that a config states, for messages: the nested text model's too, where there is one."""
+    text = config.get("text_config")
+    nested = text.get("model_type") if isinstance(text, Mapping) else None
+    outer = repr(config.get("model_type"))
+    return outer if nested is None else f"{outer} (around a text model of type {nested!r})"
+
+
+def _method(found: Any, key: str) -> str:
+    if not isinstance(found, Mapping):
+        return repr(found)[:60]
+    if method := found.get("quant_method") or found.get("quant_algo"):
+        return str(method)
+    if found.get("load_in_4bit") or found.get("load_in_8bit"):
+        return "bitsandbytes"
+    if key == "quantization":
+        return "MLX" if "group_size" in found else str(found.get("quant_algo", "an unnamed method"))
+    return "an unnamed method"
+
+
+def _quantised(where: str, method: str, source: str) -> str:
+    return (
+        f"{where}: its weights are quantised by {method} ({source}), expected weights in 16 or 32 bits; give the model "
+        "that it was made from, and name the bundle's own --precision"
+    )

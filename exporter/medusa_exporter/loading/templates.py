@@ -1,0 +1,88 @@
+"""Which chat template a model is used with, and which others it brings."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medusa_runtime.errors import PromptError
+
+DEFAULT = "default"
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+LARGEST = 1 << 20  # bytes of a template
+
+
+@dataclass(frozen=True)
+class ChatTemplates:
+    """A model's chat templates as Jinja sources.
+
+    chosen: the one to use, None where the model has none. named: all that the model brings by a name, `default` too;
+    empty where there is nothing but the chosen one.
+    """
+
+    chosen: str | None
+    named: dict[str, str] = field(default_factory=dict)
+
+
+def choose_template(tokenizer: Any, wanted: str | None = None) -> ChatTemplates:
+    """Choose a chat template and make it the tokenizer's only one, so that all that lays text out agrees.
+
+    tokenizer: its `chat_template` is a text, or a mapping from names to texts where the model has several. wanted: the
+    name of one of these, or a file that holds one; None for `default`, or for the only one. Raises PromptError for a
+    name and file that do not exist, and for several templates, none of which is the default.
+    """
+    own = _own(getattr(tokenizer, "chat_template", None))
+    chosen = _default(own) if wanted is None else own[wanted] if wanted in own else _read(wanted, own)
+    tokenizer.chat_template = chosen
+    return ChatTemplates(chosen, {} if set(own.values()) <= {chosen} else own)
+
+
+def describe_wanted(wanted: str | None) -> str | None:
+    """Return what `choose_template` is asked for so that it can be compared: a name, or the digest of a file."""
+    if wanted is None or not (path := Path(wanted).expanduser()).is_file():
+        return wanted
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _own(found: Any) -> dict[str, str]:
+    if not found:
+        return {}
+    named = found if isinstance(found, dict) else {DEFAULT: found}
+    for name, text in named.items():
+        if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(text, str):
+            raise PromptError(
+                f"the model has a chat template named {str(name)[:60]!r} that is a {type(text).__name__}; expected "
+                "texts under names of letters, digits, '_', '.' and '-': correct tokenizer_config.json"
+            )
+    return {name: text for name, text in named.items() if text}
+
+
+def _default(own: dict[str, str]) -> str | None:
+    if DEFAULT in own or len(own) < 2:
+        return own.get(DEFAULT) or next(iter(own.values()), None)
+    raise PromptError(
+        f"the model has the chat templates {', '.join(sorted(own))} and no default; expected one to be chosen: name it "
+        "with --chat-template"
+    )
+
+
+def _read(wanted: str, own: dict[str, str]) -> str:
+    path = Path(wanted).expanduser()
+    if not path.is_file():
+        has = f"the model has {', '.join(sorted(own))}" if own else "the model has none"
+        raise PromptError(
+            f"chat template {wanted!r} is neither a file nor one of the model's; {has}: expected the name of one of "
+            "these, or a Jinja file; give one of the two"
+        )
+    try:
+        if path.stat().st_size > LARGEST:
+            raise PromptError(f"{path}: more than {LARGEST} bytes, expected a chat template; give its Jinja file")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path}: not UTF-8 text ({error}), expected a chat template; give its Jinja file") from error
+    if not text.strip():
+        raise PromptError(f"{path}: empty, expected a chat template; give its Jinja file")
+    return text

@@ -1,0 +1,151 @@
+"""Whether a model's files hold exactly the weights that its decoder computes with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medusa_runtime.errors import UnsupportedModelError
+
+from medusa_exporter.extras import import_extra
+from medusa_exporter.loading.config import read_object
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+FLOATS = ("BF16", "F16", "F32", "F64")  # as safetensors names them
+SHOWN = 5  # names in a message
+HEADS = re.compile(r"medusa_heads?\.")  # of Medusa heads merged with the decoder, which are read as heads
+
+REMEDY = "fetch the model again, or give one whose config.json belongs to its weights"
+
+
+def check_files(folder: Path, explicit: str | None = None) -> None:
+    """Check the files that transformers would read, by their headers, before any weight is read.
+
+    explicit: the file that config.json names (`transformers_weights`), if it does. Raises UnsupportedModelError for a
+    folder without weights, for shards that the index names and that are missing, for safetensors that are truncated
+    or damaged, for a tensor held twice or missing from the shard that the index names, and for weights that are stored
+    as integers or in 8 bits.
+    """
+    name = explicit or next((name for name in NAMES if (folder / name).is_file()), None)
+    if name is None or not _inside(folder, name).is_file():
+        raise UnsupportedModelError(
+            f"{folder}: {'no weights' if name is None else f'no {name}, which its config.json names'} in it; expected "
+            "model.safetensors, or model.safetensors.index.json and its shards; fetch the model again"
+        )
+    if not name.endswith(".index.json"):
+        _check_shards(folder, [name], None)
+        return
+    places = read_object(folder / name).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
+        raise UnsupportedModelError(
+            f"{folder / name}: no weight_map from tensors to files in it; expected one; fetch the model again"
+        )
+    shards = sorted(set(places.values()))
+    if missing := [shard for shard in shards if not _inside(folder, shard).is_file()]:
+        raise UnsupportedModelError(
+            f"{folder}: {name} names {_listed(missing)}, which {'is' if len(missing) == 1 else 'are'} not there; "
+            "expected every shard; fetch the model again"
+        )
+    _check_shards(folder, shards, places)
+
+
+def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], where: str) -> None:
+    """Raise UnsupportedModelError unless every weight came from the files and every tensor of the files is used.
+
+    info: transformers' loading info, `missing_keys`, `unexpected_keys` and `mismatched_keys` (name, shape in the file,
+    shape in the model). Embeddings that are tied need no lm_head of their own; tensors of Medusa heads are not the
+    decoder's. What transformers knows to hold nothing (such as rotary frequencies) is not in its info.
+    """
+    missing = info["missing_keys"]
+    unexpected = [name for name in info["unexpected_keys"] if not HEADS.match(name)]
+    mismatched = {name: (tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]}
+    faults = []
+    if missing:
+        faults.append(f"{len(missing)} weights of the model are not in its files ({_listed(missing)})")
+    if mismatched:
+        name = _ordered(mismatched)[0]
+        faults.append(
+            f"{len(mismatched)} have another shape ({_listed(mismatched)}; {name} is {mismatched[name][0]} in the file "
+            f"and {mismatched[name][1]} by config.json)"
+        )
+    if unexpected:
+        faults.append(f"{len(unexpected)} tensors of its files are none of the model's ({_listed(unexpected)})")
+    if faults:
+        raise UnsupportedModelError(
+            f"{where}: {'; '.join(faults)}; expected every weight of {type(model).__name__}, each once: {REMEDY}"
+        )
+    _check_tied(model, where)
+
+
+def _check_tied(model: PreTrainedModel, where: str) -> None:
+    """Refuse an lm_head of its own where the config ties it to the embedding: readers disagree which one counts."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if not getattr(model.config, "tie_word_embeddings", False) or head is None:
+        return
+    if head.weight.data_ptr() != embedding.weight.data_ptr():
+        raise UnsupportedModelError(
+            f"{where}: its files hold an lm_head that differs from the embedding, while config.json ties the two "
+            "(tie_word_embeddings); expected one or the other: set tie_word_embeddings to false in config.json to use "
+            "the lm_head, or remove it from the files"
+        )
+
+
+def _check_shards(folder: Path, shards: Iterable[str], places: Mapping[str, str] | None) -> None:
+    held: dict[str, str] = {}
+    for shard in shards:
+        if not shard.endswith(".safetensors"):
+            return  # pickles: what they hold is known once they are read
+        for name, kind in _header(folder / shard).items():
+            if name in held:
+                raise UnsupportedModelError(
+                    f"{folder}: {held[name]} and {shard} both hold {name!r}; expected each tensor once: fetch the "
+                    "model again"
+                )
+            held[name] = shard
+            if name.endswith(".weight") and kind not in FLOATS:
+                raise UnsupportedModelError(
+                    f"{folder / shard}: {name} is stored as {kind}, expected one of {', '.join(FLOATS)}; give a model "
+                    "whose weights are not quantised"
+                )
+    if places is not None and (wrong := [name for name, shard in places.items() if held.get(name) != shard]):
+        raise UnsupportedModelError(
+            f"{folder}: its index names {_listed(wrong)}, which {'is' if len(wrong) == 1 else 'are'} not in the shard "
+            "named; expected every tensor in its shard; fetch the model again"
+        )
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The tensors of a safetensors file and how each is stored; UnsupportedModelError for a damaged or cut file."""
+    safetensors = import_extra("safetensors", "export")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 -- no mapping
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UnsupportedModelError(
+            f"{path}: truncated or damaged ({error}); expected a whole safetensors file: fetch it again"
+        ) from error
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise UnsupportedModelError(
+            f"{folder}: names {name!r} as a file of weights, expected a file next to config.json; fetch the model again"
+        )
+    return folder / name
+
+
+def _ordered(names: Collection[str]) -> list[str]:
+    """Sort names, layer 2 before layer 10."""
+    return sorted(
+        names, key=lambda name: [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    ordered = _ordered(names)
+    return ", ".join(ordered[:SHOWN]) + (", …" if len(ordered) > SHOWN else "")

@@ -1,0 +1,26 @@
+"""A bundle's tokenizer, chat templates and special tokens, as the runtime reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medusa_runtime.bundle import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, named_template
+
+from medusa_exporter.loading.templates import ChatTemplates
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, templates: ChatTemplates) -> None:
+    """Write them into the bundle's folder: the chosen template in its place, the model's own ones by their names."""
+    (folder / "tokenizer").mkdir()
+    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    found = {named_template(name): text for name, text in templates.named.items()}
+    for file, text in (found | ({CHAT_TEMPLATE: templates.chosen} if templates.chosen else {})).items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(text, encoding="utf-8", newline="")
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    (folder / SPECIAL_TOKENS).write_text(json.dumps(special, indent=2, sort_keys=True), encoding="utf-8")
