@@ -42,7 +42,7 @@ def read_prompts(file: Path, limit: int, bundle: Any) -> list[list[int]]:
     from medusa_runtime.chat import ChatTemplate
     from medusa_runtime.text import Tokenizer
 
-    tokenizer = Tokenizer(bundle.tokenizer_file)
+    tokenizer = Tokenizer(bundle.tokenizer, str(bundle.root))
     template = ChatTemplate(bundle.chat_template, bundle.special_tokens) if bundle.chat_template else None
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     turns = [json.loads(line)["turns"][0] for line in lines[:limit]]

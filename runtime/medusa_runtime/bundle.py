@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,21 @@ from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import from_toml
 
 from medusa_runtime.checks import check_path
+from medusa_runtime.engine_facts import MAX_BYTES as ENGINE_FACTS_BYTES
 from medusa_runtime.engine_facts import EngineFacts
 from medusa_runtime.errors import BundleError
-from medusa_runtime.facts import FileFacts, GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.facts import DIGEST, FileFacts, GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, REMEDY, SCHEMA, Manifest
+from medusa_runtime.verified import CheckedFile, Stamp, digest_file
 
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 SPECIAL_TOKENS = "tokenizer/special_tokens.json"
 _NAMED_TEMPLATES = "tokenizer/chat_templates/"
 
-_BLOCK = 4 << 20  # bytes read and hashed at a time
+# bytes that each kind of file may have at most; its own are all read at once
+MAX_TOKENIZER, MAX_TEMPLATE, MAX_SPECIAL_TOKENS, MAX_PROFILE = 256 << 20, 4 << 20, 1 << 20, 1 << 20
+
 _HASH_THREADS = 4
 _SCRATCH = ".manifest.json.tmp"
 
@@ -36,19 +39,24 @@ TOLERATED = ("README.md", ".gitattributes", ".cache", ".git")
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: `root` is its folder, resolved; `manifest` holds for the files as they were when opened."""
+    """An opened bundle: `root` is its folder, resolved; `manifest` holds for the files as they were when opened.
+
+    stamps: what the file system recorded of the files when they were hashed, by name (`verified.Stamp`).
+    """
 
     root: Path
     manifest: Manifest
+    stamps: Mapping[str, Stamp | None] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: str | Path, *, engines: bool = False) -> Bundle:
+    def open(cls, folder: str | Path, *, engines: bool = False, expected_digest: str | None = None) -> Bundle:
         """Check the whole bundle, then return it; nothing in it is loaded before.
 
         The manifest must hold, every file that it names must be a regular file inside the folder with that size and
         SHA-256, and the folder must hold no other file. engines: whether those are hashed too; they are many times as
-        large as all else, few of them are loaded, and each is hashed before it is (`EngineFacts.read`). Raises
-        BundleError.
+        large as all else, few of them are loaded, and each is hashed before it is (`EngineFacts.read`).
+        expected_digest: the manifest's digest, which stands for every byte of the bundle, None for any; compared before
+        anything else is read. Raises BundleError.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -58,6 +66,7 @@ class Bundle:
             if not (root / FILE_NAME).exists():
                 raise BundleError(f"{folder} is not a bundle, it has no {FILE_NAME}; {REMEDY}")
             manifest = Manifest.from_bytes(_read(_inside(root, FILE_NAME), MAX_BYTES), str(folder / FILE_NAME))
+            _check_digest(folder, manifest.digest, expected_digest)
             present = set(walk(root)) - {FILE_NAME}
             if unlisted := sorted(present - manifest.files.keys()):
                 raise BundleError(f"{folder} holds {unlisted[0]!r}, which its manifest does not list; remove it")
@@ -66,12 +75,14 @@ class Bundle:
                 if (size := paths[name].stat().st_size) != facts.size:
                     raise BundleError(f"{folder / name} has {size} bytes, expected {facts.size}; {REMEDY}")
             names = [name for name in paths if engines or not _is_engine(name)]
-            for name, digest in zip(names, _digests([paths[name] for name in names]), strict=True):
+            stamps: dict[str, Stamp | None] = {}
+            for name, (digest, stamp) in zip(names, _digests([paths[name] for name in names]), strict=True):
+                stamps[name] = stamp
                 if digest != (wanted := manifest.files[name].sha256):
                     raise BundleError(f"{folder / name} has SHA-256 {digest}, expected {wanted}; {REMEDY}")
         except OSError as error:
             raise BundleError(f"{folder} cannot be read: {error}; {REMEDY}") from error
-        return cls(root, manifest)
+        return cls(root, manifest, stamps)
 
     @property
     def model(self) -> ModelFacts:
@@ -82,6 +93,12 @@ class Bundle:
     def heads(self) -> HeadFacts:
         """The heads' shape."""
         return self.manifest.heads
+
+    def file(self, name: str) -> CheckedFile:
+        """Return a file of the bundle, to be read or mapped as the manifest lists it. BundleError if it does not."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.root} has no {name!r}: its manifest does not list it; {REMEDY}")
+        return CheckedFile(self.root / name, self.manifest.files[name], self.stamps.get(name))
 
     def graph(self, backend: str, precision: str | None = None) -> tuple[GraphFacts, Path]:
         """Return a backend's graph and its file; precision None means the only one, or fp32 among several.
@@ -106,7 +123,7 @@ class Bundle:
         found = []
         for name in self.manifest.files:
             if name.startswith(f"engines/{graph.key}-") and name.endswith(".json"):
-                facts = EngineFacts.from_file(self.root / name)
+                facts = EngineFacts.from_bytes(self.file(name).read(ENGINE_FACTS_BYTES), self.root / name)
                 engine = name.removesuffix(".json") + ".engine"
                 listed = self.manifest.files.get(engine)
                 told = facts.flavour, facts.precision, facts.engine
@@ -124,7 +141,7 @@ class Bundle:
             )
         path = f"profiles/{name}.toml"
         try:
-            tree = from_toml(self._read_text(path), str(self.root / path))
+            tree = from_toml(self._read_text(path, MAX_PROFILE), str(self.root / path))
             tree.require(self.heads.count, self.heads.top_k)
         except ProfileError as error:
             raise BundleError(f"profile {name!r} of {self.root} does not serve: {error}") from error
@@ -137,16 +154,16 @@ class Bundle:
         return {name: self.profile(name) for name in self.manifest.profiles}
 
     @property
-    def tokenizer_file(self) -> Path:
-        """The tokenizer's file, of the form that the `tokenizers` library reads. BundleError if there is none."""
+    def tokenizer(self) -> bytes:
+        """The tokenizer, in the form that the `tokenizers` library reads. BundleError if there is none."""
         if TOKENIZER not in self.manifest.files:
             raise BundleError(f"{self.root} has no tokenizer: its manifest does not list {TOKENIZER}; {REMEDY}")
-        return self.root / TOKENIZER
+        return self.file(TOKENIZER).read(MAX_TOKENIZER)
 
     @property
     def chat_template(self) -> str | None:
         """The Jinja template that lays out a conversation, or None."""
-        return self._read_text(CHAT_TEMPLATE) if CHAT_TEMPLATE in self.manifest.files else None
+        return self._read_text(CHAT_TEMPLATE, MAX_TEMPLATE) if CHAT_TEMPLATE in self.manifest.files else None
 
     @property
     def chat_template_names(self) -> list[str]:
@@ -162,7 +179,7 @@ class Bundle:
                 f"{self.root} has no chat template {name!r}; it has {has}; name one of these, or build the bundle "
                 "again with --chat-template"
             )
-        return self._read_text(named_template(name))
+        return self._read_text(named_template(name), MAX_TEMPLATE)
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -170,23 +187,31 @@ class Bundle:
         if SPECIAL_TOKENS not in self.manifest.files:
             return {}
         try:
-            content = json.loads(self._read_text(SPECIAL_TOKENS))
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{self.root / SPECIAL_TOKENS} is not valid JSON: {error}; {REMEDY}") from None
+            content = json.loads(self._read_text(SPECIAL_TOKENS, MAX_SPECIAL_TOKENS))
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise BundleError(f"{self.root / SPECIAL_TOKENS} is not valid JSON: {error!r:.200}; {REMEDY}") from None
         if not isinstance(content, dict) or not all(isinstance(token, str) for token in content.values()):
             raise BundleError(f"{self.root / SPECIAL_TOKENS} must map names to texts; {REMEDY}")
         return content
 
-    def _read_text(self, name: str) -> str:
-        """Read a listed file and check once more that it is the one the manifest names."""
-        facts = self.manifest.files[name]
+    def _read_text(self, name: str, most: int) -> str:
         try:
-            data = _read(self.root / name, facts.size)
-            if hashlib.sha256(data).hexdigest() == facts.sha256:
-                return data.decode()
-        except (OSError, UnicodeDecodeError) as error:
+            return self.file(name).read(most).decode()
+        except UnicodeDecodeError as error:
             raise BundleError(f"{self.root / name} cannot be read: {error}; {REMEDY}") from None
-        raise BundleError(f"{self.root / name} changed after the bundle was opened; open it again")
+
+
+def _check_digest(folder: Path, got: str, expected: str | None) -> None:
+    if expected is not None and not DIGEST.fullmatch(expected):
+        raise BundleError(
+            f"the expected digest is {expected!r:.80}, expected 64 hexadecimal digits in lower case, as "
+            f"medusa-export inspect shows them"
+        )
+    if expected not in (None, got):
+        raise BundleError(
+            f"{folder} has the digest {got}, expected {expected}: it is another bundle than the one that was pinned; "
+            "get that one, or pin this one if it is meant"
+        )
 
 
 def named_template(name: str) -> str:
@@ -221,7 +246,7 @@ def seal(
         check_path("a file's path", name)
     paths = {name: _inside(root, name) for name in names if name not in (known or {})}
     digests = zip(paths, _digests([*paths.values()]), strict=True)
-    files = dict(known or {}) | {name: FileFacts(paths[name].stat().st_size, digest) for name, digest in digests}
+    files = dict(known or {}) | {name: FileFacts(paths[name].stat().st_size, digest) for name, (digest, _) in digests}
     manifest = Manifest(
         schema=SCHEMA,
         producer=producer,
@@ -310,15 +335,7 @@ def _read(path: Path, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
-def _digest(path: Path) -> str:
-    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(block[:count])
-    return digest.hexdigest()
-
-
-def _digests(paths: Iterable[Path]) -> list[str]:
+def _digests(paths: Iterable[Path]) -> list[tuple[str, Stamp | None]]:
     """Hash files side by side, in their order (hashlib lets other threads run)."""
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        return list(pool.map(_digest, paths))
+        return list(pool.map(digest_file, paths))

@@ -54,6 +54,7 @@ class Engine:
         accept: str = "greedy",
         gpu: int = 0,
         chat_template: str | None = None,
+        expected_digest: str | None = None,
     ) -> Engine:
         """Check and load a bundle.
 
@@ -62,9 +63,10 @@ class Engine:
         that prompt and answer may come to, which bounds the memory taken; None for the model's context. accept:
         "greedy" gives the decoder's own tokens; "typical" is the paper's rule and LOSSY. gpu: the number of the GPU,
         from 0; it means nothing to a CPU. chat_template: the name of one of the model's own templates, None for the one
-        that the bundle was built with. Raises BundleError, MissingExtraError, CapacityError, ArgumentError.
+        that the bundle was built with. expected_digest: pins the bundle to its manifest's digest, as `medusa-export
+        inspect` shows it; None takes any. Raises BundleError, MissingExtraError, CapacityError, ArgumentError.
         """
-        opened = Bundle.open(bundle)
+        opened = Bundle.open(bundle, expected_digest=expected_digest)
         optional_text("profile", profile)
         optional_text("chat_template", chat_template)
         name = opened.graph(text("backend", backend), optional_text("precision", precision))[0].profile

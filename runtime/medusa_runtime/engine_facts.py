@@ -77,8 +77,19 @@ class EngineFacts:
         """Read the manifest beside an engine. Raises BundleError."""
         try:
             with path.open("rb") as file:
-                given = json.loads(file.read(MAX_BYTES + 1))
-        except (OSError, ValueError, RecursionError) as error:
+                data = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise BundleError(f"{path} is no engine's manifest: {error}; {REMEDY}") from None
+        return cls.from_bytes(data, path)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: Path) -> EngineFacts:
+        """Read what `to_bytes` wrote; `path` names the file in errors. Raises BundleError."""
+        if len(data) > MAX_BYTES:
+            raise BundleError(f"{path} is no engine's manifest: it has more than {MAX_BYTES} bytes; {REMEDY}")
+        try:
+            given = json.loads(data)
+        except (ValueError, RecursionError, MemoryError) as error:
             raise BundleError(f"{path} is no engine's manifest: {error}; {REMEDY}") from None
         names = {field.name for field in fields(cls)}
         if not isinstance(given, dict) or given.keys() != names or not isinstance(given["targets"], list):
@@ -101,10 +112,12 @@ class EngineFacts:
         if target not in self.targets:
             raise BundleError(f"{engine} was built for {', '.join(self.targets)}, this GPU is {target}; {REMEDY}")
         try:
-            size = engine.stat().st_size
-            data = engine.read_bytes() if size == self.size else b""
-        except OSError as error:
-            raise BundleError(f"{engine} cannot be read: {error}; {REMEDY}") from None
+            size, data = engine.stat().st_size, b""
+            if size == self.size:
+                with engine.open("rb") as file:
+                    data = file.read(size + 1)
+        except (OSError, MemoryError) as error:
+            raise BundleError(f"{engine} cannot be read: {error!r}; {REMEDY}") from None
         if size != self.size:
             raise BundleError(f"{engine} has {size} bytes, expected {self.size}; {REMEDY}")
         if hashlib.sha256(data).hexdigest() != self.engine:

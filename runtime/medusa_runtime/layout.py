@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from medusa_runtime.bundle import Bundle
+from medusa_runtime.bundle import TOKENIZER, Bundle
 from medusa_runtime.chat import ChatTemplate
 from medusa_runtime.errors import BundleError, PromptError
 from medusa_runtime.text import Tokenizer
@@ -20,7 +20,7 @@ class Layout:
     """
 
     def __init__(self, bundle: Bundle, chat_template: str | None = None) -> None:
-        self.tokenizer = Tokenizer(bundle.tokenizer_file)
+        self.tokenizer = Tokenizer(bundle.tokenizer, str(bundle.root / TOKENIZER))
         template = bundle.chat_template if chat_template is None else bundle.named_chat_template(chat_template)
         self._template = None if template is None else ChatTemplate(template, bundle.special_tokens)
         self._root = bundle.root

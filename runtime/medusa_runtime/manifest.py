@@ -162,7 +162,7 @@ def _to_json(content: object) -> bytes:
     try:
         text = json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False, default=asdict)
         return (text + "\n").encode()
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError, MemoryError) as error:
         raise BundleError(f"the manifest cannot be written as JSON: {error}") from None
 
 
@@ -181,5 +181,5 @@ def _from_json(data: bytes) -> Any:
 
     try:
         return json.loads(data.decode(), object_pairs_hook=once, parse_constant=number)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"the manifest is not valid JSON: {error}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise BundleError(f"the manifest is not valid JSON: {error!r:.200}") from None

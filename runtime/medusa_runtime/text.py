@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 
 import tokenizers
 
-from medusa_runtime.errors import BundleError, PromptError
+from medusa_runtime.errors import BundleError, MedusaError, PromptError
 
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no character, or none yet
 
@@ -17,43 +18,51 @@ _CONTEXT = 8  # tokens; 4 are needed, since a character has at most 4 bytes and 
 
 
 class Tokenizer:
-    """A tokenizer read from the `tokenizers` library's file, its truncation and padding switched off.
+    """A tokenizer of the `tokenizers` library, its truncation and padding switched off.
 
-    Raises BundleError if the file cannot be read.
+    data: the bytes of a tokenizer.json. origin: names the place in errors. Raises BundleError for other bytes.
     """
 
-    def __init__(self, file: str | Path) -> None:
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(
-                f"{file} is not a tokenizer that tokenizers {tokenizers.__version__} reads: {error}"
-            ) from None
+    def __init__(self, data: bytes, origin: str) -> None:
+        self._origin = origin
+        with _translated(BundleError, f"{origin} is not a tokenizer that tokenizers {tokenizers.__version__} reads"):
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token for token, facts in added.items() if facts.special)
 
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest token, as the vocabulary writes it."""
+        return max(map(len, self._tokenizer.get_vocab()), default=0)
+
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Return the text's token ids; `add_special_tokens` adds what the tokenizer puts around a text (BOS, say).
 
-        Raises PromptError for text that is not valid Unicode (a lone surrogate).
+        Raises PromptError for text that is not valid Unicode (a lone surrogate) or that the library gives up on.
         """
         try:
             text.encode()  # the library itself calls such a text no str
         except UnicodeEncodeError as error:
             raise PromptError(f"the prompt is not valid Unicode: {error}") from None
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        with _translated(PromptError, f"the prompt cannot be tokenised by the tokenizer of {self._origin}"):
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, special tokens and ids without a token left out."""
-        text: str = self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
+        """Return the text of token ids, special tokens and ids without a token left out.
+
+        Raises BundleError where the library gives up.
+        """
+        with _translated(BundleError, f"tokens cannot be turned into text by the tokenizer of {self._origin}"):
+            text: str = self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
         return text
 
     def token(self, token_id: int) -> str:
         """Return how the vocabulary writes a token that shows in text; "" for a special or unknown one."""
-        shown: str | None = None if token_id in self._special else self._tokenizer.id_to_token(token_id)
+        with _translated(BundleError, f"token {token_id} is not one of the tokenizer of {self._origin}"):
+            shown: str | None = None if token_id in self._special else self._tokenizer.id_to_token(token_id)
         return shown or ""
 
 
@@ -89,6 +98,17 @@ class TextStream:
         piece = text[len(_certain(self._tokenizer.decode(self._context))) :]
         self._context, self._waiting = [], []
         return piece
+
+
+@contextmanager
+def _translated(kind: type[MedusaError], what: str) -> Iterator[None]:
+    """Turn whatever the library raises into `kind`: bare Exception, and panics of its Rust, which are none of that."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":
+            raise kind(f"{what}: {error}; build the bundle again, or give another prompt") from None
+        raise
 
 
 def _certain(text: str) -> str:

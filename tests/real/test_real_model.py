@@ -67,7 +67,7 @@ def test_greedy_tokens_are_those_of_transformers(engine: Engine, reference: list
 
 def test_the_end_token_is_the_model_files_own(real_bundle: RealBundle) -> None:
     bundle = Bundle.open(real_bundle.path)
-    tokenizer = json.loads(bundle.tokenizer_file.read_text())
+    tokenizer = json.loads(bundle.tokenizer)
     names = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
     assert [names[eos] for eos in bundle.model.eos_token_ids] == ["<|im_end|>"]
 

@@ -59,7 +59,7 @@ def test_open(folder):
     facts = bundle.manifest.files["graphs/weights.data"]
     data = CONTENT["graphs/weights.data"]
     assert (facts.size, facts.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    assert bundle.tokenizer_file.read_bytes() == b"{}"
+    assert bundle.tokenizer == b"{}"
     assert bundle.chat_template == "{{ messages }} é"
     assert bundle.special_tokens == {"eos_token": "</s>"}
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -117,7 +117,7 @@ def test_a_bundle_without_tokenizer(tmp_path):
     bundle = Bundle.open(tmp_path / "b")
     assert (bundle.chat_template, bundle.special_tokens) == (None, {})
     with pytest.raises(BundleError, match="no tokenizer"):
-        _ = bundle.tokenizer_file
+        _ = bundle.tokenizer
 
 
 @pytest.mark.parametrize("data", [b"[]", b'{"a": 1}', b"{", b"\xff", b"[" * 10**6])
@@ -351,5 +351,39 @@ def test_an_unreadable_file(folder, monkeypatch):
     def denied(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("medusa_runtime.bundle._digest", denied)  # permissions do not bind the superuser
+    monkeypatch.setattr("medusa_runtime.bundle.digest_file", denied)  # permissions do not bind the superuser
     refused(folder, "cannot be read")
+
+
+def test_a_pinned_bundle(folder):
+    digest = Bundle.open(folder).manifest.digest
+    assert Bundle.open(folder, expected_digest=digest).manifest.digest == digest
+    with pytest.raises(BundleError, match=rf"has the digest {digest}, expected {'0' * 64}: it is another bundle"):
+        Bundle.open(folder, expected_digest="0" * 64)
+    for wrong in ("", digest[:12], digest.upper(), digest + "\n"):
+        with pytest.raises(BundleError, match="expected 64 hexadecimal digits"):
+            Bundle.open(folder, expected_digest=wrong)
+    build(folder, CONTENT | {"LICENSE": b"other"})
+    with pytest.raises(BundleError, match=f"expected {digest}"):
+        Bundle.open(folder, expected_digest=digest)
+
+
+def test_what_is_too_large_is_not_read(folder, monkeypatch):
+    bundle = Bundle.open(folder)
+    for name, limit in (("tokenizer", 1), ("chat_template", 3), ("special_tokens", 3)):
+        monkeypatch.setattr(f"medusa_runtime.bundle.MAX_{name.replace('chat_', '').upper()}", limit)
+        with pytest.raises(BundleError, match=f"bytes, expected at most {limit}"):
+            getattr(bundle, name)
+    monkeypatch.setattr("medusa_runtime.bundle.MAX_PROFILE", 5)
+    with pytest.raises(BundleError, match="bytes, expected at most 5"):
+        bundle.profile("wide")
+
+
+def test_a_tokenizer_changed_after_opening_is_not_used(folder):
+    bundle = Bundle.open(folder)
+    (folder / "tokenizer/tokenizer.json").write_bytes(b"[]")
+    with pytest.raises(BundleError, match="changed after the bundle was opened"):
+        _ = bundle.tokenizer
+    (folder / "tokenizer/tokenizer.json").unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        _ = bundle.tokenizer

@@ -51,3 +51,11 @@ def test_an_engine_cut_short_is_refused_at_once(tmp_path: Path) -> None:
 def test_what_lies_beside_an_engine_must_tell_of_it(tmp_path: Path, other: dict[str, object]) -> None:
     with pytest.raises(BundleError, match=f"tells of another engine than {ENGINE}"):
         Bundle.open(build(tmp_path / "b", **other)).engines("tensorrt")
+
+
+def test_what_lies_beside_an_engine_is_read_as_it_was_checked(tmp_path: Path) -> None:
+    folder = build(tmp_path / "b")
+    bundle = Bundle.open(folder)
+    (folder / ENGINE).with_suffix(".json").write_bytes(replace(FACTS, seconds=99.0).to_bytes())
+    with pytest.raises(BundleError, match=r"tensorrt-fp16-t64\.json changed after the bundle was opened"):
+        bundle.engines("tensorrt")

@@ -32,7 +32,7 @@ def byte_level(folder):
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=50)
     tokenizer.save(str(folder / "byte_level.json"))
-    return Tokenizer(folder / "byte_level.json")
+    return Tokenizer((folder / "byte_level.json").read_bytes(), "byte_level.json")
 
 
 def metaspace(folder):
@@ -43,7 +43,7 @@ def metaspace(folder):
     trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.save(str(folder / "metaspace.json"))
-    return Tokenizer(folder / "metaspace.json")
+    return Tokenizer((folder / "metaspace.json").read_bytes(), "metaspace.json")
 
 
 def byte_fallback(folder):
@@ -68,7 +68,7 @@ def byte_fallback(folder):
     tokenizer.decoder = decoders.Sequence(parts)
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     tokenizer.save(str(folder / "byte_fallback.json"))
-    return Tokenizer(folder / "byte_fallback.json")
+    return Tokenizer((folder / "byte_fallback.json").read_bytes(), "byte_fallback.json")
 
 
 @pytest.fixture(scope="module", params=[byte_level, metaspace, byte_fallback])
@@ -170,9 +170,6 @@ def test_encode(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[" * 100_000, b"\xff"])
-def test_a_file_that_is_no_tokenizer(tmp_path, content):
-    (tmp_path / "t.json").write_bytes(content)
+def test_bytes_that_are_no_tokenizer(content):
     with pytest.raises(BundleError, match=r"t\.json"):
-        Tokenizer(tmp_path / "t.json")
-    with pytest.raises(BundleError):
-        Tokenizer(tmp_path / "absent.json")
+        Tokenizer(content, "t.json")

@@ -25,6 +25,7 @@ from medusa_exporter.bench.worker import Worker
 from medusa_exporter.cli.options import (
     Progress,
     choose_trees,
+    digest_option,
     gpu_option,
     length_option,
     precision_option,
@@ -62,6 +63,7 @@ def split_backends(context: click.Context, parameter: click.Parameter, values: t
     help=f"Of {', '.join(BACKENDS)}; several take turns, each in a process of its own.",
 )
 @precision_option
+@digest_option
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Default: one per physical core, within a container's quota."
 )
@@ -106,6 +108,7 @@ def command(
     limit: int | None,
     forced: Path | None,
     output: Path,
+    expected_digest: str | None,
 ) -> None:
     """Time BUNDLE's trees against its own plain decoding (one token a step, no heads run), prompt by prompt.
 
@@ -118,7 +121,7 @@ def command(
     """
     check_output(output, bundle)
     prompts, kinds = load_prompts(file, limit), read_categories(file)
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, expected_digest=expected_digest)
     for name in backends:
         opened.graph(name, precision)  # fails at once where the bundle has none
     trees = choose_trees(opened, profiles)

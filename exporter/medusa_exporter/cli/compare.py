@@ -16,7 +16,7 @@ from medusa_runtime.errors import CapacityError, MedusaError
 
 from medusa_exporter.bench.machine import versions
 from medusa_exporter.bench.walk import PLAIN_TEXT, encode
-from medusa_exporter.cli.options import Progress, choose_trees, gpu_option, split_commas
+from medusa_exporter.cli.options import Progress, choose_trees, digest_option, gpu_option, split_commas
 from medusa_exporter.compare import recording, report
 from medusa_exporter.compare.accuracy import load_polygraphy
 from medusa_exporter.compare.outcome import Outcome
@@ -46,6 +46,7 @@ def _named(context: click.Context, parameter: click.Parameter, values: tuple[str
 
 @click.command(name="compare")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@digest_option
 @click.option(
     "--backends",
     "named",
@@ -83,6 +84,7 @@ def command(
     against: Path | None,
     gpu: int,
     output: Path | None,
+    expected_digest: str | None,
 ) -> None:
     """Compare what two backends, or two precisions of one, give at every step on BUNDLE: all tensors, by polygraphy.
 
@@ -110,7 +112,7 @@ def command(
             check_output(place, bundle)
     if save is None:
         load_polygraphy()  # before any work
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, expected_digest=expected_digest)
     progress = Progress()
     engines = [_load(opened, one, gpu, progress) for one in named]
     sides = [Side(engine.decoder.backend.name, engine.decoder.backend.precision) for engine in engines]

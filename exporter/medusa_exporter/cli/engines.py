@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 from medusa_runtime.errors import BundleError
 
-from medusa_exporter.cli.options import Progress, capacity_options, gpu_option, precision_option, split_commas
+from medusa_exporter.cli.options import (
+    Progress,
+    capacity_options,
+    digest_option,
+    gpu_option,
+    precision_option,
+    split_commas,
+)
 from medusa_exporter.engines.flavours import FLAVOURS
 from medusa_exporter.engines.make import make_engines
 from medusa_exporter.sources import read_manifest
@@ -19,6 +26,7 @@ from medusa_exporter.sources import read_manifest
     "--backend", type=click.Choice(FLAVOURS), help="Default: the one whose graphs the bundle has, if it is one."
 )
 @precision_option
+@digest_option
 @capacity_options
 @gpu_option
 @click.option(
@@ -39,6 +47,7 @@ def command(
     gpu: int,
     steps: tuple[str, ...],
     force: bool,
+    expected_digest: str | None,
 ) -> None:
     """Build the engines of BUNDLE that are missing or stale; neither torch nor ONNX Runtime is needed.
 
@@ -62,6 +71,7 @@ def command(
         steps=steps,
         force=force,
         gpu=gpu,
+        expected_digest=expected_digest,
         report=progress.report,
     )
     click.echo(f"built {len(built)} engines in {progress.seconds:.0f} s" if built else "all engines are up to date")

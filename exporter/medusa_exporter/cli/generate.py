@@ -12,7 +12,7 @@ from medusa_runtime.backends import BACKENDS
 from medusa_runtime.engine import Engine
 from medusa_runtime.generation import Generation
 
-from medusa_exporter.cli.options import gpu_option, length_option, precision_option
+from medusa_exporter.cli.options import digest_option, gpu_option, length_option, precision_option
 from medusa_exporter.verify import first_difference
 
 
@@ -22,6 +22,7 @@ from medusa_exporter.verify import first_difference
 @click.option("--profile", help="A tree of the bundle, or 'plain'. Default: what suits the precision.")
 @click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
 @precision_option
+@digest_option
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Default: one per physical core, within a container's quota."
 )
@@ -52,6 +53,7 @@ def command(
     chat_template: str | None,
     compare: bool,
     accept: str,
+    expected_digest: str | None,
 ) -> None:
     """Answer PROMPT with BUNDLE, streamed, and end with tokens, steps and speed.
 
@@ -69,6 +71,7 @@ def command(
         accept=accept,
         gpu=gpu,
         chat_template=chat_template,
+        expected_digest=expected_digest,
     )
     answer = engine.generate(prompt, stream=True, max_new_tokens=max_new_tokens, raw=raw)
     for piece in answer:

@@ -9,16 +9,19 @@ import click
 from medusa_profiles.draw import draw
 from medusa_runtime.bundle import Bundle
 
+from medusa_exporter.cli.options import digest_option
+
 FP32_BYTES = 4  # of one element of the KV cache
 
 
 @click.command()
 @click.argument("folder", metavar="BUNDLE", type=click.Path())
+@digest_option
 @click.option("--profile", "name", metavar="NAME", help="Draw this tree instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(folder: str, name: str | None, as_json: bool) -> None:
+def command(folder: str, name: str | None, as_json: bool, expected_digest: str | None) -> None:
     """Check the files of BUNDLE against its manifest, then show what it holds."""
-    bundle = Bundle.open(folder, engines=True)
+    bundle = Bundle.open(folder, engines=True, expected_digest=expected_digest)
     if name is not None:
         tree = bundle.profile(name)
         click.echo(json.dumps({"name": name, "paths": tree.paths}) if as_json else draw(tree))
@@ -62,7 +65,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     sees += ["the root token"] if heads["conditioning"] == "root" else []
     scores = heads["draft_vocabulary"] or model["vocab_size"]
     return [
-        f"bundle    {facts['bundle']}, every file as its manifest says (digest {facts['digest'][:12]})",
+        f"bundle    {facts['bundle']}, every file as its manifest says",
+        f"          digest {facts['digest']}",
         f"model     {model['name']} ({model['family']}): {model['layers']} layers, hidden size {model['hidden_size']}, "
         f"{model['attention_heads']} attention heads and {model['kv_heads']} KV heads of {model['head_dim']}",
         f"          vocabulary {model['vocab_size']:,}, context {model['context']:,} tokens, "

@@ -24,6 +24,11 @@ gpu_option = click.option(
 length_option = click.option(
     "--max-length", type=click.IntRange(min=16), help="Tokens a sequence may come to. Default: the model's context."
 )
+digest_option = click.option(
+    "--expected-digest",
+    metavar="SHA256",
+    help="Refuse BUNDLE unless its manifest has this digest; inspect shows it.",
+)
 
 chat_template_option = click.option(
     "--chat-template",

@@ -17,7 +17,7 @@ from medusa_runtime.facts import PLAIN
 from medusa_exporter.bench.machine import versions
 from medusa_exporter.bench.runs import Runner, Turn
 from medusa_exporter.bench.walk import PLAIN_TEXT, Skipped, converse
-from medusa_exporter.cli.options import choose_trees, gpu_option, precision_option, split_commas
+from medusa_exporter.cli.options import choose_trees, digest_option, gpu_option, precision_option, split_commas
 from medusa_exporter.files import check_output, write_json
 from medusa_exporter.precisions import FORMATS
 from medusa_exporter.prompts import load_prompts
@@ -48,6 +48,7 @@ from medusa_exporter.verify import (
 @click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
 @precision_option
 @gpu_option
+@digest_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts.")
 @click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=2), help="Per answer.")
 @click.option("--turns", default="all", show_default=True, type=click.Choice(["all", "first"]))
@@ -64,6 +65,7 @@ def command(
     max_new_tokens: int,
     turns: str,
     output: Path | None,
+    expected_digest: str | None,
 ) -> None:
     """Check that every tree gives the tokens of BUNDLE's plain decoding, and these, with --model, the model's own.
 
@@ -77,7 +79,9 @@ def command(
     if output is not None:
         check_output(output, bundle)
     prompts = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
-    engine = Engine.load(bundle, backend=backend, profile=PLAIN, precision=precision, gpu=gpu)
+    engine = Engine.load(
+        bundle, backend=backend, profile=PLAIN, precision=precision, gpu=gpu, expected_digest=expected_digest
+    )
     if not engine.layout.has_template:
         click.echo(PLAIN_TEXT, err=True)
     exact = is_exact(engine.decoder.backend.precision)

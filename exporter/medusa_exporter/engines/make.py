@@ -46,17 +46,18 @@ def make_engines(
     steps: Sequence[str] = (),
     force: bool = False,
     gpu: int = 0,
+    expected_digest: str | None = None,
     report: Report = lambda _line: None,
 ) -> list[str]:
     """Build what a bundle lacks of a backend's engines, one for each of its graphs; return the names of those built.
 
     steps: names of the steps to build for ("plain", "prefill", "t64"), none for all that there are graphs for.
     max_length: tokens that the keys and values of a sequence may come to, None for the model's context.
-    static_capacity: build for one length of the past alone. gpu: the number of the one that TensorRT builds on. Raises
-    BundleError, MissingExtraError.
+    static_capacity: build for one length of the past alone. gpu: the number of the one that TensorRT builds on.
+    expected_digest: of the manifest, None for any. Raises BundleError, MissingExtraError.
     """
     flavour = flavours.find(backend)
-    bundle = Bundle.open(folder, engines=True)
+    bundle = Bundle.open(folder, engines=True, expected_digest=expected_digest)
     facts, _ = bundle.graph(backend, precision)
     _check_operators(bundle, flavour)
     length = min(max_length or bundle.model.context, bundle.model.context)

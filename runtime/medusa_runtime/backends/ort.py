@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from medusa_runtime import contract
 from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, Outputs, Step, all_outputs
 from medusa_runtime.backends.failures import check_reader, failed
-from medusa_runtime.backends.weights import weight_bytes
+from medusa_runtime.backends.graph_source import GraphSource
+from medusa_runtime.backends.ort_session import check_tensors, open_session
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
-from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
+from medusa_runtime.errors import CapacityError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_runtime.threads import default_threads, processor_name
 from medusa_runtime.turn import Turn, in_turn
@@ -36,7 +37,8 @@ def load(
 ) -> OrtBackend:
     """Make the backend that `medusa_runtime.backends.load_backend` asks for; a GPU's number means nothing to a CPU."""
     facts, path = bundle.graph(name, precision)
-    return OrtBackend(path, model, bundle.heads, name=name, precision=facts.precision, threads=threads)
+    source = GraphSource(path, bundle)
+    return OrtBackend(source, model, bundle.heads, name=name, precision=facts.precision, threads=threads)
 
 
 class OrtBackend:
@@ -49,7 +51,7 @@ class OrtBackend:
 
     def __init__(
         self,
-        graph: Path,
+        graph: Path | GraphSource,
         model: ModelFacts,
         heads: HeadFacts,
         *,
@@ -57,14 +59,21 @@ class OrtBackend:
         precision: str = "fp32",
         threads: int | None = None,
     ) -> None:
-        """Load `graph`; `threads` None means `threads.default_threads`."""
+        """Load `graph`; `threads` None means `threads.default_threads`.
+
+        Raises BundleError for a graph of other inputs and outputs than the contract's.
+        """
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.prefill_chunk = PREFILL_CHUNK
         self.pasts: tuple[int, ...] = ()
         self.run_seconds = 0.0
         self.turn, self.logits_on_host = Turn(f"the backend {name!r}"), True
-        self._graph = graph
-        self._session = _session(graph, threads or default_threads())
+        source = graph if isinstance(graph, GraphSource) else GraphSource(graph)
+        self._weight_bytes = source.weight_bytes
+        self._session = _session(source, threads or default_threads())
+        state = state_size(model, heads)
+        specs = contract.in_place_specs(model.layers, state, model.vocab_size, model.kv_heads, model.head_dim)
+        check_tensors(self._session, *specs, source.path)
         self._capacity = 0
         self._arena = np.zeros((2 * model.layers, model.kv_heads, 0, model.head_dim), dtype=np.float32)
         self._draft_hidden = np.zeros((1, state_size(model, heads)), dtype=np.float32)
@@ -78,7 +87,7 @@ class OrtBackend:
     def facts(self) -> BackendFacts:
         """Describe processor and library; how fast its memory is, is not known."""
         version, row = find_library("cpu").__version__, self.model.kv_bytes_per_token(self._arena.itemsize)
-        return BackendFacts(processor_name(), "", "", "onnxruntime", version, weight_bytes(self._graph), row, None)
+        return BackendFacts(processor_name(), "", "", "onnxruntime", version, self._weight_bytes, row, None)
 
     @in_turn
     def allocate(self, batch: int, capacity: int) -> None:
@@ -226,7 +235,7 @@ def _rows(array: NDArray[Any]) -> list[memoryview]:
     return [row.data for row in array]
 
 
-def _session(graph: Path, threads: int) -> Any:
+def _session(graph: GraphSource, threads: int) -> Any:
     onnxruntime = find_library("cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -252,12 +261,3 @@ def find_library(extra: str) -> Any:
             f"{'.'.join(map(str, LEAST_VERSION))} or newer: pip install --upgrade 'medusa-export[{extra}]'"
         )
     return onnxruntime
-
-
-def open_session(onnxruntime: Any, graph: Path, options: Any, providers: list[Any]) -> Any:
-    """Load a graph. Raises BundleError with the library's own words."""
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=providers)
-    except Exception as error:  # the library raises many kinds
-        raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {graph}: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from medusa_runtime import contract
@@ -10,13 +9,14 @@ from medusa_runtime.backends.arena import Tensor
 from medusa_runtime.backends.base import LONGEST_CHUNK, BackendFacts
 from medusa_runtime.backends.device import Device
 from medusa_runtime.backends.elements import element
+from medusa_runtime.backends.graph_source import GraphSource
 from medusa_runtime.backends.head_arena import HeadArena
 from medusa_runtime.backends.on_device import OnDevice, Shape
-from medusa_runtime.backends.ort import find_library, open_session
+from medusa_runtime.backends.ort import find_library
+from medusa_runtime.backends.ort_session import open_session
 from medusa_runtime.backends.room import check_room
 from medusa_runtime.backends.shared_weights import SharedWeights
 from medusa_runtime.backends.step_memory import StepMemory
-from medusa_runtime.backends.weights import weight_bytes
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts
@@ -51,8 +51,9 @@ def load_on(device: Device, bundle: Bundle, model: ModelFacts, name: str, precis
     """Make it for a device: a bundle's graph of that name, and the one beside it if there is one."""
     facts, path = bundle.graph(name, precision)
     beside = causal_name(facts.file)
-    causal = bundle.root / beside if beside in bundle.manifest.files else None
-    return OrtCudaBackend(path, model, bundle.heads, device, facts.precision, name=name, causal=causal)
+    causal = GraphSource(bundle.root / beside, bundle) if beside in bundle.manifest.files else None
+    graph = GraphSource(path, bundle)
+    return OrtCudaBackend(graph, model, bundle.heads, device, facts.precision, name=name, causal=causal)
 
 
 class OrtCudaBackend(OnDevice):
@@ -66,18 +67,18 @@ class OrtCudaBackend(OnDevice):
 
     def __init__(
         self,
-        graph: Path,
+        graph: GraphSource,
         model: ModelFacts,
         heads: HeadFacts,
         device: Device,
         precision: str,
         *,
         name: str = "ort-cuda",
-        causal: Path | None = None,
+        causal: GraphSource | None = None,
     ) -> None:
         """Load the graphs. Raises CapacityError, before anything is loaded, where the weights do not fit."""
         super().__init__(name, precision, model, heads, device)
-        self._weights = weight_bytes(graph)
+        self._weights = graph.weight_bytes
         check_room(device, name, model, element(precision).size, self._weights, WORKSPACE)
         shared = None if causal is None else SharedWeights([graph, causal], device)
         self._session = _Session(graph, device, shared)
@@ -142,7 +143,7 @@ def _run_options(graph: str) -> Any:
 class _Session:
     """ONNX Runtime's session for one graph, the names of its inputs, and the weights of others' that it reads."""
 
-    def __init__(self, graph: Path, device: Device, shared: SharedWeights | None) -> None:
+    def __init__(self, graph: GraphSource, device: Device, shared: SharedWeights | None) -> None:
         options = find_library("gpu").SessionOptions()
         held = shared.give(graph, options) if shared else []
         self.library = _open(graph, device, options)
@@ -150,7 +151,7 @@ class _Session:
         self.inputs = {given.name for given in self.library.get_inputs()}
 
 
-def _open(graph: Path, device: Device, options: Any) -> Any:
+def _open(graph: GraphSource, device: Device, options: Any) -> Any:
     onnxruntime = find_library("gpu")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.kind == "cuda":

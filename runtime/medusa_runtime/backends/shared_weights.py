@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medusa_runtime.backends.device import Device, Memory
-from medusa_runtime.backends.weights import Place, Weight, read_weights
+from medusa_runtime.backends.graph_source import GraphSource
+from medusa_runtime.backends.onnx_file import Place, Weight
 from medusa_runtime.errors import BundleError
 
 DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's numbers
@@ -51,39 +53,37 @@ class _Tensor(ctypes.Structure):
 class SharedWeights:
     """What lies beside some graphs of a bundle, on a device."""
 
-    def __init__(self, graphs: Sequence[Path], device: Device) -> None:
+    def __init__(self, graphs: Sequence[GraphSource], device: Device) -> None:
         """Copy all of it to the device, each place once. Raises BundleError, CapacityError."""
         self._device = device
         self._memory: dict[tuple[Path, Place], Memory] = {}
-        self._weights = {
-            graph: [(one, self._copied(graph, one, one.place)) for one in read_weights(graph) if one.place]
-            for graph in graphs
-        }
+        self._weights: dict[Path, list[tuple[Weight, Memory]]] = {}
+        for graph in graphs:
+            with graph.mapped() as weights:
+                self._weights[graph.path] = [
+                    (one, self._copied(graph.path, one, one.place, array))
+                    for one, array in weights.values()
+                    if one.place
+                ]
 
-    def give(self, graph: Path, options: Any) -> list[Any]:
+    def give(self, graph: GraphSource, options: Any) -> list[Any]:
         """Put them into the options of a session for `graph`; return what must live as long as that session."""
         import onnxruntime
 
         held: list[Any] = [self]
-        for weight, memory in self._weights[graph]:
+        for weight, memory in self._weights[graph.path]:
             value = onnxruntime.OrtValue.from_dlpack(_capsule(weight, memory.address, self._device))
             options.add_initializer(weight.name, value)
             held.append(value)
         return held
 
-    def _copied(self, graph: Path, weight: Weight, place: Place) -> Memory:
+    def _copied(self, graph: Path, weight: Weight, place: Place, array: NDArray[np.generic]) -> Memory:
         key = graph.parent, place
         if key in self._memory:
             return self._memory[key]
         if weight.dtype not in TYPES:
             raise BundleError(f"{graph}: {weight.name} is of ONNX's type {weight.dtype}, which no session shares")
-        if TYPES[weight.dtype][1] // 8 * int(np.prod(weight.shape)) != place.length:
-            raise BundleError(f"{graph}: {weight.name} {weight.shape} does not take {place.length} bytes")
         memory = self._memory[key] = self._device.allocate(place.length)
-        try:
-            array = np.memmap(graph.parent / place.file, np.uint8, "r", place.offset, (place.length,))
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{graph}: {weight.name} cannot be read at {place}: {error}; build it again") from None
         self._device.write(memory.address, array)
         return memory
 

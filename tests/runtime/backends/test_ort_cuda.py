@@ -11,9 +11,9 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import load_backend, ort_cuda
 from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
 from medusa_runtime.backends.elements import ELEMENTS
+from medusa_runtime.backends.graph_source import GraphSource
 from medusa_runtime.backends.on_device import FIRST_PAST
 from medusa_runtime.backends.ort_cuda import LEAST_NODES, OrtCudaBackend, load_on
-from medusa_runtime.backends.weights import read_weights, weight_bytes
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import BundleError, CapacityError
@@ -125,7 +125,7 @@ def test_tokens_in_a_row_take_the_graph_without_a_mask_and_a_tree_the_other(bund
 def test_a_model_without_such_a_graph_takes_the_other_for_all(bundle: Bundle) -> None:
     _, graph = bundle.graph("ort-cuda", "fp16")
     both = on_host(bundle, "fp16")
-    one = OrtCudaBackend(graph, bundle.model, bundle.heads, HostDevice(), "fp16")
+    one = OrtCudaBackend(GraphSource(graph, bundle), bundle.model, bundle.heads, HostDevice(), "fp16")
     logits = []
     for backend in (both, one):
         assert len(answer(Decoder(backend), PROMPT)) == 40
@@ -161,7 +161,9 @@ def test_weights_lie_on_the_device_once(bundle: Bundle) -> None:
     device = HostDevice()
     backend = on_host(bundle, "fp16", device)
     causal = graph.with_name(ort_cuda.causal_name(graph.name))
-    places, others = ({one.place for one in read_weights(path) if one.place} for path in (graph, causal))
+    places, others = (
+        {one.place for one in GraphSource(path, bundle).contents.weights if one.place} for path in (graph, causal)
+    )
     assert others < places  # all but the heads'
     assert sorted(device.written) == sorted(place.length for place in places)
     del backend
@@ -254,7 +256,7 @@ def test_a_longer_past_is_another_shape(bundle: Bundle) -> None:
 
 
 def test_what_does_not_fit_is_told_before_it_is_loaded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_cuda, "weight_bytes", lambda _graph: 3 * 10**9)
+    monkeypatch.setattr(GraphSource, "weight_bytes", 3 * 10**9)
     with pytest.raises(
         CapacityError, match=r"needs about 3\.5 GB: weights 3\.0, keys and values of 512 tokens 0\.0, .*1\.0 GB"
     ):
@@ -264,6 +266,6 @@ def test_what_does_not_fit_is_told_before_it_is_loaded(bundle: Bundle, monkeypat
 def test_device_library_and_sizes_are_told(bundle: Bundle) -> None:
     _, graph = bundle.graph("ort-cuda", "fp16")
     facts = on_host(bundle, "fp16").facts()
-    expected = ("host", "onnxruntime", weight_bytes(graph), 2e9)
+    expected = ("host", "onnxruntime", GraphSource(graph, bundle).weight_bytes, 2e9)
     assert (facts.device, facts.library, facts.weights, facts.bandwidth) == expected
     assert facts.row == 2 * bundle.model.layers * bundle.model.kv_row * 2

@@ -1,4 +1,4 @@
-"""Weights on a device once: sessions of several graphs read them where they lie; what a graph claims is checked."""
+"""Weights on a device once: sessions of several graphs read them where they lie."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
+from medusa_runtime.backends.graph_source import GraphSource
 from medusa_runtime.backends.shared_weights import SharedWeights
-from medusa_runtime.errors import BundleError
 from onnx import TensorProto, helper
 
 from .host_device import HostDevice
-from .test_weights import tensor
+from .test_onnx_file import tensor
 
 WEIGHTS = np.arange(100, dtype=np.float32)
 
@@ -32,38 +31,19 @@ def graph(path: Path, operator: str, weight: TensorProto) -> Path:
 def test_two_sessions_read_one_copy_and_it_outlives_them(tmp_path: Path) -> None:
     (tmp_path / "shared.data").write_bytes(bytes(40) + WEIGHTS.tobytes())
     place = ("shared.data", 40, WEIGHTS.nbytes)
-    paths = [graph(tmp_path / f"{op}.onnx", op, tensor(op, place)) for op in ("Add", "Mul")]
+    sources = [GraphSource(graph(tmp_path / f"{op}.onnx", op, tensor(op, place))) for op in ("Add", "Mul")]
     device = HostDevice()
-    shared = SharedWeights(paths, device)
+    shared = SharedWeights(sources, device)
     assert device.written == [WEIGHTS.nbytes]
     (tmp_path / "shared.data").write_bytes(bytes(40) + np.full_like(WEIGHTS, -1).tobytes())  # not read again
     x = np.full_like(WEIGHTS, 2)
-    for path, expected in zip(paths, (WEIGHTS + 2, WEIGHTS * 2), strict=True):
+    for source, expected in zip(sources, (WEIGHTS + 2, WEIGHTS * 2), strict=True):
         options = onnxruntime.SessionOptions()
-        held = shared.give(path, options)
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        held = shared.give(source, options)
+        session = onnxruntime.InferenceSession(str(source.path), options, providers=["CPUExecutionProvider"])
         np.testing.assert_array_equal(session.run(None, {"x": x})[0], expected)
         del session, held, options
         gc.collect()
-
-
-@pytest.mark.parametrize(
-    ("place", "dtype", "message"),
-    [
-        (("shared.data", 0, 400), TensorProto.FLOAT16, r"w \(100,\) does not take 400 bytes"),
-        (("shared.data", 0, 400), TensorProto.STRING, "w is of ONNX's type 8"),
-        (("shared.data", 40, 400), TensorProto.FLOAT, "w cannot be read at .*build it again"),
-        (("absent.data", 0, 400), TensorProto.FLOAT, "w cannot be read at .*build it again"),
-        (("../outside.data", 0, 400), TensorProto.FLOAT, "expected a file beside the graph's"),
-        (("shared.data", -8, 400), TensorProto.FLOAT, "expected a file beside the graph's"),
-    ],
-)
-def test_what_a_graph_claims_is_checked(tmp_path: Path, place: tuple[str, int, int], dtype: int, message: str) -> None:
-    (tmp_path / "shared.data").write_bytes(WEIGHTS.tobytes())
-    weight = tensor("w", place)
-    weight.data_type = dtype
-    with pytest.raises(BundleError, match=message):
-        SharedWeights([graph(tmp_path / "graph.onnx", "Add", weight)], HostDevice())
 
 
 def test_shapes_and_types_are_read_as_onnx_writes_them(tmp_path: Path) -> None:
@@ -83,7 +63,7 @@ def test_shapes_and_types_are_read_as_onnx_writes_them(tmp_path: Path) -> None:
     )
     onnx.checker.check_model(str(path))
     options = onnxruntime.SessionOptions()
-    held = SharedWeights([path], HostDevice()).give(path, options)
+    held = SharedWeights([GraphSource(path)], HostDevice()).give(GraphSource(path), options)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {})[0], np.arange(6, dtype=np.float32).reshape(2, 3))
     assert held
