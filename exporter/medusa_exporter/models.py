@@ -20,6 +20,7 @@ from medusa_exporter.loading.config import (
     read_object,
 )
 from medusa_exporter.loading.gguf_keys import read_facts
+from medusa_exporter.loading.gguf_templates import gguf_templates
 from medusa_exporter.loading.gguf_weights import load_gguf
 from medusa_exporter.loading.stdin import closed_stdin
 from medusa_exporter.loading.weights import check_files, check_loaded
@@ -165,6 +166,8 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
     check_architecture(config, names[config["model_type"]], source.location)
     if source.local:
         check_files(Path(source.location), config.get("transformers_weights"))
+        if (generation := Path(source.location) / "generation_config.json").is_file():
+            read_object(generation)  # transformers takes a damaged one for none, and end tokens would be lost
     with quiet("transformers.modeling_utils"):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             source.location,
@@ -187,6 +190,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
             source.location, **source.load_arguments
         )
+        if source.gguf:
+            tokenizer.chat_template = gguf_templates(Path(source.location) / source.gguf)
     if not tokenizer.is_fast:
         raise UnsupportedModelError(
             f"{source.location}: its tokenizer has no fast form (tokenizer.json); convert it first"

@@ -70,11 +70,16 @@ def check_folder(folder: Path) -> None:
 
 
 def check_architecture(config: Mapping[str, Any], expected: str, where: str) -> None:
-    """Raise UnsupportedModelError where config.json names architectures, none of which is `expected`.
+    """Raise UnsupportedModelError where config.json describes another architecture than `expected`.
 
     expected: the class that computes the causal decoder of this model type. Decoders with Medusa heads among their
     weights are named after these and pass.
     """
+    if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
+        raise UnsupportedModelError(
+            f"{where}: its attention looks ahead (is_causal, use_bidirectional_attention), expected a causal decoder; "
+            "give a model that writes text"
+        )
     named = config.get("architectures")
     if not named:
         return

@@ -27,9 +27,9 @@ def check_files(folder: Path, explicit: str | None = None) -> None:
     """Check the files that transformers would read, by their headers, before any weight is read.
 
     explicit: the file that config.json names (`transformers_weights`), if it does. Raises UnsupportedModelError for a
-    folder without weights, for shards that the index names and that are missing, for safetensors that are truncated
-    or damaged, for a tensor held twice or missing from the shard that the index names, and for weights that are stored
-    as integers or in 8 bits.
+    folder without weights, for shards that the index names and that are missing, for files that are truncated or
+    damaged, for pickles that hold anything but tensors, for a tensor held twice or missing from the shard that the
+    index names, and for weights that are stored as integers or in 8 bits.
     """
     name = explicit or next((name for name in NAMES if (folder / name).is_file()), None)
     if name is None or not _inside(folder, name).is_file():
@@ -98,9 +98,8 @@ def _check_tied(model: PreTrainedModel, where: str) -> None:
 def _check_shards(folder: Path, shards: Iterable[str], places: Mapping[str, str] | None) -> None:
     held: dict[str, str] = {}
     for shard in shards:
-        if not shard.endswith(".safetensors"):
-            return  # pickles: what they hold is known once they are read
-        for name, kind in _header(folder / shard).items():
+        read = _header if shard.endswith(".safetensors") else _pickled_header
+        for name, kind in read(folder / shard).items():
             if name in held:
                 raise UnsupportedModelError(
                     f"{folder}: {held[name]} and {shard} both hold {name!r}; expected each tensor once: fetch the "
@@ -129,6 +128,27 @@ def _header(path: Path) -> dict[str, str]:
         raise UnsupportedModelError(
             f"{path}: truncated or damaged ({error}); expected a whole safetensors file: fetch it again"
         ) from error
+
+
+def _pickled_header(path: Path) -> dict[str, str]:
+    """The same of a file that `torch.save` wrote, by a reader that runs no code and, here, reads no values."""
+    import torch
+
+    try:
+        held = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # whatever a hostile or damaged file makes the reader stumble over
+        reason = " ".join(str(error).strip().splitlines()[:1])
+        raise UnsupportedModelError(
+            f"{path}: truncated, damaged or not a pickle of tensors alone ({type(error).__name__}: {reason}); expected "
+            "a state dict that torch.save wrote: fetch it again, or give the model as safetensors"
+        ) from error
+    if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
+        raise UnsupportedModelError(
+            f"{path}: holds other things than tensors under names; expected a state dict that torch.save wrote: give "
+            "the model as safetensors"
+        )
+    kinds = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+    return {str(name): kinds.get(value.dtype, str(value.dtype)) for name, value in held.items()}
 
 
 def _inside(folder: Path, name: str) -> Path:

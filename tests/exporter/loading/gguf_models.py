@@ -76,7 +76,11 @@ def write(case: Case, path: Path, tensors: Mapping[str, np.ndarray | None] | Non
     writer = gguf.GGUFWriter(path, case.architecture)
     for name, value in (_keys(case) | dict(case.keys)).items():
         if value is not None:
-            _add(writer, name if name.startswith(("general.", "split.")) else f"{case.architecture}.{name}", value)
+            _add(
+                writer,
+                name if name.startswith(("general.", "split.", "tokenizer.")) else f"{case.architecture}.{name}",
+                value,
+            )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(list(TOKENS))

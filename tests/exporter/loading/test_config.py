@@ -101,6 +101,13 @@ def test_another_architecture_of_the_same_type_is_refused(folder: Folder, name: 
         load_model(ModelSource.resolve(str(folder)), None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("change", [{"is_causal": False}, {"use_bidirectional_attention": True}])
+def test_attention_that_looks_ahead_is_refused(folder: Folder, change: dict[str, Any]) -> None:
+    folder.config(**change)
+    with pytest.raises(UnsupportedModelError, match="its attention looks ahead"):
+        load_model(ModelSource.resolve(str(folder)), None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("names", [None, ["LLaMAForCausalLM"], ["MedusaLlamaForCausalLM"]])
 def test_older_spellings_and_models_with_heads_pass(folder: Folder, names: list[str] | None) -> None:
     import torch

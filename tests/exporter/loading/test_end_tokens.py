@@ -17,6 +17,7 @@ from medusa_exporter.models import ModelSource, load_model, load_tokenizer
 from medusa_runtime.errors import UnsupportedModelError
 
 from .conftest import Folder
+from .gguf_models import CASES, with_keys, write
 
 
 def named(generation: Any = None, config: Any = None, tokenizer: Any = None, vocabulary: int = 10) -> tuple[int, ...]:
@@ -76,6 +77,20 @@ def test_an_id_beyond_the_vocabulary_ends_the_build(folder: Folder, tiny_heads: 
     with pytest.raises(UnsupportedModelError, match=r"generation_config\.json names 300 as an end token"):
         build(str(folder), str(tiny_heads), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_file_names_the_ends_of_turns_too(tmp_path: Path) -> None:
+    ends = {"tokenizer__ggml__eot_token_id": 3, "tokenizer__ggml__eom_token_id": 3}
+    path = write(with_keys(CASES["llama"], **ends), tmp_path / "tiny.gguf")
+    source = ModelSource.resolve(str(path))
+    assert end_token_ids(load_model(source, torch.float32), SimpleNamespace(eos_token_id=None)) == (0, 3)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_generation_config_is_not_taken_for_none(folder: Folder, content: str) -> None:
+    (folder.path / "generation_config.json").write_text(content)
+    with pytest.raises(UnsupportedModelError, match=r"generation_config\.json: .*expected a JSON object"):
+        load_model(ModelSource.resolve(str(folder)), torch.float32)
 
 
 def test_tokens_that_the_model_lacks_are_reported(folder: Folder, tiny_heads: Path, tmp_path: Path) -> None:

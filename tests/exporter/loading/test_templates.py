@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import transformers
 from medusa_exporter.build import build
 from medusa_exporter.cli import main
 from medusa_exporter.loading.templates import LARGEST, ChatTemplates, choose_template, describe_wanted
@@ -18,6 +19,7 @@ from medusa_runtime.errors import BundleError, PromptError
 from medusa_runtime.layout import Layout
 
 from .conftest import Folder
+from .gguf_models import CASES, with_keys, write
 
 ONE = "1{% for m in messages %}{{ m['content'] }}{% endfor %}"
 TWO, THREE = ONE.replace("1", "2", 1), ONE.replace("1", "3", 1)
@@ -125,6 +127,16 @@ def test_named_templates_are_kept_and_chosen(
         main(["generate", str(out), "Hi", "--chat-template", "rag"])
     assert stop.value.code == 1
     assert "no chat template 'rag'" in capsys.readouterr().err
+
+
+def test_a_gguf_file_has_named_ones_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = SimpleNamespace(is_fast=True, chat_template=ONE)  # as transformers reads it
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_a, **_k: read)
+    keys = {"tokenizer__chat_template": ONE, "tokenizer__chat_template__tool_use": TWO}
+    source = ModelSource.resolve(str(write(with_keys(CASES["llama"], **keys), tmp_path / "tiny.gguf")))
+    assert choose_template(load_tokenizer(source), "tool_use") == ChatTemplates(TWO, {"default": ONE, "tool_use": TWO})
+    source = ModelSource.resolve(str(write(CASES["llama"], tmp_path / "bare.gguf")))
+    assert choose_template(load_tokenizer(source)) == ChatTemplates(None, {})
 
 
 def test_the_command_takes_a_name_or_a_file(folder: Folder, tiny_heads: Path, tmp_path: Path) -> None:

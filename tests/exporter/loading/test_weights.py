@@ -203,9 +203,31 @@ class Attack:
 def test_code_in_a_pickle_is_refused_and_never_run(untied: Folder, tmp_path: Path, write: Any) -> None:
     path = pickled(untied)
     write({"lm_head.weight": Attack(tmp_path / "marker")}, path)
-    with pytest.raises(UnsupportedModelError, match="its weights cannot be read"):
+    with pytest.raises(UnsupportedModelError, match=r"pytorch_model\.bin: .*not a pickle of tensors alone"):
         load(untied)
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"model": {}}, "holds other things than tensors"),
+        ([torch.ones(1)], "holds other things than tensors"),
+        ({"lm_head.weight": torch.ones(300, 64).to(torch.int8)}, r"lm_head\.weight is stored as torch\.int8"),
+        ({"lm_head.weight": torch.ones(300, 64)}, "weights of the model are not in its files"),
+    ],
+)
+def test_pickles_are_checked_as_safetensors_are(untied: Folder, content: Any, words: str) -> None:
+    torch.save(content, pickled(untied))
+    with pytest.raises(UnsupportedModelError, match=words):
+        load(untied)
+
+
+def test_a_truncated_pickle_is_named(untied: Folder) -> None:
+    path = pickled(untied)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UnsupportedModelError, match=r"pytorch_model\.bin: truncated"):
+        load(untied)
 
 
 COMMANDS = {
