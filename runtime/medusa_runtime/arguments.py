@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,24 @@ def token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:
             f"the prompt has token ids outside 0 … {vocabulary - 1}, from {low} to {high}; was another tokenizer used?"
         )
     return np.asarray(prompt, dtype=np.int64)
+
+
+def conversation(prompt: object) -> list[dict[str, str]]:
+    """Return the messages of a prompt that is no text, as dictionaries. Raises PromptError for other types."""
+    if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
+        raise PromptError(
+            f"the prompt is {prompt!r:.80}, of type {type(prompt).__name__}; expected a text, or a list of messages: "
+            "pass one of these"
+        )
+    if not prompt:
+        raise PromptError("the prompt is empty: give at least one message")
+    for index, message in enumerate(prompt):
+        if not isinstance(message, Mapping):
+            raise PromptError(
+                f"message {index} is {message!r:.80}, of type {type(message).__name__}; expected a mapping with texts "
+                "for 'role' and 'content': pass one text, or such messages"
+            )
+    return [dict(message) for message in prompt]
 
 
 def stop_set(stop_ids: object) -> frozenset[int]:

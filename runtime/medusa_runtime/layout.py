@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from medusa_runtime.arguments import conversation
 from medusa_runtime.bundle import TOKENIZER, Bundle
 from medusa_runtime.chat import ChatTemplate
 from medusa_runtime.errors import BundleError, PromptError
@@ -44,10 +45,7 @@ class Layout:
             prompt = [{"role": "user", "content": prompt}]
         elif raw:
             raise PromptError("a raw prompt is one text; messages need the chat template")
-        if not prompt:
-            raise PromptError("the prompt is empty: give at least one message")
+        messages = conversation(prompt)
         if self._template is None:
             raise BundleError(f"{self._root} has no chat template; give the prompt raw, laid out by yourself")
-        return self.tokenizer.encode(
-            self._template.render([dict(message) for message in prompt]), add_special_tokens=False
-        )
+        return self.tokenizer.encode(self._template.render(messages), add_special_tokens=False)

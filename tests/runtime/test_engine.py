@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
-from medusa_runtime import Engine, Generation, MedusaError
+from medusa_profiles.profile import TreeProfile
+from medusa_runtime import BusyError, Engine, Generation, MedusaError
 from medusa_runtime.errors import ArgumentError, BundleError, CapacityError, PromptError
 
 
@@ -67,6 +70,87 @@ def test_a_sequence_may_be_held_to_fewer_tokens_than_the_context(tiny_bundle: Pa
     assert whole.decoder.cache.context == engine.bundle.model.context
     with pytest.raises(ArgumentError, match="max_length is 0; expected at least 1"):
         Engine.load(tiny_bundle, max_length=0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (["Hi"], "message 0 is 'Hi', of type str; expected a mapping with texts for 'role' and 'content'"),
+        ([["user", "Hi"]], "message 0 is .*of type list"),
+        ([{"role": "user"}], "message 0 must have texts for 'role' and 'content'"),
+        (None, "the prompt is None, of type NoneType; expected a text, or a list of messages"),
+        (7, "the prompt is 7, of type int"),
+        (b"Hi", "the prompt is b'Hi', of type bytes"),
+        ({"role": "user", "content": "Hi"}, "of type dict; expected a text, or a list of messages"),
+    ],
+    ids=repr,
+)
+def test_a_prompt_of_another_type_is_refused_in_words(engine: Engine, prompt: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        engine.generate(prompt)
+
+
+@pytest.mark.parametrize("value", ["20", 2.5, None, True, 0])
+def test_max_new_tokens_of_another_type_is_refused(engine: Engine, value: Any) -> None:
+    with pytest.raises(PromptError, match="max_new_tokens is "):
+        engine.generate("Hi", max_new_tokens=value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"threads": 0},
+        {"threads": -2},
+        {"threads": 1.5},
+        {"threads": "2"},
+        {"threads": True},
+        {"max_length": "100"},
+        {"max_length": 100.0},
+        {"max_length": True},
+        {"max_length": -1},
+        {"gpu": -1},
+        {"gpu": "cuda:0"},
+        {"gpu": None},
+        {"profile": 8},
+        {"profile": ""},
+        {"profile": TreeProfile.plain()},
+        {"backend": None},
+        {"backend": ["ort-cpu"]},
+        {"precision": 32},
+        {"precision": ""},
+        {"accept": ["greedy"]},
+        {"accept": None},
+    ],
+    ids=str,
+)
+def test_an_argument_of_another_type_is_refused_in_words(tiny_bundle: Path, wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ArgumentError, match=rf"{name}.*; ?expected|{name}.*: expected"):
+        Engine.load(tiny_bundle, **wrong)
+
+
+def test_answers_of_two_threads_are_right_or_refused(engine: Engine) -> None:
+    """On a real backend: of 120 answers 8 were mixtures of two before."""
+    prompts = ("Hello there", "a b c")
+    expected = {prompt: engine.generate(prompt, max_new_tokens=12) for prompt in prompts}
+    found: list[tuple[str, str | None]] = []
+
+    def ask(prompt: str) -> None:
+        for _ in range(30):
+            try:
+                found.append((prompt, engine.generate(prompt, max_new_tokens=12)))
+            except BusyError:
+                found.append((prompt, None))
+
+    threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in (*prompts, *prompts)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    answers = [(prompt, text) for prompt, text in found if text is not None]
+    assert len(found) == 120 and answers
+    assert all(text == expected[prompt] for prompt, text in answers)
+    assert engine.generate(prompts[0], max_new_tokens=12) == expected[prompts[0]]
 
 
 def test_two_answers_at_once_are_refused_not_mixed(engine: Engine) -> None:

@@ -51,14 +51,14 @@ class CudaDevice:
 
         Raises MissingExtraError without cuda-bindings, MedusaError without a GPU or without one of that number.
         """
-        self._cuda, count = _library()
-        if not 0 <= index < count:
+        self._cuda, self.count = _library()  # how many there are
+        if not 0 <= index < self.count:
             raise MedusaError(
-                f"there is no GPU {index}: this process sees {count}, expected a number from 0 to {count - 1}; choose "
-                "one of these (CUDA_VISIBLE_DEVICES and nvidia-smi say which they are)"
+                f"there is no GPU {index}: this process sees {self.count}, expected a number from 0 to "
+                f"{self.count - 1}; choose one of these (CUDA_VISIBLE_DEVICES and nvidia-smi say which they are)"
             )
         self.index = index
-        self._several = count > 1  # then each thread, and each library, may have chosen another one
+        self._several = self.count > 1  # then each thread, and each library, may have chosen another one
         self._call("cudaSetDevice", index)
         self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
         weakref.finalize(self, self._cuda.cudaStreamDestroy, self.stream).atexit = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from medusa_runtime.backends import cuda
 from medusa_runtime.backends.cuda import CudaDevice
 from medusa_runtime.errors import CapacityError, MedusaError, MissingExtraError
+
+from ..interrupting import elsewhere
 
 
 def test_a_missing_library_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +52,9 @@ def test_without_a_driver_that_is_said() -> None:
 class FakeCuda:
     """Enough of the library to describe a GPU: every call succeeds, a copy takes what `seconds` says."""
 
-    cudaError_t: Any = SimpleNamespace(cudaSuccess=0, cudaErrorMemoryAllocation=2, cudaErrorInsufficientDriver=35)
+    cudaError_t: Any = SimpleNamespace(
+        cudaSuccess=0, cudaErrorMemoryAllocation=2, cudaErrorInsufficientDriver=35, cudaErrorNoDevice=100
+    )
     cudaStreamNonBlocking = 1
     cudaMemcpyKind: Any = SimpleNamespace(cudaMemcpyDefault=4, cudaMemcpyDeviceToHost=2)
 
@@ -100,6 +105,88 @@ def test_a_full_gpu_is_described_without_its_bandwidth(monkeypatch: pytest.Monke
     assert (facts.driver, facts.bandwidth) == ("CUDA 13.0", None)
 
 
+class Recording(FakeCuda):
+    """Notes what is destroyed, and which GPU each call is made on."""
+
+    cudaStreamCaptureMode: Any = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, ...]] = []
+        self.fails: str | None = None
+
+    def cudaGraphInstantiate(self, graph: str, _flags: int) -> tuple[int, str]:
+        return (99, "") if self.fails == "cudaGraphInstantiate" else (0, f"executable of {graph}")
+
+    def cudaStreamEndCapture(self, _stream: int) -> tuple[int, str]:
+        self.calls.append(("cudaStreamEndCapture",))
+        return 0, "graph"
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> tuple[int]:
+            self.calls.append((name, *arguments))
+            return (0,)
+
+        return call
+
+    def named(self, *names: str) -> list[tuple[Any, ...]]:
+        return [call for call in self.calls if call[0] in names]
+
+
+def test_graph_executables_and_the_stream_are_destroyed_with_what_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Recording()
+    monkeypatch.setattr(cuda, "_library", lambda: (library, 1))
+    device = CudaDevice()
+    graphs = [device.capture(lambda: None) for _ in range(3)]
+    destroyed = ("cudaGraphDestroy", "cudaGraphExecDestroy", "cudaStreamDestroy")
+    assert library.named(*destroyed) == [("cudaGraphDestroy", "graph")] * 3
+    device.launch(graphs[0])
+    assert library.calls[-1] == ("cudaGraphLaunch", "executable of graph", 7)
+    del graphs
+    gc.collect()
+    assert library.named(*destroyed)[3:] == [("cudaGraphExecDestroy", "executable of graph")] * 3
+    del device
+    gc.collect()
+    assert library.calls[-1] == ("cudaStreamDestroy", 7)
+
+
+def test_a_capture_that_fails_leaves_neither_graph_nor_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Recording()
+    monkeypatch.setattr(cuda, "_library", lambda: (library, 1))
+    device = CudaDevice()
+    with pytest.raises(ZeroDivisionError):
+        device.capture(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    assert library.calls[-2:] == [("cudaStreamEndCapture",), ("cudaGraphDestroy", "graph")]
+    library.fails = "cudaGraphInstantiate"
+    with pytest.raises(MedusaError, match="cudaGraphInstantiate"):
+        device.capture(lambda: None)
+    assert library.calls[-1] == ("cudaGraphDestroy", "graph")
+
+
+@pytest.mark.parametrize("index", [2, 7, -1])
+def test_a_gpu_that_does_not_exist_is_refused_with_how_many_there_are(
+    monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
+    library = Recording()
+    monkeypatch.setattr(cuda, "_library", lambda: (library, 2))
+    with pytest.raises(
+        MedusaError, match=rf"there is no GPU {index}: this process sees 2, expected a number from 0 to 1; choose one"
+    ):
+        CudaDevice(index)
+    assert library.calls == []
+
+
+def test_every_call_is_made_on_the_gpu_that_was_chosen_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Recording()
+    monkeypatch.setattr(cuda, "_library", lambda: (library, 2))
+    first, second = CudaDevice(0), CudaDevice(1)
+    library.calls.clear()
+    for device in (first, second, first):
+        elsewhere(device.synchronize)
+    assert [call[1] for call in library.named("cudaSetDevice")] == [0, 1, 0]
+    assert (first.index, second.index) == (0, 1)
+
+
 @pytest.mark.gpu
 def test_a_real_gpu_is_described() -> None:
     facts = CudaDevice().facts()
@@ -129,3 +216,48 @@ def test_memory_copies_and_graphs() -> None:
     assert not found[:, :2].any() and not found[:, 6:].any()
     with pytest.raises(CapacityError, match=r"no memory for .* MB on the GPU"):
         device.allocate(4 * free)
+
+
+@pytest.mark.gpu
+def test_graphs_and_streams_give_their_memory_back() -> None:
+    device = CudaDevice()
+    source, target = device.allocate(1 << 12), device.allocate(1 << 12)
+
+    def work() -> None:
+        for _ in range(200):  # of a graph of 200 nodes some memory is the GPU's
+            device.copy_rows(target.address, 64, source.address, 64, 64, 4)
+
+    def capture_many() -> None:
+        for _ in range(200):
+            device.launch(device.capture(work))
+        device.synchronize()
+
+    capture_many()  # what CUDA keeps for itself is there after the first
+    free = device.free_bytes()
+    capture_many()
+    for _ in range(200):
+        CudaDevice()
+    gc.collect()
+    assert device.free_bytes() >= free - (8 << 20)
+
+
+@pytest.mark.gpu
+def test_gpu_number_0_can_be_chosen_and_one_that_is_not_there_is_refused() -> None:
+    assert CudaDevice(0).index == 0
+    with pytest.raises(
+        MedusaError, match=r"there is no GPU 99: this process sees [1-9]\d*, expected a number from 0 to"
+    ):
+        CudaDevice(99)
+
+
+@pytest.mark.gpu
+def test_a_device_works_in_another_thread() -> None:
+    device = CudaDevice()
+    memory, found = device.allocate(64), np.empty(16, np.float32)
+
+    def work() -> None:
+        device.write(memory.address, np.arange(16, dtype=np.float32))
+        device.read(found, memory.address)
+
+    assert elsewhere(work) is None
+    np.testing.assert_array_equal(found, np.arange(16))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
 from medusa_runtime.backends.ort import OrtBackend
 from medusa_runtime.bundle import Bundle, seal
 from medusa_runtime.decoder import Decoder
-from medusa_runtime.errors import BundleError, CapacityError, MissingExtraError
+from medusa_runtime.errors import BackendError, BundleError, BusyError, CapacityError, MissingExtraError
 from medusa_runtime.kv_cache import FIRST_CAPACITY, KvCache
+from medusa_runtime.sequence import Sequence
+
+from ..interrupting import elsewhere, interrupted
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +226,110 @@ def test_decoding_grows_past_the_first_capacity(bundle: Bundle, backend: OrtBack
         decoder.step()
     assert sequence.finish == "context"
     assert sequence.length == bundle.model.context
+
+
+def test_an_interrupt_anywhere_in_a_step_costs_no_token(backend: OrtBackend, bundle: Bundle) -> None:
+    """The backend's and the cache's own lines; the cache grows in the step."""
+    decoder = Decoder(backend, bundle.profile("tree-4"))
+
+    def started() -> Sequence:
+        backend.allocate(1, 2)  # so that the step has to grow the arena, and to bind anew
+        decoder.cache.truncate(0)
+        decoder.cache.capacity = 2
+        return decoder.begin([5, 9, 17], 6, ())
+
+    sequence = started()
+    while sequence.finish is None:
+        decoder.step()
+    wanted, number, came_so_far = sequence.answer, 0, True
+    while came_so_far:
+        sequence = started()
+        decoder.cache.capacity = 3
+        came_so_far = interrupted(decoder.step, number, ("backends/ort.py", "kv_cache.py"))
+        while sequence.finish is None:
+            decoder.step()
+        assert sequence.answer == wanted, number
+        number += 1
+    assert number > 50
+
+
+def test_a_step_is_never_run_with_the_binding_of_another(backend: OrtBackend) -> None:
+    KvCache(backend)
+    first, second = literal([5, 9, 17], 0), literal([23, 4], 0)
+    backend.run(first)
+    expected = [backend.read_argmax()]
+    backend.run(second)
+    expected.append(backend.read_argmax())
+    number, came_so_far = 0, True
+    while came_so_far:
+        backend.run(first)
+        came_so_far = interrupted(partial(backend.run, second), number, ("backends/ort.py",))
+        for step, wanted in zip((first, second, first), (*expected, expected[0]), strict=True):
+            backend.run(step)
+            assert backend.read_argmax() == wanted, number
+        number += 1
+    assert number > 10
+
+
+def test_results_of_a_run_that_was_interrupted_cannot_be_read(
+    backend: OrtBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fails:
+        def run_with_iobinding(self, _io: object) -> None:
+            raise KeyboardInterrupt
+
+    KvCache(backend)
+    step = literal([5, 9], 0)
+    backend.run(step)
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "_session", Fails())
+        with pytest.raises(KeyboardInterrupt):
+            backend.run(step)
+    with pytest.raises(RuntimeError, match="no step has been run"):
+        backend.read_argmax()
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [("[ONNXRuntimeError] : 1 : FAIL : a node broke", BackendError), ("Failed to allocate memory", CapacityError)],
+)
+def test_what_the_library_says_when_it_fails_comes_in_a_typed_error(
+    backend: OrtBackend, monkeypatch: pytest.MonkeyPatch, words: str, kind: type[Exception]
+) -> None:
+    class Fails:
+        def run_with_iobinding(self, _io: object) -> None:
+            raise RuntimeError(words)
+
+    decoder = Decoder(backend)
+    sequence = decoder.begin([5, 9], 6, ())
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "_session", Fails())
+        with pytest.raises(kind, match=r"ort-cpu failed in a step of 1 tokens behind 2 in fp32: .*; expected"):
+            decoder.step()
+    while sequence.finish is None:
+        decoder.step()
+    whole = list(sequence.answer)
+    assert whole == decoder.begin([5, 9], 1, ()).answer + whole[1:]
+
+
+def test_an_error_of_the_library_itself_is_wrapped(backend: OrtBackend) -> None:
+    """Ids that the embedding does not have: ONNX Runtime refuses the step."""
+    KvCache(backend)
+    with pytest.raises(BackendError, match=r"ort-cpu failed in a step of 2 tokens behind 0 in fp32: .*indices"):
+        backend.run(literal([5, 1 << 30], 0))
+
+
+def test_two_threads_on_a_backend_alone(backend: OrtBackend) -> None:
+    KvCache(backend)
+    backend.run(literal([5, 9, 17], 0))
+    for work in (backend.read_argmax, backend.read_outputs, partial(backend.commit, 0, [0], 0)):
+        assert isinstance(elsewhere(work), BusyError)
+    mine = backend.read_argmax()
+    assert elsewhere(partial(backend.run, literal([4], 0))) is None
+    with pytest.raises(BusyError, match="the last step of ort-cpu was run by another thread"):
+        backend.read_argmax()
+    backend.run(literal([5, 9, 17], 0))
+    assert backend.read_argmax() == mine
 
 
 def test_threads_do_not_spin_between_steps(backend: OrtBackend) -> None:

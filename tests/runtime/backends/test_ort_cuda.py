@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +19,11 @@ from medusa_runtime.backends.on_device import FIRST_PAST
 from medusa_runtime.backends.ort_cuda import LEAST_NODES, OrtCudaBackend, load_on
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
-from medusa_runtime.errors import BundleError, CapacityError
+from medusa_runtime.errors import BundleError, CapacityError, MedusaError, WrongThreadError
 from medusa_runtime.kv_cache import KvCache
 
-from .host_device import HostDevice
+from ..interrupting import elsewhere
+from .host_device import Block, HostDevice
 
 PROMPT = [5, 9, 17, 3, 44, 23]
 
@@ -269,3 +273,57 @@ def test_device_library_and_sizes_are_told(bundle: Bundle) -> None:
     expected = ("host", "onnxruntime", GraphSource(graph, bundle).weight_bytes, 2e9)
     assert (facts.device, facts.library, facts.weights, facts.bandwidth) == expected
     assert facts.row == 2 * bundle.model.layers * bundle.model.kv_row * 2
+
+
+def test_a_second_thread_is_refused_and_the_first_goes_on(bundle: Bundle) -> None:
+    decoder = Decoder(on_host(bundle, "fp32"), bundle.profile("tree-8"))
+    expected = list(answer(decoder, PROMPT))
+    for work in (lambda: answer(decoder, PROMPT), decoder.warm_up):
+        refused = elsewhere(work)
+        assert isinstance(refused, WrongThreadError) and "ort-cuda was asked for a step in thread" in str(refused)
+    assert answer(decoder, PROMPT) == expected
+
+
+def test_a_long_context_is_allocated_once(bundle: Bundle) -> None:
+    """Whose first tree step needed all of it a second time."""
+    sizes: list[int] = []
+
+    class Noting(HostDevice):
+        def allocate(self, size: int) -> Block:
+            sizes.append(size)
+            return super().allocate(size)
+
+    for precision in ("fp32", "fp16"):
+        model = replace(bundle.model, context=1 << 16)
+        decoder = Decoder(load_on(Noting(), bundle, model, "ort-cuda", precision), bundle.profile("tree-64"))
+        cache = model.context * model.kv_bytes_per_token(4 if precision == "fp32" else 2)
+        sizes.clear()
+        answer(decoder, PROMPT)
+        assert decoder.steps
+        assert max(sizes, default=0) < cache // 4
+
+
+def test_the_number_of_the_gpu_reaches_the_library(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second(HostDevice):
+        kind, index = "cuda", 1
+
+    asked: list[Any] = []
+
+    def opened(_library: Any, _graph: Path, _options: Any, providers: list[Any]) -> Any:
+        asked.extend(providers)
+        return SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"])
+
+    monkeypatch.setattr(ort_cuda, "open_session", opened)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    ort_cuda._open(bundle.graph("ort-cuda", "fp32")[1], Second(), None)
+    assert asked[0][0] == "CUDAExecutionProvider" and asked[0][1]["device_id"] == "1"
+
+
+def test_the_gpu_that_was_asked_for_is_the_one_that_is_taken(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(index: int) -> Any:
+        raise MedusaError(f"asked for {index}")
+
+    monkeypatch.setattr("medusa_runtime.backends.cuda.CudaDevice", refused)
+    with pytest.raises(MedusaError, match="asked for 3"):
+        load_backend(bundle, "ort-cuda", "fp32", gpu=3)
+    assert load_backend(bundle, "ort-cpu", "fp32", gpu=3).name == "ort-cpu"  # which uses none

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+from medusa_runtime.backends import shared_weights
 from medusa_runtime.backends.graph_source import GraphSource
 from medusa_runtime.backends.shared_weights import SharedWeights
 from onnx import TensorProto, helper
@@ -67,3 +69,17 @@ def test_shapes_and_types_are_read_as_onnx_writes_them(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {})[0], np.arange(6, dtype=np.float32).reshape(2, 3))
     assert held
+
+
+def test_a_tensor_says_which_device_it_lies_on() -> None:
+    class Second(HostDevice):
+        kind, index = "cuda", 1
+
+    weight = shared_weights.Weight("w", 1, (2, 3), None, 0)
+    capsule = shared_weights._capsule(weight, 4096, Second())
+    pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+        ("PyCapsule_GetPointer", ctypes.pythonapi)
+    )(capsule, b"dltensor")
+    found = shared_weights._Tensor.from_address(pointer)
+    assert (found.data, found.device_type, found.device_id, found.ndim) == (4096, 2, 1, 2)
+    ctypes.pythonapi.PyMem_RawFree(ctypes.c_void_p(pointer))

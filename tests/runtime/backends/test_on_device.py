@@ -1,0 +1,312 @@
+"""What is allocated on a device, when, and what an allocation that fails or an interrupt leaves: on the host."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from medusa_runtime import contract
+from medusa_runtime.backends.arena import NewArena, RowArena, Tensor
+from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
+from medusa_runtime.backends.head_arena import HeadArena
+from medusa_runtime.backends.on_device import OnDevice, Shape
+from medusa_runtime.backends.step_memory import StepMemory
+from medusa_runtime.backends.token_arena import TokenArena
+from medusa_runtime.decoder import Decoder
+from medusa_runtime.errors import BackendError, BusyError, CapacityError, MedusaError, WrongThreadError
+from medusa_runtime.facts import HeadFacts, ModelFacts
+from medusa_runtime.kv_cache import KvCache
+
+from ..interrupting import elsewhere, interrupted
+from .fake_tensorrt import at
+from .host_device import Block, HostDevice
+
+VOCAB = 97
+MODEL = ModelFacts("toy", "toy", 1, 4, 1, 1, 1, VOCAB, 2048, ())
+HEADS = HeadFacts(1, 1, "none", 1)
+SIZES = {1: 4, 6: 4, 9: 1}  # bytes by ONNX's number of a type
+
+
+class Counting(HostDevice):
+    """Knows every block, and refuses the allocation number `fails`, counted from 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks: dict[int, int] = {}
+        self.asked: list[int] = []
+        self.held: list[Block] = []
+        self.fails: int | None = None
+
+    def allocate(self, size: int) -> Block:
+        self.asked.append(size)
+        if self.fails == len(self.asked) - 1:
+            raise CapacityError(f"no memory for {size} bytes")
+        block = super().allocate(size)
+        self.blocks[block.address] = max(size, 1)
+        self.held.append(block)  # so that no address comes up again
+        return block
+
+    allocate_host = allocate
+
+
+class Run:
+    """The next token is the sum of all before it, and of 7; a row's key is its token, its value that negated."""
+
+    def __init__(self, toy: Toy, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]):
+        self.shape, self.memory, self.toy = shape, memory, toy
+        for name, tensor in (given | made).items():
+            start = max(start for start in toy.device.blocks if start <= tensor.address)
+            end = tensor.address + int(np.prod(tensor.shape)) * SIZES[tensor.number]
+            assert end <= start + toy.device.blocks[start], f"{name} {tensor.shape} is bound to a smaller buffer"
+        self.given, self.made = given, made
+
+    def array(self, name: str, dtype: Any = np.int32) -> Any:
+        tensor = (self.given | self.made)[name]
+        return at(tensor.address, tensor.shape, dtype)
+
+    def run(self) -> None:
+        if self.toy.failure is not None:
+            raise self.toy.failure
+        ids, length = self.array(contract.INPUT_IDS), self.array(contract.PAST_LENGTH)
+        mask, rows = self.array(contract.TREE_MASK, np.bool_), self.array(contract.LOGIT_ROWS)
+        tokens, argmax = self.array(contract.TOKENS), self.array(contract.ARGMAX)
+        keys = self.array(contract.past_key(0), np.float32)
+        logits, hidden = (self.array(name, np.float32) for name in (contract.LOGITS, contract.HIDDEN))
+        tokens[:] = ids
+        logits[:] = 0
+        for b in range(self.shape.B):
+            sums = 7 + keys[b, : length[b], 0].sum() + mask[b] @ tokens[b]
+            argmax[b] = sums[rows[b]] % VOCAB
+            logits[b, np.arange(self.shape.R), argmax[b]] = 1
+        hidden[:] = tokens[..., None]
+        self.array(contract.new_key(0), np.float32)[:, :, 0] = tokens
+        self.array(contract.new_value(0), np.float32)[:, :, 0] = -tokens
+
+
+class Toy(OnDevice):
+    failure: Exception | None = None
+
+    def __init__(self, arena: NewArena = RowArena) -> None:
+        self.device = Counting()
+        super().__init__("toy", "fp32", MODEL, HEADS, self.device)
+        self._new_arena = arena
+
+    def _unload(self) -> None:
+        pass
+
+    def _served(self, shape: Shape) -> Shape:
+        return shape
+
+    def _new_binding(self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]) -> Run:
+        return Run(self, shape, memory, given, made)
+
+
+def literal(ids: list[int], length: int = 0, batch: int = 1) -> Step:
+    one = literal_step(np.array(ids, np.int32), length, np.arange(len(ids), dtype=np.int32))
+    return Step(**{
+        name: np.repeat(array, batch, axis=0) if isinstance(array, np.ndarray) else array
+        for name, array in vars(one).items()
+    })  # fmt: skip
+
+
+def expected(tokens: list[int]) -> int:
+    return (7 + sum(tokens)) % VOCAB
+
+
+def test_the_first_tree_step_allocates_no_second_arena() -> None:
+    toy = Toy()
+    toy.allocate(1, 8)
+    arena = 2 * MODEL.context * 4
+    toy.run(literal_step(np.array([3, 4], np.int32), 0, np.array([1], np.int32)))
+    toy.run(literal([5] * 16, 2))
+    assert [size for size in toy.device.asked if size >= arena] == [arena]
+
+
+@pytest.mark.parametrize("arena", [RowArena, HeadArena, TokenArena])
+def test_an_arena_with_room_for_more_nodes_has_all_the_rows(arena: Any) -> None:
+    device = Counting()
+    small = arena(device, MODEL, Toy()._element, 1, 64, 4)
+    past = small._past.array.view(np.float32)
+    past[:] = np.arange(past.size)
+    rows = small._past.array.view(np.float32).reshape(-1, small._past.size // 4)[0]
+    large = small.widened(32)
+    assert (small.nodes, large.nodes, large.capacity) == (4, 32, 64)
+    kept = large._past.array.view(np.float32)
+    if arena is HeadArena:
+        np.testing.assert_array_equal(kept.reshape(2, 96)[:, :64], rows.reshape(2, 68)[:, :64])
+    else:
+        np.testing.assert_array_equal(kept, rows)
+    for name, tensor in large.tensors(64, 32)[1].items():
+        start = max(start for start in device.blocks if start <= tensor.address)
+        assert tensor.address + int(np.prod(tensor.shape)) * 4 <= start + device.blocks[start], name
+
+
+def test_what_was_bound_before_results_grew_runs_on_and_is_read_rightly() -> None:
+    toy = Toy()
+    toy.allocate(1, 8)
+    small, large = literal([3, 4]), literal([5, 6, 7, 8])
+    for step in (small, large, small, large, small):
+        toy.run(step)
+        tokens = step.input_ids[0].tolist()
+        wanted = [expected(tokens[: row + 1]) for row in range(len(tokens))]
+        assert toy.read_argmax() == wanted
+        assert [int(toy.read_logits(row).argmax()) for row in range(len(tokens))] == wanted
+    assert toy._memory is not None and len(toy._memory.bound) == 2
+
+
+def work_of(toy: Toy) -> None:
+    """Prompts and steps that need more and more memory, of one sequence."""
+    toy.allocate(1, 8)
+    toy.run(literal_step(np.array([3, 4], np.int32), 0, np.array([1], np.int32)))
+    toy.commit(0, [0, 1], 0)
+    toy.run(literal([5, 6, 7], 2))
+    toy.commit(0, [0], 2)
+    toy.run(literal([8] * (PREFILL_CHUNK + 9), 3))
+
+
+def test_an_allocation_that_fails_leaves_what_was_there() -> None:
+    """Whichever it is: the rows kept so far stay, smaller steps run, and the larger one does when there is memory."""
+    fails, failed = 0, True
+    while failed:
+        toy = Toy()
+        toy.device.fails = fails
+        with contextlib.suppress(CapacityError):
+            work_of(toy)
+            failed = False
+        toy.device.fails = None
+        if failed and toy._memory is not None:
+            past: Any = toy._memory.arena
+            length = np.count_nonzero(past._past.array.view(np.float32)[:3])  # of the keys 3, 4 and 5
+            for ids in ([9], [9, 8, 7], [8] * (PREFILL_CHUNK + 9)):
+                toy.run(literal(ids, length))
+                assert toy.read_argmax()[0] == expected([*[3, 4, 5][:length], ids[0]]), (fails, ids)
+                assert int(toy.read_logits(len(ids) - 1).argmax()) == toy.read_argmax()[-1]
+        work_of(toy)
+        fails += 1
+    assert fails > 8
+
+
+def test_another_batch_keeps_the_rows_of_the_sequences_that_both_have() -> None:
+    toy = Toy()
+    toy.allocate(1, 8)
+    toy.run(literal([3, 4]))
+    toy.commit(0, [0, 1], 0)
+    toy.allocate(2, 16)
+    toy.run(literal([5], 2, batch=2))
+    assert toy.read_argmax(0) == [expected([3, 4, 5])]
+    assert toy.read_argmax(1) == [expected([0, 0, 5])]  # zero-filled
+    assert toy._memory is not None
+    assert toy._memory.draft.array.view(np.float32)[:4].tolist() == [4.0] * 4  # type: ignore[attr-defined]
+    toy.commit(1, [0], 2)
+    toy.allocate(2, 900)
+    toy.run(literal([6], 3, batch=2))
+    assert toy.read_argmax(1) == [expected([5, 6])]
+
+
+def test_a_batch_that_an_arena_refuses_changes_nothing() -> None:
+    toy = Toy()
+    toy.allocate(1, 8)
+    toy.run(literal([3, 4]))
+    toy.commit(0, [0, 1], 0)
+    toy._new_arena = HeadArena
+    with pytest.raises(CapacityError, match="one sequence at a time, got a batch of 2"):
+        toy.allocate(2, 16)
+    toy.run(literal([5], 2))
+    assert toy.read_argmax() == [expected([3, 4, 5])]
+
+
+def answer(decoder: Decoder, tokens: int = 6) -> list[int]:
+    decoder.start([3, 4], tokens, ())
+    assert decoder.sequence is not None
+    while decoder.sequence.finish is None:
+        decoder.step()
+    return decoder.sequence.answer
+
+
+def test_an_interrupt_anywhere_in_a_step_costs_no_token() -> None:
+    wanted, number, came_so_far, held = answer(Decoder(Toy())), 0, True, []
+    files = ("on_device.py", "results.py", "arena.py", "step_memory.py", "kv_cache.py")
+    while came_so_far:
+        decoder = Decoder(Toy())
+        held.append(decoder)  # or one would be freed, and that interrupted, while another is tried
+        sequence = decoder.begin([3, 4], 6, ())
+        came_so_far = interrupted(decoder.step, number, files)
+        while sequence.finish is None:
+            decoder.step()
+        assert sequence.answer == wanted, number
+        number += 1
+    assert number > 60
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (RuntimeError("CUDNN_STATUS_EXECUTION_FAILED"), BackendError),
+        (RuntimeError("Failed to allocate memory for requested buffer of size 99"), CapacityError),
+    ],
+)
+def test_a_library_that_fails_is_told_in_words_and_costs_no_token(failure: Exception, kind: type[MedusaError]) -> None:
+    decoder = Decoder(toy := Toy())
+    sequence = decoder.begin([3, 4], 6, ())
+    toy.failure = failure
+    with pytest.raises(kind, match=r"toy failed in a step of 1 tokens behind 2 in fp32: .*; expected"):
+        decoder.step()
+    toy.failure = None
+    while sequence.finish is None:
+        decoder.step()
+    assert sequence.answer == answer(Decoder(Toy()))
+
+
+def test_results_are_for_the_thread_that_ran_the_step() -> None:
+    toy = Toy()
+    cache = KvCache(toy)
+    toy.run(literal([3, 4]))
+    readers = (toy.read_argmax, toy.read_tokens, partial(toy.read_logits, 0), toy.read_outputs)
+    for work in (*readers, partial(cache.commit, [0])):
+        assert isinstance(elsewhere(work), BusyError)
+    cache.commit([0, 1])
+    assert elsewhere(lambda: (toy.run(literal([5], 2)), toy.read_argmax())[1]) == [expected([3, 4, 5])]
+    with pytest.raises(BusyError, match="the last step of toy was run by another thread, expected"):
+        toy.read_argmax()
+
+
+def test_where_the_library_keeps_state_for_each_thread_a_second_one_is_refused() -> None:
+    toy = Toy()
+    toy.in_one_thread = True
+    decoder = Decoder(toy)
+    elsewhere(lambda: decoder.cache.reserve(3))  # memory is nobody's
+    wanted = answer(decoder)
+    refused = elsewhere(lambda: decoder.start([3], 2))
+    assert isinstance(refused, WrongThreadError)
+    assert "was asked for a step in thread 'second', expected 'MainThread', which ran the first" in str(refused)
+    assert isinstance(elsewhere(decoder.warm_up), WrongThreadError)
+    assert answer(decoder) == wanted
+
+
+def test_bindings_go_before_what_they_run_on_and_these_before_the_device() -> None:
+    gone: list[str] = []
+
+    class Told:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __del__(self) -> None:
+            gone.append(self.name)
+
+    class WithSession(Toy):
+        def _unload(self) -> None:
+            vars(self).pop("session", None)
+
+    toy = WithSession()
+    toy._device.last = Told("device")  # type: ignore[attr-defined]
+    toy.session = Told("session")  # type: ignore[attr-defined]
+    toy.allocate(1, 8)
+    toy.run(literal([3, 4]))
+    toy._last().binding.graph = Told("graph")  # type: ignore[attr-defined]
+    del toy
+    gc.collect()
+    assert gone == ["graph", "session", "device"]
