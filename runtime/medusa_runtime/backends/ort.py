@@ -183,7 +183,11 @@ class OrtBackend:
         """Make `step` the one that runs, with buffers bound now if it is new."""
         binding = self._bindings.get(step)
         if binding is None:
-            binding = _Binding(self._session, self.model, step, self._draft_hidden, self._arena)
+            try:
+                binding = _Binding(self._session, self.model, step, self._draft_hidden, self._arena)
+            except Exception as error:  # of the library, or of numpy for want of memory
+                T, length = step.input_ids.shape[1], int(step.past_length.max())
+                raise failed(self.name, self.precision, T, length, error) from error
             self._bindings[step] = binding
         self._step = None  # at no moment a step with the binding of another
         self._binding = binding
