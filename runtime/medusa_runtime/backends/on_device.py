@@ -6,7 +6,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -146,16 +147,22 @@ class OnDevice(ABC):
         bound.binding.memory.write(step)
         self._running = True
         started = time.perf_counter()
-        try:
+        with self._explained(step):
             bound.binding.run()
-        except MedusaError:
-            raise
-        except Exception as error:  # the library raises many kinds
-            length = int(step.past_length.max())
-            raise failed(self.name, self.precision, step.input_ids.shape[1], length, error) from error
         self.run_seconds = time.perf_counter() - started
         self._running = self._moving = False
         self._ran = _Ran(bound, threading.get_ident())
+
+    @contextmanager
+    def _explained(self, step: Step) -> Iterator[None]:
+        """Turn what a library raises, of many kinds, into a BackendError or CapacityError in words."""
+        try:
+            yield
+        except MedusaError:
+            raise
+        except Exception as error:
+            length = int(step.past_length.max())
+            raise failed(self.name, self.precision, step.input_ids.shape[1], length, error) from error
 
     def _check_thread(self) -> None:
         """Raise WrongThreadError in another thread than the one that ran the first step, where that matters."""
@@ -259,7 +266,8 @@ class OnDevice(ABC):
             memory.bound.move_to_end(shape)
             return bound
         memory = self._with_room(memory, shape)
-        bound = memory.bound[shape] = _Bound(self._make(memory, shape), memory.results)
+        with self._explained(step):
+            bound = memory.bound[shape] = _Bound(self._make(memory, shape), memory.results)
         while len(memory.bound) > KEPT:
             memory.bound.popitem(last=False)
         return bound

@@ -88,7 +88,8 @@ class Run:
 
 
 class Toy(OnDevice):
-    failure: Exception | None = None
+    failure: Exception | None = None  # of a run
+    refusal: Exception | None = None  # of what it runs with
 
     def __init__(self, arena: NewArena = RowArena) -> None:
         self.device = Counting()
@@ -102,6 +103,8 @@ class Toy(OnDevice):
         return shape
 
     def _new_binding(self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]) -> Run:
+        if self.refusal is not None:
+            raise self.refusal
         return Run(self, shape, memory, given, made)
 
 
@@ -252,9 +255,9 @@ def test_an_interrupt_anywhere_in_a_step_costs_no_token() -> None:
 def test_a_library_that_fails_is_told_in_words_and_costs_no_token(failure: Exception, kind: type[MedusaError]) -> None:
     decoder = Decoder(toy := Toy())
     sequence = decoder.begin([3, 4], 6, ())
-    toy.failure = failure
-    with pytest.raises(kind, match=r"toy failed in a step of 1 tokens behind 2 in fp32: .*; expected"):
-        decoder.step()
+    for toy.failure, toy.refusal in ((None, failure), (failure, None)):
+        with pytest.raises(kind, match=r"toy failed in a step of 1 tokens behind 2 in fp32: .*; expected"):
+            decoder.step()
     toy.failure = None
     while sequence.finish is None:
         decoder.step()
