@@ -105,7 +105,7 @@ class Runner:
         self._accept = decoder.accept
         self._asked = 0  # questions so far
         self._seen: dict[tuple[str, int, int], int] = {}  # shapes that are warm, and in which question they last ran
-        if warm:  # the largest tree first: a backend that grows its buffers forgets what was captured with the smaller
+        if warm:  # the largest tree first, so that a backend allocates the memory of its results once
             for mode in sorted(self._modes, key=lambda one: -one.size):
                 decoder.use(mode)
                 run_once(decoder, [0], WARM_TOKENS, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -161,6 +162,38 @@ def test_a_capture_that_fails_leaves_neither_graph_nor_capture(monkeypatch: pyte
     with pytest.raises(MedusaError, match="cudaGraphInstantiate"):
         device.capture(lambda: None)
     assert library.calls[-1] == ("cudaGraphDestroy", "graph")
+
+
+AT_EXIT = """
+import builtins, sys
+from types import SimpleNamespace
+from medusa_runtime.backends import cuda
+
+class Library:
+    cudaError_t = SimpleNamespace(cudaSuccess=0)
+    cudaStreamNonBlocking = 1
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4, cudaMemcpyDeviceToHost=2)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+    def __getattr__(self, name):
+        return lambda *_: (0, SimpleNamespace(major=9, minor=0, name=b"x")) if "Get" in name else self.call(name)
+    def call(self, name):
+        print(name)
+        return (0, 7) if name in ("cudaStreamCreateWithFlags", "cudaStreamEndCapture", "cudaGraphInstantiate") else (0,)
+
+cuda._library = lambda: (Library(), 1)
+device = cuda.CudaDevice()
+builtins.kept = device, device.capture(lambda: None), sys.modules
+print("end")
+"""
+
+
+def test_at_the_end_of_the_process_nothing_is_destroyed_and_nothing_said() -> None:
+    """The driver frees all; a library that is being taken down must not be called."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", AT_EXIT], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()[-1] == "end"
 
 
 @pytest.mark.parametrize("index", [2, 7, -1])
