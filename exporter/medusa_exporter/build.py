@@ -22,6 +22,7 @@ from medusa_exporter.engines.plan import StepSize, graph_file, graph_files, step
 from medusa_exporter.extras import import_extra
 from medusa_exporter.heads.facts import read_head_facts
 from medusa_exporter.loading.end_tokens import end_token_ids
+from medusa_exporter.loading.rope import fix_longrope
 from medusa_exporter.loading.templates import choose_template
 from medusa_exporter.loading.vocabulary import ids_beyond
 from medusa_exporter.models import ModelSource
@@ -59,6 +60,7 @@ def build(
     profiles: tuple[str, ...] = (),
     batch: int = 1,
     chat_template: str | None = None,
+    context: int | None = None,
     force: bool = False,
     report: Report = lambda _line: None,
 ) -> BuildResult:
@@ -69,7 +71,8 @@ def build(
     profiles: names of shipped trees or .toml files; empty means every shipped tree that the heads reach, and of
     TensorRT's graphs for trees the one of the size that suits a GPU. batch: sequences that each of TensorRT's steps
     takes; other graphs are not fixed to any number. chat_template: the name of one of the model's templates or a Jinja
-    file; None for the model's default. `report` gets a line as each stage begins. Raises MedusaError or
+    file; None for the model's default. context: tokens that a prompt and its answer may come to, at most what the model
+    supports; None for its `max_position_embeddings`. `report` gets a line as each stage begins. Raises MedusaError or
     ProfileError before any work for what cannot be built; an interrupted build leaves the old bundle, or none.
     """
     pairs = choose(backends, precisions)
@@ -78,18 +81,21 @@ def build(
     trees = choose_profiles(profiles, count)
     steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch)
     fused = fusing(backend for backend, _ in pairs)
-    sources = describe_sources(source, heads, graph_files(pairs, steps), trees, fused, chat_template)
+    sources = describe_sources(source, heads, graph_files(pairs, steps), trees, fused, chat_template, context)
     if not force and Site(bundle.resolve()).at_rest and (manifest := unchanged(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
     check_target(bundle)
     models.check_family(source)
+    tokens = models.choose_context(source, context)
     import_extra("onnxscript", "export")
     with claimed(bundle, report) as site:
         if not force and (manifest := unchanged(bundle, sources)):  # another command made it while this one waited
             return BuildResult(bundle, manifest, built=False)
         with appearing(site) as folder:
             report(f"load model {source.gguf or source.location}")
-            manifest = _fill(folder, source, heads, pairs, steps, trees, fused, sources, report, bundle, chat_template)
+            manifest = _fill(
+                folder, source, heads, pairs, steps, trees, fused, sources, report, bundle, chat_template, tokens
+            )
     return BuildResult(bundle, manifest, built=True)
 
 
@@ -117,13 +123,14 @@ def _fill(
     report: Report,
     replaced: Path,
     chat_template: str | None,
+    context: int,
 ) -> Manifest:
     """Write every file of the bundle into `folder`, the manifest last; `replaced` is the bundle before, if any."""
     import torch
 
     from medusa_exporter.graph import dialects
     from medusa_exporter.graph.check import check_graph
-    from medusa_exporter.graph.in_place import angles
+    from medusa_exporter.graph.in_place import angles, spare_positions
     from medusa_exporter.graph.ranges import write_texts
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
@@ -133,7 +140,8 @@ def _fill(
     tokenizer = models.load_tokenizer(source)
     templates = choose_template(tokenizer, chat_template)
     model = models.load_model(source, torch.float32)
-    facts = model_facts(model, source, end_token_ids(model, tokenizer))
+    fix_longrope(model)
+    facts = model_facts(model, source, end_token_ids(model, tokenizer), context)
     if templates.chosen is None:
         report("the model has no chat template: prompts are plain text (--chat-template FILE gives it one)")
     if beyond := ids_beyond(tokenizer, facts.vocab_size):
@@ -152,7 +160,7 @@ def _fill(
         )  # before the trace, which sets attention of its own
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     traced = trace(model, medusa, facts, top_k)
-    tables = angles(model, facts.context)
+    tables = angles(model, facts.context + spare_positions(backend for backend, _ in pairs))
     windowed = models.hiding_window(model, facts.context) is not None
     source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, tables, windowed, texts)
     made, sizes = dialects.make_graphs(source_of, pairs, steps, fused)
@@ -197,8 +205,10 @@ def _graph_facts(backend: str, precision: str, steps: Sequence[StepSize], trees:
     return GraphFacts(backend, precision, file, default_profile(backend, precision, trees))
 
 
-def model_facts(model: PreTrainedModel, source: ModelSource, eos_token_ids: tuple[int, ...]) -> ModelFacts:
-    """Read the decoder's shape off its config. eos_token_ids: see `end_token_ids`."""
+def model_facts(
+    model: PreTrainedModel, source: ModelSource, eos_token_ids: tuple[int, ...], context: int
+) -> ModelFacts:
+    """Read the decoder's shape off its config. eos_token_ids: see `end_token_ids`. context: tokens of the bundle."""
     config = model.config
     heads = config.num_attention_heads
     return ModelFacts(
@@ -210,6 +220,6 @@ def model_facts(model: PreTrainedModel, source: ModelSource, eos_token_ids: tupl
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         vocab_size=model.get_output_embeddings().weight.shape[0],
-        context=config.max_position_embeddings,
+        context=context,
         eos_token_ids=eos_token_ids,
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from medusa_runtime.errors import MedusaError, UnsupportedModelError
 
 from medusa_exporter.extras import import_extra
+from medusa_exporter.loading import rope
 from medusa_exporter.loading.config import (
     check_architecture,
     check_folder,
@@ -113,19 +114,22 @@ def check_family(source: ModelSource) -> str:
             f"{source.gguf or source.location}: model type {named_model_type(config)} is not served; "
             f"expected one of {', '.join(FAMILIES)}"
         )
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type == "dynamic":
-        raise UnsupportedModelError(
-            f"{source.location}: rope type 'dynamic' cannot be traced (its frequencies depend on the length seen); "
-            "use a model with default, linear, llama3 or yarn rope"
-        )
+    rope.check_rope(config, source.gguf or source.location)
     return family
+
+
+def choose_context(source: ModelSource, wanted: int | None) -> int:
+    """Return the tokens that a bundle of `source` is made for, before any weights are read; see `loading.rope`."""
+    config = _config_facts(source)
+    if "max_position_embeddings" not in config:  # a config.json may leave out what is the family's default
+        whole = import_extra("transformers", "export").AutoConfig.for_model(config["model_type"])
+        config = {**config, "max_position_embeddings": whole.max_position_embeddings}
+    return rope.choose_context(config, wanted, source.gguf or source.location)
 
 
 def _config_facts(source: ModelSource) -> dict[str, Any]:
     if source.gguf:
-        return read_facts(Path(source.location) / source.gguf).config
+        return dict(read_facts(Path(source.location) / source.gguf).config)
     if source.local:
         return read_object(Path(source.location) / "config.json")
     transformers = import_extra("transformers", "export")

@@ -28,10 +28,12 @@ def describe_sources(
     profiles: Iterable[TreeProfile],
     fused: Iterable[str] = (),
     chat_template: str | None = None,
+    context: int | None = None,
 ) -> dict[str, Any]:
     """Describe all that a build depends on: files by name, size and time; trees whole; versions.
 
-    fused: backends whose graphs have fused operators. chat_template: what was asked for, a name or a file.
+    fused: backends whose graphs have fused operators. chat_template: what was asked for, a name or a file. context: the
+    tokens asked for, None for the model's own.
     A hub name stands for itself: whether the hub holds something newer is not asked. Folders enter as a digest, so
     that a bundle does not tell where it was made.
     """
@@ -40,6 +42,7 @@ def describe_sources(
         "heads": _described(heads, None, heads_files(heads)),
         "graphs": sorted(graphs),
         "fused": sorted(fused),
+        "context": context,
         "profiles": {profile.name: hashlib.sha256(to_toml(profile).encode()).hexdigest() for profile in profiles},
         "versions": versions(),
         "chat_template": describe_wanted(chat_template),

@@ -144,7 +144,7 @@ class Reference:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._model = models.load_model(source, torch.float32)
-        found = model_facts(self._model, source, facts.eos_token_ids)
+        found = model_facts(self._model, source, facts.eos_token_ids, facts.context)
         for name in SHAPE:
             if getattr(found, name) != getattr(facts, name):
                 raise UnsupportedModelError(

@@ -1,7 +1,9 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import gguf
 import pytest
+import torch
 from medusa_exporter import models
 from medusa_exporter.models import ModelSource, _parsed_once, check_family
 
@@ -24,9 +26,13 @@ def test_a_gguf_is_parsed_once_while_it_is_loaded(source, monkeypatch):
     monkeypatch.setattr(gguf, "GGUFReader", Counted)
     with _parsed_once(source):
         assert [check_family(source) for _ in range(3)] == ["llama"] * 3
+        models.load_model(source, torch.float32)
     assert len(parsed) == 1
     assert gguf.GGUFReader is Counted
     check_family(source)
+    assert len(parsed) == 1
+    write(CASES["qwen2"], Path(source.location) / source.gguf)
+    assert check_family(source) == "qwen2"
     assert len(parsed) == 2
 
 

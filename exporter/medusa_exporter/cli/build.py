@@ -51,6 +51,12 @@ from medusa_exporter.sources import read_manifest
     "decoder takes one.",
 )
 @chat_template_option
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Tokens that a prompt and its answer may come to, at most what the model supports. Graphs hold a table of "
+    "that length, and a GPU allocates memory for it. Default: the model's max_position_embeddings.",
+)
 @capacity_options
 @gpu_option
 @click.option(
@@ -69,6 +75,7 @@ def command(
     profiles: tuple[str, ...],
     batch: int,
     chat_template: str | None,
+    context: int | None,
     max_length: int | None,
     static_capacity: int | None,
     targets: tuple[str, ...],
@@ -98,6 +105,7 @@ def command(
         profiles=profiles,
         batch=batch,
         chat_template=chat_template,
+        context=context,
         force=force,
         report=progress.report,
     )

@@ -21,7 +21,7 @@ from medusa_exporter.graph.lengths import BoundLengths, RealLengths
 from medusa_exporter.graph.tidy import declare, strip
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from medusa_runtime.facts import ModelFacts
     from numpy.typing import NDArray
@@ -32,16 +32,25 @@ ROPE_INPUTS = 3  # rows, cosines, sines; behind them may be the positions to rea
 ROPE_MULTIPLE = 16  # of head sizes that the operator turns by itself
 
 
-def angles(model: Any, context: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines by which the decoder's rope turns each position, (context + LONGEST_CHUNK, D / 2) each.
+def angles(model: Any, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines and sines by which the decoder's rope turns each position, (positions, D / 2) each.
 
-    The operator wants as many as a step may see rows, of which those behind the real ones are never asked for.
+    A rope's attention factor (YaRN's) is multiplied in. As many are needed as a step may see rows, which is
+    `spare_positions` more than the context.
     """
-    positions = torch.arange(context + LONGEST_CHUNK).unsqueeze(0)
+    every = torch.arange(positions).unsqueeze(0)
     with torch.no_grad():
-        tables = model.base_model.rotary_emb(torch.zeros(1), positions)
+        tables = model.base_model.rotary_emb(torch.zeros(1), every)
     cos, sin = (table[0, :, : table.shape[-1] // 2].float().contiguous().numpy() for table in tables)
     return cos, sin
+
+
+def spare_positions(backends: Iterable[str]) -> int:
+    """Rows behind the context that steps of these backends may reach, whose angles are read for nothing.
+
+    A GPU pads a step to one of few sizes; the CPU's graph puts one dummy next to a row that stands alone.
+    """
+    return max(contract.SPARE_ROWS if backend == "ort-cpu" else LONGEST_CHUNK for backend in backends)
 
 
 def in_place(

@@ -9,6 +9,7 @@ import torch
 from medusa_runtime import contract
 from medusa_runtime.contract import TensorSpec
 
+from medusa_exporter.graph.scaled_rope import scale_angles, unscaled_rope
 from medusa_exporter.graph.step import Step
 from medusa_exporter.graph.tidy import declare, tidy
 from medusa_exporter.quiet import quiet
@@ -41,7 +42,7 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
         facts.layers,
     )
     step = Step(model, heads, top_k).eval()
-    with torch.no_grad(), quiet("torch.onnx"):
+    with torch.no_grad(), quiet("torch.onnx"), unscaled_rope(model) as factor:
         program = torch.onnx.export(
             step,
             arguments,
@@ -55,6 +56,7 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
     assert program is not None  # noqa: S101 -- it is when dynamo=True
     graph = program.model
     tidy(graph)
+    scale_angles(graph.graph, factor)
     declare(graph, inputs, outputs)
     return graph
 

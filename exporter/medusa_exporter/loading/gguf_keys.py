@@ -6,6 +6,7 @@ refused before any weight is read.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -76,11 +77,17 @@ def open_gguf(path: Path) -> Any:
 
 
 def read_facts(path: Path) -> GgufFacts:
-    """Read the keys of a GGUF file.
+    """Read the keys of a GGUF file, which takes seconds; a file that was read last and has not changed is not parsed.
 
     Raises UnsupportedModelError for an architecture that is not served, and for each key with an effect that is not
     applied, by its name and value.
     """
+    state = path.stat()
+    return _read_facts(path.resolve(), state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_facts(path: Path, _changed: int, _size: int) -> GgufFacts:
     reader = open_gguf(path)
     keys = _Keys(path.name, reader)
     architecture = keys.architecture

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from medusa_exporter.graph.fuse import fuse
-from medusa_exporter.graph.in_place import angles, in_place
+from medusa_exporter.graph.in_place import angles, in_place, spare_positions
 from medusa_exporter.graph.trace import trace
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_runtime import contract
@@ -29,11 +29,13 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-large": {},  # whose residual stream has an element in the thousands, as real ones do: its square is no fp16
     "llama-mha": {"num_key_value_heads": 4, "vocab_size": 252},  # a vocabulary that comes apart into equal parts
     "llama3-rope": {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True},
+    "llama-yarn": {"rope_parameters": YARN_ROPE},  # whose cosines and sines are multiplied by an attention factor
     "mistral-window": {"sliding_window": 7},
     "mistral": {"sliding_window": None},
     "qwen2": {},
@@ -149,7 +151,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     reference = copy.deepcopy(model)
     graph = trace(model, heads, facts, TOP_K)
     dialect = graph.clone()
-    in_place(dialect, facts, heads.input_size, angles(model, CONTEXT))
+    in_place(dialect, facts, heads.input_size, angles(model, CONTEXT + spare_positions(["ort-cpu"])))
     fuse(dialect)
     path = tmp_path_factory.mktemp("graph") / "step.onnx"
     sessions = [load(one, path) for one in (dialect, graph)]

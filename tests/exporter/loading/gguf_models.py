@@ -15,7 +15,7 @@ import numpy as np
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, INNER, CONTEXT = 2, 64, 4, 2, 96, 64
 SPECIAL = ("<|end|>", "<|start|>")
-TOKENS = (*SPECIAL, "Ċ", "Ġ", *map(chr, range(33, 127)))  # of characters, as byte-level BPE writes them
+TOKENS = (*SPECIAL, "Ċ", "Ġ", *map(chr, range(33, 126)), "!!")  # of characters, as byte-level BPE writes them
 TEXT = np.random.default_rng(11).integers(2, len(TOKENS), 48).tolist()  # what the logits are recorded for
 ROWS = (0, 15, 16, 17, 47)  # whose logits: at the first position, around ORIGINAL and at the last
 ORIGINAL = 16  # positions before the rope was scaled
