@@ -162,7 +162,7 @@ def _fill(
     traced = trace(model, medusa, facts, top_k)
     tables = angles(model, facts.context + spare_positions(backend for backend, _ in pairs))
     windowed = models.hiding_window(model, facts.context) is not None
-    source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, tables, windowed, texts)
+    source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, tables, windowed, texts, folder)
     made, sizes = dialects.make_graphs(source_of, pairs, steps, fused)
     report(f"write {', '.join(one.key for one in graphs)}")
     save_graphs({folder / file: graph for file, graph in made.items()}, SHARED_DATA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +34,7 @@ class Traced:
 
     state_size: S. heads: how many there are. angles: the decoder's, as `in_place.angles` gives them. windowed: whether
     some layers see the nearest rows alone. texts: what activations are measured on, where a precision fixes their
-    scales.
+    scales. scratch: folder that a copy of the weights may lie in for a while; None for the system's.
     """
 
     graph: ir.Model
@@ -43,6 +44,7 @@ class Traced:
     angles: tuple[NDArray[np.float32], NDArray[np.float32]]
     windowed: bool = False
     texts: Sequence[Sequence[int]] = ()
+    scratch: Path | None = None
 
 
 def make_graphs(
@@ -81,7 +83,8 @@ def ort_cpu(traced: Traced, precisions: Sequence[str]) -> dict[str, ir.Model]:
     in_place(graph, traced.facts, traced.state_size, traced.angles)
     fuse(graph)
     quantise_draft(graph, DRAFT)
-    ranges = input_ranges(graph, traced.facts, traced.state_size, traced.texts) if traced.texts else {}
+    model = traced.facts, traced.state_size
+    ranges = input_ranges(graph, *model, traced.texts, traced.scratch) if traced.texts else {}
     return {precision: with_precision(graph, precision, ranges) for precision in precisions}
 
 

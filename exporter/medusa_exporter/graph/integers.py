@@ -37,7 +37,8 @@ def with_integers(model: ir.Model, ranges: Ranges) -> None:
 def _become_integer(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -> None:
     rows, weight = node.inputs[:2]
     assert rows is not None and weight is not None and weight.const_value is not None  # noqa: S101
-    matrix: Matrix = np.asarray(weight.const_value.numpy(), dtype=np.float32)
+    tensor = weight.const_value
+    matrix: Matrix = np.asarray(tensor.numpy(), dtype=np.float32)
     largest = np.maximum(ranges[str(rows.name)], LEAST)
     smoothed = _smooth(graph, node, largest, matrix, name)
     if smoothed is not None:
@@ -45,7 +46,7 @@ def _become_integer(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -
     columns = np.maximum(np.abs(matrix).max(axis=0), LEAST) / WEIGHT_LIMIT
     scale = constant(graph, f"{name}.scale", np.array(largest.max() / (ZERO - 1), dtype=np.float32))
     zero = constant(graph, "integers.zero", np.array(ZERO, dtype=np.uint8))
-    whole = constant(graph, f"{name}.weight", np.round(matrix / columns).astype(np.int8))
+    whole = constant(graph, f"{name}.weight", _whole_numbers(tensor, smoothed, columns, f"{name}.weight"))
     rounded = insert(graph, node, "QuantizeLinear", [rows, scale, zero], ir.DataType.UINT8)
     product = ir.node(
         "MatMulIntegerToFloat",
@@ -56,6 +57,17 @@ def _become_integer(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -
     graph.insert_before(node, product)
     ir.convenience.replace_all_uses_with(node.outputs[0], product.outputs[0])
     graph.remove(node, safe=True)
+
+
+def _whole_numbers(tensor: ir.TensorProtocol, by: Matrix | None, columns: Matrix, name: str) -> ir.LazyTensor:
+    """Divide a weight (in, out) by the scales of its columns; computed when it is written, so that no copy is held."""
+
+    def read() -> ir.TensorProtocol:
+        matrix: Matrix = np.asarray(tensor.numpy(), dtype=np.float32)
+        matrix = matrix if by is None else matrix * by[:, None]
+        return ir.tensor(np.round(matrix / columns).astype(np.int8), name=name)
+
+    return ir.LazyTensor(read, dtype=ir.DataType.INT8, shape=ir.Shape(tensor.shape.numpy()), name=name)
 
 
 def _smooth(graph: ir.Graph, node: ir.Node, largest: Matrix, matrix: Matrix, name: str) -> Matrix | None:

@@ -7,11 +7,9 @@ depend on its ancestors only.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from medusa_runtime.contract import TOKENS
 from medusa_runtime.errors import UnsupportedModelError
@@ -20,12 +18,11 @@ from onnx_ir.passes import common
 from medusa_exporter.graph.edit import DOMAIN, constant
 from medusa_exporter.graph.integers import with_integers
 from medusa_exporter.graph.lone_row import pair_lone_rows
+from medusa_exporter.graph.packed import Matrix, PackedWeight
 from medusa_exporter.graph.ranges import Ranges
 from medusa_exporter.precisions import FIXED_SCALES, FORMATS, WeightFormat
 
 ACCURACY_LEVEL = 4  # activations in 8 bits; the levels below it compute in floats and are several times slower
-
-Matrix = npt.NDArray[np.float32]
 
 
 def with_precision(model: ir.Model, precision: str, ranges: Ranges) -> ir.Model:
@@ -83,7 +80,9 @@ def _quantise_product(graph: ir.Graph, node: ir.Node, to: WeightFormat) -> None:
     elif weight.const_value.shape.rank() == 3:
         _quantise_stack(graph, node, weight, to)
     else:
-        _become(node, "MatMulNBits", *_operands(graph, node.inputs[0], _matrix(weight), weight.name, to))
+        rows, columns = weight.const_value.shape.numpy()
+        read = _reader(weight.const_value)
+        _become(node, "MatMulNBits", *_operands(graph, node.inputs[0], read, (rows, columns), weight.name, to))
 
 
 def _quantise_gemm(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightFormat) -> None:
@@ -91,8 +90,11 @@ def _quantise_gemm(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightF
     given = {name: attribute.value for name, attribute in node.attributes.items()}
     if given.get("transA", 0) or given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0:
         raise UnsupportedModelError(f"a Gemm with {given} cannot be quantised; expected x @ W.T + bias")
-    matrix = _matrix(weight).T if given.get("transB", 0) else _matrix(weight)
-    inputs, attributes = _operands(graph, node.inputs[0], np.ascontiguousarray(matrix), weight.name, to)
+    assert weight.const_value is not None  # noqa: S101 -- `_quantise_product` has looked
+    read, (rows, columns) = _reader(weight.const_value), weight.const_value.shape.numpy()
+    if given.get("transB", 0):
+        read, rows, columns = (lambda stored=read: stored().T), columns, rows
+    inputs, attributes = _operands(graph, node.inputs[0], read, (rows, columns), weight.name, to)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None:
         _become(node, "MatMulNBits", inputs, attributes)
@@ -103,8 +105,9 @@ def _quantise_gemm(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightF
 
 def _quantise_stack(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightFormat) -> None:
     """(1 or K, N, in) @ (K, in, out), one product for each of K heads: MatMulNBits knows no stacked weights."""
-    rows, matrices = node.inputs[0], _matrix(weight)
-    count = len(matrices)
+    assert weight.const_value is not None  # noqa: S101 -- `_quantise_product` has looked
+    rows, stack = node.inputs[0], _reader(weight.const_value)
+    count, *size = weight.const_value.shape.numpy()
     parts: list[ir.Value] = []
     if rows is None or rows.shape is None or rows.shape[0] not in (1, count):
         raise UnsupportedModelError(f"{weight.name}: a stack of {count} weights on rows of unknown or another number")
@@ -115,37 +118,26 @@ def _quantise_stack(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: Weight
         graph.insert_before(node, split)
         parts = list(split.outputs)
     products = []
-    for k, (part, matrix) in enumerate(zip(parts or [rows] * count, matrices, strict=True)):
-        products.append(_product(graph, node, *_operands(graph, part, matrix, f"{weight.name}.{k}", to)))
+    for k, part in enumerate(parts or [rows] * count):
+        operands = _operands(graph, part, lambda k=k: stack()[k], (size[0], size[1]), f"{weight.name}.{k}", to)
+        products.append(_product(graph, node, *operands))
         products[-1].shape = None
     _become(node, "Concat", products, {"axis": 0}, domain="")
 
 
 def _operands(
-    graph: ir.Graph, rows: ir.Value | None, matrix: Matrix, name: str | None, to: WeightFormat
+    graph: ir.Graph,
+    rows: ir.Value | None,
+    read: Callable[[], Matrix],
+    shape: tuple[int, int],
+    name: str | None,
+    to: WeightFormat,
 ) -> tuple[Sequence[ir.Value | None], dict[str, int]]:
-    """Register what MatMulNBits multiplies `rows` by; return its inputs and attributes. matrix: (in, out)."""
-    labels = f"{name}.q{to.bits}", f"{name}.q{to.bits}_scales"
-    if labels[0] not in graph.initializers:  # a weight that serves twice is kept once
-        packed, scales = _pack(matrix, to)
-        constant(graph, labels[0], packed)
-        constant(graph, labels[1], scales)
-    size = {"K": matrix.shape[0], "N": matrix.shape[1]}
-    operands = [rows, *(graph.initializers[label] for label in labels)]
+    """Register what MatMulNBits multiplies `rows` by; return its inputs and attributes. read: a weight (in, out)."""
+    weight = PackedWeight(read, shape, to, str(name))
+    operands = [rows, *(constant(graph, str(one.name), one) for one in (weight.packed, weight.scales))]
+    size = {"K": shape[0], "N": shape[1]}
     return operands, {**size, "bits": to.bits, "block_size": to.block, "accuracy_level": ACCURACY_LEVEL}
-
-
-def _pack(matrix: Matrix, to: WeightFormat) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Quantise (in, out), each column in blocks; return (out, blocks, bytes of a block) and (out, blocks) scales."""
-    silent = logging.NullHandler()
-    logging.root.addHandler(silent)  # or the library's import would set up logging for the whole process
-    try:
-        from onnxruntime.quantization import matmul_nbits_quantizer as library
-    finally:
-        logging.root.removeHandler(silent)
-    config = library.DefaultWeightOnlyQuantConfig(to.block, is_symmetric=True, bits=to.bits)
-    packed, scales, _zero_points = library.DefaultWeightOnlyQuantizer(config).qbits_block_quant(matrix)
-    return packed, scales
 
 
 def _product(
@@ -171,6 +163,6 @@ def _become(
         node.attributes.add(ir.AttrInt64(name, number))
 
 
-def _matrix(weight: ir.Value) -> Matrix:
-    assert weight.const_value is not None  # noqa: S101 -- `quantise` has looked
-    return np.ascontiguousarray(weight.const_value.numpy(), dtype=np.float32)
+def _reader(tensor: ir.TensorProtocol) -> Callable[[], Matrix]:
+    """How to get a weight's values when they are asked for; no copy is held meanwhile."""
+    return lambda: np.asarray(tensor.numpy(), dtype=np.float32)

@@ -52,8 +52,17 @@ def bounded_products(graph: ir.Graph) -> list[ir.Node]:
     ]
 
 
-def input_ranges(model: ir.Model, facts: ModelFacts, state_size: int, texts: Sequence[Sequence[int]]) -> Ranges:
-    """Run a graph of the CPU's dialect over `texts` and watch what its `bounded_products` multiply."""
+def input_ranges(
+    model: ir.Model,
+    facts: ModelFacts,
+    state_size: int,
+    texts: Sequence[Sequence[int]],
+    scratch: Path | None = None,
+) -> Ranges:
+    """Run a graph of the CPU's dialect over `texts` and watch what its `bounded_products` multiply.
+
+    scratch: folder to write the graph and its weights to for a while; None for the system's.
+    """
     import onnxruntime
 
     watched = model.clone()
@@ -61,10 +70,12 @@ def input_ranges(model: ir.Model, facts: ModelFacts, state_size: int, texts: Seq
     names = [str(value.name) for value in values if value is not None]
     watched.graph.outputs.extend(value for value in values if value is not None and not value.is_graph_output())
     largest: dict[str, NDArray[np.float32]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "watched.onnx"
         ir.save(watched, path, external_data=f"{path.name}.data")
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.disable_prepacking", "1")  # or each weight would be copied
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         for text in texts:
             found = session.run(names, _prefill(facts, state_size, text))
             for name, rows in zip(names, found, strict=True):

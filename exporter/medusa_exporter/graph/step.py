@@ -32,7 +32,6 @@ class Step(torch.nn.Module):
         if heads.token_map is not None:
             bias = None if lm_head.bias is None else lm_head.bias[heads.token_map]
             self._draft_lm_head = lm_head.weight[heads.token_map], bias
-        lm_head.register_forward_pre_hook(self._keep_wanted_rows)
 
     def _keep_wanted_rows(self, _module: torch.nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
         """Before the lm_head: capture all hidden states, hand on the wanted rows only, (B, T, H) -> (B·R, H).
@@ -96,7 +95,8 @@ class Step(torch.nn.Module):
             more["windowed_mask"] = _additive(seen & near)
         cache = RowCache(past_keys, past_values)
         self._wanted_rows = logit_rows
-        with tapped(self.model, self.heads.taps) as caught:
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(self._keep_wanted_rows)
+        with tapped(self.model, self.heads.taps) as caught, hook:
             logits = self.model(
                 input_ids=tokens,
                 position_ids=position_ids,

@@ -52,12 +52,27 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
             input_names=[spec.name for spec in inputs],
             output_names=[spec.name for spec in outputs],
             verbose=False,
+            optimize=False,
         )
-    assert program is not None  # noqa: S101 -- it is when dynamo=True
-    graph = program.model
+        assert program is not None  # noqa: S101 -- it is when dynamo=True
+        graph = _optimised(program)
     tidy(graph)
     scale_angles(graph.graph, factor)
     declare(graph, inputs, outputs)
+    return graph
+
+
+def _optimised(program: torch.onnx.ONNXProgram) -> ir.Model:
+    """Return the exporter's graph, optimised as the exporter does by default; nothing else holds its weights.
+
+    The rules of onnxscript's rewriter live as long as the process and keep the last graph that they were applied to,
+    with every value that it has ever had: so a copy is returned, and the weights are taken out of the original.
+    """
+    weights = list(program.model.graph.initializers.values())
+    program.optimize()
+    graph = program.model.clone()
+    for value in (*weights, *program.model.graph.initializers.values()):
+        value.const_value = None
     return graph
 
 

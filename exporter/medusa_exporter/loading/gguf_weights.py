@@ -37,7 +37,9 @@ def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     with torch.device("meta"):
         shapes = {name: tuple(weight.shape) for name, weight in kind(config).named_parameters()}
     names = _match(path.name, facts, list(shapes))
-    held = {tensor.name: tensor for tensor in open_gguf(path).tensors}
+    reader = open_gguf(path)
+    held = {tensor.name: tensor for tensor in reader.tensors}
+    reader.fields.clear()  # an array for each token and merge, which take more than the weights of a small model
     weights = {
         name: torch.zeros(shapes[name], dtype=dtype)
         if tensor is None

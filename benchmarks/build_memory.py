@@ -1,0 +1,196 @@
+"""Measure how much memory `medusa-export build` takes, one process per precision.
+
+    python benchmarks/build_memory.py MODEL --heads HEADS [--precision fp32,int8,w8a8,int4] [--json FILE]
+
+Each build runs in a process of its own that has imported every library beforehand. What is reported is the increase
+over what the process held then: of anonymous memory, which nothing but the process can give back (RssAnon in
+/proc/PID/status, sampled every two milliseconds), and of all resident memory with pages of mapped files (VmHWM, which
+the kernel keeps exactly). Both are also given as multiples of the fp32 weights, decoder and heads together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+INTERVAL = 0.002  # seconds between samples
+CHILD = """
+import gc, json, sys
+from pathlib import Path
+import accelerate, gguf, onnx, onnx.checker, onnx_ir, onnxruntime, onnxscript, safetensors.torch
+import onnxruntime.quantization.matmul_nbits_quantizer
+import torch, transformers, torch.onnx._internal.exporter._core, torch._dynamo, torch.export
+from onnxscript import optimizer
+from transformers.models.llama import modeling_llama
+from medusa_exporter.build import build
+from medusa_exporter.graph import check, dialects, trace
+import medusa_exporter.heads.layout
+
+def say(line):
+    print(line, flush=True)
+    sys.stdin.readline()
+
+say("imported")
+model, heads, bundle, options = sys.argv[1:]
+build(model, heads, Path(bundle), report=say, **json.loads(options))
+gc.collect()
+say("built")
+"""
+
+
+@dataclass
+class Usage:
+    """Bytes of one process: anonymous and resident memory when all was imported, and the peaks of each stage."""
+
+    imported_anonymous: int
+    imported_resident: int
+    anonymous: dict[str, int] = field(default_factory=dict)  # the peak of each stage
+    at_begin: dict[str, int] = field(default_factory=dict)
+    resident_peak: int = 0
+
+    @property
+    def anonymous_increase(self) -> int:
+        """The peak of anonymous memory over what was held when all libraries were imported."""
+        return max(self.anonymous.values()) - self.imported_anonymous
+
+    @property
+    def resident_increase(self) -> int:
+        """The same of all resident memory, pages of mapped files among it."""
+        return self.resident_peak - self.imported_resident
+
+
+def measure(model: str, heads: str, bundle: Path, options: dict[str, object]) -> Usage:
+    """Build `bundle` in a process of its own and watch its memory; RuntimeError where the build fails."""
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", CHILD, model, heads, str(bundle), json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as child,
+    ):
+        assert child.stdout is not None and child.stdin is not None  # noqa: S101 -- pipes were asked for
+        watch = _Watch(child.pid)
+        usage = None
+        for line in child.stdout:
+            stage = line.strip()
+            held = read_status(child.pid)
+            if stage == "imported":
+                reset_peak(child.pid)
+                usage = Usage(held["RssAnon"], held["VmRSS"])
+                watch.start()
+            if usage is not None:
+                watch.stage(stage, held["RssAnon"])
+                usage.resident_peak = max(usage.resident_peak, held["VmHWM"])
+            child.stdin.write("\n")
+            child.stdin.flush()
+        code = child.wait()
+        watch.stop()
+        if code or usage is None:
+            errors.seek(0)
+            raise RuntimeError(f"the build of {model} failed ({code}): {errors.read()[-2000:]}")
+    usage.anonymous, usage.at_begin = watch.peaks, watch.begins
+    return usage
+
+
+def read_status(process: int) -> dict[str, int]:
+    """Return what /proc/PID/status says of memory, in bytes."""
+    text = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    return {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
+
+
+def reset_peak(process: int) -> None:
+    """Let VmHWM of a process begin anew from what is resident now."""
+    Path(f"/proc/{process}/clear_refs").write_text("5", encoding="ascii")
+
+
+class _Watch:
+    """Samples a process from a thread and keeps the highest anonymous memory of each stage."""
+
+    def __init__(self, process: int) -> None:
+        self._process, self._stage, self._stopped = process, "", threading.Event()
+        self.peaks: dict[str, int] = {}
+        self.begins: dict[str, int] = {}
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stage(self, name: str, held: int) -> None:
+        self.peaks[name] = self.begins[name] = held
+        self._stage = name
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread.ident:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            stage = self._stage
+            try:
+                held = read_status(self._process).get("RssAnon", 0)
+            except OSError:
+                return
+            if stage:
+                self.peaks[stage] = max(self.peaks[stage], held)
+            time.sleep(INTERVAL)
+
+
+def weights_of(model: str, heads: str) -> int:
+    """Bytes of the decoder and its heads in fp32, tied weights counted once."""
+    import torch
+    from medusa_exporter import models
+    from medusa_exporter.heads.layout import load_heads
+
+    loaded = models.load_model(models.ModelSource.resolve(model), torch.float32)
+    H, V = loaded.config.hidden_size, loaded.get_output_embeddings().weight.shape[0]
+    trained = load_heads(heads, H, V)
+    return 4 * sum(weight.numel() for module in (loaded, trained) for weight in module.parameters())
+
+
+def main() -> None:
+    """Read the command line, build once per precision and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="Folder, GGUF file or hub name.")
+    parser.add_argument("--heads", required=True, help="Folder or hub name of the heads.")
+    parser.add_argument("--backend", default="ort-cpu")
+    parser.add_argument("--precision", default="fp32,int8,w8a8,int4", help="Comma-separated; each is built by itself.")
+    parser.add_argument("--profile", default="tree-4", help="Tree to build with.")
+    parser.add_argument("--stages", action="store_true", help="Print the peak of every stage, too.")
+    parser.add_argument("--json", type=Path, help="File to write the figures to.")
+    options = parser.parse_args()
+    weights = weights_of(options.model, options.heads)
+    print(f"fp32 weights of {options.model} and its heads: {weights / 1e6:.0f} MB")
+    print("| precision | imported, MB | anonymous, MB | x weights | resident with mapped files, MB | x weights |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    results = {}
+    for precision in options.precision.split(","):
+        asked = {"backends": [options.backend], "precisions": [precision], "profiles": [options.profile]}
+        with tempfile.TemporaryDirectory() as folder:
+            usage = measure(options.model, options.heads, Path(folder) / "bundle", asked)
+        figures = usage.imported_resident, usage.anonymous_increase, usage.resident_increase
+        mb = [f"{size / 1e6:.0f}" for size in figures]
+        ratios = [f"{size / weights:.2f}" for size in figures[1:]]
+        print(f"| {precision} | {mb[0]} | {mb[1]} | {ratios[0]} | {mb[2]} | {ratios[1]} |", flush=True)
+        if options.stages:
+            for stage, peak in usage.anonymous.items():
+                begin, end = (size - usage.imported_anonymous for size in (usage.at_begin[stage], peak))
+                print(f"    {begin / 1e6:6.0f} at its begin, {end / 1e6:6.0f} at its peak: {stage}")
+        results[precision] = asdict(usage)
+    if options.json:
+        options.json.write_text(json.dumps({"weights": weights, "builds": results}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
