@@ -1,7 +1,6 @@
 """Chat templates: equal to transformers' own rendering, and harmless."""
 
 import datetime
-import time
 
 import pytest
 from medusa_runtime.chat import MAX_LENGTH, ChatTemplate
@@ -62,42 +61,45 @@ def test_the_templates_own_words_reach_the_user():
         template.render(CONVERSATIONS[0])
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ ''.__class__.__mro__ }}{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ ''|attr('__class__')|attr('__mro__') + 1 }}",
-        "{{ messages.append(1) }}",
-        "{{ messages[0].update(role='x') }}",
-        "{{ '{0.__class__.__mro__}'.format(1) + 1 }}",
-        "{{ raise_exception.__globals__['json'] }}",
-        "{{ cycler.__init__.__globals__ }}",
-        "{{ namespace(__html__=1) }}",
-        "{% set n = namespace() %}{% set n.__html__ = 1 %}",
-        "{% include '/etc/passwd' %}",
-        "{% import 'os' as os %}",
-        "{{ range(10 ** 9) | list }}",
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{% for a in 'x' * 9999 %}{% for b in 'x' * 9999 %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{{ 'x' * 10 ** 12 }}",
-        "{{ [0] * 10 ** 12 }}",
-        "{{ 10 ** (10 ** 10) }}",
-        "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-        "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
-        "{% set n = namespace(x=3) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
-        "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x.replace('x', 'xx') %}{% endfor %}",
-        "{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}",
-        "{{ 1 / 0 }}",
-        "{{ nothing.at.all }}",
-    ],
-)
-def test_hostile_and_broken_templates_are_refused(source):
-    begun = time.monotonic()
-    with pytest.raises(PromptError, match="chat template"):
-        ChatTemplate(source, {}).render(CONVERSATIONS[0])
-    assert time.monotonic() - begun < 20
+FAMILIES = {  # in the manner of each family's own
+    "chatml": SMOLLM2,
+    "llama-3": "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
+    "+ m['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "qwen-3": "{%- set ns = namespace(last=messages|length - 1) %}{%- for m in messages[::-1] %}{%- if m.role == "
+    "'user' and not m.content.startswith('<tool_response>') %}{%- set ns.last = messages|length - "
+    "loop.index %}{%- break %}"
+    "{%- endif %}{%- endfor %}{%- for m in messages %}{%- set content = m.content %}{%- if m.role == 'assistant' and "
+    "'</think>' in content and loop.index0 <= ns.last %}{%- set content = content.split('</think>')[-1].lstrip('\n') %}"
+    "{%- endif %}{{- '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- if enable_thinking is defined and "
+    "enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}",
+    "mistral": "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}{%- set rest = "
+    "messages[1:] %}{%- else %}{%- set rest = messages %}{%- endif %}{{- bos_token }}{%- for m in rest %}"
+    "{%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('roles alternate') }}{%- endif %}"
+    "{%- if m['role'] == 'user' %}{%- if system is defined and loop.first %}{{- '[INST] ' + system + '\n\n' + "
+    "m['content'] + '[/INST]' }}{%- else %}{{- '[INST] ' + m['content'] + '[/INST]' }}{%- endif %}{%- else %}"
+    "{{- ' ' + m['content'] | trim + eos_token }}{%- endif %}{%- endfor %}",
+    "gemma": "{{ bos_token }}{%- set ns = namespace(opening='') %}{%- for m in messages %}{%- if m.role == 'system' %}"
+    "{%- set ns.opening = m.content | trim + '\n\n' %}{%- continue %}{%- endif %}{{ '<start_of_turn>' + ('model' if "
+    "m.role == 'assistant' else m.role) + '\n' + ns.opening + m.content | trim + '<end_of_turn>\n' }}"
+    "{%- set ns.opening = '' %}{%- endfor %}{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{%- endif %}",
+    "phi-3": "{% for m in messages %}{% if m['role'] in ('system', 'user', 'assistant') %}{{ '<|' + m['role'] + '|>\n' "
+    "+ m['content'] + '<|end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}"
+    "{% else %}{{ eos_token }}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_are_laid_out_as_transformers_does(family, messages, prompt):
+    from transformers.utils.chat_template_utils import render_jinja_template as theirs
+
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    rendered, _ = theirs([messages], chat_template=FAMILIES[family], add_generation_prompt=prompt, **special)
+    assert ChatTemplate(FAMILIES[family], special).render(messages, prompt) == rendered[0]
+    assert messages[-1]["content"].strip() in rendered[0]
 
 
 @pytest.mark.parametrize(
@@ -126,3 +128,16 @@ def test_rendering_leaves_the_messages_alone_and_counts_anew_each_time():
     messages = [{"role": "user", "content": "Hi"}]
     assert [template.render(messages) for _ in range(3)] == ["ok"] * 3
     assert messages == [{"role": "user", "content": "Hi"}]
+
+
+def test_what_json_cannot_hold_is_refused():
+    for value in ({1, 2}, object()):
+        with pytest.raises(PromptError, match="holds what JSON cannot"):
+            ChatTemplate("x", {}).render([{"role": "user", "content": "Hi", "more": value}])
+    with pytest.raises(PromptError, match=rf"{MAX_LENGTH + 1} characters, expected at most {MAX_LENGTH}"):
+        ChatTemplate("x", {}).render([{"role": "", "content": "x" * (MAX_LENGTH + 1)}])
+
+
+def test_lone_surrogates_are_carried():
+    text = "a\ud800b\udfffc"
+    assert ChatTemplate("{{ messages[0].content }}", {}).render([{"role": "user", "content": text}]) == text

@@ -1,0 +1,155 @@
+"""The process that renders chat templates (`chat_worker`): started when it is needed first, one for this process.
+
+It is Python's own interpreter, or the one that `multiprocessing.set_executable` names where Python is embedded in
+another program. It inherits no files, no standard input and next to nothing of the environment, ends when this process
+does, and is started anew when it has died.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from importlib.util import find_spec
+from multiprocessing import spawn
+from pathlib import Path
+from typing import Any
+
+from medusa_runtime import chat_worker
+from medusa_runtime.errors import PromptError
+
+SECONDS = 30  # of a rendering on the clock, starting the process included; its processor time is limited too
+_KEPT = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment
+_START = "import runpy, sys; sys.path += sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
+
+
+class ChatProcess:
+    """One process, or none yet; threads take turns."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: dict[str, Any]) -> str:
+        """Send a request of `chat_worker.answer`; return the text. Raises PromptError with why there is none.
+
+        Whatever interrupts the exchange ends the process, so that no answer can be taken for another request's.
+        """
+        try:
+            data = chat_worker.packed(request)
+        except (TypeError, ValueError, RecursionError, MemoryError) as error:
+            raise PromptError(f"it holds what JSON cannot: {error!r:.200}; give texts, lists and dicts") from None
+        with self._lock:
+            process = self._running()
+            timer = threading.Timer(SECONDS, process.kill)
+            timer.daemon = True
+            timer.start()
+            try:
+                found = _exchange(process, data)
+            except (OSError, EOFError, ValueError):
+                code = process.poll() if _ends(process) else None
+                self._stop()
+                raise PromptError(_reason(code)) from None
+            except BaseException:
+                self._stop()
+                raise
+            finally:
+                timer.cancel()
+        if "text" not in found:
+            raise PromptError(found["error"])
+        return found["text"]
+
+    def stop(self) -> None:
+        """End the process; another request starts one anew."""
+        with self._lock:
+            self._stop()
+
+    def forget(self) -> None:
+        """Leave the process to the one that this one was forked from."""
+        if self._process is not None:
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self._process.returncode = 0  # it is not this process's child
+            self._process = None
+        self._lock = threading.Lock()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is not None:
+            self._stop()
+        if self._process is None:
+            self._process = _started()
+        return self._process
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _started() -> subprocess.Popen[bytes]:
+    folders = {str(Path(spec.origin).parents[1]) for name in ("jinja2", "markupsafe") if (spec := _found(name))}
+    executable = os.fsdecode(spawn.get_executable() or "")
+    command = [executable, "-I", "-S", "-B", "-c", _START, chat_worker.__file__, *sorted(folders)]
+    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    try:
+        return subprocess.Popen(  # noqa: S603 -- this very interpreter
+            command,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+    except OSError as error:
+        raise PromptError(
+            f"the process that renders chat templates cannot be started: {error}; expected {executable!r} to be a "
+            "Python interpreter: name one with multiprocessing.set_executable()"
+        ) from None
+
+
+def _found(name: str) -> Any:
+    spec = find_spec(name)
+    return spec if spec is not None and spec.origin else None
+
+
+def _exchange(process: subprocess.Popen[bytes], request: bytes) -> dict[str, str]:
+    if process.stdin is None or process.stdout is None:
+        raise EOFError
+    rest = memoryview(request)
+    while rest:
+        rest = rest[process.stdin.write(rest) :]
+    found: dict[str, str] = chat_worker.receive(process.stdout)
+    return found
+
+
+def _ends(process: subprocess.Popen[bytes]) -> bool:
+    """Wait a moment for a process whose pipes have closed."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1)
+        return True
+    return False
+
+
+def _reason(code: int | None) -> str:
+    """Say why a process gave no answer; code: what it ended with, None if it did not end."""
+    if code == -getattr(signal, "SIGXCPU", 0):
+        return f"it takes more than {chat_worker.CPU_SECONDS} seconds of processor time"
+    if code == -getattr(signal, "SIGKILL", 0):
+        return f"it takes more than {SECONDS} seconds, or more memory than there is"
+    return f"the process that renders it ended with code {code}"
+
+
+PROCESS = ChatProcess()
+atexit.register(PROCESS.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=PROCESS.forget)

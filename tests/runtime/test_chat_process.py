@@ -1,0 +1,165 @@
+"""The process that renders chat templates: one for all threads, started anew when it has died, gone at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import spawn
+from pathlib import Path
+
+import psutil
+import pytest
+from medusa_runtime import chat_process, chat_worker
+from medusa_runtime.chat import ChatTemplate
+from medusa_runtime.chat_process import PROCESS, ChatProcess
+from medusa_runtime.errors import PromptError
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+ECHO = {"source": "{{ x }}", "names": {"x": "answer"}}
+
+
+@pytest.fixture
+def process():
+    made = ChatProcess()
+    yield made
+    made.stop()
+
+
+def test_threads_take_turns(process: ChatProcess) -> None:
+    def ask(number: int) -> str:
+        return process.ask({"source": "{{ x }}", "names": {"x": number}})
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(200))) == list(map(str, range(200)))
+
+
+def test_one_that_has_died_is_started_anew(process: ChatProcess) -> None:
+    assert process.ask(ECHO) == "answer"
+    before = process._process
+    os.kill(before.pid, signal.SIGKILL)
+    before.wait()
+    assert process.ask(ECHO) == "answer"
+    assert process._process.pid != before.pid
+
+
+def test_one_that_dies_at_work_is_an_error_and_the_next_is_answered(process: ChatProcess) -> None:
+    process.ask(ECHO)
+    spinning = {"source": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "names": {}}
+    threading.Timer(0.3, os.kill, (process._process.pid, signal.SIGKILL)).start()
+    with pytest.raises(PromptError, match="takes more than"):
+        process.ask(spinning)
+    with pytest.raises(PromptError, match="takes more than 2 seconds of processor time"):
+        process.ask(spinning)
+    assert process.ask(ECHO) == "answer"
+
+
+def test_an_interrupted_answer_is_not_taken_for_the_next_one(
+    process: ChatProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process.ask(ECHO)
+    receive = chat_worker.receive
+
+    def interrupted(pipe):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat_worker, "receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        process.ask({"source": "another", "names": {}})
+    monkeypatch.setattr(chat_worker, "receive", receive)
+    assert process.ask(ECHO) == "answer"
+
+
+def test_the_clock_ends_what_takes_no_processor_time(process: ChatProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    process.ask(ECHO)
+    os.kill(process._process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(chat_process, "SECONDS", 0.5)
+    with pytest.raises(PromptError, match=r"takes more than 0\.5 seconds"):
+        process.ask(ECHO)
+
+
+@pytest.mark.parametrize("answer", [b"", b"\0", b"\xff" * 8, b"\0" * 8, b"\0" * 7 + b"\3{x}"])
+def test_a_process_that_answers_otherwise(process: ChatProcess, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    code = f"import sys; sys.stdin.buffer.read(8); sys.stdout.buffer.write({answer!r})"
+    monkeypatch.setattr(chat_process, "_START", code)
+    with pytest.raises(PromptError, match="the process that renders it"):
+        process.ask(ECHO)
+
+
+def test_no_interpreter(process: ChatProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spawn, "get_executable", lambda: "/nonexistent/python")
+    with pytest.raises(PromptError, match=r"cannot be started: .*/nonexistent/python.*multiprocessing\.set_executable"):
+        process.ask(ECHO)
+
+
+def test_what_it_gives_up_and_what_it_inherits(process: ChatProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "secret")
+    with Path("/dev/null").open("rb") as file:
+        os.set_inheritable(file.fileno(), True)
+        process.ask(ECHO)
+        proc = Path(f"/proc/{process._process.pid}")
+        limits = (proc / "limits").read_text()
+        assert [limits.count(f"Max {name}") for name in ("address space", "file size")] == [1, 1]
+        for line in limits.splitlines():
+            if line.startswith("Max address space"):
+                assert line.split()[3:5] == [str(chat_worker.MEMORY)] * 2
+            if line.startswith("Max file size"):
+                assert line.split()[3:5] == ["0", "0"]
+        assert b"SECRET" not in (proc / "environ").read_bytes()
+        opened = {str(one.readlink()) for one in (proc / "fd").iterdir()}
+        assert sum(name.startswith("pipe:") for name in opened) == 2
+        assert len(opened) == 3  # both pipes, and /dev/null for errors
+
+
+def test_a_forked_process_has_its_own(tmp_path: Path) -> None:
+    """Both sides ask while the other does; neither sees the other's answers."""
+    script = """
+import os, sys
+from medusa_runtime.chat_process import PROCESS
+ask = lambda x: PROCESS.ask({"source": "{{ x }}", "names": {"x": x}})
+assert ask(1) == "1"
+parent = PROCESS._process.pid
+child = os.fork()
+for number in range(200):
+    x = number + 1000 * (child == 0)
+    assert ask(x) == str(x), x
+assert (PROCESS._process.pid == parent) == (child != 0)
+if child:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)", "os._exit(0)"])
+def test_nothing_is_left_behind(end: str) -> None:
+    script = f"""
+import json, os
+from medusa_runtime.chat_process import PROCESS
+PROCESS.ask({{"source": "x", "names": {{}}}})
+print(json.dumps(PROCESS._process.pid), flush=True)
+{end}
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    pid = json.loads(done.stdout)
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_templates_share_the_process() -> None:
+    first, second = ChatTemplate("1{{ messages[0].content }}", {}), ChatTemplate("2", {})
+    pid = PROCESS._process.pid
+    assert (first.render(MESSAGES), second.render(MESSAGES)) == ("1Hi", "2")
+    assert PROCESS._process.pid == pid
