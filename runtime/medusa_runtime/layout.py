@@ -7,14 +7,20 @@ from collections.abc import Mapping, Sequence
 from medusa_runtime.arguments import conversation
 from medusa_runtime.bundle import TOKENIZER, Bundle
 from medusa_runtime.chat import ChatTemplate
-from medusa_runtime.errors import BundleError, PromptError
+from medusa_runtime.errors import BundleError, CapacityError, PromptError
 from medusa_runtime.text import Tokenizer
 
 Prompt = str | Sequence[Mapping[str, str]]  # one user message, or messages with "role" and "content"
 
 
+LEAST_CHARACTERS = 64  # that every token of the context may stand for, should the longest token be shorter
+
+
 class Layout:
     """Lays prompts out by a bundle's chat template, if it has one.
+
+    longest: characters that a prompt may have, as many as the context's tokens could stand for if each were the longest
+    of the vocabulary; a longer one is refused before it is laid out and tokenised.
 
     chat_template: the name of another of the model's own templates, which `Bundle.chat_template_names` lists. Raises
     BundleError for files that do not serve.
@@ -25,6 +31,8 @@ class Layout:
         template = bundle.chat_template if chat_template is None else bundle.named_chat_template(chat_template)
         self._template = None if template is None else ChatTemplate(template, bundle.special_tokens)
         self._root = bundle.root
+        self._context = bundle.model.context
+        self.longest = self._context * max(self.tokenizer.longest, LEAST_CHARACTERS)
 
     @property
     def has_template(self) -> bool:
@@ -35,11 +43,12 @@ class Layout:
         """Lay a prompt out by the chat template and turn it into token ids.
 
         `raw` takes a text as it stands, with the special tokens that the tokenizer itself adds. Raises PromptError
-        for an empty prompt.
+        for an empty prompt, CapacityError for one of more than `longest` characters.
         """
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise PromptError("the prompt is empty: give some text")
+            self._check_length(len(prompt))
             if raw:
                 return self.tokenizer.encode(prompt, add_special_tokens=True)
             prompt = [{"role": "user", "content": prompt}]
@@ -48,4 +57,15 @@ class Layout:
         messages = conversation(prompt)
         if self._template is None:
             raise BundleError(f"{self._root} has no chat template; give the prompt raw, laid out by yourself")
-        return self.tokenizer.encode(self._template.render(messages), add_special_tokens=False)
+        texts = (text for message in messages for text in message.values() if isinstance(text, str))
+        self._check_length(sum(map(len, texts)))
+        text = self._template.render(messages)
+        self._check_length(len(text))
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _check_length(self, characters: int) -> None:
+        if characters > self.longest:
+            raise CapacityError(
+                f"the prompt has {characters} characters, expected at most {self.longest}, more than the context of "
+                f"{self._context} tokens can hold; shorten it"
+            )

@@ -27,15 +27,16 @@ class Tokenizer:
         self._origin = origin
         with _translated(BundleError, f"{origin} is not a tokenizer that tokenizers {tokenizers.__version__} reads"):
             self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        added = self._tokenizer.get_added_tokens_decoder()
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token for token, facts in added.items() if facts.special)
 
     @cached_property
     def longest(self) -> int:
         """Characters of the longest token, as the vocabulary writes it."""
-        return max(map(len, self._tokenizer.get_vocab()), default=0)
+        with _translated(BundleError, f"the vocabulary of {self._origin} cannot be read"):
+            return max(map(len, self._tokenizer.get_vocab()), default=0)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Return the text's token ids; `add_special_tokens` adds what the tokenizer puts around a text (BOS, say).

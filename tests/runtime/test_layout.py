@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import pytest
 from medusa_runtime import Engine
-from medusa_runtime.bundle import Bundle
+from medusa_runtime.bundle import TOKENIZER, Bundle, seal
+from medusa_runtime.errors import CapacityError
 from medusa_runtime.layout import Layout
+from medusa_runtime.manifest import Manifest
 
 
 def test_it_lays_out_as_the_engine_does(tiny_bundle: Path) -> None:
@@ -16,3 +21,33 @@ def test_it_lays_out_as_the_engine_does(tiny_bundle: Path) -> None:
     for prompt in ("Hello", messages):
         assert layout.encode(prompt) == engine.encode(prompt)
     assert layout.encode("Hello", raw=True) == engine.encode("Hello", raw=True) != engine.encode("Hello")
+
+
+def test_a_prompt_longer_than_the_context_could_hold_is_not_tokenised(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(Bundle.open(tiny_bundle))
+    limit = 512 * 64  # tokens of the context, characters of each; the tiny vocabulary's tokens are shorter
+    assert layout.longest == limit
+    assert len(layout.encode("x" * limit, raw=True)) == limit
+    monkeypatch.setattr(layout.tokenizer, "encode", None)
+    message = {"role": "user", "content": "x" * (limit - 4)}
+    for prompt, raw, characters in (
+        ("x" * (limit + 1), True, limit + 1),
+        ("x" * 10**8, False, 10**8),
+        ([message, message], False, 2 * limit),
+        ([message], False, limit + 46),  # with what the template writes around it
+    ):
+        with pytest.raises(CapacityError, match=rf"has {characters} characters, expected at most {limit}, more than"):
+            layout.encode(prompt, raw=raw)
+
+
+def test_the_limit_follows_the_longest_token(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    content = json.loads((folder / TOKENIZER).read_bytes())
+    content["model"]["vocab"]["y" * 500] = 300
+    (folder / TOKENIZER).write_text(json.dumps(content))
+    stated = Manifest.from_bytes((folder / "manifest.json").read_bytes(), "m")
+    parts = ("producer", "model", "heads", "graphs", "profiles", "sources")
+    seal(folder, **{part: getattr(stated, part) for part in parts})
+    assert Layout(Bundle.open(folder)).longest == 512 * 500

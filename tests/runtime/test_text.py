@@ -173,3 +173,61 @@ def test_encode(tmp_path):
 def test_bytes_that_are_no_tokenizer(content):
     with pytest.raises(BundleError, match=r"t\.json"):
         Tokenizer(content, "t.json")
+
+
+def test_a_panic_of_the_library_is_an_error():
+    """A pattern that its regular expressions give up on: no Exception, but pyo3's PanicException."""
+    core = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    core.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated")
+    tokenizer = Tokenizer(core.to_str().encode(), "some/tokenizer.json")
+    with pytest.raises(PromptError, match=r"cannot be tokenised by the tokenizer of some/tokenizer\.json: .*limit"):
+        tokenizer.encode("a" * 60 + "b", add_special_tokens=False)
+    assert tokenizer.encode("ab", add_special_tokens=False) == [0, 1]
+
+
+class Panicking:
+    """A tokenizer whose every call panics; the class's module is what tells it from other errors."""
+
+    def __getattr__(self, name):
+        def fail(*arguments, **options):
+            raise PanicException("it has panicked")
+
+        return fail
+
+
+PanicException = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+
+
+def test_every_call_of_the_library_is_guarded(tmp_path, monkeypatch):
+    tokenizer = byte_level(tmp_path)
+    tokenizer._tokenizer = Panicking()
+    for kind, call in (
+        (PromptError, lambda: tokenizer.encode("a", add_special_tokens=False)),
+        (BundleError, lambda: tokenizer.decode([5])),
+        (BundleError, lambda: tokenizer.token(5)),
+        (BundleError, lambda: tokenizer.longest),
+        (BundleError, lambda: TextStream(tokenizer).push([5])),
+        (BundleError, lambda: TextStream(tokenizer).finish()),
+    ):
+        with pytest.raises(kind, match="it has panicked"):
+            call()
+    monkeypatch.setattr("medusa_runtime.text.tokenizers.Tokenizer", Panicking())
+    with pytest.raises(BundleError, match=r"t\.json is not a tokenizer that .*it has panicked"):
+        Tokenizer(b"{}", "t.json")
+
+
+def test_an_interrupt_in_the_library_stays_one(tmp_path):
+    tokenizer = byte_level(tmp_path)
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    tokenizer._tokenizer = type("Core", (), {"encode": interrupted})
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode("a", add_special_tokens=False)
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**40]])
+def test_ids_that_are_none(tmp_path, ids):
+    with pytest.raises(BundleError, match="cannot be turned into text"):
+        byte_level(tmp_path).decode(ids)

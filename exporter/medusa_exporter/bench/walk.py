@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from medusa_runtime.errors import PromptError
+from medusa_runtime.errors import CapacityError, PromptError
 from medusa_runtime.layout import Layout
 
 from medusa_exporter.bench.runs import Question, Turn, rotated
@@ -26,16 +26,20 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True)
 class Skipped:
-    """A message that leaves no room for an answer: `tokens` of prompt against the model's `context`."""
+    """A message that leaves no room for an answer: `tokens` of prompt against the model's `context`.
+
+    tokens is None where the text is so long that it was not even tokenised.
+    """
 
     prompt: int
     turn: int
-    tokens: int
+    tokens: int | None
     context: int
 
     def describe(self) -> str:
         """Say in a few words what was skipped and why."""
-        return f"SKIPPED, {self.tokens} tokens of prompt leave no room in the context of {self.context}"
+        tokens = f"more than {self.context}" if self.tokens is None else self.tokens
+        return f"SKIPPED, {tokens} tokens of prompt leave no room in the context of {self.context}"
 
 
 def converse(
@@ -62,6 +66,9 @@ def converse(
                 ids = encode(layout, messages)
             except PromptError as error:
                 raise PromptError(f"prompt {number}, turn {turn}: {error}") from error
+            except CapacityError:
+                yield Skipped(number, turn, None, context)
+                break
             if len(ids) >= context:
                 yield Skipped(number, turn, len(ids), context)
                 break

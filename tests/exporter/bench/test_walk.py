@@ -180,3 +180,11 @@ def test_others_go_on_where_a_backend_fails_and_nobody_where_all_do() -> None:
 
 def test_what_is_rotated_comes_first_in_its_turn() -> None:
     assert [rotated([1, 2, 3], shift) for shift in (0, 1, 2, 4)] == [[1, 2, 3], [2, 3, 1], [3, 1, 2], [2, 3, 1]]
+
+
+def test_a_prompt_too_long_to_be_tokenised_is_skipped(engine: Engine) -> None:
+    long = "x" * (engine.layout.longest + 1)
+    first, second = walk(engine, [(long,), ("a b c",)], [], max_new_tokens=2)
+    assert first == Skipped(1, 1, None, engine.bundle.model.context)
+    assert first.describe() == "SKIPPED, more than 512 tokens of prompt leave no room in the context of 512"
+    assert isinstance(second, Turn)
