@@ -27,6 +27,7 @@ from medusa_exporter.distillation.sampling import Sampling
 from medusa_exporter.distillation.streams import Stream, Terms, Writer, fits, make_scripts, shuffled
 from medusa_exporter.distillation.waves import split, write_waves
 from medusa_exporter.loading.end_tokens import end_token_ids
+from medusa_exporter.loading.rope import changes_at
 from medusa_exporter.training.backbone import model_digest
 
 MIN_P = Sampling()
@@ -99,6 +100,11 @@ def distill(
         raise CapacityError(
             f"rows of {plan.context} tokens exceed the model's {model.config.max_position_embeddings}; "
             "give a smaller --context"
+        )
+    if (change := changes_at(model.config.to_dict())) is not None and plan.context > change:
+        raise CapacityError(
+            f"rows of {plan.context} tokens, whose longrope takes other frequencies beyond {change} tokens; expected "
+            f"rows that one set serves: give --context {change} or less"
         )
     frame, follow_ups = _frame(tokenizer, plan, eos, echo)
     waves = split(_streams(tokenizer, plan, echo), plan.rows)

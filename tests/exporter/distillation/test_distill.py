@@ -196,6 +196,19 @@ def test_rows_longer_than_the_model_are_refused(model, tokenizer, tmp_path):
         run(model, tokenizer, tmp_path, replace(PLAN, context=300))
 
 
+def test_rows_beyond_the_change_of_a_longrope_are_refused(own_model, tokenizer, tmp_path):
+    own_model.config.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "original_max_position_embeddings": 60,
+    }
+    assert PLAN.context > 60
+    with pytest.raises(CapacityError, match=r"other frequencies beyond 60 tokens; .* --context 60"):
+        run(own_model, tokenizer, tmp_path, PLAN)
+
+
 def test_prompts_too_long_are_left_out(model, tokenizer, tmp_path):
     lines = []
     plan = distill.Plan((("x" * 100,), ("y",)), max_new_tokens=12, context=64)
