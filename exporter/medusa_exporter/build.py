@@ -16,8 +16,8 @@ from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import Manifest
 
 from medusa_exporter import models
+from medusa_exporter.engines.carried import carry_over
 from medusa_exporter.engines.flavours import FLAVOURS, fusing
-from medusa_exporter.engines.make import carry_over
 from medusa_exporter.engines.plan import StepSize, graph_file, graph_files, step_sizes
 from medusa_exporter.extras import import_extra
 from medusa_exporter.heads.facts import read_head_facts
@@ -181,8 +181,9 @@ def _fill(
     (folder / "profiles").mkdir()
     for tree in trees:
         (folder / "profiles" / f"{tree.name}.toml").write_text(to_toml(tree), encoding="utf-8")
-    if kept := carry_over(replaced, folder):
-        report(f"keep {len(kept)} engines, whose graphs have not changed")
+    kept, known = carry_over(replaced, folder)
+    if kept:
+        report(f"keep {len(kept)} engines, whose graphs and weights have not changed")
     return seal(
         folder,
         producer=versions(),
@@ -191,6 +192,7 @@ def _fill(
         graphs={one.key: one for one in graphs},
         profiles=[tree.name for tree in trees],
         sources=sources,
+        known=known,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 
 from medusa_runtime.errors import MedusaError
 
+_BLOCK = 4 << 20  # bytes read and hashed at a time
 _NUMBERS = re.compile(r"\[\n[\s\d,-]+\]")  # of whole numbers, over several lines; no JSON text holds a line break
 
 
@@ -41,6 +43,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`."""
     with written_whole(path) as file:
         file.write(content)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_output(file: Path, bundle: Path) -> None:

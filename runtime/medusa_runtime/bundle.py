@@ -117,7 +117,8 @@ class Bundle:
     def engines(self, backend: str, precision: str | None = None) -> list[tuple[EngineFacts, Path]]:
         """Return what lies beside each engine of a backend's graphs, and the engine's file, unread.
 
-        Raises BundleError where one is not what its place says.
+        Raises BundleError where one is not what its place says, and where it was built from another graph or other
+        weights than those of the bundle.
         """
         graph, _ = self.graph(backend, precision)
         found = []
@@ -129,6 +130,11 @@ class Bundle:
                 told = facts.flavour, facts.precision, facts.engine
                 if listed is None or told != (backend, graph.precision, listed.sha256):
                     raise BundleError(f"{self.root / name} tells of another engine than {engine}; {REMEDY}")
+                if changed := facts.changed(f"graphs/{Path(engine).stem}.onnx", self.manifest.files):
+                    raise BundleError(
+                        f"{self.root / engine} was built from another {changed} than the bundle's: it would give the "
+                        f"answers of another model or other heads; build it again: medusa-export engines {self.root}"
+                    )
                 found.append((facts, self.root / engine))
         return found
 

@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from medusa_runtime.checks import check_text, check_whole, refuse
+from medusa_runtime.checks import check_path, check_text, check_whole, refuse
 from medusa_runtime.errors import BundleError
-from medusa_runtime.facts import DIGEST
+from medusa_runtime.facts import DIGEST, FileFacts
 
 MAX_BYTES = 1 << 16  # of a manifest
 REMEDY = "build it again with medusa-export build … --force"
@@ -24,10 +25,11 @@ class EngineFacts:
     """One engine. Raises BundleError for what does not hold.
 
     flavour, version: of the TensorRT that built it and alone can run it. targets: compute capabilities that it serves,
-    as "sm90". graph, engine: SHA-256 of the ONNX file and of the engine. nodes, rows, batch, draft: the sizes of its
-    steps (T, R, B, and whether the heads run). least, best, most: rows of the past that it takes, and those it is tuned
-    for. seconds: what the build took. step_ms: what a step took behind `best` rows on the GPU that built it, None where
-    none was there.
+    as "sm90". graph, engine: SHA-256 of the ONNX file and of the engine. weights: path in the bundle and SHA-256 of
+    each file of external data that the graph refers to; the engine holds these weights and stands for no others. nodes,
+    rows, batch, draft: the sizes of its steps (T, R, B, and whether the heads run). least, best, most: rows of the past
+    that it takes, and those it is tuned for. seconds: what the build took. step_ms: what a step took behind `best` rows
+    on the GPU that built it, None where none was there.
     """
 
     flavour: str
@@ -46,6 +48,7 @@ class EngineFacts:
     most: int
     seconds: float
     step_ms: float | None = None
+    weights: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         check_text("an engine's flavour", self.flavour)
@@ -54,6 +57,9 @@ class EngineFacts:
             check_text("an engine's target", target, _TARGET)
         for name in ("graph", "engine"):
             check_text(f"an engine's {name}", getattr(self, name), DIGEST)
+        for name, digest in self.weights:
+            check_path("a file of an engine's weights", name)
+            check_text(f"the digest of an engine's {name}", digest, DIGEST)
         check_text("an engine's precision", self.precision)
         check_whole("an engine's size", self.size, 1, 2**40)
         for name in ("batch", "nodes", "rows", "least", "best", "most"):
@@ -70,7 +76,8 @@ class EngineFacts:
 
     def to_bytes(self) -> bytes:
         """As JSON."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True).encode() + b"\n"
+        content = asdict(self) | {"weights": dict(self.weights)}
+        return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
 
     @classmethod
     def from_file(cls, path: Path) -> EngineFacts:
@@ -94,10 +101,23 @@ class EngineFacts:
         names = {field.name for field in fields(cls)}
         if not isinstance(given, dict) or given.keys() != names or not isinstance(given["targets"], list):
             raise BundleError(f"{path} is no engine's manifest: expected {', '.join(sorted(names))}; {REMEDY}")
+        weights = given["weights"]
+        if not isinstance(weights, dict):
+            raise BundleError(f"{path}: weights is {weights!r:.80}, expected files and their digests; {REMEDY}")
         try:
-            return cls(**given | {"targets": tuple(given["targets"])})
+            return cls(**given | {"targets": tuple(given["targets"]), "weights": tuple(weights.items())})
         except BundleError as error:
             raise BundleError(f"{path}: {error}; {REMEDY}") from None
+
+    def changed(self, graph: str, files: Mapping[str, FileFacts]) -> str | None:
+        """Return the first file that is not the one the engine was built from, or None where it stands for all.
+
+        graph: path of its ONNX file in the bundle. files: what the bundle's manifest lists, by path.
+        """
+        for name, digest in ((graph, self.graph), *self.weights):
+            if name not in files or files[name].sha256 != digest:
+                return name
+        return None
 
     def read(self, engine: Path, flavour: str, version: str, target: str) -> bytes:
         """Return the engine's bytes if they are these and run here, on this flavour, version and GPU.

@@ -28,6 +28,7 @@ FACTS = EngineFacts(
     best=1024,
     most=8192,
     seconds=12.5,
+    weights=(("graphs/shared.data", "b" * 64), ("graphs/tensorrt-fp16-t64.onnx.data", "c" * 64)),
 )
 
 

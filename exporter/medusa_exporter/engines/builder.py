@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ WORKSPACE = 4 << 30  # bytes that the builder may use for a tactic's scratch mem
 QUIET = 5.0  # seconds between two lines of progress
 
 
+@dataclass(frozen=True)
+class Built:
+    """An engine, the sizes of its steps, and what its build measured, for the next one; None where nothing was."""
+
+    engine: bytes
+    size: StepSize
+    timing_cache: bytes | None
+
+
 def build_engine(
     flavour: Flavour,
     graph: Path,
@@ -27,13 +37,13 @@ def build_engine(
     capacity: Capacity,
     targets: Sequence[str] = (),
     *,
-    timing_cache: Path | None = None,
+    timing_cache: bytes = b"",
     report: Report = lambda _line: None,
-) -> tuple[bytes, StepSize]:
-    """Parse the ONNX file `graph`, whose `past` is open in P; return its engine and the sizes of its steps.
+) -> Built:
+    """Parse the ONNX file `graph`, whose `past` is open in P, and build its engine. No file is written.
 
-    targets: compute capabilities ("sm86") where the flavour builds ahead of time. timing_cache: a file that is read and
-    written where the flavour keeps one. Raises BundleError with what the parser or the builder said.
+    targets: compute capabilities ("sm86") where the flavour builds ahead of time. timing_cache: what earlier builds
+    measured. Raises BundleError with what the parser or the builder said.
     """
     trt = flavour.trt
     log = _log(trt)
@@ -53,9 +63,8 @@ def build_engine(
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise BundleError(_failure(flavour, "cannot build an engine for", graph, log.errors))
-    if cache is not None and timing_cache is not None:
-        timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
-    return bytes(engine), _sizes(network)
+    measured = None if cache is None else bytes(config.get_timing_cache().serialize())
+    return Built(bytes(engine), _sizes(network), measured)
 
 
 def _told(error: Any) -> str:
@@ -92,11 +101,9 @@ def _profile(flavour: Flavour, builder: Any, network: Any, capacity: Capacity) -
     return profile
 
 
-def _timing_cache(config: Any, file: Path | None) -> Any:
+def _timing_cache(config: Any, measured: bytes) -> Any:
     """Let the build start from what earlier ones have measured."""
-    if file is None:
-        return None
-    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    cache = config.create_timing_cache(measured)
     if cache is not None:
         config.set_timing_cache(cache, ignore_mismatch=False)
     return cache

@@ -1,29 +1,30 @@
-"""Builds the engines of a bundle, those that are missing or stale, and puts each in its place as it is done."""
+"""Builds the engines of a bundle, those that are missing or stale, and puts each in its place as it is done.
+
+An engine comes into a bundle as a new bundle does: everything is written next to it, sealed, and swapped in one step.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medusa_runtime.bundle import Bundle, seal
 from medusa_runtime.engine_facts import EngineFacts
 from medusa_runtime.errors import BundleError
-from medusa_runtime.facts import FileFacts
 from medusa_runtime.manifest import Manifest
 
-from medusa_exporter.engines import flavours
+from medusa_exporter.engines import FOLDER, flavours
 from medusa_exporter.engines.builder import build_engine
+from medusa_exporter.engines.carried import external_files
 from medusa_exporter.engines.flavours import Flavour
 from medusa_exporter.engines.plan import Capacity, capacity, step_name
 from medusa_exporter.engines.timing import step_ms
-from medusa_exporter.files import write_bytes
+from medusa_exporter.placing import Site, appearing, claimed, link_or_copy
 
 Report = Callable[[str], None]
-FOLDER = "engines"
 
 
 @dataclass(frozen=True)
@@ -57,29 +58,37 @@ def make_engines(
     expected_digest: of the manifest, None for any. Raises BundleError, MissingExtraError.
     """
     flavour = flavours.find(backend)
-    bundle = Bundle.open(folder, engines=True, expected_digest=expected_digest)
-    facts, _ = bundle.graph(backend, precision)
-    _check_operators(bundle, flavour)
-    length = min(max_length or bundle.model.context, bundle.model.context)
-    wanted = Wanted(capacity(length, static_capacity), find_targets(flavour, targets, gpu), gpu)
-    found = {step_name(name, facts.key): name for name in bundle.manifest.files if step_name(name, facts.key)}
-    if unknown := set(steps) - found.keys():
-        raise BundleError(f"no graph for step {min(unknown)!r} in {folder}; there are {', '.join(found) or 'none'}")
-    graphs = [name for step, name in found.items() if not steps or step in steps]
-    if not graphs:
-        raise BundleError(f"{folder} has no graphs for {facts.key}; build it with --backend {backend}")
-    built, manifest = [], bundle.manifest
-    for number, name in enumerate(graphs, start=1):
-        stem = f"{FOLDER}/{Path(name).stem}"
-        if not force and _stands(bundle, stem, flavour, manifest.files[name].sha256, wanted):
-            report(f"engine {number} of {len(graphs)}: {stem} is up to date")
-            continue
-        report(
-            f"engine {number} of {len(graphs)}: build {stem} for {', '.join(wanted.targets)} (minutes for many layers)"
-        )
-        manifest = _make(bundle.root, manifest, flavour, name, facts.precision, wanted, report)
-        built.append(stem)
+    if not folder.is_dir():
+        raise BundleError(f"no such bundle: {folder} is not a folder; make one with medusa-export build")
+    with claimed(folder, report) as site:
+        bundle = Bundle.open(folder, engines=True, expected_digest=expected_digest)
+        facts, _ = bundle.graph(backend, precision)
+        _check_operators(bundle, flavour)
+        length = min(max_length or bundle.model.context, bundle.model.context)
+        wanted = Wanted(capacity(length, static_capacity), find_targets(flavour, targets, gpu), gpu)
+        built, manifest = [], bundle.manifest
+        graphs = _chosen(bundle, facts.key, steps)
+        for number, name in enumerate(graphs, start=1):
+            stem, what = f"{FOLDER}/{Path(name).stem}", f"engine {number} of {len(graphs)}"
+            if not force and _stands(bundle, stem, flavour, name, wanted):
+                report(f"{what}: {stem} is up to date")
+                continue
+            report(f"{what}: build {stem} for {', '.join(wanted.targets)} (minutes for many layers)")
+            manifest = _make(site, manifest, flavour, name, facts.precision, wanted, report)
+            built.append(stem)
     return built
+
+
+def _chosen(bundle: Bundle, key: str, steps: Sequence[str]) -> list[str]:
+    """Return the graphs of `key` for these steps, or for all. Raises BundleError for a step without a graph."""
+    found = {step_name(name, key): name for name in bundle.manifest.files if step_name(name, key)}
+    if unknown := set(steps) - found.keys():
+        raise BundleError(
+            f"no graph for step {min(unknown)!r} in {bundle.root}; there are {', '.join(found) or 'none'}"
+        )
+    if not found:
+        raise BundleError(f"{bundle.root} has no graphs for {key}; build it with --backend {key.rsplit('-', 1)[0]}")
+    return [name for step, name in found.items() if not steps or step in steps]
 
 
 def _check_operators(bundle: Bundle, flavour: Flavour) -> None:
@@ -93,19 +102,18 @@ def _check_operators(bundle: Bundle, flavour: Flavour) -> None:
 
 
 def _make(
-    root: Path, manifest: Manifest, flavour: Flavour, graph: str, precision: str, wanted: Wanted, report: Report
+    site: Site, manifest: Manifest, flavour: Flavour, graph: str, precision: str, wanted: Wanted, report: Report
 ) -> Manifest:
     """Build the engine of one graph and list it; return the manifest that stands then."""
     started, stem = time.monotonic(), f"{FOLDER}/{Path(graph).stem}"
-    (root / FOLDER).mkdir(exist_ok=True)
-    cache = root / FOLDER / f"{flavour.name}-{flavour.version}.cache"
-    data, size = build_engine(
+    cache = f"{FOLDER}/{flavour.name}-{flavour.version}.cache"
+    built = build_engine(
         flavour,
-        root / graph,
+        site.place / graph,
         precision,
         wanted.capacity,
         wanted.targets if flavour.ahead_of_time else (),
-        timing_cache=cache,
+        timing_cache=(site.place / cache).read_bytes() if cache in manifest.files else b"",
         report=report,
     )
     facts = EngineFacts(
@@ -113,65 +121,69 @@ def _make(
         version=flavour.version,
         targets=wanted.targets,
         graph=manifest.files[graph].sha256,
-        engine=hashlib.sha256(data).hexdigest(),
-        size=len(data),
+        engine=hashlib.sha256(built.engine).hexdigest(),
+        size=len(built.engine),
         precision=precision,
-        batch=size.batch,
-        nodes=size.nodes,
-        rows=size.rows,
-        draft=size.draft,
+        batch=built.size.batch,
+        nodes=built.size.nodes,
+        rows=built.size.rows,
+        draft=built.size.draft,
         least=wanted.capacity.least,
         best=wanted.capacity.best,
         most=wanted.capacity.most,
         seconds=round(time.monotonic() - started, 1),
+        weights=tuple((name, manifest.files[name].sha256) for name in external_files(site.place, graph)),
     )
-    engine = root / f"{stem}.engine"
-    write_bytes(engine, data)
-    if not flavour.ahead_of_time:
-        facts = _timed(facts, engine, manifest, wanted.gpu)
-    write_bytes(engine.with_suffix(".json"), facts.to_bytes())
-    new = {f"{stem}.engine", f"{stem}.json", cache.relative_to(root).as_posix()}
-    sealed = reseal(root, manifest, {name: one for name, one in manifest.files.items() if name not in new})
+    content = {f"{stem}.engine": built.engine}
+    if built.timing_cache is not None:
+        content[cache] = built.timing_cache
+    with appearing(site) as folder:
+        known = manifest.files.keys() - content.keys() - {f"{stem}.json"}
+        for name in known:
+            link_or_copy((site.place / name).resolve(), folder / name)
+        (folder / FOLDER).mkdir(exist_ok=True)
+        for name, data in content.items():
+            (folder / name).write_bytes(data)
+        if not flavour.ahead_of_time:
+            facts = _timed(facts, folder / f"{stem}.engine", manifest, wanted.gpu)
+        (folder / f"{stem}.json").write_bytes(facts.to_bytes())
+        sealed = seal(
+            folder,
+            producer=manifest.producer,
+            model=manifest.model,
+            heads=manifest.heads,
+            graphs=manifest.graphs,
+            profiles=manifest.profiles,
+            sources=manifest.sources,
+            known={name: manifest.files[name] for name in known},
+        )
     step = "" if facts.step_ms is None else f", {facts.step_ms:.2f} ms a step"
-    report(f"  {len(data) / 1e6:.0f} MB in {facts.seconds:.0f} s{step}")
+    report(f"  {len(built.engine) / 1e6:.0f} MB in {facts.seconds:.0f} s{step}")
     return sealed
 
 
 def _timed(facts: EngineFacts, engine: Path, manifest: Manifest, gpu: int = 0) -> EngineFacts:
-    """Add what a step takes. An engine that cannot be run here does not stay."""
+    """Add what a step takes; an engine that cannot be run here does not come into the bundle."""
     from medusa_runtime.backends.cuda import CudaDevice
 
-    try:
-        return replace(facts, step_ms=round(step_ms(facts, engine, manifest.model, manifest.heads, CudaDevice(gpu)), 4))
-    except BaseException:
-        engine.unlink(missing_ok=True)
-        raise
-
-
-def reseal(root: Path, manifest: Manifest, known: Mapping[str, FileFacts] | None = None) -> Manifest:
-    """List the files of a bundle anew, after engines have come to it. known: those that are as they were."""
-    return seal(
-        root,
-        producer=manifest.producer,
-        model=manifest.model,
-        heads=manifest.heads,
-        graphs=manifest.graphs,
-        profiles=manifest.profiles,
-        sources=manifest.sources,
-        known=known,
-    )
+    return replace(facts, step_ms=round(step_ms(facts, engine, manifest.model, manifest.heads, CudaDevice(gpu)), 4))
 
 
 def _stands(bundle: Bundle, stem: str, flavour: Flavour, graph: str, wanted: Wanted) -> bool:
-    """Whether the engine there is the one that would be built."""
-    if not {f"{stem}.json", f"{stem}.engine"} <= bundle.manifest.files.keys():
+    """Whether the engine there is the one that would be built from the graph and the weights that it refers to."""
+    files = bundle.manifest.files
+    if not {f"{stem}.json", f"{stem}.engine"} <= files.keys():
         return False
     try:
         facts = EngineFacts.from_file(bundle.root / f"{stem}.json")
     except BundleError:
         return False
-    found = (facts.flavour, facts.version, facts.targets, facts.graph, Capacity(facts.least, facts.best, facts.most))
-    return found == (flavour.name, flavour.version, wanted.targets, graph, wanted.capacity)
+    if facts.changed(graph, files) or facts.engine != files[f"{stem}.engine"].sha256:
+        return False
+    if {name for name, _ in facts.weights} != set(external_files(bundle.root, graph)):
+        return False
+    found = (facts.flavour, facts.version, facts.targets, Capacity(facts.least, facts.best, facts.most))
+    return found == (flavour.name, flavour.version, wanted.targets, wanted.capacity)
 
 
 def find_targets(flavour: Flavour, targets: Sequence[str], gpu: int = 0) -> tuple[str, ...]:
@@ -187,23 +199,3 @@ def find_targets(flavour: Flavour, targets: Sequence[str], gpu: int = 0) -> tupl
     from medusa_runtime.backends.cuda import CudaDevice
 
     return ("sm{}{}".format(*CudaDevice(gpu).compute_capability),)
-
-
-def carry_over(old: Path, new: Path) -> list[str]:
-    """Copy from a bundle that is being replaced the engines whose graphs are the same in the new one, not yet sealed.
-
-    Return their names. What cannot be read is left behind: it would be refused when it is used.
-    """
-    kept = []
-    for file in sorted((old / FOLDER).glob("*.json")):
-        graph, engine = new / "graphs" / f"{file.stem}.onnx", file.with_suffix(".engine")
-        try:
-            same = EngineFacts.from_file(file).graph == hashlib.sha256(graph.read_bytes()).hexdigest()
-        except (BundleError, OSError):
-            continue
-        if same and engine.is_file():
-            (new / FOLDER).mkdir(exist_ok=True)
-            for one in (file, engine, *(old / FOLDER).glob("*.cache")):
-                shutil.copy2(one, new / FOLDER)
-            kept.append(file.stem)
-    return kept

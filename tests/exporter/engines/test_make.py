@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -13,13 +14,15 @@ import pytest
 from click.testing import CliRunner
 from medusa_exporter.build import build
 from medusa_exporter.cli import group
-from medusa_exporter.engines import flavours
+from medusa_exporter.engines import flavours, make
 from medusa_exporter.engines.builder import build_engine
 from medusa_exporter.engines.make import make_engines
-from medusa_exporter.engines.plan import Capacity
+from medusa_exporter.engines.plan import Capacity, capacity
 from medusa_runtime.backends import load_backend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError, MissingExtraError
+
+from ..crash import cuts, hidden
 
 pytestmark = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="TensorRT-RTX is there for Linux on x86-64 alone"
@@ -136,6 +139,104 @@ def test_another_capacity_is_another_engine_and_a_new_build_keeps_those_that_sta
     assert kept == {f"tensorrt-rtx-fp16-{step}" for step in ("plain", "prefill", "t4")}
     built = make_engines(bundle, "tensorrt-rtx", targets=["sm86"], static_capacity=256)
     assert built == ["engines/tensorrt-rtx-fp16-t16"]
+
+
+def other_heads(heads: Path, folder: Path) -> Path:
+    """Heads of the same shape and name with other weights."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(heads, folder)
+    for file in folder.glob("*.safetensors"):
+        save_file({name: tensor + 0.5 for name, tensor in load_file(file).items()}, file)
+    return folder
+
+
+def test_engines_of_other_weights_are_built_again(
+    graphs: Path, tmp_path: Path, tiny_model: Path, tiny_heads: Path
+) -> None:
+    bundle = Path(shutil.copytree(graphs, tmp_path / "bundle"))
+    options = {"targets": ["sm86"], "max_length": 256, "steps": ["plain", "t4"]}
+    names = ["engines/tensorrt-rtx-fp16-plain", "engines/tensorrt-rtx-fp16-t4"]
+    assert make_engines(bundle, "tensorrt-rtx", **options) == names
+    before = {path.stem: facts for facts, path in Bundle.open(bundle).engines("tensorrt-rtx")}
+    assert [name for name, _ in before["tensorrt-rtx-fp16-t4"].weights] == [
+        "graphs/shared.data",
+        "graphs/tensorrt-rtx-fp16-t4.onnx.data",
+    ]
+    build(str(tiny_model), str(tiny_heads), bundle, **BUILD, force=True)
+    assert make_engines(bundle, "tensorrt-rtx", **options) == []  # the same weights: kept
+
+    build(str(tiny_model), str(other_heads(tiny_heads, tmp_path / "heads")), bundle, **BUILD)
+    now = Bundle.open(bundle, engines=True)
+    assert now.manifest.files["graphs/tensorrt-rtx-fp16-t4.onnx"].sha256 == before["tensorrt-rtx-fp16-t4"].graph
+    assert now.engines("tensorrt-rtx") == []
+    assert make_engines(bundle, "tensorrt-rtx", **options) == names
+    after = {path.stem: facts for facts, path in Bundle.open(bundle).engines("tensorrt-rtx")}
+    assert after["tensorrt-rtx-fp16-t4"].engine != before["tensorrt-rtx-fp16-t4"].engine
+
+
+def test_a_damaged_engine_is_left_behind_when_a_bundle_is_replaced(
+    graphs: Path, tmp_path: Path, tiny_model: Path, tiny_heads: Path
+) -> None:
+    bundle = Path(shutil.copytree(graphs, tmp_path / "bundle"))
+    make_engines(bundle, "tensorrt-rtx", targets=["sm86"], max_length=256, steps=["plain"])
+    engine = bundle / "engines/tensorrt-rtx-fp16-plain.engine"
+    engine.write_bytes(engine.read_bytes()[:-1] + b"!")
+    build(str(tiny_model), str(tiny_heads), bundle, **BUILD, force=True)
+    assert Bundle.open(bundle, engines=True).engines("tensorrt-rtx") == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_engines_build_killed_at_any_access_leaves_a_bundle_that_opens(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """The engine itself is built once; what is written around it, with a timing cache, is what is cut."""
+    options = {"targets": ["sm86"], "max_length": 256, "steps": ["plain"], "force": force}
+    whole = build_engine(
+        flavours.find("tensorrt-rtx"),
+        graphs / "graphs/tensorrt-rtx-fp16-plain.onnx",
+        "fp16",
+        capacity(256, None),
+        ["sm86"],
+    )
+    numbers = iter(range(1_000_000))
+    monkeypatch.setattr(
+        make, "build_engine", lambda *_a, **_k: replace(whole, timing_cache=f"measured {next(numbers)}".encode())
+    )
+    start = Path(shutil.copytree(graphs, tmp_path / "start"))
+    if force:
+        make_engines(start, "tensorrt-rtx", **options)
+    bundle, seen = tmp_path / "bundle", set()
+    shutil.copytree(start, bundle)
+    before = Bundle.open(start).manifest.digest
+
+    def run() -> None:
+        make_engines(bundle, "tensorrt-rtx", **options)
+
+    for _number in cuts(run):
+        opened = Bundle.open(bundle, engines=True)
+        seen.add(opened.manifest.digest == before)
+        assert len(opened.engines("tensorrt-rtx")) in ((1,) if force else (0, 1))
+        run()
+        assert len(Bundle.open(bundle, engines=True).engines("tensorrt-rtx")) == 1
+        assert hidden(tmp_path) == []
+        shutil.rmtree(bundle)
+        shutil.copytree(start, bundle)
+    assert seen == {True, False}
+
+
+def test_a_failed_build_of_an_engine_leaves_the_bundle_as_it_was(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(graphs, tmp_path / "bundle"))
+    before = sorted(tmp_path.rglob("*"))
+    for target in ("build_engine", "seal"):
+        monkeypatch.setattr(make, target, lambda *_a, **_k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make_engines(bundle, "tensorrt-rtx", targets=["sm86"], max_length=256, steps=["plain"])
+        monkeypatch.undo()
+        assert sorted(tmp_path.rglob("*")) == before
+        Bundle.open(bundle, engines=True)
 
 
 def test_the_parsers_own_words_reach_the_user_and_nothing_is_left(graphs: Path, tmp_path: Path) -> None:
