@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from medusa_runtime import contract
+from medusa_runtime.backends.ort_library import find_library
 from medusa_runtime.backends.tensorrt import PAST_UNIT
 from medusa_runtime.contract import TensorSpec
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
@@ -78,6 +78,7 @@ def _shape(spec: TensorSpec, sizes: dict[str, int]) -> tuple[int, ...]:
 
 def _session(path: Path) -> Any:
     """Load the graph with its weights left where they are on disk: this is a check, not a measurement."""
+    onnxruntime = find_library("export")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from medusa_runtime.backends.ort_library import find_library
 
 from medusa_exporter.precisions import WeightFormat
 
@@ -73,7 +75,8 @@ def quantise_blocks(matrix: Matrix, to: WeightFormat) -> tuple[npt.NDArray[np.ui
     silent = logging.NullHandler()
     logging.root.addHandler(silent)  # or the library's import would set up logging for the whole process
     try:
-        from onnxruntime.quantization import matmul_nbits_quantizer as library
+        find_library("export")
+        library = importlib.import_module("onnxruntime.quantization.matmul_nbits_quantizer")
     finally:
         logging.root.removeHandler(silent)
     config = library.DefaultWeightOnlyQuantConfig(to.block, is_symmetric=True, bits=to.bits)

@@ -16,15 +16,14 @@ from medusa_runtime import contract
 from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, Outputs, Step, all_outputs
 from medusa_runtime.backends.failures import check_reader, failed
 from medusa_runtime.backends.graph_source import GraphSource
+from medusa_runtime.backends.ort_library import find_library
 from medusa_runtime.backends.ort_session import check_tensors, open_session
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
-from medusa_runtime.errors import CapacityError, MissingExtraError
+from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_runtime.threads import default_threads, processor_name
 from medusa_runtime.turn import Turn, in_turn
-
-LEAST_VERSION = (1, 31)  # before it, TopK over no rows (a step without a draft) ends the process by SIGFPE
 
 
 def load(
@@ -249,19 +248,3 @@ def _session(graph: GraphSource, threads: int) -> Any:
     # processors from another session of the process (two in turns: half as fast)
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return open_session(onnxruntime, graph, options, ["CPUExecutionProvider"])
-
-
-def find_library(extra: str) -> Any:
-    """Import ONNX Runtime. extra: what it comes with. Raises MissingExtraError where it is missing or too old."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            f"onnxruntime is not installed ({error}); it comes with: pip install 'medusa-export[{extra}]'"
-        ) from error
-    if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < LEAST_VERSION:
-        raise MissingExtraError(
-            f"onnxruntime {onnxruntime.__version__} is too old, it crashes on steps without a draft; expected "
-            f"{'.'.join(map(str, LEAST_VERSION))} or newer: pip install --upgrade 'medusa-export[{extra}]'"
-        )
-    return onnxruntime

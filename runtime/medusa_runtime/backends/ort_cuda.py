@@ -12,7 +12,7 @@ from medusa_runtime.backends.elements import element
 from medusa_runtime.backends.graph_source import GraphSource
 from medusa_runtime.backends.head_arena import HeadArena
 from medusa_runtime.backends.on_device import OnDevice, Shape
-from medusa_runtime.backends.ort import find_library
+from medusa_runtime.backends.ort_library import find_library
 from medusa_runtime.backends.ort_session import open_session
 from medusa_runtime.backends.room import check_room
 from medusa_runtime.backends.shared_weights import SharedWeights
@@ -133,9 +133,7 @@ class _Binding:
 
 
 def _run_options(graph: str) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
+    options = find_library("gpu").RunOptions()
     options.add_run_config_entry("gpu_graph_id", graph)
     return options
 

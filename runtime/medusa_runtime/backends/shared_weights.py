@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from medusa_runtime.backends.device import Device, Memory
 from medusa_runtime.backends.graph_source import GraphSource
 from medusa_runtime.backends.onnx_file import Place, Weight
+from medusa_runtime.backends.ort_library import find_library
 from medusa_runtime.errors import BundleError
 
 DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's numbers
@@ -68,7 +69,7 @@ class SharedWeights:
 
     def give(self, graph: GraphSource, options: Any) -> list[Any]:
         """Put them into the options of a session for `graph`; return what must live as long as that session."""
-        import onnxruntime
+        onnxruntime = find_library("gpu")
 
         held: list[Any] = [self]
         for weight, memory in self._weights[graph.path]:
