@@ -93,9 +93,13 @@ class ModelSource:
         folder = Path(self.location)
         if self.gguf:
             return [folder / self.gguf]
-        suffixes = {".json", ".safetensors", ".bin", ".model", ".jinja"}
-        found = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
-        return sorted(file for file in found if file.is_file() and file.suffix in suffixes)
+        found = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")]
+        return sorted(file for file in found if file.is_file() and not _is_of_no_use(file))
+
+
+def _is_of_no_use(file: Path) -> bool:
+    """Whether a file of a model's folder bears on nothing that is built: tokenizers have files of many names."""
+    return file.name.startswith(".") or file.suffix.lower() in (".md", ".png", ".jpg", ".svg", ".pdf", ".py")
 
 
 def check_family(source: ModelSource) -> str:

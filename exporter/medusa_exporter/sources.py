@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,26 @@ from medusa_exporter.heads.facts import heads_files
 from medusa_exporter.loading.templates import describe_wanted
 from medusa_exporter.models import ModelSource
 
-MAKERS = ("medusa-export", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")
+MAKERS = (
+    "medusa-export",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "sentencepiece",
+    "safetensors",
+    "gguf",
+    "numpy",
+    "ml_dtypes",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxscript",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+)
+SHAPING = ("medusa_profiles", "medusa_runtime", "medusa_exporter")  # the packages whose code makes bundles
+NOT_SHAPING = ("bench", "cli", "compare", "report", "training")  # folders of theirs whose code does not
 
 
 def describe_sources(
@@ -30,7 +50,7 @@ def describe_sources(
     chat_template: str | None = None,
     context: int | None = None,
 ) -> dict[str, Any]:
-    """Describe all that a build depends on: files by name, size and time; trees whole; versions.
+    """Describe all that a build depends on: files by name, size and time; trees whole; versions and code.
 
     fused: backends whose graphs have fused operators. chat_template: what was asked for, a name or a file. context: the
     tokens asked for, None for the model's own.
@@ -45,6 +65,7 @@ def describe_sources(
         "context": context,
         "profiles": {profile.name: hashlib.sha256(to_toml(profile).encode()).hexdigest() for profile in profiles},
         "versions": versions(),
+        "code": code_digest(),
         "chat_template": describe_wanted(chat_template),
     }
 
@@ -73,6 +94,20 @@ def read_manifest(bundle: Path) -> Manifest:
 def versions() -> dict[str, str]:
     """Versions of the packages that shape a bundle."""
     return installed.versions(MAKERS)
+
+
+def code_digest() -> str:
+    """Digest of the code that makes bundles, so that another state of it makes them again, in development too."""
+    digest = hashlib.sha256()
+    for package in SHAPING:
+        spec = importlib.util.find_spec(package)
+        for root in sorted(map(Path, (spec.submodule_search_locations or []) if spec else [])):
+            for file in sorted(root.rglob("*.py")):
+                place = file.relative_to(root)
+                if place.parts[0] not in NOT_SHAPING:
+                    content = file.read_bytes()
+                    digest.update(f"{package}/{place.as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _described(location: str, file: str | None, files: list[Path]) -> dict[str, Any]:
