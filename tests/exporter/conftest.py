@@ -119,7 +119,7 @@ def model_folder(tmp_path_factory, model, tokenizer):
 def counting_data(model):
     """Rows that count upwards modulo 32: what follows a token is certain, so heads can learn it."""
     from medusa_exporter.distillation.data import DataFacts, from_rows, group_of
-    from medusa_exporter.training.backbone import model_digest
+    from medusa_exporter.training.identity import model_digest
 
     facts = DataFacts("tiny-llama", model_digest(model), 256, (1,), 0, {})
     rows = []

@@ -38,7 +38,7 @@ class DataError(MedusaError):
 class DataFacts:
     """Where the rows come from.
 
-    model: its name. digest: see `backbone.model_digest`. eos: the ids that end an answer. settings: what `distill`
+    model: its name. digest: see `training.identity`. eos: the ids that end an answer. settings: what `distill`
     was asked for.
     """
 

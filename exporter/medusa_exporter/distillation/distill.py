@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from medusa_exporter.distillation.streams import Stream, Terms, Writer, fits, ma
 from medusa_exporter.distillation.waves import split, write_waves
 from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.loading.rope import changes_at
-from medusa_exporter.training.backbone import model_digest
+from medusa_exporter.training.identity import is_distilled_from, model_digest
 
 MIN_P = Sampling()
 
@@ -92,7 +92,10 @@ def distill(
     eos = end_token_ids(model, tokenizer)
     facts = DataFacts(name, model_digest(model), int(model.config.vocab_size), eos, plan.seed, plan.settings())
     if (folder / data.META_NAME).is_file():
-        if without_review(data.load_facts(folder)) != facts:
+        found = without_review(data.load_facts(folder))
+        if is_distilled_from(found.digest, model):  # an earlier version's digest is of less
+            found = replace(found, digest=facts.digest)
+        if found != facts:
             raise DataError(f"{folder}: holds a data set made with other arguments; give another folder")
         echo(f"{folder}: already complete")
         return data.load_data(folder)

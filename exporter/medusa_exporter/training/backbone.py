@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from medusa_exporter.distillation.data import DataError, DataSet
 from medusa_exporter.heads.taps import tapped
+from medusa_exporter.training.identity import is_distilled_from
 from medusa_exporter.training.states import make_room
 
 IGNORED = -100  # a target that does not count: past the end of its row, or not the model's own token
@@ -58,18 +57,9 @@ def pick_dtype(name: str, device: str) -> torch.dtype:
     return DTYPES[("bfloat16" if device.startswith("cuda") else "float32") if name == "auto" else name]
 
 
-def model_digest(model: Any) -> str:
-    """Digest of the decoder's sizes and its first 16 embedding rows in bfloat16, the same whatever dtype it runs in."""
-    config = model.config
-    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
-    facts = json.dumps({name: getattr(config, name, None) for name in names}, sort_keys=True)
-    rows = model.get_input_embeddings().weight[:16].detach().to("cpu", torch.bfloat16).contiguous()
-    return hashlib.sha256(facts.encode() + rows.view(torch.int16).numpy().tobytes()).hexdigest()
-
-
 def check_model(data: DataSet, model: Any, name: str) -> None:
     """Raise DataError unless `data` was distilled from `model`."""
-    if data.facts.digest != model_digest(model):
+    if not is_distilled_from(data.facts.digest, model):
         raise DataError(
             f"the data was distilled from {data.facts.model}, whose sizes or weights differ from those of {name}; "
             "heads learn their own decoder's answers only: distill with this model, or train for that one"
