@@ -15,6 +15,7 @@ else:
     import tomli as tomllib
 
 KEYS = ("name", "source", "paths")
+MAX_DOTS = 100  # in a line: Python's parser takes time by the square of a dotted key's length, and a tree has none
 
 
 def to_toml(profile: TreeProfile) -> str:
@@ -46,7 +47,10 @@ def from_toml(text: str, origin: str) -> TreeProfile:
 
 def _parse(text: str, origin: str) -> dict[str, Any]:
     """Return the table that the text holds, or raise ProfileError; deep nesting and endless digits are caught too."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if (dots := line.count(".")) > MAX_DOTS:
+            raise ProfileError(f"{origin}: line {number} has {dots} dots, at most {MAX_DOTS} are allowed; shorten it")
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise ProfileError(f"{origin}: not valid TOML: {error}") from error

@@ -66,3 +66,12 @@ def test_bad_text_is_refused_with_its_origin(text, message):
     with pytest.raises(ProfileError) as caught:
         from_toml(text, "some/where.toml")
     assert str(caught.value).startswith(f"some/where.toml: {message}")
+
+
+@pytest.mark.parametrize("key", ["a." * 50_000 + "a", "a . " * 50_000 + "a", '"a".' * 50_000 + "a"])
+@pytest.mark.parametrize("form", ["{} = 1", "[{}]", "[[{}]]", "x = {{{} = 1}}"])
+def test_a_key_of_many_parts_costs_no_time(key, form):
+    """Python's parser would take hours."""
+    with pytest.raises(ProfileError, match="line 2 has 50000 dots, at most 100 are allowed"):
+        from_toml('name = "a"\n' + form.format(key), "a.toml")
+    assert from_toml(f'name = "a"\nsource = "{"." * 80}"\npaths = [[0]]', "a.toml").size == 2
