@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -67,12 +68,12 @@ class Usage:
         return self.resident_peak - self.imported_resident
 
 
-def measure(model: str, heads: str, bundle: Path, options: dict[str, object]) -> Usage:
+def measure(model: str, heads: str, bundle: Path, options: Mapping[str, object]) -> Usage:
     """Build `bundle` in a process of its own and watch its memory; RuntimeError where the build fails."""
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", CHILD, model, heads, str(bundle), json.dumps(options)],
+            [sys.executable, "-W", "ignore", "-c", CHILD, model, heads, str(bundle), json.dumps(dict(options))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -93,7 +93,7 @@ def _quantise_gemm(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightF
     assert weight.const_value is not None  # noqa: S101 -- `_quantise_product` has looked
     read, (rows, columns) = _reader(weight.const_value), weight.const_value.shape.numpy()
     if given.get("transB", 0):
-        read, rows, columns = (lambda stored=read: stored().T), columns, rows
+        read, rows, columns = _transposed(read), columns, rows
     inputs, attributes = _operands(graph, node.inputs[0], read, (rows, columns), weight.name, to)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None:
@@ -119,7 +119,7 @@ def _quantise_stack(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: Weight
         parts = list(split.outputs)
     products = []
     for k, part in enumerate(parts or [rows] * count):
-        operands = _operands(graph, part, lambda k=k: stack()[k], (size[0], size[1]), f"{weight.name}.{k}", to)
+        operands = _operands(graph, part, _one_of(stack, k), (size[0], size[1]), f"{weight.name}.{k}", to)
         products.append(_product(graph, node, *operands))
         products[-1].shape = None
     _become(node, "Concat", products, {"axis": 0}, domain="")
@@ -166,3 +166,11 @@ def _become(
 def _reader(tensor: ir.TensorProtocol) -> Callable[[], Matrix]:
     """How to get a weight's values when they are asked for; no copy is held meanwhile."""
     return lambda: np.asarray(tensor.numpy(), dtype=np.float32)
+
+
+def _transposed(read: Callable[[], Matrix]) -> Callable[[], Matrix]:
+    return lambda: read().T
+
+
+def _one_of(read: Callable[[], Matrix], k: int) -> Callable[[], Matrix]:
+    return lambda: read()[k]
