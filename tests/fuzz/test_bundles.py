@@ -90,8 +90,8 @@ def add_engine(folder: Path) -> None:
     """Give a bundle of TensorRT graphs one engine, whose bytes are none."""
     import hashlib
 
-    from medusa_exporter.engines.make import reseal
-    from medusa_runtime.bundle import Bundle
+    from medusa_exporter.engines.carried import external_files
+    from medusa_runtime.bundle import Bundle, seal
 
     from ..runtime.test_engine_facts import DATA, FACTS
 
@@ -106,8 +106,19 @@ def add_engine(folder: Path) -> None:
         graph=graph,
         engine=hashlib.sha256(DATA).hexdigest(),
         size=len(DATA),
+        weights=tuple(
+            (name, manifest.files[name].sha256) for name in external_files(folder, "graphs/tensorrt-fp32-t4.onnx")
+        ),
     )
     (folder / "engines").mkdir(exist_ok=True)
     (folder / "engines/tensorrt-fp32-t4.engine").write_bytes(DATA)
     (folder / "engines/tensorrt-fp32-t4.json").write_bytes(facts.to_bytes())
-    reseal(folder, manifest)
+    seal(
+        folder,
+        producer=manifest.producer,
+        model=manifest.model,
+        heads=manifest.heads,
+        graphs=manifest.graphs,
+        profiles=manifest.profiles,
+        sources=manifest.sources,
+    )
