@@ -57,7 +57,7 @@ def test_backends_answer_in_turns_and_one_that_fails_costs_the_others_nothing(
 ) -> None:
     load = worker.load_backend
 
-    def on_the_cpu(bundle: Bundle, name: str, precision: str | None, threads: int | None, _length: int | None) -> Any:
+    def on_the_cpu(bundle: Bundle, name: str, precision: str | None, threads: int | None, *_gpu: int | None) -> Any:
         backend: Any = load(bundle, "ort-cpu", precision, threads)
         backend.name = name
         if name == "ort-cuda":
