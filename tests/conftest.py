@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from .sharing import made_once
+
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -21,10 +23,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Its weights are large, so that greedy text varies; its attention says little, so that heads can learn what follows.
     """
+    return made_once(tmp_path_factory, "model", _save_model)
+
+
+def _save_model(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny") / "model"
     torch.manual_seed(6)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -47,15 +52,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             layer.self_attn.o_proj.weight *= 0.05
     model.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_heads(tiny_model: Path) -> Path:
+def tiny_heads(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of root-conditioned heads for the tiny model, fitted to its own greedy text for a moment.
 
     They guess well enough that trees keep paths of several lengths, and badly enough that they reject some.
     """
+    return made_once(tmp_path_factory, "heads", lambda folder: _save_heads(tiny_model, folder))
+
+
+def _save_heads(tiny_model: Path, folder: Path) -> None:
     import torch
     from medusa_exporter.heads.layout import save_heads
     from medusa_exporter.heads.modules import MedusaHeads
@@ -83,29 +91,35 @@ def tiny_heads(tiny_model: Path) -> Path:
         loss.backward()
         optimiser.step()
     torch.set_num_threads(threads)
-    folder = tiny_model.parent / "heads"
     save_heads(heads, folder, {"base_model_name_or_path": "tiny", "vocab_size": VOCABULARY})
-    return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_model: Path, tiny_heads: Path) -> Path:
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_heads: Path) -> Path:
     """A bundle of the tiny model with every shipped tree; tests that change it must copy it first."""
-    return _bundle(tiny_model, tiny_heads, "bundle")
+    return _bundle(tmp_path_factory, tiny_model, tiny_heads, "bundle")
 
 
 @pytest.fixture(scope="session")
-def tiny_precisions(tiny_model: Path, tiny_heads: Path) -> Path:
+def tiny_precisions(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_heads: Path) -> Path:
     """The same with a graph of every precision, and two trees."""
     from medusa_exporter.precisions import FORMATS
 
-    return _bundle(tiny_model, tiny_heads, "precisions", precisions=tuple(FORMATS), profiles=("tree-4", "tree-8"))
+    return _bundle(
+        tmp_path_factory,
+        tiny_model,
+        tiny_heads,
+        "precisions",
+        precisions=tuple(FORMATS),
+        profiles=("tree-4", "tree-8"),
+    )
 
 
 @pytest.fixture(scope="session")
-def tiny_backends(tiny_model: Path, tiny_heads: Path) -> Path:
+def tiny_backends(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_heads: Path) -> Path:
     """The same for every backend of ONNX Runtime, in fp32 and 16 bits."""
     return _bundle(
+        tmp_path_factory,
         tiny_model,
         tiny_heads,
         "backends",
@@ -116,9 +130,10 @@ def tiny_backends(tiny_model: Path, tiny_heads: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_engines(tiny_model: Path, tiny_heads: Path) -> Path:
+def tiny_engines(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_heads: Path) -> Path:
     """The same with the graphs that TensorRT reads, in fp32; no engines."""
     return _bundle(
+        tmp_path_factory,
         tiny_model,
         tiny_heads,
         "engines",
@@ -128,13 +143,11 @@ def tiny_engines(tiny_model: Path, tiny_heads: Path) -> Path:
     )
 
 
-def _bundle(model: Path, heads: Path, name: str, **options: tuple[str, ...]) -> Path:
-    """Build a bundle of that name beside the model."""
+def _bundle(factory: pytest.TempPathFactory, model: Path, heads: Path, name: str, **options: tuple[str, ...]) -> Path:
+    """Build a bundle of that name, once for all test processes."""
     from medusa_exporter.build import build
 
-    bundle = model.parent / name
-    build(str(model), str(heads), bundle, **options)
-    return bundle
+    return made_once(factory, name, lambda folder: build(str(model), str(heads), folder, **options))
 
 
 def _tokenizer() -> object:

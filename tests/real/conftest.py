@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ..sharing import made_once
+
 ROOT = Path(__file__).parents[2]
 MODEL = Path(os.environ.get("MEDUSA_TEST_MODEL", ROOT / ".cache/model/SmolLM2-135M-Instruct.Q4_1.gguf"))
 HEADS = ROOT / "heads/smollm2-135m-instruct"
@@ -45,13 +47,18 @@ def real_model() -> Path:
 
 @pytest.fixture(scope="session")
 def real_bundle(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RealBundle:
-    path = tmp_path_factory.mktemp("real") / "bundle"
+    path = made_once(tmp_path_factory, "real", lambda folder: _build(real_model, folder))
+    memory = json.loads((path / "memory.json").read_text())
+    return RealBundle(path / "bundle", memory["imported"], memory["peak"])
+
+
+def _build(real_model: Path, folder: Path) -> None:
+    folder.mkdir()
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", BUILD, str(real_model), str(HEADS), str(path)],
+        [sys.executable, "-W", "ignore", "-c", BUILD, str(real_model), str(HEADS), str(folder / "bundle")],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    memory = json.loads(done.stdout.splitlines()[-1])
-    return RealBundle(path, memory["imported"], memory["peak"])
+    (folder / "memory.json").write_text(done.stdout.splitlines()[-1])
