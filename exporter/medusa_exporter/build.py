@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +133,7 @@ def _fill(
     from medusa_exporter.graph.check import check_graph
     from medusa_exporter.graph.in_place import angles, spare_positions
     from medusa_exporter.graph.ranges import write_texts
+    from medusa_exporter.graph.release import release
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
     from medusa_exporter.heads.layout import load_heads
@@ -173,7 +173,7 @@ def _fill(
     )
     files = list(made)
     del traced, source_of, made, medusa, model
-    gc.collect()
+    release()
     for file in files:
         report(f"check {Path(file).stem}: ONNX checker, shape inference, declared against actual inputs and outputs")
         check_graph(folder / file, facts, head_facts, sizes.get(file))

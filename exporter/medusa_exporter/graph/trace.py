@@ -9,6 +9,7 @@ import torch
 from medusa_runtime import contract
 from medusa_runtime.contract import TensorSpec
 
+from medusa_exporter.graph.release import release
 from medusa_exporter.graph.scaled_rope import scale_angles, unscaled_rope
 from medusa_exporter.graph.step import Step
 from medusa_exporter.graph.tidy import declare, tidy
@@ -33,13 +34,30 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
     """
     inputs = contract.input_specs(facts.layers, heads.input_size, facts.kv_row)
     outputs = contract.output_specs(facts.layers, heads.input_size, facts.vocab_size, facts.kv_row)
-    arguments = _group(tuple(_example(spec) for spec in inputs), facts.layers)
+    graph, factor = _exported(model, heads, inputs, outputs, top_k)
+    release()  # what the exporter has left
+    tidy(graph)
+    scale_angles(graph.graph, factor)
+    declare(graph, inputs, outputs)
+    return graph
+
+
+def _exported(
+    model: PreTrainedModel,
+    heads: MedusaHeads,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    top_k: int,
+) -> tuple[ir.Model, float]:
+    """Return the exporter's graph, and the factor that cosines and sines of its rope still lack."""
+    layers = model.config.num_hidden_layers
+    arguments = _group(tuple(_example(spec) for spec in inputs), layers)
     dynamic = _group(
         tuple(
             {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
             for spec in inputs
         ),
-        facts.layers,
+        layers,
     )
     step = Step(model, heads, top_k).eval()
     with torch.no_grad(), quiet("torch.onnx"), unscaled_rope(model) as factor:
@@ -55,25 +73,8 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
             optimize=False,
         )
         assert program is not None  # noqa: S101 -- it is when dynamo=True
-        graph = _optimised(program)
-    tidy(graph)
-    scale_angles(graph.graph, factor)
-    declare(graph, inputs, outputs)
-    return graph
-
-
-def _optimised(program: torch.onnx.ONNXProgram) -> ir.Model:
-    """Return the exporter's graph, optimised as the exporter does by default; nothing else holds its weights.
-
-    The rules of onnxscript's rewriter live as long as the process and keep the last graph that they were applied to,
-    with every value that it has ever had: so a copy is returned, and the weights are taken out of the original.
-    """
-    weights = list(program.model.graph.initializers.values())
-    program.optimize()
-    graph = program.model.clone()
-    for value in (*weights, *program.model.graph.initializers.values()):
-        value.const_value = None
-    return graph
+        program.optimize()
+    return program.model, factor
 
 
 def _group(per_input: tuple[object, ...], layers: int) -> tuple[object, ...]:

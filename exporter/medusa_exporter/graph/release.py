@@ -1,0 +1,35 @@
+"""Frees what building a graph leaves behind: references that onnxscript keeps, and pages that the C library keeps."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+
+
+def release() -> None:
+    """Free all memory that nothing refers to any more, and return it to the operating system where that is possible.
+
+    onnxscript's rewrite rules live as long as the process, and the matcher of each keeps the last graph that it was
+    tried on, with all its weights: the matchers forget it. Afterwards the garbage collector runs, and glibc, on Linux,
+    is asked for the pages that it holds in reserve.
+    """
+    _forget_graphs()
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+        if trim is not None:
+            trim(0)
+
+
+def _forget_graphs() -> None:
+    """Bring every matcher of onnxscript's rules back into the state that its constructor left."""
+    library = sys.modules.get("onnxscript.rewriter._matcher")
+    kind = getattr(library, "PatternMatcher", None)
+    if kind is None:
+        return  # nothing has been rewritten
+    matchers = [found for found in gc.get_objects() if issubclass(type(found), kind)]  # isinstance wakes lazy modules
+    for matcher in matchers:
+        fresh = vars(type(matcher)(matcher.pattern))
+        vars(matcher).clear()
+        vars(matcher).update(fresh)

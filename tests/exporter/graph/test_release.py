@@ -1,0 +1,61 @@
+"""Nothing that lives on holds a weight when a build has finished with its graphs."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from medusa_exporter.graph import dialects, release
+from medusa_exporter.graph.in_place import angles, spare_positions
+from medusa_exporter.graph.trace import trace
+from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.precisions import choose
+from onnxscript import optimizer
+
+from .conftest import CONTEXT, HEADS, TOP_K, facts_of, make_model
+
+
+def test_no_weight_outlives_its_graph() -> None:
+    model = make_model("llama3-rope")  # whose embedding is tied to its lm_head
+    facts = facts_of(model)
+    heads = MedusaHeads(facts.hidden_size, HEADS, 1, "root", trunk=24, taps=(1,))
+    weights = {name: weakref.ref(weight) for module in (model, heads) for name, weight in module.named_parameters()}
+    graph = trace(model, heads, facts, TOP_K)
+    tables = angles(model, CONTEXT + spare_positions(["ort-cpu"]))
+    source = dialects.Traced(graph, facts, heads.input_size, heads.heads, tables)
+    made, _ = dialects.make_graphs(source, choose(("ort-cpu",), ("fp32", "int4")), [])
+    assert all(weight() is not None for weight in weights.values())
+    del model, heads, graph, source, made
+    release.release()
+    assert [name for name, weight in weights.items() if weight() is not None] == []
+
+
+def test_rules_still_match_after_their_matchers_were_reset() -> None:
+    release.release()
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2]))
+    zero = ir.Value(name="zero", const_value=ir.tensor(np.array(0, np.float32), name="zero"))
+    sum_ = ir.node("Add", [x, zero])
+    graph = ir.Graph([x], sum_.outputs, nodes=[sum_], initializers=[zero], opset_imports={"": 20}, name="sum")
+    model = ir.Model(graph, ir_version=10)
+    optimizer.optimize_ir(model)
+    assert "Add" not in {node.op_type for node in model.graph}
+
+
+def test_freed_pages_are_returned_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Library:
+        malloc_trim = asked.append
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: Library())
+    for platform, wanted in (("linux", [0]), ("darwin", []), ("win32", [])):
+        asked.clear()
+        monkeypatch.setattr(release.sys, "platform", platform)
+        release.release()
+        assert asked == wanted, platform
+    monkeypatch.setattr(release.sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())  # a C library without it, such as musl
+    release.release()
