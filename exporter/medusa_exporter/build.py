@@ -157,9 +157,8 @@ def _fill(
     texts: list[list[int]] = []
     if not FIXED_SCALES.isdisjoint(precision for _, precision in pairs):
         report("let the model write some text, to see how large its activations get")
-        texts = write_texts(
-            model, text_opening(tokenizer, facts.eos_token_ids)
-        )  # before the trace, which sets attention of its own
+        # before the trace, which sets attention of its own
+        texts = write_texts(model, text_opening(tokenizer, facts.eos_token_ids), facts.context)
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     traced = trace(model, medusa, facts, top_k)
     tables = angles(model, facts.context + spare_positions(backend for backend, _ in pairs))

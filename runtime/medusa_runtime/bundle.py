@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import from_toml
 
-from medusa_runtime.checks import check_path
+from medusa_runtime.bundle_files import TOLERATED, digests, find_inside, read_bounded, walk
 from medusa_runtime.engine_facts import MAX_BYTES as ENGINE_FACTS_BYTES
 from medusa_runtime.engine_facts import EngineFacts
 from medusa_runtime.errors import BundleError
-from medusa_runtime.facts import DIGEST, FileFacts, GraphFacts, HeadFacts, ModelFacts
-from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, REMEDY, SCHEMA, Manifest
-from medusa_runtime.verified import CheckedFile, Stamp, digest_file
+from medusa_runtime.facts import DIGEST, GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, REMEDY, Manifest
+from medusa_runtime.sealing import reseal, seal, verify_sizes
+from medusa_runtime.verified import CheckedFile, Stamp
+
+__all__ = ["TOLERATED", "Bundle", "named_template", "reseal", "seal", "verify_sizes", "walk"]
 
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
@@ -29,12 +28,6 @@ _NAMED_TEMPLATES = "tokenizer/chat_templates/"
 
 # bytes that each kind of file may have at most; its own are all read at once
 MAX_TOKENIZER, MAX_TEMPLATE, MAX_SPECIAL_TOKENS, MAX_PROFILE = 256 << 20, 4 << 20, 1 << 20, 1 << 20
-
-_HASH_THREADS = 4
-_SCRATCH = ".manifest.json.tmp"
-
-# What the tools of a hub put into a bundle's folder: never listed, never read, and not part of the bundle.
-TOLERATED = ("README.md", ".gitattributes", ".cache", ".git")
 
 
 @dataclass(frozen=True)
@@ -65,18 +58,19 @@ class Bundle:
             root = folder.resolve()
             if not (root / FILE_NAME).exists():
                 raise BundleError(f"{folder} is not a bundle, it has no {FILE_NAME}; {REMEDY}")
-            manifest = Manifest.from_bytes(_read(_inside(root, FILE_NAME), MAX_BYTES), str(folder / FILE_NAME))
+            data = read_bounded(find_inside(root, FILE_NAME), MAX_BYTES)
+            manifest = Manifest.from_bytes(data, str(folder / FILE_NAME))
             _check_digest(folder, manifest.digest, expected_digest)
             present = set(walk(root)) - {FILE_NAME}
             if unlisted := sorted(present - manifest.files.keys()):
                 raise BundleError(f"{folder} holds {unlisted[0]!r}, which its manifest does not list; remove it")
-            paths = {name: _inside(root, name) for name in manifest.files}
+            paths = {name: find_inside(root, name) for name in manifest.files}
             for name, facts in manifest.files.items():
                 if (size := paths[name].stat().st_size) != facts.size:
                     raise BundleError(f"{folder / name} has {size} bytes, expected {facts.size}; {REMEDY}")
             names = [name for name in paths if engines or not _is_engine(name)]
             stamps: dict[str, Stamp | None] = {}
-            for name, (digest, stamp) in zip(names, _digests([paths[name] for name in names]), strict=True):
+            for name, (digest, stamp) in zip(names, digests([paths[name] for name in names]), strict=True):
                 stamps[name] = stamp
                 if digest != (wanted := manifest.files[name].sha256):
                     raise BundleError(f"{folder / name} has SHA-256 {digest}, expected {wanted}; {REMEDY}")
@@ -227,121 +221,3 @@ def named_template(name: str) -> str:
 
 def _is_engine(name: str) -> bool:
     return name.startswith("engines/") and name.endswith(".engine")
-
-
-def seal(
-    folder: Path,
-    *,
-    producer: dict[str, str],
-    model: ModelFacts,
-    heads: HeadFacts,
-    graphs: dict[str, GraphFacts],
-    profiles: Iterable[str],
-    sources: dict[str, Any],
-    known: Mapping[str, FileFacts] | None = None,
-) -> Manifest:
-    """Hash every file under `folder`, then write its manifest in one move, last of all.
-
-    known: files, by name, whose digests stand and are not taken again. Raises BundleError for a file that a bundle
-    cannot hold and for facts that contradict each other.
-    """
-    root = folder.resolve(strict=True)
-    (root / _SCRATCH).unlink(missing_ok=True)  # left by a run that was cut off
-    names = sorted(set(walk(root)) - {FILE_NAME})
-    for name in names:
-        check_path("a file's path", name)
-    paths = {name: _inside(root, name) for name in names if name not in (known or {})}
-    digests = zip(paths, _digests([*paths.values()]), strict=True)
-    files = dict(known or {}) | {name: FileFacts(paths[name].stat().st_size, digest) for name, (digest, _) in digests}
-    manifest = Manifest(
-        schema=SCHEMA,
-        producer=producer,
-        model=model,
-        heads=heads,
-        graphs=graphs,
-        profiles=tuple(profiles),
-        files={name: files[name] for name in names},
-        sources=sources,
-    )
-    with (root / _SCRATCH).open("wb") as file:
-        file.write(manifest.to_bytes())
-        file.flush()
-        os.fsync(file.fileno())
-    (root / _SCRATCH).replace(root / FILE_NAME)
-    return manifest
-
-
-def verify_sizes(folder: Path, manifest: Manifest) -> bool:
-    """Tell, without hashing, whether the folder seems as `seal` left it.
-
-    That is: the listed files and no others, each of the listed size and none written after the manifest.
-    """
-    try:
-        root = folder.resolve(strict=True)
-        sealed_at = _inside(root, FILE_NAME).stat().st_mtime_ns
-        if set(walk(root)) != {FILE_NAME, *manifest.files}:
-            return False
-        for name, facts in manifest.files.items():
-            status = _inside(root, name).stat()
-            if status.st_size != facts.size or status.st_mtime_ns > sealed_at:
-                return False
-    except (OSError, BundleError):
-        return False
-    return True
-
-
-def _inside(root: Path, name: str) -> Path:
-    """Return the regular file that `name` leads to; BundleError if it is none or lies outside `root`."""
-    try:
-        path = (root / name).resolve(strict=True)
-    except FileNotFoundError:
-        raise BundleError(f"{root} lacks {name!r}, which its manifest lists; {REMEDY}") from None
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise BundleError(f"{name!r} of {root} leads nowhere: {error}; {REMEDY}") from None
-    if not path.is_relative_to(root) and not _in_cache(root, path):
-        raise BundleError(f"{name!r} of {root} is a link that leaves the bundle; put the file itself there")
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise BundleError(f"{name!r} of {root} is not a regular file; {REMEDY}")
-    return path
-
-
-def _in_cache(root: Path, path: Path) -> bool:
-    """Tell whether `root` is a snapshot in a Hugging Face hub's cache, and `path` where that cache keeps contents.
-
-    A snapshot is CACHE/models--OWNER--NAME/snapshots/REVISION; its files are links into the `blobs`
-    of models--OWNER--NAME, and what lies there may link into CACHE/blobs/xx (huggingface_hub's guide to its cache).
-    """
-    repository = root.parent.parent
-    if root.parent.name != "snapshots" or "--" not in repository.name:
-        return False
-    return path.parent == repository / "blobs" or path.parent.parent == repository.parent / "blobs"
-
-
-def walk(root: Path) -> Iterator[str]:
-    """Give the POSIX path below `root` of everything that is not a plain folder, links to folders included.
-
-    What may lie in a bundle's folder without being part of it (TOLERATED) is left out. Raises OSError.
-    """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for place, folders, files in os.walk(root, onerror=fail):
-        if Path(place) == root:
-            folders[:] = [name for name in folders if name not in TOLERATED]
-            files[:] = [name for name in files if name not in (*TOLERATED, _SCRATCH)]
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        for name in [*files, *links]:
-            yield (Path(place) / name).relative_to(root).as_posix()
-
-
-def _read(path: Path, limit: int) -> bytes:
-    """Read a file, one byte beyond `limit` at most, so that a longer one shows without filling the memory."""
-    with path.open("rb") as file:
-        return file.read(limit + 1)
-
-
-def _digests(paths: Iterable[Path]) -> list[tuple[str, Stamp | None]]:
-    """Hash files side by side, in their order (hashlib lets other threads run)."""
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        return list(pool.map(digest_file, paths))

@@ -91,7 +91,7 @@ def add_engine(folder: Path) -> None:
     import hashlib
 
     from medusa_exporter.engines.carried import external_files
-    from medusa_runtime.bundle import Bundle, seal
+    from medusa_runtime.bundle import Bundle, reseal
 
     from ..runtime.test_engine_facts import DATA, FACTS
 
@@ -113,12 +113,4 @@ def add_engine(folder: Path) -> None:
     (folder / "engines").mkdir(exist_ok=True)
     (folder / "engines/tensorrt-fp32-t4.engine").write_bytes(DATA)
     (folder / "engines/tensorrt-fp32-t4.json").write_bytes(facts.to_bytes())
-    seal(
-        folder,
-        producer=manifest.producer,
-        model=manifest.model,
-        heads=manifest.heads,
-        graphs=manifest.graphs,
-        profiles=manifest.profiles,
-        sources=manifest.sources,
-    )
+    reseal(folder, manifest)

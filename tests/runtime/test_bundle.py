@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
-from medusa_runtime import bundle
-from medusa_runtime.bundle import Bundle, seal, verify_sizes
+from medusa_runtime import sealing
+from medusa_runtime.bundle import Bundle, reseal, seal, verify_sizes
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import Manifest
@@ -318,13 +319,22 @@ def test_seal_refuses_what_a_bundle_cannot_hold(folder, tmp_path):
 def test_seal_takes_no_digest_that_stands_again(folder, monkeypatch):
     manifest = Bundle.open(folder).manifest
     hashed = []
-    digests = bundle._digests
-    monkeypatch.setattr(bundle, "_digests", lambda paths: (hashed.extend(paths), digests(paths))[1])
+    digests = sealing.digests
+    monkeypatch.setattr(sealing, "digests", lambda paths: (hashed.extend(paths), digests(paths))[1])
     (folder / "graphs/late").write_bytes(b"new")
     known = {name: one for name, one in manifest.files.items() if not name.startswith("profiles/")}
     sealed = build(folder, known=known)
     assert {path.relative_to(folder.resolve()).as_posix() for path in hashed} == sealed.files.keys() - known.keys()
     assert sealed.files["graphs/late"].size == 3
+    assert Bundle.open(folder).manifest == sealed
+
+
+def test_reseal_keeps_all_facts_but_the_files(folder):
+    before = Bundle.open(folder).manifest
+    (folder / "LICENSE").write_bytes(b"MIT")
+    sealed = reseal(folder, before, {name: one for name, one in before.files.items() if name != "LICENSE"})
+    assert sealed.files["LICENSE"].size == 3 and sealed.digest != before.digest
+    assert replace(sealed, files=before.files, digest="") == before
     assert Bundle.open(folder).manifest == sealed
 
 
@@ -351,7 +361,7 @@ def test_an_unreadable_file(folder, monkeypatch):
     def denied(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("medusa_runtime.bundle.digest_file", denied)  # permissions do not bind the superuser
+    monkeypatch.setattr("medusa_runtime.bundle_files.digest_file", denied)  # permissions do not bind the superuser
     refused(folder, "cannot be read")
 
 

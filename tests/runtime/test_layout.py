@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from medusa_runtime import Engine
-from medusa_runtime.bundle import TOKENIZER, Bundle, seal
+from medusa_runtime.bundle import TOKENIZER, Bundle, reseal
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.layout import Layout
 from medusa_runtime.manifest import Manifest
@@ -48,6 +48,5 @@ def test_the_limit_follows_the_longest_token(tiny_bundle: Path, tmp_path: Path) 
     content["model"]["vocab"]["y" * 500] = 300
     (folder / TOKENIZER).write_text(json.dumps(content))
     stated = Manifest.from_bytes((folder / "manifest.json").read_bytes(), "m")
-    parts = ("producer", "model", "heads", "graphs", "profiles", "sources")
-    seal(folder, **{part: getattr(stated, part) for part in parts})
+    reseal(folder, stated)
     assert Layout(Bundle.open(folder)).longest == 512 * 500

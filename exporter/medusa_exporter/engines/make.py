@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medusa_runtime.bundle import Bundle, seal
+from medusa_runtime.bundle import Bundle, reseal
 from medusa_runtime.engine_facts import EngineFacts
 from medusa_runtime.errors import BundleError
 from medusa_runtime.manifest import Manifest
@@ -147,16 +147,7 @@ def _make(
         if not flavour.ahead_of_time:
             facts = _timed(facts, folder / f"{stem}.engine", manifest, wanted.gpu)
         (folder / f"{stem}.json").write_bytes(facts.to_bytes())
-        sealed = seal(
-            folder,
-            producer=manifest.producer,
-            model=manifest.model,
-            heads=manifest.heads,
-            graphs=manifest.graphs,
-            profiles=manifest.profiles,
-            sources=manifest.sources,
-            known={name: manifest.files[name] for name in known},
-        )
+        sealed = reseal(folder, manifest, {name: manifest.files[name] for name in known})
     step = "" if facts.step_ms is None else f", {facts.step_ms:.2f} ms a step"
     report(f"  {len(built.engine) / 1e6:.0f} MB in {facts.seconds:.0f} s{step}")
     return sealed

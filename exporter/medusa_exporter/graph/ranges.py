@@ -19,19 +19,25 @@ if TYPE_CHECKING:
 
 Ranges = Mapping[str, NDArray[np.float32]]  # by the name of the value: (channels,), the largest magnitude seen
 
-ROWS, LENGTH, SEED = 16, 192, 0  # texts that the model writes, tokens of each, of the draws
+ROWS, LENGTH, SEED = 16, 192, 0  # texts that the model writes, tokens of each at most, of the draws
 # What a product's rows may come from if their scale is to be fixed: norms and attention keep rows within bounds. The
 # gated units of an MLP do not: with a fixed scale for them too, mean KL was 0.058 in place of 0.006.
 BOUNDED = ("RMSNormalization", "SkipSimplifiedLayerNormalization", "GroupQueryAttention")
 
 
-def write_texts(model: Any, opening: Sequence[int]) -> list[list[int]]:
-    """Let the decoder write texts that begin with `opening`, the same each time."""
+def write_texts(model: Any, opening: Sequence[int], context: int) -> list[list[int]]:
+    """Let the decoder write texts that begin with `opening`, the same each time.
+
+    context: tokens of the bundle, which no text exceeds, for a graph's rope tables end there. An opening that would
+    leave less than half of it to the model is cut.
+    """
     import torch
     from transformers import GenerationConfig
 
+    opening = opening[: max(1, context // 2)]
+    length = min(LENGTH, context - len(opening))
     ids = torch.tensor(opening).unsqueeze(0).repeat(ROWS, 1)
-    rules = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, max_new_tokens=LENGTH, pad_token_id=0)
+    rules = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, max_new_tokens=length, pad_token_id=0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(SEED)
         texts: list[list[int]] = model.generate(

@@ -230,7 +230,7 @@ def test_a_failed_build_of_an_engine_leaves_the_bundle_as_it_was(
 ) -> None:
     bundle = Path(shutil.copytree(graphs, tmp_path / "bundle"))
     before = sorted(tmp_path.rglob("*"))
-    for target in ("build_engine", "seal"):
+    for target in ("build_engine", "reseal"):
         monkeypatch.setattr(make, target, lambda *_a, **_k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             make_engines(bundle, "tensorrt-rtx", targets=["sm86"], max_length=256, steps=["plain"])

@@ -15,7 +15,7 @@ from medusa_runtime.backends import graph_source, load_backend
 from medusa_runtime.backends.graph_source import GraphSource
 from medusa_runtime.backends.ort import OrtBackend
 from medusa_runtime.backends.ort_session import open_session
-from medusa_runtime.bundle import Bundle, seal
+from medusa_runtime.bundle import Bundle, reseal
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import BundleError
 from medusa_runtime.manifest import Manifest
@@ -35,8 +35,7 @@ def folder(tmp_path: Path, tiny_precisions: Path) -> Path:
 def resealed(folder: Path) -> Path:
     """Seal a changed bundle, so that its manifest holds for it."""
     stated = Manifest.from_bytes((folder / "manifest.json").read_bytes(), "m")
-    parts = ("producer", "model", "heads", "graphs", "profiles", "sources")
-    seal(folder, **{part: getattr(stated, part) for part in parts})
+    reseal(folder, stated)
     return folder
 
 

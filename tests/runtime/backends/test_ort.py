@@ -15,7 +15,7 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import BACKENDS, load_backend
 from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
 from medusa_runtime.backends.ort import OrtBackend
-from medusa_runtime.bundle import Bundle, seal
+from medusa_runtime.bundle import Bundle, reseal
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import BackendError, BundleError, BusyError, CapacityError, MissingExtraError
 from medusa_runtime.kv_cache import FIRST_CAPACITY, KvCache
@@ -382,15 +382,6 @@ def test_a_graph_cannot_reach_weights_outside_the_bundle(bundle: Bundle, tmp_pat
             if entry.key == "location":
                 entry.value = f"../../{data.name}"
     onnx.save(model, graph)
-    manifest = bundle.manifest
-    seal(
-        folder,
-        producer=manifest.producer,
-        model=manifest.model,
-        heads=manifest.heads,
-        graphs=manifest.graphs,
-        profiles=manifest.profiles,
-        sources={},
-    )
+    reseal(folder, bundle.manifest)
     with pytest.raises(BundleError, match=r"ort-cpu-fp32\.onnx"):
         load_backend(Bundle.open(folder))

@@ -1,0 +1,92 @@
+"""Writing a bundle's manifest: every file of the folder is measured and hashed, and the manifest is written last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medusa_runtime.bundle_files import SCRATCH, digests, find_inside, walk
+from medusa_runtime.checks import check_path
+from medusa_runtime.errors import BundleError
+from medusa_runtime.facts import FileFacts, GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.manifest import FILE_NAME, SCHEMA, Manifest
+
+
+def seal(
+    folder: Path,
+    *,
+    producer: dict[str, str],
+    model: ModelFacts,
+    heads: HeadFacts,
+    graphs: dict[str, GraphFacts],
+    profiles: Iterable[str],
+    sources: dict[str, Any],
+    known: Mapping[str, FileFacts] | None = None,
+) -> Manifest:
+    """Hash every file under `folder`, then write its manifest in one move, last of all.
+
+    known: files, by name, whose digests stand and are not taken again. Raises BundleError for a file that a bundle
+    cannot hold and for facts that contradict each other.
+    """
+    root = folder.resolve(strict=True)
+    (root / SCRATCH).unlink(missing_ok=True)  # left by a run that was cut off
+    names = sorted(set(walk(root)) - {FILE_NAME})
+    for name in names:
+        check_path("a file's path", name)
+    paths = {name: find_inside(root, name) for name in names if name not in (known or {})}
+    hashed = zip(paths, digests([*paths.values()]), strict=True)
+    files = dict(known or {}) | {name: FileFacts(paths[name].stat().st_size, digest) for name, (digest, _) in hashed}
+    manifest = Manifest(
+        schema=SCHEMA,
+        producer=producer,
+        model=model,
+        heads=heads,
+        graphs=graphs,
+        profiles=tuple(profiles),
+        files={name: files[name] for name in names},
+        sources=sources,
+    )
+    with (root / SCRATCH).open("wb") as file:
+        file.write(manifest.to_bytes())
+        file.flush()
+        os.fsync(file.fileno())
+    (root / SCRATCH).replace(root / FILE_NAME)
+    return manifest
+
+
+def reseal(folder: Path, manifest: Manifest, known: Mapping[str, FileFacts] | None = None) -> Manifest:
+    """Seal a folder whose files have changed, with the facts of `manifest` but for its files.
+
+    known: as `seal` accepts it. Raises BundleError.
+    """
+    return seal(
+        folder,
+        producer=manifest.producer,
+        model=manifest.model,
+        heads=manifest.heads,
+        graphs=manifest.graphs,
+        profiles=manifest.profiles,
+        sources=manifest.sources,
+        known=known,
+    )
+
+
+def verify_sizes(folder: Path, manifest: Manifest) -> bool:
+    """Tell, without hashing, whether the folder seems as `seal` left it.
+
+    That is: the listed files and no others, each of the listed size and none written after the manifest.
+    """
+    try:
+        root = folder.resolve(strict=True)
+        sealed_at = find_inside(root, FILE_NAME).stat().st_mtime_ns
+        if set(walk(root)) != {FILE_NAME, *manifest.files}:
+            return False
+        for name, facts in manifest.files.items():
+            status = find_inside(root, name).stat()
+            if status.st_size != facts.size or status.st_mtime_ns > sealed_at:
+                return False
+    except (OSError, BundleError):
+        return False
+    return True
