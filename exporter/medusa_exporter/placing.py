@@ -4,58 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from medusa_runtime.bundle import TOLERATED, walk
 from medusa_runtime.errors import BundleError
-from medusa_runtime.manifest import FILE_NAME, MAX_BYTES
+from medusa_runtime.manifest import FILE_NAME
 
 from medusa_exporter.exchange import exchange
+from medusa_exporter.site import CANNOT_MOVE, Site, bring_in, is_empty, is_mount, listed
 
 Report = Callable[[str], None]
-MARK = "medusa-export"  # part of the names of all that stands next to a bundle while a command works on it
-_OPENING = b'{\n  "digest": "'  # how every manifest begins
-
-
-@dataclass(frozen=True)
-class Site:
-    """The place of a bundle and what stands next to it while one command works on it.
-
-    `place` is the bundle's own folder, links resolved. `new` is the folder that is to take its place, `old` the bundle
-    that was there. Both lie in `workshop`, on the same file system as the bundle.
-    """
-
-    place: Path
-
-    @property
-    def workshop(self) -> Path:
-        """The folder for all that is unfinished; no other program has a reason to make one of this name."""
-        return self.place.with_name(f".{self.place.name}.{MARK}")
-
-    @property
-    def new(self) -> Path:
-        """The folder that is to take the bundle's place."""
-        return self.workshop / "new"
-
-    @property
-    def old(self) -> Path:
-        """The bundle that was replaced, until it is removed."""
-        return self.workshop / "old"
-
-    @property
-    def lock(self) -> Path:
-        """The file that the command that works on the bundle holds locked."""
-        return self.place.with_name(f".{self.place.name}.{MARK}.lock")
-
-    @property
-    def at_rest(self) -> bool:
-        """Whether nothing of a command that works on the bundle, or was killed, stands next to it."""
-        return not os.path.lexists(self.workshop) and not os.path.lexists(self.lock)
 
 
 def check_target(bundle: Path) -> None:
@@ -68,49 +29,53 @@ def check_target(bundle: Path) -> None:
             if bundle.exists():
                 raise BundleError(f"{bundle} is a file; give the folder that is to hold the bundle")
             return
-        found = set(walk(bundle.resolve()))
-        if not found and not any(bundle.iterdir()):
+        if is_empty(bundle):
             return
-        listed = _listed(bundle / FILE_NAME)
+        found = set(walk(bundle.resolve()))
+        parts = [listed(folder / FILE_NAME) for folder in (bundle, Site(bundle.resolve(), within=True).ready)]
     except OSError as error:
         raise BundleError(f"{bundle} cannot be looked into: {error}; give another place for the bundle") from None
-    if listed is None:
+    if parts == [None, None]:
         raise BundleError(f"{bundle} is a folder with other things in it, not a bundle; give another place or empty it")
-    if foreign := sorted(found - listed - {FILE_NAME}):
+    if foreign := sorted(found.difference({FILE_NAME}, *filter(None, parts))):
         raise BundleError(
             f"{bundle} holds {foreign[0]!r}, which is not part of the bundle there and would be lost; move it away, or "
             "give another place"
         )
 
 
-def _listed(manifest: Path) -> set[str] | None:
-    """Return the files that a manifest of any version lists; None where there is no manifest of a bundle."""
-    if not manifest.is_file():
-        return None
-    with manifest.open("rb") as file:
-        data = file.read(MAX_BYTES)
-    if not data.startswith(_OPENING):
-        return None
-    try:
-        files = json.loads(data)["files"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return set(files) if isinstance(files, dict) else None
-
-
 @contextlib.contextmanager
 def claimed(bundle: Path, report: Report = lambda _line: None) -> Iterator[Site]:
     """Keep all other commands from `bundle` until the block ends; a second one waits.
 
-    Before the block begins, what killed commands left next to the bundle is removed, and it is tried whether the
-    bundle can be replaced. Raises BundleError for a place that cannot hold a bundle.
+    Before the block begins, what killed commands left is removed or finished, and it is tried whether the bundle can be
+    replaced as a whole; if not, the work is done inside of its folder. Raises BundleError for a place that cannot hold
+    a bundle.
     """
+    check_target(bundle)
+    place = bundle.resolve()
+    site = Site(place, within=is_mount(place))
+    with contextlib.ExitStack() as held:
+        held.enter_context(_locked(site, bundle, report))
+        _sweep(site)
+        if not site.within and (os.path.lexists(site.inside.workshop) or not _is_movable(site)):
+            held.enter_context(_locked(site.inside, bundle, report))
+            _sweep(site.inside)
+            if not _is_movable(site):
+                site = site.inside
+        if site.within:
+            _is_movable(site)
+        check_target(bundle)  # once more: another command may have worked on it until now
+        yield site
+
+
+@contextlib.contextmanager
+def _locked(site: Site, bundle: Path, report: Report) -> Iterator[None]:
+    """Hold the lock of `site`, and leave nothing unfinished when the block ends. Raises BundleError."""
     from filelock import FileLock, Timeout
 
-    check_target(bundle)
-    site = Site(bundle.resolve())
     try:
-        site.place.parent.mkdir(parents=True, exist_ok=True)
+        site.lock.parent.mkdir(parents=True, exist_ok=True)
         site.lock.touch()  # or say why not; a lock would be waited for
         lock = FileLock(site.lock)
         try:
@@ -121,15 +86,15 @@ def claimed(bundle: Path, report: Report = lambda _line: None) -> Iterator[Site]
     except OSError as error:
         raise BundleError(f"no bundle can be put at {bundle}: {error}; give another place") from None
     try:
-        _sweep(site)
-        check_target(bundle)  # once more: another command may have worked on it until now
-        _check_movable(site)
-        yield site
+        yield
     finally:
         _clear(site)
         with contextlib.suppress(OSError):  # while it is held, so that nobody else's is removed
             site.lock.unlink()
         lock.release()
+        if site.within:
+            with contextlib.suppress(OSError):  # a hub's tool keeps something there too
+                site.lock.parent.rmdir()
 
 
 @contextlib.contextmanager
@@ -142,7 +107,10 @@ def appearing(site: Site) -> Iterator[Path]:
     site.new.mkdir(parents=True)
     try:
         yield site.new
-        if site.place.is_dir():
+        if site.within:
+            site.new.rename(site.ready)  # from here on the next command finishes it
+            bring_in(site)
+        elif site.place.is_dir():
             for name in TOLERATED:
                 if os.path.lexists(site.place / name) and not os.path.lexists(site.new / name):
                     link_or_copy(site.place / name, site.new / name)
@@ -150,6 +118,8 @@ def appearing(site: Site) -> Iterator[Path]:
         else:
             site.new.rename(site.place)
     except BaseException:
+        with contextlib.suppress(OSError):
+            bring_in(site)
         if site.old.exists() and not site.place.exists():
             site.old.rename(site.place)
         raise
@@ -174,15 +144,26 @@ def _link_file(source: str | Path, target: str | Path) -> None:
 
 
 def _sweep(site: Site) -> None:
-    """Remove what killed commands have left; a bundle that one of them had moved away comes back."""
+    """Remove what killed commands have left; a bundle that one of them had moved away comes back.
+
+    A bundle whose files were being moved to their places comes there whole.
+    """
     if not site.workshop.is_dir():
         return
-    if foreign := sorted({path.name for path in site.workshop.iterdir()} - {site.new.name, site.old.name}):
+    ours = {site.new.name, site.old.name, site.ready.name}
+    if foreign := sorted({path.name for path in site.workshop.iterdir()} - ours):
         raise BundleError(
             f"{site.workshop} is where an unfinished bundle stands, but it holds {foreign[0]!r}; move that away"
         )
     if site.old.exists() and not site.place.exists():
         site.old.rename(site.place)
+    try:
+        bring_in(site)
+    except OSError as error:
+        raise BundleError(
+            f"the bundle that a killed command left in {site.ready} cannot be moved to its place: {error}; make that "
+            "possible, or remove the folder"
+        ) from None
     _clear(site)
 
 
@@ -193,27 +174,25 @@ def _clear(site: Site) -> None:
         site.workshop.rmdir()
 
 
-def _check_movable(site: Site) -> None:
+def _is_movable(site: Site) -> bool:
     """Write a file, and ask to rename the bundle onto a folder that is not empty.
 
     No system does that, but one that cannot rename the bundle at all (it is a mount point, or belongs to somebody
-    else) says so first.
+    else) says so first. Returns False for a folder that only its files can be replaced in. Raises BundleError.
     """
     try:
         site.new.mkdir(parents=True)
         (site.new / "probe").write_bytes(b"probe")
-        if site.place.is_dir():
+        if site.place.is_dir() and not site.within:
             site.place.rename(site.new)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return
-        if error.errno == errno.EBUSY:
-            raise BundleError(
-                f"{site.place} is a mount point; expected a folder that can be replaced as a whole: give one inside "
-                f"it, such as {site.place / 'bundle'}"
-            ) from None
+            return True
+        if error.errno in CANNOT_MOVE:
+            return False
         raise BundleError(
             f"no bundle can be put at {site.place}: {error.strerror or error}; give another place or make room"
         ) from None
     finally:
         _clear(site)
+    return True

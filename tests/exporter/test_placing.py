@@ -255,26 +255,19 @@ def test_a_bundle_of_an_older_schema_may_be_replaced(small: Path, tmp_path: Path
     check_target(bundle)
 
 
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (errno.EBUSY, "is a mount point; .*: give one inside it, such as .*/bundle/bundle"),
-        (errno.EXDEV, "no bundle can be put at .*: Invalid cross-device link; give another place or make room"),
-    ],
-)
 def test_a_bundle_that_cannot_be_renamed_is_refused_before_any_work(
-    small: Path, model: str, heads: str, tmp_path: Path, monkeypatch: Any, number: int, words: str
+    small: Path, model: str, heads: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
     bundle, rename = Path(shutil.copytree(small, tmp_path / "bundle")), Path.rename
 
-    def mounted(path: Path, target: Path) -> Path:
+    def forbidden(path: Path, target: Path) -> Path:
         if path == bundle:  # the kernel asks this before it looks at the target
-            raise OSError(number, os.strerror(number), str(path))
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", mounted)
+    monkeypatch.setattr(Path, "rename", forbidden)
     monkeypatch.setattr(building, "_fill", lambda *_arguments: pytest.fail("worked for minutes"))
-    with pytest.raises(BundleError, match=words):
+    with pytest.raises(BundleError, match=r"no bundle can be put at .*: Operation not permitted; give"):
         build(model, heads, bundle, force=True)
     monkeypatch.undo()
     Bundle.open(bundle)

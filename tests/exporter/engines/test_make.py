@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import platform
 import shutil
 import sys
@@ -18,6 +20,8 @@ from medusa_exporter.engines import flavours, make
 from medusa_exporter.engines.builder import build_engine
 from medusa_exporter.engines.make import make_engines
 from medusa_exporter.engines.plan import Capacity, capacity
+from medusa_exporter.placing import claimed
+from medusa_exporter.site import Site
 from medusa_runtime.backends import load_backend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError, MissingExtraError
@@ -186,11 +190,22 @@ def test_a_damaged_engine_is_left_behind_when_a_bundle_is_replaced(
     assert Bundle.open(bundle, engines=True).engines("tensorrt-rtx") == []
 
 
-@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("force", "mounted"),
+    [
+        (False, False),
+        (True, True),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_an_engines_build_killed_at_any_access_leaves_a_bundle_that_opens(
-    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool, mounted: bool
 ) -> None:
-    """The engine itself is built once; what is written around it, with a timing cache, is what is cut."""
+    """The engine itself is built once; what is written around it, with a timing cache, is what is cut.
+
+    Where the bundle is a mount point, it may be torn while its files are moved; the next command makes it whole.
+    """
     options = {"targets": ["sm86"], "max_length": 256, "steps": ["plain"], "force": force}
     whole = build_engine(
         flavours.find("tensorrt-rtx"),
@@ -208,18 +223,29 @@ def test_an_engines_build_killed_at_any_access_leaves_a_bundle_that_opens(
         make_engines(start, "tensorrt-rtx", **options)
     bundle, seen = tmp_path / "bundle", set()
     shutil.copytree(start, bundle)
-    before = Bundle.open(start).manifest.digest
+    before, rename = Bundle.open(start).manifest.digest, Path.rename
+
+    def busy(path: Path, target: Path) -> Path:
+        if path == bundle:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        return rename(path, target)
+
+    if mounted:
+        monkeypatch.setattr(Path, "rename", busy)
 
     def run() -> None:
         make_engines(bundle, "tensorrt-rtx", **options)
 
     for _number in cuts(run):
+        if mounted and Site(bundle, within=True).ready.exists():
+            with claimed(bundle):
+                pass
         opened = Bundle.open(bundle, engines=True)
         seen.add(opened.manifest.digest == before)
         assert len(opened.engines("tensorrt-rtx")) in ((1,) if force else (0, 1))
         run()
         assert len(Bundle.open(bundle, engines=True).engines("tensorrt-rtx")) == 1
-        assert hidden(tmp_path) == []
+        assert hidden(tmp_path) == hidden(bundle) == []
         shutil.rmtree(bundle)
         shutil.copytree(start, bundle)
     assert seen == {True, False}
