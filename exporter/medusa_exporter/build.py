@@ -27,8 +27,9 @@ from medusa_exporter.loading.templates import choose_template
 from medusa_exporter.loading.vocabulary import ids_beyond
 from medusa_exporter.models import ModelSource
 from medusa_exporter.opening import text_opening
-from medusa_exporter.placing import Site, appearing, check_target, claimed
+from medusa_exporter.placing import appearing, check_target, claimed
 from medusa_exporter.precisions import FIXED_SCALES, choose, default_profile
+from medusa_exporter.site import Site
 from medusa_exporter.sources import describe_sources, unchanged, versions
 from medusa_exporter.tokenizer_files import write_tokenizer
 

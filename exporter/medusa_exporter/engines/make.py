@@ -22,7 +22,8 @@ from medusa_exporter.engines.carried import external_files
 from medusa_exporter.engines.flavours import Flavour
 from medusa_exporter.engines.plan import Capacity, capacity, step_name
 from medusa_exporter.engines.timing import step_ms
-from medusa_exporter.placing import Site, appearing, claimed, link_or_copy
+from medusa_exporter.placing import appearing, claimed, link_or_copy
+from medusa_exporter.site import Site
 
 Report = Callable[[str], None]
 
