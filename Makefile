@@ -8,8 +8,8 @@ MODEL := $(CACHE)/model/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 HEADS := heads/smollm2-135m-instruct
 BUNDLE := bundles/smollm2-135m-instruct
-# A file's tests stay in one process, with what they make for one another; torch gains nothing from threads on models this small.
-PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Tests that share what they make stay in one process (tests/conftest.py); each has one thread, as small models gain nothing by more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help env model bundle demo test test-all fuzz lint bench clean
 
@@ -45,10 +45,10 @@ demo: bundle ## environment, model, bundle, an answer, the speed-up against plai
 
 test: $(MODEL) ## every test that needs neither a GPU nor much time
 	@echo "== tests (some ten minutes, in two processes; the real model is exported once)"
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(MODEL) ## the slow ones too
-	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 fuzz: $(READY) ## 10,000 mutated bundles, 2,000 files of heads, 2,000 trees (SEED=n for other ones; about half an hour)
 	MEDUSA_FUZZ=1 MEDUSA_FUZZ_SEED=$(or $(SEED),0) $(BIN)/python -m pytest tests/fuzz

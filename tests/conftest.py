@@ -17,6 +17,17 @@ TEXT = "the tree of the heads and the steps of the tree: one step, more tokens; 
 VOCABULARY, CONTEXT, HIDDEN, HEADS = 300, 512, 64, 5
 
 
+GRAPHS = Path(__file__).parent / "exporter" / "graph"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one of `make test`'s processes, and all that share the traced models of exporter/graph."""
+    for item in items:
+        group = GRAPHS if item.path.is_relative_to(GRAPHS) else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random two-layer Llama with a byte-level tokenizer and a chat template; context 512 tokens.
