@@ -19,7 +19,7 @@ from medusa_exporter.graph.in_place import in_place
 from medusa_exporter.graph.largest import in_two_rounds
 from medusa_exporter.graph.logits import straight_logits
 from medusa_exporter.graph.masks import narrow_masks
-from medusa_exporter.graph.primitives import lower_all, lower_attention
+from medusa_exporter.graph.primitives import capped, lower_all, lower_attention
 from medusa_exporter.graph.quantise import quantise_draft, with_precision
 from medusa_exporter.graph.ranges import input_ranges
 from medusa_exporter.graph.tidy import strip
@@ -127,6 +127,8 @@ class OnGpu:
         together(graph.graph, self._traced.facts.layers)
         in_two_rounds(graph.graph)
         if fused:
+            if any(capped(node) for node in graph.graph):  # which TensorRT's own attention does not know
+                lower_attention(graph, size.nodes)
             narrow_masks(graph.graph)
             strip(graph)
         else:

@@ -68,3 +68,45 @@ def past_and_new(rows: ir.Value | None) -> tuple[ir.Value, ir.Value]:
     past, new = concat.inputs
     assert past is not None and new is not None  # noqa: S101 -- Concat has no optional inputs
     return past, new
+
+
+class Before:
+    """Puts nodes in front of one that they take the place of."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+        self._graph, self._node = graph, node
+
+    def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """Add a node whose result is of its first input's type."""
+        first = inputs[0]
+        assert first is not None and first.dtype is not None  # noqa: S101
+        return insert(self._graph, self._node, op_type, inputs, first.dtype, attributes)
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Add a Cast, where the value is not of that type already."""
+        if value.dtype == dtype:
+            return value
+        return insert(self._graph, self._node, "Cast", [value], dtype, {"to": dtype})
+
+    def ints(self, *numbers: int) -> ir.Value:
+        """Give a constant vector, int64."""
+        return constant(self._graph, "ints." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
+
+    def number(self, value: float) -> ir.Value:
+        """Give a constant scalar, fp32."""
+        return constant(self._graph, f"number.{value!r}", np.array(value, dtype=np.float32))
+
+    def reshape(self, value: ir.Value, *shape: int) -> ir.Value:
+        """Reshape; a 0 takes that size over from the input."""
+        return self("Reshape", value, self.ints(*shape))
+
+    def slice(self, value: ir.Value, start: int, end: int) -> ir.Value:
+        """Take a range of the last axis."""
+        return self("Slice", value, self.ints(start), self.ints(end), self.ints(-1))
+
+    def replace(self, value: ir.Value) -> None:
+        """Let `value` be what the node gave, under its name where that is an output of the graph."""
+        old = self._node.outputs[0]
+        value.shape = old.shape
+        replace(old, value)
+        self._graph.remove(self._node, safe=True)

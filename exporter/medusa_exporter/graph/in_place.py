@@ -18,6 +18,8 @@ from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import DOMAIN, constant, insert, is_past, past_and_new
 from medusa_exporter.graph.lengths import BoundLengths, RealLengths
+from medusa_exporter.graph.primitives import capped
+from medusa_exporter.graph.ropes import number
 from medusa_exporter.graph.tidy import declare, strip
 
 if TYPE_CHECKING:
@@ -29,19 +31,22 @@ if TYPE_CHECKING:
 INT64 = ir.DataType.INT64
 HEADS, ANGLES = ("q_num_heads", "kv_num_heads"), ("cos", "sin")
 ROPE_INPUTS = 3  # rows, cosines, sines; behind them may be the positions to read in tables of these
-ROPE_MULTIPLE = 16  # of head sizes that the operator turns by itself
+ROPE_MULTIPLE = 16  # of head sizes, and of parts of heads, that the operator turns by itself
 
 
 def angles(model: Any, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines and sines by which the decoder's rope turns each position, (positions, D / 2) each.
 
-    A rope's attention factor (YaRN's) is multiplied in. As many are needed as a step may see rows, which is
-    `spare_positions` more than the context.
+    D: the elements of a head that turn. A rope's attention factor (YaRN's) is multiplied in. As many positions are
+    needed as a step may see rows, which is `spare_positions` more than the context.
     """
     every = torch.arange(positions).unsqueeze(0)
     with torch.no_grad():
         tables = model.base_model.rotary_emb(torch.zeros(1), every)
-    cos, sin = (table[0, :, : table.shape[-1] // 2].float().contiguous().numpy() for table in tables)
+    # each angle stands there twice: for the two halves of a head, or (Cohere) for neighbouring elements
+    half, pairs = tables[0].shape[-1] // 2, bool((tables[0][..., ::2] == tables[0][..., 1::2]).all())
+    once = slice(0, None, 2) if pairs and half > 1 else slice(half)
+    cos, sin = (table[0, :, once].float().contiguous().numpy() for table in tables)
     return cos, sin
 
 
@@ -124,7 +129,7 @@ class _Dialect:
         key: ir.Value | None = new_key
         layer = int(_name(past_key).rsplit("_", 1)[1])
         ropes = [_rope(one, node.attributes[count].as_int()) for one, count in zip((query, key), HEADS, strict=True)]
-        rope = self._absorbs_rope and None not in ropes
+        rope = all(one is not None and self._absorbs(one) for one in ropes)
         if rope:
             query, key = (None if one is None else one.inputs[0] for one in ropes)
         else:
@@ -139,6 +144,8 @@ class _Dialect:
                 "kv_num_heads": node.attributes["kv_num_heads"].as_int(),
                 "scale": node.attributes["scale"].as_float(),
                 "do_rotary": int(rope),
+                "rotary_interleaved": number(ropes[0], "interleaved") if rope and ropes[0] is not None else 0,
+                "softcap": capped(node),
             },
             domain=DOMAIN,
             num_outputs=3,
@@ -151,6 +158,10 @@ class _Dialect:
         for present in presents:
             present.type = output.type
         return dict(zip(names, presents, strict=True))
+
+    def _absorbs(self, rope: ir.Node) -> bool:
+        """Whether GroupQueryAttention turns rows as this rope does."""
+        return self._absorbs_rope and number(rope, "rotary_embedding_dim") % ROPE_MULTIPLE == 0
 
     def _read_tables(self, ropes: Sequence[ir.Node | None]) -> None:
         """Let ropes that stay read the angles that the operator's own rope does.
@@ -173,10 +184,8 @@ def _axis(shape: ir.Node) -> int:
 
 
 def _rope(rows: ir.Value | None, heads: int) -> ir.Node | None:
-    """The decoder's rope, if these are rows that it has turned, halves of a head against each other."""
+    """The decoder's rope, if these are rows that it has turned."""
     rope = None if rows is None else rows.producer()
-    if rope is None or rope.op_type != "RotaryEmbedding":
+    if rope is None or rope.op_type != "RotaryEmbedding" or number(rope, "num_heads") != heads:
         return None
-    given = {name: attribute.value for name, attribute in rope.attributes.items()}
-    plain = not given.get("interleaved") and not given.get("rotary_embedding_dim") and given["num_heads"] == heads
-    return rope if plain and len([one for one in rope.inputs if one is not None]) == ROPE_INPUTS else None
+    return rope if len([one for one in rope.inputs if one is not None]) == ROPE_INPUTS else None

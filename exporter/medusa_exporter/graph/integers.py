@@ -21,7 +21,8 @@ ZERO = 128  # of activations, which are unsigned: ONNX Runtime has fast products
 # (With 127 mean KL would be 0.006, where it can be trusted.)
 WEIGHT_LIMIT = 63
 LEAST = 1e-5
-GAIN = {"RMSNormalization": 1, "SkipSimplifiedLayerNormalization": 2}  # which input of a norm
+# Which inputs of a norm its rows are multiplied by, and what is added to them
+GAIN = {"RMSNormalization": (1,), "SkipSimplifiedLayerNormalization": (2,), "LayerNormalization": (1, 2)}
 
 Matrix = NDArray[np.float32]
 
@@ -78,11 +79,14 @@ def _smooth(graph: ir.Graph, node: ir.Node, largest: Matrix, matrix: Matrix, nam
         return None
     if len(list(rows.consumers())) > 1 or rows.is_graph_output():
         return None
-    gain = norm.inputs[GAIN[norm.op_type]]
-    if gain is None or gain.const_value is None:
+    places = [place for place in GAIN[norm.op_type] if place < len(norm.inputs) and norm.inputs[place] is not None]
+    tensors = [value.const_value for value in (norm.inputs[place] for place in places) if value is not None]
+    if None in tensors or not tensors:
         return None
     weights = np.maximum(np.abs(matrix).max(axis=1), LEAST)
     by: Matrix = (largest**STRENGTH / weights ** (1 - STRENGTH)).astype(np.float32)
-    smaller = (gain.const_value.numpy() / by).astype(np.float32)
-    norm.replace_input_with(GAIN[norm.op_type], constant(graph, f"{name}.gain", smaller))
+    for place, tensor in zip(places, tensors, strict=True):
+        assert tensor is not None  # noqa: S101 -- looked at above
+        smaller = (tensor.numpy() / by).astype(np.float32)
+        norm.replace_input_with(place, constant(graph, f"{name}.gain.{place}", smaller))
     return by

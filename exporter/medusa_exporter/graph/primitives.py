@@ -7,7 +7,6 @@ P rows of the past, S = P + T, Hkv key heads of D elements, each shared by G que
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +14,8 @@ from medusa_runtime.backends.tensorrt import PAST_UNIT
 from medusa_runtime.contract import POSITION_IDS
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import END, constant, insert, is_past, past_and_new, replace
+from medusa_exporter.graph.edit import END, Before, constant, insert, is_past, past_and_new
+from medusa_exporter.graph.primitive_ropes import Turning, turn
 from medusa_exporter.graph.tidy import strip
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
@@ -39,6 +39,11 @@ def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
     strip(model)
 
 
+def capped(node: ir.Node) -> float:
+    """Return what bounds an attention's scores, 0 where nothing does."""
+    return node.attributes["softcap"].as_float() if "softcap" in node.attributes else 0.0
+
+
 def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.TensorProtocol, ir.TensorProtocol]) -> None:
     """Spell attention, norms and rope out and make the graph one of OPSET, in place.
 
@@ -51,15 +56,12 @@ def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.Tensor
     _in_units(graph)
     narrow = any(value.dtype == ir.DataType.FLOAT16 for value in graph.inputs)
     [positions] = [value for value in graph.inputs if value.name == POSITION_IDS]
-    add = _Before(graph, graph[0])
+    add = Before(graph, graph[0])
     cos, sin = (
         add("Gather", constant(graph, f"angles.{name}", table), positions, axis=0)
         for name, table in zip(("cos", "sin"), angles, strict=True)
     )
-    along, across = (  # what a column is multiplied by, and what that of the head's other half is
-        add("Unsqueeze", add("Concat", first, second, axis=-1), add.ints(2))
-        for first, second in ((cos, cos), (add("Neg", sin), sin))
-    )
+    turning = Turning(add, cos, sin)
     for node in list(graph):
         if node.op_type == "Range":
             _count(graph, node, context)
@@ -69,10 +71,14 @@ def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.Tensor
             _in_floats(graph, node)
         elif node.op_type == "Split":
             node.attributes.pop("num_outputs", None)  # which OPSET does not know
-        elif node.op_type == "RMSNormalization":
+        elif node.op_type in ("RMSNormalization", "LayerNormalization"):
             _norm(graph, node, narrow=narrow)
         elif node.op_type == "RotaryEmbedding":
-            _turn(graph, node, along, across)
+            turn(graph, node, *turning.of(node))
+        elif node.op_type == "Gelu":
+            _gelu(graph, node)
+        elif node.op_type == "ReduceMean":
+            _mean(node)
     lower_attention(model, nodes)
     graph.opset_imports[""] = OPSET
     model.ir_version = IR_VERSION
@@ -80,47 +86,8 @@ def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.Tensor
     strip(model)
 
 
-class _Before:
-    """Puts nodes in front of one that they take the place of."""
-
-    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
-        self._graph, self._node = graph, node
-
-    def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """Add a node whose result is of its first input's type."""
-        first = inputs[0]
-        assert first is not None and first.dtype is not None  # noqa: S101
-        return insert(self._graph, self._node, op_type, inputs, first.dtype, attributes)
-
-    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        if value.dtype == dtype:
-            return value
-        return insert(self._graph, self._node, "Cast", [value], dtype, {"to": dtype})
-
-    def ints(self, *numbers: int) -> ir.Value:
-        return constant(self._graph, "ints." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
-
-    def number(self, value: float) -> ir.Value:
-        return constant(self._graph, f"number.{value!r}", np.array(value, dtype=np.float32))
-
-    def reshape(self, value: ir.Value, *shape: int) -> ir.Value:
-        """Reshape; a 0 takes that size over from the input."""
-        return self("Reshape", value, self.ints(*shape))
-
-    def slice(self, value: ir.Value, start: int, end: int) -> ir.Value:
-        """Take a range of the last axis."""
-        return self("Slice", value, self.ints(start), self.ints(end), self.ints(-1))
-
-    def replace(self, value: ir.Value) -> None:
-        """Let `value` be what the node gave, under its name where that is an output of the graph."""
-        old = self._node.outputs[0]
-        value.shape = old.shape
-        replace(old, value)
-        self._graph.remove(self._node, safe=True)
-
-
 def _attend(graph: ir.Graph, node: ir.Node, masks: dict[ir.Value, ir.Value], nodes: int | None) -> None:
-    add = _Before(graph, node)
+    add = Before(graph, node)
     query, keys, values, mask = node.inputs[:4]
     assert query is not None and mask is not None and query.dtype is not None  # noqa: S101 -- all are traced with a mask
     heads, key_heads = (node.attributes[name].as_int() for name in ("q_num_heads", "kv_num_heads"))
@@ -142,6 +109,8 @@ def _attend(graph: ir.Graph, node: ir.Node, masks: dict[ir.Value, ir.Value], nod
     scores = [add("MatMul", rows, split_heads(part, [0, 2, 3, 1])) for part in all_keys if part is not None]
     joined = add("Concat", *scores, axis=-1) if len(scores) > 1 else scores[0]  # (B, Hkv, G * T, S)
     scaled = add("Mul", add.cast(joined, FLOAT), add.number(scale))
+    if cap := capped(node):
+        scaled = add("Mul", add("Tanh", add("Mul", scaled, add.number(1 / cap))), add.number(cap))
     if mask not in masks:
         masks[mask] = mask if group == 1 else add("Concat", *[mask] * group, axis=2)  # (B, 1, G * T, S)
     weights = add.cast(add("Softmax", add("Add", scaled, masks[mask]), axis=-1), query.dtype)
@@ -157,17 +126,19 @@ def _attend(graph: ir.Graph, node: ir.Node, masks: dict[ir.Value, ir.Value], nod
 
 
 def _norm(graph: ir.Graph, node: ir.Node, *, narrow: bool) -> None:
-    """X / sqrt(mean(x^2) + epsilon) * gain, statistics in fp32.
+    """X / sqrt(mean(x^2) + epsilon) * gain, statistics in fp32; a layer's norm takes the mean from x, and adds a bias.
 
     narrow: where they may be in fp16 all the same, which holds no square of a large element. Then squares are taken of
     the row as it is and of the row over SHRUNK, and those of the first count where none can be too large.
     """
-    add, (rows, gain) = _Before(graph, node), node.inputs[:2]
+    add, (rows, gain) = Before(graph, node), node.inputs[:2]
     assert rows is not None and rows.dtype is not None  # noqa: S101
     if "axis" in node.attributes and node.attributes["axis"].as_int() != -1:
         raise RuntimeError(f"norm {node.name} is not over the last axis")
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
     exact = add.cast(rows, FLOAT)
+    if node.op_type == "LayerNormalization":
+        exact = add("Sub", exact, add("ReduceMean", exact, axes=[-1], keepdims=1))
 
     def mean_square(values: ir.Value) -> ir.Value:
         return add("ReduceMean", add("Mul", values, values), axes=[-1], keepdims=1)
@@ -180,32 +151,38 @@ def _norm(graph: ir.Graph, node: ir.Node, *, narrow: bool) -> None:
         large = add("Mul", add("Sqrt", shrunk), add.number(SHRUNK))
         small = insert(graph, node, "Less", [shrunk, add.number(LARGEST / width)], ir.DataType.BOOL)
         size = insert(graph, node, "Where", [small, size, large], FLOAT)
-    normed = add("Div", exact, size)
-    add.replace(add("Mul", add.cast(normed, rows.dtype), gain))
+    normed = add("Mul", add.cast(add("Div", exact, size), rows.dtype), gain)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    add.replace(normed if bias is None else add("Add", normed, bias))
 
 
-def _turn(graph: ir.Graph, node: ir.Node, along: ir.Value, across: ir.Value) -> None:
-    """Rope over rows (B, T, H * D): the halves of each head turn against each other, in fp32; angles (B, T, 1, D).
+def _mean(node: ir.Node) -> None:
+    """Name the axes by an attribute, as OPSET does, in place of an input."""
+    axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if axes is not None:
+        node.resize_inputs(1)
+        node.attributes.pop("noop_with_empty_axes", None)
+        node.attributes.add(ir.AttrInt64s("axes", axes.numpy().tolist()))
 
-    The other halves are a row by its own columns in another order: slices that are joined again would be copies.
-    """
-    add, rows = _Before(graph, node), node.inputs[0]
-    given = {name: attribute.value for name, attribute in node.attributes.items()}
-    if given.get("interleaved") or given.get("rotary_embedding_dim") or len(node.inputs) > 3:
-        raise RuntimeError(f"rope {node.name} with {given} is not lowered; expected whole heads in halves")
-    assert rows is not None and rows.dtype is not None and rows.shape is not None  # noqa: S101
-    heads, width = given["num_heads"], rows.shape[-1]
-    assert isinstance(width, int)  # noqa: S101 -- a product with a weight has a known width
-    size = width // heads
-    exact = add.reshape(add.cast(rows, FLOAT), 0, 0, heads, size)
-    swapped = constant(graph, f"swapped.{size}", np.roll(np.arange(size, dtype=np.int64), size // 2))
-    turned = add("Add", add("Mul", exact, along), add("Mul", add("Gather", exact, swapped, axis=-1), across))
-    add.replace(add.cast(add.reshape(turned, 0, 0, width), rows.dtype))
+
+def _gelu(graph: ir.Graph, node: ir.Node) -> None:
+    """X * Phi(x), by the error function or by tanh as the node says; inside in fp32."""
+    add, rows = Before(graph, node), node.inputs[0]
+    assert rows is not None and rows.dtype is not None  # noqa: S101 -- typed before
+    exact = add.cast(rows, FLOAT)
+    if "approximate" in node.attributes and node.attributes["approximate"].as_string() == "tanh":
+        cube = add("Mul", add("Mul", exact, exact), exact)
+        inner = add("Add", exact, add("Mul", cube, add.number(0.044715)))
+        share = add("Tanh", add("Mul", inner, add.number(float(np.sqrt(2 / np.pi)))))
+    else:
+        share = add("Erf", add("Mul", exact, add.number(float(np.sqrt(0.5)))))
+    half = add("Mul", exact, add.number(0.5))
+    add.replace(add.cast(add("Mul", half, add("Add", share, add.number(1.0))), rows.dtype))
 
 
 def _in_units(graph: ir.Graph) -> None:
     """Let rows of the past come in PAST_UNITs, by two reshapes: else TensorRT pads copies of them for every product."""
-    add = _Before(graph, graph[0])
+    add = Before(graph, graph[0])
     for value in filter(is_past, graph.inputs):
         width = None if value.shape is None else value.shape[2]
         assert isinstance(width, int)  # noqa: S101 -- the contract's W
@@ -217,7 +194,7 @@ def _in_units(graph: ir.Graph) -> None:
 
 def _count(graph: ir.Graph, node: ir.Node, context: int) -> None:
     """0, 1, … up to a size of the past, by a slice of a constant."""
-    add, source = _Before(graph, node), node.inputs[1]
+    add, source = Before(graph, node), node.inputs[1]
     while source is not None and (made := source.producer()) is not None and made.op_type in ("Cast", "Squeeze"):
         source = made.inputs[0]
     if source is None or (made := source.producer()) is None or made.op_type not in ("Shape", "Slice"):
@@ -231,14 +208,14 @@ def _whole_shape(graph: ir.Graph, node: ir.Node) -> None:
     start, end = (node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end"))
     if start is None and end is None:
         return
-    add = _Before(graph, node)
+    add = Before(graph, node)
     whole = insert(graph, node, "Shape", node.inputs, INT64)
     add.replace(add("Slice", whole, add.ints(start or 0), add.ints(END if end is None else end), add.ints(0)))
 
 
 def _in_floats(graph: ir.Graph, node: ir.Node) -> None:
     """Join or spread truth values as 0 and 1."""
-    add = _Before(graph, node)
+    add = Before(graph, node)
     inputs = [
         value if value is None or value.dtype != ir.DataType.BOOL else add.cast(value, FLOAT) for value in node.inputs
     ]

@@ -64,20 +64,29 @@ def row_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     windowed_mask: Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as one ONNX `Attention` node over row-major keys and values.
 
     query (B, Hq, T, D); key, value (B, P + T, W) as `RowCache.update` returns them; masks (B, 1, T, P + T), added to
-    the scores; `windowed_mask` is taken instead of `attention_mask` where the layer has a sliding window. Returns
-    (B, T, Hq, D).
+    the scores; `windowed_mask` is taken instead of `attention_mask` where the layer has a sliding window. softcap: what
+    tanh bounds the scores by before the mask is added. Returns (B, T, Hq, D). Raises UnsupportedModelError for
+    attention of a further kind.
     """
-    if kwargs.get("softcap") is not None:
-        raise UnsupportedModelError(f"{type(module).__name__}: attention with a soft cap is not served")
+    if kwargs.get("s_aux") is not None:
+        raise UnsupportedModelError(f"{type(module).__name__}: attention with sinks is not served")
     B, heads, T, D = query.shape
     mask = attention_mask if sliding_window is None else windowed_mask
     output, *_ = torch.onnx.ops.attention(
-        _to_rows(query), key, value, mask, scale=scaling, q_num_heads=heads, kv_num_heads=key.shape[-1] // D
+        _to_rows(query),
+        key,
+        value,
+        mask,
+        scale=scaling,
+        softcap=softcap or 0.0,
+        q_num_heads=heads,
+        kv_num_heads=key.shape[-1] // D,
     )
     return output.reshape(B, T, heads, D), None
 

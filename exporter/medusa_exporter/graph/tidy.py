@@ -8,13 +8,14 @@ from medusa_runtime.contract import TensorSpec
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import constant, only_consumer
-
-TO_HEADS_FIRST = (0, 2, 1, 3)  # (B, T, heads, D) <-> (B, heads, T, D)
+from medusa_exporter.graph.ropes import join_ropes, producer, swaps_heads
 
 
 def tidy(model: ir.Model) -> None:
     """Apply all rewrites in place."""
     graph = model.graph
+    join_ropes(graph)
+    common.RemoveUnusedNodesPass()(model)  # what spelt a rope out, so that each value has its last users alone
     for node in list(graph):
         if node.op_type == "RotaryEmbedding":
             _rope_on_rows(graph, node)
@@ -35,8 +36,8 @@ def _rope_on_rows(graph: ir.Graph, rope: ir.Node) -> None:
 
     The 3-D form of the operator (ONNX opset 23) reads and writes rows as the KV arenas hold them.
     """
-    before, after = _producer(rope.inputs[0], "Transpose"), only_consumer(rope.outputs[0], "Transpose")
-    if before is None or after is None or not (_swaps_heads(before) and _swaps_heads(after)):
+    before, after = producer(rope.inputs[0], "Transpose"), only_consumer(rope.outputs[0], "Transpose")
+    if before is None or after is None or not (swaps_heads(before) and swaps_heads(after)):
         return
     rows = only_consumer(after.outputs[0], "Reshape")
     split = before.inputs[0]  # (B, T, heads, D)
@@ -63,7 +64,7 @@ def _rope_on_rows(graph: ir.Graph, rope: ir.Node) -> None:
 
 def _flat_source(split: ir.Value, width: int) -> ir.Value | None:
     """Return the (B, T, width) value that `split` (B, T, heads, D) was reshaped from, if there is one."""
-    reshape = _producer(split, "Reshape")
+    reshape = producer(split, "Reshape")
     source = None if reshape is None else reshape.inputs[0]
     if source is None or source.shape is None or len(source.shape) != 3 or source.shape[2] != width:
         return None
@@ -74,7 +75,7 @@ def _skip_reshape(reshape: ir.Node) -> None:
     """Make a chain of Reshapes one, or none where it ends in the shape it began with: (B, T, W) -> … -> (B, T, W)."""
     end = reshape.outputs[0]
     value = reshape.inputs[0]
-    while value is not None and (earlier := _producer(value, "Reshape")) is not None:
+    while value is not None and (earlier := producer(value, "Reshape")) is not None:
         value = earlier.inputs[0]
     allow_zero = reshape.attributes.get("allowzero")
     if allow_zero is not None and allow_zero.as_int():  # no size is taken over from the input: any will do
@@ -92,16 +93,6 @@ def _sizes(shape: ir.Shape) -> list[int | str | None]:
 
 def _replace(old: ir.Value, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-
-
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op_type else None
-
-
-def _swaps_heads(transpose: ir.Node) -> bool:
-    permutation = transpose.attributes.get("perm")
-    return permutation is not None and tuple(permutation.as_ints()) == TO_HEADS_FIRST
 
 
 def strip(model: ir.Model) -> None:

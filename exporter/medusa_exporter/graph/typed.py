@@ -68,7 +68,17 @@ class _Typing:
             return True
         if not rows:
             return False
+        if node.op_type == "Mul" and any(self._rounds(value) for value in node.inputs):
+            return True
         return (any if node.op_type == "Add" else all)(value in self._exact for value in rows)
+
+    def _rounds(self, value: ir.Value | None) -> bool:
+        """Whether a value is a factor (Granite's of what a block adds) that the type rounds, for all rows alike."""
+        tensor = None if value is None else value.const_value
+        if tensor is None or tensor.size != 1 or tensor.dtype != FLOAT:
+            return False
+        factor = tensor.numpy().reshape(())
+        return bool(factor.astype(self._dtype.numpy()).astype(np.float32) != factor)
 
     def _widen(self, node: ir.Node) -> None:
         """Bring what a sum in fp32 adds in 16 bits to fp32."""

@@ -42,6 +42,34 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2-window": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     "qwen3": {"head_dim": 24},
 }
+NEWER: dict[str, dict[str, Any]] = {  # families that `test_families` tries, with what they are unlike Llama in
+    "smollm3": {"no_rope_layers": [1, 0], "attention_bias": True, "mlp_bias": True},
+    "olmo2": {"attention_bias": True},
+    "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "granite": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "attention_multiplier": 0.3,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 0.3,
+    },
+    "cohere": {"attention_bias": True, "logit_scale": 0.25},
+    "gpt_neox": {"num_key_value_heads": 4, "rotary_pct": 0.25, "vocab_size": 252},
+    "gemma": {"head_dim": 256, "num_key_value_heads": 1, "attention_bias": True},
+    "gemma2": {"attention_bias": True, "sliding_window": 7, "query_pre_attn_scalar": 9, "attn_logit_softcapping": 4.0},
+}
+OTHERS: dict[str, dict[str, Any]] = {  # further members of these families
+    "cohere-normed": {"use_qk_norm": True},
+    "gpt_neox-serial": {"num_key_value_heads": 4, "rotary_pct": 1.0, "use_parallel_residual": False},
+    "phi3-whole": {},
+    "gemma2-uncapped": {
+        "sliding_window": 4096,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "head_dim": 16,
+    },
+}
 WIDE = {"taps": (1,), "trunk": 40, "token_map": torch.tensor([250, 3, 77, 12, *range(100, 200)])}
 CASES = [
     *((family, "root") for family in FAMILIES),
@@ -103,7 +131,10 @@ def make_model(family: str) -> Any:
             "vocab_size": 251,
             "max_position_embeddings": CONTEXT,
             "attn_implementation": "eager",
-            **FAMILIES[family],
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            **(FAMILIES | NEWER | OTHERS)[family],
         },
     )
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -136,7 +167,11 @@ def facts_of(model: Any) -> ModelFacts:
 @pytest.fixture(scope="session", params=CASES, ids="-".join)
 def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     family, conditioning = request.param
-    model = make_model(family)
+    return trace_model(make_model(family), conditioning, tmp_path_factory.mktemp("graph"))
+
+
+def trace_model(model: Any, conditioning: str, folder: Path) -> Traced:
+    """Trace a model with random heads: their conditioning, or "wide" for heads with all that they may have."""
     facts = facts_of(model)
     heads = MedusaHeads(
         facts.hidden_size,
@@ -153,7 +188,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     dialect = graph.clone()
     in_place(dialect, facts, heads.input_size, angles(model, CONTEXT + spare_positions(["ort-cpu"])))
     fuse(dialect)
-    path = tmp_path_factory.mktemp("graph") / "step.onnx"
+    path = folder / "step.onnx"
     sessions = [load(one, path) for one in (dialect, graph)]
     return Traced(reference, heads, facts, sessions[1], path, dialect, sessions[0])
 

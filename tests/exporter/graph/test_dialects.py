@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,10 @@ DEPTHS = np.array([0, 1, 2, 1, 2], np.int32)
 MASK = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]], np.bool_)
 
 
-def source(traced: Traced) -> dialects.Traced:
+def source(traced: Traced, texts: Sequence[Sequence[int]] = ()) -> dialects.Traced:
     tables = angles(traced.model, CONTEXT)
-    return dialects.Traced(ir.load(traced.path), traced.facts, traced.heads.input_size, HEADS, tables, windowed(traced))
+    facts, size = traced.facts, traced.heads.input_size
+    return dialects.Traced(ir.load(traced.path), facts, size, HEADS, tables, windowed(traced), texts)
 
 
 def windowed(traced: Traced) -> bool:
