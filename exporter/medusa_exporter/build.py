@@ -86,7 +86,7 @@ def build(
     if not force and Site(bundle.resolve()).at_rest and (manifest := unchanged(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
     check_target(bundle)
-    models.check_family(source)
+    choose(backends, precisions, models.read_decoder(source))
     tokens = models.choose_context(source, context)
     import_extra("onnxscript", "export")
     find_library("export")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from medusa_runtime.errors import MedusaError, UnsupportedModelError
 
 from medusa_exporter.extras import import_extra
+from medusa_exporter.families import ACTIVATIONS, FAMILIES, Decoder
 from medusa_exporter.loading import rope
 from medusa_exporter.loading.config import (
     check_architecture,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# What a config leaves out where it is its family's own, or where it follows from the others
+SHAPE = ("hidden_size", "num_attention_heads", "head_dim", "hidden_act", "hidden_activation")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,44 @@ def check_family(source: ModelSource) -> str:
             f"expected one of {', '.join(FAMILIES)}"
         )
     rope.check_rope(config, source.gguf or source.location)
+    _decoder(config, source.gguf or source.location)
     return family
+
+
+def read_decoder(source: ModelSource) -> Decoder:
+    """Return what decides which graphs can be made of a model, before any weights are read.
+
+    Raises UnsupportedModelError for what `check_family` refuses.
+    """
+    check_family(source)
+    return _decoder(_config_facts(source), source.gguf or source.location)
+
+
+def _decoder(config: Mapping[str, Any], where: str) -> Decoder:
+    family = str(config["model_type"])
+    given = {name: config[name] for name in SHAPE if config.get(name) is not None}
+    try:
+        whole = import_extra("transformers", "export").AutoConfig.for_model(family, **given)
+        head_dim = getattr(whole, "head_dim", None) or whole.hidden_size // whole.num_attention_heads
+    except MedusaError:
+        raise
+    except Exception as error:  # transformers checks each field in its own way
+        reason = " ".join(str(error).split())[:200]
+        raise UnsupportedModelError(
+            f"{where}: its config.json describes no {FAMILIES[family].name} ({reason}); expected the sizes of a model: "
+            "fetch the file again"
+        ) from error
+    if type(head_dim) is not int or head_dim < 1:
+        raise UnsupportedModelError(
+            f"{where}: heads of {head_dim!r:.60} elements, expected a whole number above 0; repair its config.json"
+        )
+    activation = str(getattr(whole, "hidden_activation", None) or whole.hidden_act)
+    if activation not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"{where}: activation {activation!r:.60} is not served; expected one of {', '.join(ACTIVATIONS)}; use a "
+            "model with another"
+        )
+    return Decoder(family, head_dim, activation)
 
 
 def choose_context(source: ModelSource, wanted: int | None) -> int:
@@ -180,7 +219,7 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             source.location,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=FAMILIES[config["model_type"]].attention,
             ignore_mismatched_sizes=True,  # they end the loading below, by name
             output_loading_info=True,
             weights_only=True,
@@ -192,8 +231,12 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of `source`; it must have a fast form, since the runtime reads tokenizer.json only."""
+    """Load the tokenizer of `source`; it must have a fast form, since the runtime reads tokenizer.json only.
+
+    Raises UnsupportedModelError for that of a model that is not served too.
+    """
     transformers = import_extra("transformers", "export")
+    check_family(source)
     with _parsed_once(source), _reading(f"{source.gguf or source.location}: its tokenizer"):
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
             source.location, **source.load_arguments

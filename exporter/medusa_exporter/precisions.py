@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.errors import BundleError
+from medusa_runtime.errors import BundleError, UnsupportedModelError
 from medusa_runtime.facts import PLAIN
+
+from medusa_exporter.families import FAMILIES, Decoder
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,12 @@ BEST_NODES = {"fp32": 6, "int8": 2, "w8a8": 2, "int4": 1}
 BEST_NODES_ON_GPU = 64  # a step of so many rows waits for the same weights as one of a single row
 
 
-def choose(backends: Iterable[str], precisions: Iterable[str]) -> list[tuple[str, str]]:
+def choose(backends: Iterable[str], precisions: Iterable[str], decoder: Decoder | None = None) -> list[tuple[str, str]]:
     """Return the (backend, precision) pairs to build: of the precisions named, those that each backend runs.
 
-    Without any each backend gets its first. Raises BundleError for an unknown backend, a precision that none of them
-    runs, and a backend that runs none of those named.
+    Without any each backend gets its first. decoder: the model, where it is known. Raises BundleError for an unknown
+    backend, a precision that none of them runs, and a backend that runs none of those named; UnsupportedModelError for
+    a pair that is not built of the decoder.
     """
     backends, precisions = tuple(dict.fromkeys(backends)), tuple(dict.fromkeys(precisions))
     for backend in backends:
@@ -72,7 +75,26 @@ def choose(backends: Iterable[str], precisions: Iterable[str]) -> list[tuple[str
                 f"{backend} does not run {', '.join(precisions)}; expected at least one of {', '.join(served)} for it"
             )
         pairs += [(backend, precision) for precision in wanted]
+    if decoder is not None:
+        for backend, precision in pairs:
+            _check_served(decoder, backend, precision)
     return pairs
+
+
+def served(decoder: Decoder, backend: str) -> tuple[str, ...]:
+    """The precisions in which a graph of a decoder is built for a backend."""
+    return tuple(precision for precision in PRECISIONS[backend] if decoder.refusal(backend, precision) is None)
+
+
+def _check_served(decoder: Decoder, backend: str, precision: str) -> None:
+    if (reason := decoder.refusal(backend, precision)) is None:
+        return
+    others = {other: served(decoder, other) for other in PRECISIONS}
+    expected = "; ".join(f"{other} in {', '.join(kinds)}" for other, kinds in others.items() if kinds)
+    raise UnsupportedModelError(
+        f"{FAMILIES[decoder.family].name} is not built for {backend} in {precision}: {reason}; "
+        f"expected one of: {expected}"
+    )
 
 
 def default_profile(backend: str, precision: str, trees: Iterable[TreeProfile]) -> str:

@@ -49,12 +49,15 @@ class LockstepCache:
 
 
 def attend(
-    _module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, *, scaling: float, **_: Any
+    _module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, *, scaling: float, **more: Any
 ) -> tuple[Tensor, None]:
     """Attention of one query a row, query heads grouped by their key head, so that keys are not repeated.
 
-    query (B, Hq, 1, D), key and value (B, Hkv, C, D), attention_mask (1, 1, 1, C) additive -> (B, 1, Hq, D).
+    query (B, Hq, 1, D), key and value (B, Hkv, C, D), attention_mask (1, 1, 1, C) additive -> (B, 1, Hq, D). Raises
+    NotImplementedError for scores that are bounded or have sinks (Gemma 2), which the kernels do not know.
     """
+    if foreign := [name for name in ("softcap", "s_aux") if more.get(name) is not None]:
+        raise NotImplementedError(f"attention with {foreign[0]}")
     grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])  # (B, Hkv, Hq / Hkv, D)
     mask = attention_mask.expand(*grouped.shape[:-1], -1)
     out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
@@ -79,14 +82,13 @@ def lockstep_attention(model: Any) -> Iterator[None]:
 
 def step_logits(model: Any, cache: LockstepCache, ids: Tensor, mask: Tensor) -> Tensor:
     """Feed ids (B, 1) at the cache's position, under an additive mask (1, 1, 1, `cache.seen`); return logits (B, V)."""
-    hidden = model.base_model(
+    logits: Tensor = model(
         input_ids=ids,
         position_ids=cache.position[None],
         attention_mask=mask,
         past_key_values=cache,
         use_cache=True,
-    ).last_hidden_state  # (B, 1, H)
-    logits: Tensor = model.get_output_embeddings()(hidden[:, 0])
+    ).logits[:, 0]  # of the model's own head, which may scale or bound them
     return logits
 
 

@@ -27,7 +27,8 @@ from medusa_exporter.heads.layouts import MAP_NAME, Layout, canonical_names, rec
 from medusa_exporter.heads.pickles import check_types, read_pickle
 from medusa_exporter.heads.stored import find_heads, read_header
 
-LM_HEADS = ("lm_head.weight", "model.embed_tokens.weight")  # where a decoder keeps its lm_head, the second when tied
+# Where a decoder keeps its lm_head; the last where it is tied to the embedding
+LM_HEADS = ("lm_head.weight", "embed_out.weight", "model.embed_tokens.weight")
 
 
 @dataclass(frozen=True)

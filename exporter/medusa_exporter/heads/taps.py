@@ -25,10 +25,15 @@ def check_taps(taps: tuple[int, ...], layers: int, whose: str) -> None:
 def tapped(model: Any, taps: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
     """Catch, while the block runs, what the decoder's layers `taps` read: their input after its norm, (B, T, H).
 
-    Raises HeadsError for a layer that the decoder lacks.
+    Raises HeadsError for a layer that the decoder lacks, and for a decoder without norms in front of its attention.
     """
     layers: Any = model.base_model.layers
     check_taps(taps, len(layers), "heads")
+    if taps and not hasattr(layers[taps[0]], "input_layernorm"):
+        raise HeadsError(
+            f"heads with taps, but the layers of {type(model).__name__} read their input without a norm; "
+            "train or give heads without taps for this model"
+        )
     caught: dict[int, Tensor] = {}
 
     def catch(layer: int) -> Callable[[Any, Any, Tensor], None]:

@@ -1,5 +1,6 @@
 import pytest
 from medusa_exporter.distillation.attention import unserved
+from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
 
 def test_a_plain_decoder_is_served(model, other_model):
@@ -37,3 +38,20 @@ def test_foreign_layers_are_noticed(own_model, monkeypatch):
 
     monkeypatch.setattr(attention, "forward", demanding)
     assert "do not take a static cache (AttributeError" in unserved(own_model, 64)
+
+
+SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def test_bounded_scores_are_noticed_though_they_change_small_ones_little():
+    config = Gemma2Config(**SIZES, num_key_value_heads=1, head_dim=8, vocab_size=32, attn_implementation="eager")
+    assert "do not take a static cache (NotImplementedError: attention with softcap)" in unserved(
+        Gemma2ForCausalLM(config).eval(), 64
+    )
+    config.attn_logit_softcapping = None
+    assert unserved(Gemma2ForCausalLM(config).eval(), 64) is None
+
+
+def test_scaled_logits_are_the_models():
+    config = GraniteConfig(**SIZES, num_key_value_heads=1, vocab_size=32, logits_scaling=8.0, pad_token_id=0)
+    assert unserved(GraniteForCausalLM(config).eval(), 64) is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.taps import check_taps, tapped
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Olmo2Config, Olmo2ForCausalLM
 
 IDS = torch.tensor([[3, 1, 2]])
 
@@ -46,3 +46,12 @@ def test_layers_that_the_decoder_lacks_are_refused(model, taps, wrong):
 def test_layers_of_the_decoder_are_let_through():
     check_taps((), 2, "heads")
     check_taps((1, 0), 2, "heads")
+
+
+def test_layers_without_a_norm_in_front_are_refused():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 10, "pad_token_id": 0}
+    model = Olmo2ForCausalLM(Olmo2Config(num_hidden_layers=2, **sizes))
+    with pytest.raises(HeadsError, match="layers of Olmo2ForCausalLM read their input without a norm; train or give"):
+        tapped(model, (1,)).__enter__()
+    with tapped(model, ()) as caught:
+        assert caught == {}
