@@ -1,0 +1,123 @@
+"""Every family beside transformers: biases and norms far from their initial values, prefill and random trees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medusa_exporter.engines.plan import StepSize
+from medusa_exporter.graph import dialects
+from medusa_exporter.precisions import FORMATS
+
+from .graph import test_causal, test_dialects, test_lengths
+from .graph.conftest import NEWER, OTHERS, Traced, load, make_model, trace_model
+from .graph.test_in_place import Arrays, garbage, random_tree, run, step
+
+NEAR = 2e-6  # of the largest value of a row, in fp32
+QUANTISED = {"int8": 0.08, "w8a8": 0.2, "int4": 0.7}  # of tiny models, whose channels are few
+
+
+@pytest.fixture(scope="module", params=NEWER)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    wide = request.param in (
+        "gpt_neox",
+        "gemma2",
+    )  # heads that see a layer's input, score some tokens and share a block
+    return trace_model(make_model(request.param), "wide" if wide else "root", tmp_path_factory.mktemp("graph"))
+
+
+def agrees_with_transformers(traced: Traced, seed: int) -> None:
+    """A prompt in chunks, then a tree of random tokens behind it: each node is as the model's own on its path."""
+    rng, buffers = np.random.default_rng(seed), garbage(traced)
+    prompt = rng.integers(0, traced.facts.vocab_size, size=23).tolist()
+    for first, last in ((0, 9), (9, 22), (22, 23)):
+        inputs = step(traced, prompt[first:last], first)
+        done = run(traced.cpu, inputs, buffers)
+        for row in range(first, last):
+            near(done, row - first, traced.logits(prompt[: row + 1]))
+    tree = random_tree(rng, 9)
+    tokens = rng.integers(0, traced.facts.vocab_size, size=tree.size)
+    done = run(traced.cpu, step(traced, tokens.tolist(), len(prompt), tree), buffers)
+    for node in range(tree.size):
+        near(done, node, traced.logits(prompt + tokens[tree.mask[node]].tolist()))
+
+
+def near(done: Arrays, row: int, expected: tuple[np.ndarray, np.ndarray]) -> None:
+    for name, wanted in zip(("logits", "hidden"), expected, strict=True):
+        np.testing.assert_allclose(done[name][0, row], wanted, rtol=0, atol=NEAR * np.abs(wanted).max(), err_msg=name)
+    assert done["argmax"][0, row] == expected[0].argmax()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_prefill_and_a_random_tree(family: Traced, seed: int) -> None:
+    agrees_with_transformers(family, seed)
+
+
+def test_a_rope_is_one_operator_that_attention_absorbs(family: Traced) -> None:
+    graph = family.cpu_graph.graph
+    attended = [node for node in graph if node.op_type == "GroupQueryAttention"]
+    assert len(attended) == family.facts.layers
+    turned = [node.attributes["do_rotary"].as_int() for node in attended]
+    ropes = [node for node in graph if node.op_type == "RotaryEmbedding"]
+    name = family.facts.family
+    if name in ("phi3", "gpt_neox"):  # of which 8 and 4 elements turn: too few for the operator
+        assert turned == [0, 0] and len(ropes) == 2 * family.facts.layers
+    else:
+        assert turned == [1, 0 if name == "smollm3" else 1] and not ropes
+    assert {node.attributes["rotary_interleaved"].as_int() for node in attended} == {int(name == "cohere")}
+    assert not {"Cos", "Sin"} & {node.op_type for node in graph}  # angles are read from tables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("member", OTHERS)
+def test_another_member(member: str, tmp_path: Path) -> None:
+    agrees_with_transformers(trace_model(make_model(member), "root", tmp_path), 0)
+
+
+@pytest.mark.slow
+def test_quantised_weights(family: Traced, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    texts = rng.integers(0, family.facts.vocab_size, size=(8, 24)).tolist()
+    source = test_dialects.source(family, texts)
+    graphs = dialects.ort_cpu(source, tuple(FORMATS))
+    inputs = step(family, texts[0], 0)
+    expected = run(load(graphs.pop("fp32"), tmp_path / "fp32.onnx"), inputs, garbage(family))
+    for precision, graph in graphs.items():
+        found = run(load(graph, tmp_path / f"{precision}.onnx"), inputs, garbage(family))
+        off = np.abs(found["logits"] - expected["logits"]).max() / np.abs(expected["logits"]).max()
+        assert off < QUANTISED[precision], precision
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draft", [False, True])
+def test_graphs_for_gpus_in_fp32(family: Traced, tmp_path: Path, draft: bool) -> None:
+    given = test_dialects.inputs(family, [7], draft=draft)
+    expected, gpu, size = family.run(**given), test_dialects.on_gpu(family), StepSize(1, 5, 5, draft)
+    for graph in (gpu.ort_cuda("fp32"), gpu.tensorrt("fp32", size), gpu.tensorrt("fp32", size, fused=True)):
+        test_dialects.agree(test_dialects.run(graph, tmp_path, given), expected, 1e-4)
+
+
+@pytest.mark.slow
+def test_fused_graphs_in_16_bits(family: Traced, tmp_path: Path) -> None:
+    given = test_dialects.inputs(family, [7], draft=False)
+    expected = family.run(**given)
+    graph = test_dialects.on_gpu(family).tensorrt("fp16", StepSize(1, 5, 5, draft=False), fused=True)
+    kinds = {node.op_type for node in graph.graph}
+    assert ("Attention" in kinds) is (family.facts.family != "gemma2")  # TensorRT's own bounds no scores
+    assert kinds >= {"RotaryEmbedding"}
+    scale = max(1.0, float(np.abs(expected["logits"]).max()))
+    test_dialects.agree(test_dialects.run(graph, tmp_path, given), expected, 0.004 * scale)
+
+
+@pytest.mark.slow
+def test_graphs_for_gpus_in_16_bits(family: Traced, tmp_path: Path) -> None:
+    test_lengths.test_a_prefill_in_chunks_and_a_tree(
+        family, load(test_dialects.on_gpu(family).ort_cuda("fp16"), tmp_path / "bound.onnx"), 0
+    )
+    test_causal.test_prompts_in_chunks_and_rows_alone(family)
+    test_dialects.test_16_bits_stay_near(family, tmp_path)
+    test_dialects.test_tensorrts_graph_in_fp16_bears_16_bits_everywhere(family, tmp_path, 7)
+    test_dialects.test_rope_at_a_far_position_in_16_bits(family, tmp_path)
+    test_dialects.test_softmax_norms_and_angles_are_in_fp32_whatever_the_rows(family, tmp_path)
+    test_lengths.test_in_bf16_it_is_a_valid_graph_without_a_copy_of_the_past(family, tmp_path)
