@@ -2,10 +2,11 @@
 
     python benchmarks/build_memory.py MODEL --heads HEADS [--precision fp32,int8,w8a8,int4] [--json FILE]
 
-Each build runs in a process of its own that has imported every library beforehand. What is reported is the increase
-over what the process held then: of anonymous memory, which nothing but the process can give back (RssAnon in
-/proc/PID/status, sampled every two milliseconds), and of all resident memory with pages of mapped files (VmHWM, which
-the kernel keeps exactly). Both are also given as multiples of the fp32 weights, decoder and heads together.
+Each build runs in a process of its own. Two kinds of memory are reported: anonymous memory, which nothing but the
+process can give back (RssAnon in /proc/PID/status, sampled every two milliseconds), and all resident memory with pages
+of mapped files (VmHWM, which the kernel keeps exactly). Of both, the peak as it is, and how much that is above the
+memory of a process that has imported every library and traced a model of two layers, which is the same whatever is
+built. The increase is also given as a multiple of the fp32 weights, decoder and heads together.
 """
 
 from __future__ import annotations
@@ -32,14 +33,27 @@ import torch, transformers, torch.onnx._internal.exporter._core, torch._dynamo, 
 from onnxscript import optimizer
 from transformers.models.llama import modeling_llama
 from medusa_exporter.build import build
-from medusa_exporter.graph import check, dialects, trace
-import medusa_exporter.heads.layout
+from medusa_exporter.build import model_facts
+from medusa_exporter.graph import check, dialects
+from medusa_exporter.graph.release import release
+from medusa_exporter.graph.trace import trace
+from medusa_exporter.heads.layout import load_heads
+from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.models import ModelSource
 
 def say(line):
     print(line, flush=True)
     sys.stdin.readline()
 
-say("imported")
+def trace_tiny():
+    sizes = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    tiny = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).requires_grad_(False).eval()
+    facts = model_facts(tiny, ModelSource("tiny"), (0,), 64)
+    trace(tiny, MedusaHeads(16, 2, 1).requires_grad_(False).eval(), facts, 5)
+
+trace_tiny()
+release()
+say("ready")
 model, heads, bundle, options = sys.argv[1:]
 build(model, heads, Path(bundle), report=say, **json.loads(options))
 gc.collect()
@@ -49,23 +63,23 @@ say("built")
 
 @dataclass
 class Usage:
-    """Bytes of one process: anonymous and resident memory when all was imported, and the peaks of each stage."""
+    """Bytes of one process: anonymous and resident memory before the build, and the peaks of each stage."""
 
-    imported_anonymous: int
-    imported_resident: int
+    ready_anonymous: int
+    ready_resident: int
     anonymous: dict[str, int] = field(default_factory=dict)  # the peak of each stage
     at_begin: dict[str, int] = field(default_factory=dict)
     resident_peak: int = 0
 
     @property
-    def anonymous_increase(self) -> int:
-        """The peak of anonymous memory over what was held when all libraries were imported."""
-        return max(self.anonymous.values()) - self.imported_anonymous
+    def peaks(self) -> tuple[int, int]:
+        """The peak of anonymous memory, and that of all resident memory, pages of mapped files among it."""
+        return max(self.anonymous.values()), self.resident_peak
 
     @property
-    def resident_increase(self) -> int:
-        """The same of all resident memory, pages of mapped files among it."""
-        return self.resident_peak - self.imported_resident
+    def increases(self) -> tuple[int, int]:
+        """The same above what was held before the build."""
+        return self.peaks[0] - self.ready_anonymous, self.peaks[1] - self.ready_resident
 
 
 def measure(model: str, heads: str, bundle: Path, options: Mapping[str, object]) -> Usage:
@@ -86,7 +100,7 @@ def measure(model: str, heads: str, bundle: Path, options: Mapping[str, object])
         for line in child.stdout:
             stage = line.strip()
             held = read_status(child.pid)
-            if stage == "imported":
+            if stage == "ready":
                 reset_peak(child.pid)
                 usage = Usage(held["RssAnon"], held["VmRSS"])
                 watch.start()
@@ -173,20 +187,23 @@ def main() -> None:
     options = parser.parse_args()
     weights = weights_of(options.model, options.heads)
     print(f"fp32 weights of {options.model} and its heads: {weights / 1e6:.0f} MB")
-    print("| precision | imported, MB | anonymous, MB | x weights | resident with mapped files, MB | x weights |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| precision | anonymous: peak, MB | increase, MB | x weights | resident: peak, MB | increase, MB | x weights |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     results = {}
     for precision in options.precision.split(","):
         asked = {"backends": [options.backend], "precisions": [precision], "profiles": [options.profile]}
         with tempfile.TemporaryDirectory() as folder:
             usage = measure(options.model, options.heads, Path(folder) / "bundle", asked)
-        figures = usage.imported_resident, usage.anonymous_increase, usage.resident_increase
-        mb = [f"{size / 1e6:.0f}" for size in figures]
-        ratios = [f"{size / weights:.2f}" for size in figures[1:]]
-        print(f"| {precision} | {mb[0]} | {mb[1]} | {ratios[0]} | {mb[2]} | {ratios[1]} |", flush=True)
+        figures = [
+            f"{peak / 1e6:.0f} | {increase / 1e6:.0f} | {increase / weights:.2f}"
+            for peak, increase in zip(usage.peaks, usage.increases, strict=True)
+        ]
+        print(f"| {precision} | {' | '.join(figures)} |", flush=True)
         if options.stages:
             for stage, peak in usage.anonymous.items():
-                begin, end = (size - usage.imported_anonymous for size in (usage.at_begin[stage], peak))
+                begin, end = (size - usage.ready_anonymous for size in (usage.at_begin[stage], peak))
                 print(f"    {begin / 1e6:6.0f} at its begin, {end / 1e6:6.0f} at its peak: {stage}")
         results[precision] = asdict(usage)
     if options.json:

@@ -20,11 +20,12 @@ from medusa_exporter.engines.carried import carry_over
 from medusa_exporter.engines.flavours import FLAVOURS, fusing
 from medusa_exporter.engines.plan import StepSize, graph_file, graph_files, step_sizes
 from medusa_exporter.extras import import_extra
+from medusa_exporter.fitting import check_fit
 from medusa_exporter.heads.facts import read_head_facts
 from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.loading.rope import fix_longrope
 from medusa_exporter.loading.templates import choose_template
-from medusa_exporter.loading.vocabulary import ids_beyond
+from medusa_exporter.loading.vocabulary import ids_beyond, token_count
 from medusa_exporter.models import ModelSource
 from medusa_exporter.opening import text_opening
 from medusa_exporter.placing import appearing, check_target, claimed
@@ -88,6 +89,7 @@ def build(
     check_target(bundle)
     choose(backends, precisions, models.read_decoder(source))
     tokens = models.choose_context(source, context)
+    check_fit(source, heads, report)
     import_extra("onnxscript", "export")
     find_library("export")
     with claimed(bundle, report) as site:
@@ -138,10 +140,11 @@ def _fill(
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
     from medusa_exporter.heads.layout import load_heads
-    from medusa_exporter.heads.taps import check_taps
 
     tokenizer = models.load_tokenizer(source)
     templates = choose_template(tokenizer, chat_template)
+    sizes = models.read_sizes(source)
+    medusa = load_heads(heads, sizes.hidden_size, sizes.vocab_size, token_count(tokenizer))
     model = models.load_model(source, torch.float32)
     fix_longrope(model)
     facts = model_facts(model, source, end_token_ids(model, tokenizer), context)
@@ -149,8 +152,6 @@ def _fill(
         report("the model has no chat template: prompts are plain text (--chat-template FILE gives it one)")
     if beyond := ids_beyond(tokenizer, facts.vocab_size):
         report(f"the tokenizer has tokens that the model lacks, prompts with them are refused: {beyond}")
-    medusa = load_heads(heads, facts.hidden_size, facts.vocab_size)
-    check_taps(medusa.taps, facts.layers, heads)
     top_k = min(medusa.draft_vocabulary or facts.vocab_size, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
     graphs = [_graph_facts(backend, precision, steps, trees) for backend, precision in pairs]
     (folder / "graphs").mkdir(parents=True)
@@ -165,7 +166,7 @@ def _fill(
     tables = angles(model, facts.context + spare_positions(backend for backend, _ in pairs))
     windowed = models.hiding_window(model, facts.context) is not None
     source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, tables, windowed, texts, folder)
-    made, sizes = dialects.make_graphs(source_of, pairs, steps, fused)
+    made, fixed = dialects.make_graphs(source_of, pairs, steps, fused)
     report(f"write {', '.join(one.key for one in graphs)}")
     save_graphs({folder / file: graph for file, graph in made.items()}, SHARED_DATA)
     head_facts = HeadFacts(
@@ -176,7 +177,7 @@ def _fill(
     release()
     for file in files:
         report(f"check {Path(file).stem}: ONNX checker, shape inference, declared against actual inputs and outputs")
-        check_graph(folder / file, facts, head_facts, sizes.get(file))
+        check_graph(folder / file, facts, head_facts, fixed.get(file))
 
     report("write tokenizer and profiles, hash every file")
     write_tokenizer(folder, tokenizer, templates)

@@ -13,7 +13,8 @@ from medusa_runtime.errors import MedusaError, UnsupportedModelError
 
 from medusa_exporter.extras import import_extra
 from medusa_exporter.families import ACTIVATIONS, FAMILIES, Decoder
-from medusa_exporter.loading import rope
+from medusa_exporter.heads.bases import model_names
+from medusa_exporter.loading import rope, sizes
 from medusa_exporter.loading.config import (
     check_architecture,
     check_folder,
@@ -24,6 +25,8 @@ from medusa_exporter.loading.config import (
 from medusa_exporter.loading.gguf_keys import read_facts
 from medusa_exporter.loading.gguf_templates import gguf_templates
 from medusa_exporter.loading.gguf_weights import load_gguf
+from medusa_exporter.loading.room import check_room
+from medusa_exporter.loading.sizes import DecoderSizes
 from medusa_exporter.loading.stdin import closed_stdin
 from medusa_exporter.loading.weights import check_files, check_loaded
 from medusa_exporter.quiet import quiet
@@ -79,6 +82,12 @@ class ModelSource:
         if self.gguf:
             return self.gguf.removesuffix(".gguf")
         return Path(self.location).name if self.local else self.location
+
+    @property
+    def names(self) -> list[str]:
+        """What the model may be called: `name`, a folder's path, and the name that its config.json was saved under."""
+        found = model_names(Path(self.location)) if self.local and not self.gguf else []
+        return list(dict.fromkeys([self.name, *found]))
 
     @property
     def load_arguments(self) -> dict[str, Any]:
@@ -161,6 +170,12 @@ def _decoder(config: Mapping[str, Any], where: str) -> Decoder:
     return Decoder(family, head_dim, activation)
 
 
+def read_sizes(source: ModelSource) -> DecoderSizes:
+    """Read how large the decoder of `source` is, before any weights are read; raise UnsupportedModelError for none."""
+    with _reading(f"{source.gguf or source.location}: its config"):
+        return sizes.read_sizes(_config_facts(source))
+
+
 def choose_context(source: ModelSource, wanted: int | None) -> int:
     """Return the tokens that a bundle of `source` is made for, before any weights are read; see `loading.rope`."""
     config = _config_facts(source)
@@ -189,17 +204,18 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
     """Load the causal decoder of `source` with its weights in `dtype`, in evaluation mode, on `device`.
 
     Every weight comes from the files and every tensor of the files is used; no code of the model's folder runs, and
-    pickled weights are read as tensors and nothing else. Raises UnsupportedModelError for any other model.
+    pickled weights are read as tensors and nothing else. Raises UnsupportedModelError for any other model, and
+    CapacityError, before anything is read, for one that memory does not suffice for.
     """
     with _parsed_once(source):
         check_family(source)
         config = _config_facts(source)
         with _reading(f"{source.gguf or source.location}: its weights"):
-            model = (
-                load_gguf(Path(source.location) / source.gguf, dtype)
-                if source.gguf
-                else _load_files(source, config, dtype)
-            )
+            if source.gguf:
+                _check_room(source, config, dtype)
+                model = load_gguf(Path(source.location) / source.gguf, dtype)
+            else:
+                model = _load_files(source, config, dtype)
     model.config.eos_token_id = config.get("eos_token_id")  # transformers' default may be any word of the vocabulary
     model.requires_grad_(False)
     loaded: PreTrainedModel = model.to(device).eval()
@@ -215,6 +231,7 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
         check_files(Path(source.location), config.get("transformers_weights"))
         if (generation := Path(source.location) / "generation_config.json").is_file():
             read_object(generation)  # transformers takes a damaged one for none, and end tokens would be lost
+    _check_room(source, config, dtype)
     with quiet("transformers.modeling_utils"):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             source.location,
@@ -228,6 +245,12 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
     check_loaded(model, info, source.location)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _check_room(source: ModelSource, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Raise CapacityError for a model whose weights alone fit no memory; they are read into it for every device."""
+    needed = sizes.read_sizes(config).parameters * dtype.itemsize
+    check_room(needed, f"{source.gguf or source.location}: loading its weights in {dtype.itemsize * 8} bits")
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

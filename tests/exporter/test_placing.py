@@ -84,7 +84,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> str:
     from medusa_exporter.heads.modules import MedusaHeads
 
     folder = tmp_path_factory.mktemp("heads")
-    save_heads(MedusaHeads(64, 3, 1, "none"), folder, {"base_model_name_or_path": "tiny", "vocab_size": 300})
+    save_heads(MedusaHeads(64, 3, 1, "none"), folder, {"vocab_size": 300})
     return str(folder)
 
 

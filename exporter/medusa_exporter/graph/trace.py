@@ -34,6 +34,7 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
     """
     inputs = contract.input_specs(facts.layers, heads.input_size, facts.kv_row)
     outputs = contract.output_specs(facts.layers, heads.input_size, facts.vocab_size, facts.kv_row)
+    release()  # what loading has left
     graph, factor = _exported(model, heads, inputs, outputs, top_k)
     release()  # what the exporter has left
     tidy(graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medusa_exporter.heads.bases import BASE_KEY, model_names, other_base
+from medusa_exporter.heads.chosen import check_sizes
 from medusa_exporter.heads.configs import compare_config, read_config
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.facts import HeadFacts, layout_facts
 from medusa_exporter.heads.files import CONFIG_NAME, WEIGHTS_NAME, pickle_file
 from medusa_exporter.heads.layout import (
-    check_model,
     check_values,
     draft_rows,
     read_entries,
@@ -24,8 +26,10 @@ from medusa_exporter.heads.layout import (
     write_tensors,
 )
 from medusa_exporter.heads.layouts import MAP_NAME, Layout, canonical_names, recognise
+from medusa_exporter.heads.padding import scored_rows
 from medusa_exporter.heads.pickles import check_types, read_pickle
 from medusa_exporter.heads.stored import find_heads, read_header
+from medusa_exporter.heads.taps import check_taps
 
 # Where a decoder keeps its lm_head; the last where it is tied to the embedding
 LM_HEADS = ("lm_head.weight", "embed_out.weight", "model.embed_tokens.weight")
@@ -53,16 +57,21 @@ def convert(source: str | Path, folder: Path, *, base: Path | None = None, force
     config = read_config(source)
     sizes = _base_sizes(base) if base else None
     if sizes:
-        check_model(facts, *sizes, source)
+        check_sizes(facts, *sizes, source)
     vocab_size = sizes[1] if sizes else _vocab_size(facts, config)
-    check_values(tensors, where, vocab_size)
+    check_values(tensors, where, None if vocab_size is None else scored_rows(facts, vocab_size))
     compare_config(source, layout, facts, vocab_size, taps_of(tensors))
+    if base:
+        if isinstance(layers := read_config(base).get("num_hidden_layers"), int):
+            check_taps(taps_of(tensors), layers, str(source))
+        if other := other_base(source, model_names(base)):
+            warnings.warn(other, stacklevel=2)
     tensors = draft_rows(tensors)
     shared = base is not None and _is_the_models(tensors, facts, base)
     if shared:
         tensors = {name: tensor for name, tensor in tensors.items() if not _is_lm_head(name, facts)}
     extras = {
-        "base_model_name_or_path": base.resolve().name if base else config.get("base_model_name_or_path"),
+        BASE_KEY: base.resolve().name if base else config.get(BASE_KEY),
         "vocab_size": vocab_size,
     }
     write_tensors(tensors, folder, {key: value for key, value in extras.items() if value is not None}, where)
@@ -126,4 +135,5 @@ def _is_the_models(tensors: dict[str, Tensor], facts: HeadFacts, base: Path) -> 
         return False
     rows = read_entries({"lm_head": held})["lm_head"].float()
     rows = rows[tensors[MAP_NAME]] if MAP_NAME in tensors else rows
-    return all(torch.equal(tensors[f"{head}.{facts.layers}.weight"].float(), rows) for head in range(facts.heads))
+    owned = [tensors[f"{head}.{facts.layers}.weight"].float() for head in range(facts.heads)]
+    return all(torch.equal(one[: len(rows)], rows[: len(one)]) for one in owned)  # their padding may differ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,6 +104,11 @@ def expected_shapes(facts: HeadFacts) -> dict[str, Shape]:
     if facts.taps:
         expected[TAPS_NAME] = (facts.taps,)
     return expected
+
+
+def parameters(facts: HeadFacts) -> int:
+    """How many numbers heads with these facts hold."""
+    return sum(math.prod(shape) for shape in expected_shapes(facts).values())
 
 
 def _map_size(shape: Shape, own_size: int | None, where: str) -> int:

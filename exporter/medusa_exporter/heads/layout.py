@@ -5,7 +5,6 @@ Safetensors only: a pickle is never loaded here (see `convert`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ import torch
 from torch import Tensor
 
 from medusa_exporter.files import write_json, written_whole
+from medusa_exporter.heads.chosen import check_numbers, check_sizes
 from medusa_exporter.heads.configs import compare_config
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.facts import HeadFacts, heads_files, layout_facts, read_head_facts, stored_facts
+from medusa_exporter.heads.facts import heads_files, layout_facts, read_head_facts, stored_facts
 from medusa_exporter.heads.files import CONFIG_NAME, WEIGHTS_NAME
 from medusa_exporter.heads.layouts import MAP_NAME, TAPS_NAME, TRUNK_NAMES
 from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.heads.padding import LM_HEAD, fit_rows, scored_rows
 from medusa_exporter.heads.stored import Entry, StoredHeads, find_heads
 
 __all__ = ["HeadsError", "heads_files", "load_heads", "read_head_facts", "save_heads"]
@@ -69,28 +70,28 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: str | Path, extras: dic
     write_json(target / CONFIG_NAME, config)
 
 
-def load_heads(source: str | Path, hidden_size: int, vocab_size: int) -> MedusaHeads:
+def load_heads(source: str | Path, hidden_size: int, vocab_size: int, tokens: int | None = None) -> MedusaHeads:
     """Load the heads of a folder or hub name ('owner/name') in fp32, for a decoder of these sizes.
 
     Any published layout (see `layouts`). Everything about the heads follows from their weights; a config.json that
-    says otherwise is warned of (UserWarning). Raises HeadsError for everything that cannot be these heads: see `stored`
-    and `facts`.
+    says otherwise is warned of (UserWarning). lm_heads of a vocabulary that is padded differently are fitted (see
+    `padding`). tokens: how many tokens the model's tokenizer has, None where that is not known. Raises HeadsError for
+    everything that cannot be these heads: see `stored`, `facts` and `chosen`.
     """
     stored = find_heads(source)
     facts = stored_facts(stored)
-    check_model(facts, hidden_size, vocab_size, source)
+    check_sizes(facts, hidden_size, vocab_size, source, tokens)
     tensors = read_tensors(stored)
-    check_values(tensors, stored.where, vocab_size)
+    check_values(tensors, stored.where, scored_rows(facts, vocab_size))
     taps = taps_of(tensors)
     compare_config(source, stored.layout, facts, vocab_size, taps)
-    tensors = draft_rows(tensors)
-    own_size = facts.own_lm_head_size and (facts.draft_vocabulary or facts.own_lm_head_size)
+    tensors = fit_rows(draft_rows(tensors), vocab_size)
     heads = MedusaHeads(
         hidden_size,
         facts.heads,
         facts.layers,
         facts.conditioning,
-        own_size,
+        len(tensors[f"0.{facts.layers}.weight"]) if facts.own_lm_head_size else None,
         tensors.get(MAP_NAME),
         taps=taps,
         trunk=facts.trunk,
@@ -132,7 +133,7 @@ def draft_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     token_map = tensors.get(MAP_NAME)
     if token_map is None:
         return dict(tensors)
-    lm_heads = [name for name in tensors if re.fullmatch(r"\d+\.\d+\.weight", name)]
+    lm_heads = [name for name in tensors if LM_HEAD.fullmatch(name)]
     return {**tensors, **{name: tensors[name][token_map] for name in lm_heads if len(tensors[name]) != len(token_map)}}
 
 
@@ -141,40 +142,13 @@ def taps_of(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
     return tuple(tensors[TAPS_NAME].tolist()) if TAPS_NAME in tensors else ()
 
 
-def check_model(facts: HeadFacts, hidden_size: int, vocab_size: int, source: str | Path) -> None:
-    """Raise HeadsError unless heads with these facts fit a model of H and V."""
-    if facts.hidden_size != hidden_size:
-        raise HeadsError(
-            f"{source}: heads for hidden size {facts.hidden_size}, but the model's is {hidden_size}; "
-            "give heads trained for this model"
-        )
-    if facts.own_lm_head_size not in (None, vocab_size, facts.draft_vocabulary):
-        raise HeadsError(
-            f"{source}: heads with an lm_head of {facts.own_lm_head_size} tokens, but the model's vocabulary has "
-            f"{vocab_size}; give heads trained for this model"
-        )
-
-
-def check_values(tensors: Mapping[str, Tensor], where: str, vocab_size: int | None = None) -> None:
-    """Raise HeadsError unless weights are finite, taps distinct, a token_map's ids distinct and below V (if known)."""
+def check_values(tensors: Mapping[str, Tensor], where: str, scored: int | None = None) -> None:
+    """Raise HeadsError unless weights are finite and taps and a token_map's ids are as `check_numbers` wants them."""
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise HeadsError(f"{where}: {name} holds NaN or infinite values; expected finite weights. Train again")
-    taps = taps_of(tensors)
-    if min(taps, default=0) < 0 or len(set(taps)) != len(taps):
-        raise HeadsError(f"{where}: {TAPS_NAME} holds {list(taps)}; expected distinct layers, numbered from 0. Damaged")
-    token_map = tensors.get(MAP_NAME)
-    if token_map is None:
-        return
-    low, high = int(token_map.min()), int(token_map.max())
-    if low < 0 or (vocab_size is not None and high >= vocab_size):
-        last = "" if vocab_size is None else f" to {vocab_size - 1}"
-        raise HeadsError(
-            f"{where}: {MAP_NAME} holds ids from {low} to {high}, but the model's tokens are numbered from 0{last}; "
-            "give heads trained for this model"
-        )
-    if repeated := len(token_map) - len(torch.unique(token_map)):
-        raise HeadsError(f"{where}: {MAP_NAME} repeats {repeated} of its ids; expected each token once. Damaged")
+    taps, token_map = (tensors.get(name, torch.zeros(0, dtype=torch.int64)).numpy() for name in (TAPS_NAME, MAP_NAME))
+    check_numbers(taps, token_map, where, scored)
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

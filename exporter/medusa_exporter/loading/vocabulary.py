@@ -15,3 +15,8 @@ def ids_beyond(tokenizer: Any, vocabulary: int) -> str:
     beyond = sorted((token, text) for text, token in tokenizer.get_vocab().items() if token >= vocabulary)
     more = f" and {len(beyond) - SHOWN} more" if len(beyond) > SHOWN else ""
     return ", ".join(f"{text!r} ({token})" for token, text in beyond[:SHOWN]) + more
+
+
+def token_count(tokenizer: Any) -> int:
+    """How many ids a vocabulary needs to hold all of a tokenizer's tokens: one more than the largest of them."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)

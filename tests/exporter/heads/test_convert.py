@@ -241,3 +241,26 @@ def test_errors_are_told_in_one_line(tmp_path, capsys):
         shown = capsys.readouterr().err
         assert shown.startswith("error: ")
         assert shown.count("\n") == 1
+
+
+def test_a_base_that_the_heads_do_not_name_is_warned_of(v01, base, tmp_path):
+    with pytest.warns(UserWarning) as caught:
+        convert(v01, tmp_path / "out", base=base)
+    said = [str(warning.message) for warning in caught]
+    assert any("base_model_name_or_path is 'lmsys/vicuna-7b-v1.3', but the model is" in text for text in said)
+
+
+def test_heads_that_tap_what_the_base_lacks_are_refused(tmp_path):
+    save_heads(MedusaHeads(H, 2, 1, taps=(4,)), tmp_path / "in", {"vocab_size": V})
+    config = {"hidden_size": H, "vocab_size": V, "num_hidden_layers": 4}
+    folder = write(tmp_path / "base-model", published.decoder(), config=config)
+    with pytest.raises(HeadsError, match="no decoder layer 4 to tap, the model's are 0 to 3"):
+        convert(tmp_path / "in", tmp_path / "out", base=folder)
+
+
+def test_lm_heads_that_equal_the_models_but_for_padding_are_left_out(tmp_path):
+    rows = [torch.cat((published.decoder()["lm_head.weight"], torch.zeros(64 - V, H).half()))] * K
+    weights = published.named("{head}.{layer}", linears(1)) | {f"{k}.1.weight": row for k, row in enumerate(rows)}
+    base = write(tmp_path / "base-model", published.decoder(), config={"hidden_size": H, "vocab_size": V})
+    assert convert(write(tmp_path / "in", weights), tmp_path / "out", base=base).shared
+    assert load_heads(tmp_path / "out", H, V).own_lm_head is None

@@ -1,0 +1,101 @@
+"""Whether memory suffices for a model, before it is loaded: what the machine and the control groups leave to us."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from medusa_runtime.errors import CapacityError
+
+ROOT = Path("/")
+MB = 10**6
+
+
+def check_room(needed: int, what: str, root: Path = ROOT) -> None:
+    """Raise CapacityError unless `needed` bytes of memory are left; where that cannot be found out, do nothing.
+
+    what: what needs them, for the message. root: folder that holds proc and sys.
+    """
+    left = room(root)
+    if left is not None and needed > left:
+        raise CapacityError(
+            f"{what} needs about {needed // MB:,} MB of memory, but {left // MB:,} MB are left (free memory and swap, "
+            "within the limits of the process's control groups); expected enough: close other programs, raise the "
+            "limit, or use a machine with more memory or a smaller model"
+        )
+
+
+def room(root: Path = ROOT) -> int | None:
+    """Return how many bytes this process can still take, swap counted; None on systems that do not say it.
+
+    Of a control group's usage, files that it has cached do not count: they are dropped when memory is asked for.
+    """
+    left = [bytes_ for bytes_ in (_machine(root), *_groups(root)) if bytes_ is not None]
+    return min(left, default=None)
+
+
+def _machine(root: Path) -> int | None:
+    try:
+        text = (root / "proc/meminfo").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None
+    sizes = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
+    if "MemAvailable" not in sizes:
+        return None
+    return sizes["MemAvailable"] + sizes.get("SwapFree", 0)
+
+
+def _groups(root: Path) -> Iterator[int | None]:
+    """What each control group with a limit leaves: the process's own and all above it, of both versions."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", "-", "")
+        if not controllers:
+            tree, left = root / "sys/fs/cgroup", _left_v2
+        elif "memory" in controllers.split(","):
+            tree, left = root / "sys/fs/cgroup/memory", _left_v1
+        else:
+            continue
+        own = tree / path.lstrip("/")
+        # inside a container the path may be the host's; its own group is then at the top of the tree
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(tree):
+                yield left(folder)
+
+
+def _left_v2(folder: Path) -> int | None:
+    limit = _number(folder / "memory.max")
+    used = _number(folder / "memory.current")
+    if limit is None or used is None:
+        return None
+    swap, swapped = _number(folder / "memory.swap.max"), _number(folder / "memory.swap.current")
+    more = 0 if swap is None or swapped is None else max(swap - swapped, 0)
+    return max(limit - used + _cached(folder, "inactive_file", "active_file") + more, 0)
+
+
+def _left_v1(folder: Path) -> int | None:
+    limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
+    if limit is None or used is None:
+        return None
+    return max(limit - used + _cached(folder, "total_inactive_file", "total_active_file"), 0)
+
+
+def _cached(folder: Path, *names: str) -> int:
+    try:
+        text = (folder / "memory.stat").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return 0
+    sizes = dict(re.findall(r"^(\w+) (\d+)$", text, re.MULTILINE))
+    return sum(int(sizes.get(name, 0)) for name in names)
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; None for `max`, and where there is no such file."""
+    try:
+        return int(file.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None

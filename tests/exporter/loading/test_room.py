@@ -1,0 +1,99 @@
+"""How much memory is left, by made-up files of proc and sys, and what is refused for want of it."""
+
+import pytest
+from medusa_exporter.loading.room import check_room, room
+from medusa_runtime.errors import CapacityError
+
+MB = 10**6
+
+
+@pytest.fixture
+def host(tmp_path):
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(text))
+
+    write("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    4000 kB\nSwapFree:        500 kB\n")
+    return tmp_path, write
+
+
+def group(write, folder, version=2, **numbers):
+    names = {
+        "limit": "memory.max",
+        "used": "memory.current",
+        "swap": "memory.swap.max",
+        "swapped": "memory.swap.current",
+    }
+    if version == 1:
+        names = {"limit": "memory.limit_in_bytes", "used": "memory.usage_in_bytes"}
+    for name, file in names.items():
+        if name in numbers:
+            write(f"{folder}/{file}", f"{numbers[name]}\n")
+    if "cached" in numbers:
+        start = "" if version == 2 else "total_"
+        write(f"{folder}/memory.stat", f"anon 5\n{start}inactive_file {numbers['cached']}\n{start}active_file 3\n")
+
+
+def test_without_groups_free_memory_and_swap_count(host):
+    assert room(host[0]) == 4_500 * 1024
+
+
+def test_the_tightest_group_counts_the_cached_files_aside(host):
+    root, write = host
+    write("proc/self/cgroup", "0::/a/b\n")
+    group(write, "sys/fs/cgroup/a/b", limit=3_000_000, used=2_000_000, cached=500_000)
+    assert room(root) == 1_500_003
+    group(write, "sys/fs/cgroup/a", limit=1_000_000, used=900_000)
+    assert room(root) == 100_000
+    group(write, "sys/fs/cgroup/a", limit="max", used=900_000)
+    assert room(root) == 1_500_003
+    group(write, "sys/fs/cgroup/a/b", swap=400_000, swapped=100_000)
+    assert room(root) == 1_800_003
+    group(write, "sys/fs/cgroup/a/b", swap="max")
+    assert room(root) == 1_500_003
+    group(write, "sys/fs/cgroup/a/b", used=9_000_000)
+    assert room(root) == 0
+
+
+def test_within_a_container_the_group_is_at_the_top(host):
+    root, write = host
+    write("proc/self/cgroup", "0::/../../docker/0123\n")
+    group(write, "sys/fs/cgroup", limit=2_000_000, used=500_000)
+    assert room(root) == 1_500_000
+
+
+def test_groups_of_the_first_version(host):
+    root, write = host
+    write("proc/self/cgroup", "5:cpu,cpuacct:/a\n4:hugetlb,memory:/docker/0123\n0::/\n")
+    group(write, "sys/fs/cgroup/memory", version=1, limit=2_000_000, used=900_000, cached=97)
+    assert room(root) == 1_100_100
+    group(write, "sys/fs/cgroup/memory/docker/0123", version=1, limit=1_000_000, used=900_000)
+    assert room(root) == 100_000
+    group(write, "sys/fs/cgroup/memory/docker/0123", version=1, limit=9223372036854771712)
+    assert room(root) == 1_100_100
+
+
+@pytest.mark.parametrize("text", [None, "", "MemTotal: 5 kB\n", "MemAvailable: many kB\n", "\xff\xfe"])
+def test_where_nothing_can_be_found_out_nothing_is_refused(tmp_path, text):
+    if text is not None:
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc/meminfo").write_text(text, encoding="utf-8")
+    assert room(tmp_path) is None
+    check_room(10**18, "anything", tmp_path)
+
+
+@pytest.mark.parametrize("lines", ["", "nonsense\n", "a:b\n", "::\n", "0::/a/b\n", "4:memory:/x\n"])
+def test_unknown_groups_limit_nothing(host, lines):
+    root, write = host
+    write("proc/self/cgroup", lines)
+    write("sys/fs/cgroup/a/b/memory.max", "a lot")
+    assert room(root) == 4_500 * 1024
+
+
+def test_what_does_not_fit_is_refused_with_both_figures(host):
+    root, write = host
+    write("proc/meminfo", "MemAvailable: 7812500 kB\n")  # 8,000 MB
+    check_room(8_000 * MB, "this", root)
+    with pytest.raises(CapacityError, match=r"this needs about 8,001 MB of memory, but 8,000 MB are left .*raise the"):
+        check_room(8_001 * MB, "this", root)
