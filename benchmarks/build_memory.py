@@ -23,6 +23,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from medusa_exporter.files import write_json
+from medusa_exporter.replacing import JsonKind, check_file
+
+OUTPUT = JsonKind("benchmarks/build_memory.py", frozenset({"weights", "builds"}))
 INTERVAL = 0.002  # seconds between samples
 CHILD = """
 import gc, json, sys
@@ -185,6 +189,8 @@ def main() -> None:
     parser.add_argument("--stages", action="store_true", help="Print the peak of every stage, too.")
     parser.add_argument("--json", type=Path, help="File to write the figures to.")
     options = parser.parse_args()
+    if options.json:
+        check_file(options.json, OUTPUT)
     weights = weights_of(options.model, options.heads)
     print(f"fp32 weights of {options.model} and its heads: {weights / 1e6:.0f} MB")
     print(
@@ -207,7 +213,7 @@ def main() -> None:
                 print(f"    {begin / 1e6:6.0f} at its begin, {end / 1e6:6.0f} at its peak: {stage}")
         results[precision] = asdict(usage)
     if options.json:
-        options.json.write_text(json.dumps({"weights": weights, "builds": results}, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, OUTPUT.marked({"weights": weights, "builds": results}))
 
 
 if __name__ == "__main__":

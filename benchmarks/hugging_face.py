@@ -24,14 +24,17 @@ from medusa_exporter.bench.runs import WARM_TOKENS, Question, Run, Turn
 from medusa_exporter.bench.table import table
 from medusa_exporter.bench.walk import Answerer, Answers, ask_each, encode
 from medusa_exporter.bench.worker import Opened, Setup, Worker
-from medusa_exporter.files import check_output, write_json
+from medusa_exporter.files import write_json
 from medusa_exporter.models import ModelSource
+from medusa_exporter.outputs import BENCH
 from medusa_exporter.prompts import load_prompts
+from medusa_exporter.replacing import JsonKind, check_file
 from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.layout import Layout
 
+OUTPUT = JsonKind("benchmarks/hugging_face.py", BENCH.keys)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -122,7 +125,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    check_output(options.json, options.bundle)
+    check_file(options.json, OUTPUT, inputs=[options.prompts], bundle=options.bundle)
     bundle = Bundle.open(options.bundle)
     layout, trees = Layout(bundle), [bundle.profile(name) for name in options.profile]
     prompts = [
@@ -159,7 +162,7 @@ def main() -> None:
         "results": found_results,
     }
     content["prompts"]["turns"] = len(done)
-    write_json(options.json, content)
+    write_json(options.json, OUTPUT.marked(content))
 
 
 def _results(

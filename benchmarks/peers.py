@@ -15,9 +15,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from peers_report import ASIDE, GENAI, LLAMA, PLAIN, Contender, plot, print_table, step_ms, summarise, token_rate
+from medusa_exporter.files import write_json
+from medusa_exporter.replacing import JsonKind, ReplaceError, check_file
+from peers_report import (
+    ASIDE,
+    GENAI,
+    LLAMA,
+    PLAIN,
+    PLOT,
+    PLOT_TYPES,
+    Contender,
+    plot,
+    print_table,
+    step_ms,
+    summarise,
+    token_rate,
+)
 
 HERE = Path(__file__).resolve().parent
+OUTPUT = JsonKind("benchmarks/peers.py", frozenset({"machine", "settings", "precisions"}))
 WARM_UP_TOKENS = 24
 LLAMA_TYPES = {"fp32": ("F32", ASIDE), "int8": ("Q8_0",), "w8a8": ("Q8_0",), "int4": ("Q4_0",)}
 GENAI_TYPES = {"fp32": "fp32", "int8": "int8", "w8a8": "int8", "int4": "int4"}
@@ -102,6 +118,18 @@ def make_models(arguments: argparse.Namespace) -> dict[str, str]:
     return made
 
 
+def check_outputs(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End the command where an output would replace what this script did not write."""
+    try:
+        check_file(arguments.json, OUTPUT, inputs=[arguments.prompts], bundle=arguments.bundle)
+        if arguments.plot:
+            if arguments.plot.suffix not in PLOT_TYPES:
+                parser.error(f"--plot {arguments.plot}: expected a name that ends in {' or '.join(PLOT_TYPES)}")
+            check_file(arguments.plot, PLOT, inputs=[arguments.prompts, arguments.json], bundle=arguments.bundle)
+    except ReplaceError as error:
+        parser.error(str(error))
+
+
 def main() -> None:
     """Parse the command line, measure, report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
@@ -126,6 +154,8 @@ def main() -> None:
         parser.error("--rounds, --limit and --attempts must be at least 1, --max-new-tokens at least 2")
     if arguments.llama and not arguments.model.endswith(".gguf"):
         parser.error("llama.cpp's models are made from a .gguf file only; give one as --model, or --no-llama")
+
+    check_outputs(parser, arguments)
 
     from medusa_runtime.bundle import Bundle
 
@@ -155,7 +185,7 @@ def main() -> None:
     settings = {name: value for name, value in common.items() if name != "prompts"}
     settings |= {"prompts": len(prompts), "rounds": arguments.rounds}
     everything = {"machine": facts, "settings": settings, "precisions": results}
-    arguments.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.json, OUTPUT.marked(everything))
     for precision, result in results.items():
         print_table(precision, result)
     if arguments.plot:

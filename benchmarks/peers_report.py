@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medusa_exporter.files import written_whole
+from medusa_exporter.replacing import Kind, starts_with
+
+PLOT = Kind("benchmarks/peers.py --plot", starts_with(b"benchmarks/peers.py --plot"))
+PLOT_TYPES = (".svg", ".png")
 PLAIN, GENAI, LLAMA = "medusa plain", "genai", "llama.cpp"
 ASIDE = "F16"  # a system that is shown beside those it is no peer of: another precision
 
@@ -214,4 +219,6 @@ def plot(precisions: dict[str, dict[str, Any]], file: Path) -> None:
         panel.set_title(precision)
         panel.set_xlabel("tokens per second")
     FigureCanvasAgg(figure)
-    figure.savefig(file)
+    named = {"Creator": PLOT.maker, "Date": None} if file.suffix == ".svg" else {"Software": PLOT.maker}
+    with written_whole(file) as target:
+        figure.savefig(target, format=file.suffix[1:], metadata=named)

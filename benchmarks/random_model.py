@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from medusa_exporter.heads.layout import save_heads
 from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.outputs import HEADS
+from medusa_exporter.replacing import JsonKind, Kind, ReplaceError, check_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -51,6 +53,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
+CONFIG = JsonKind("benchmarks/random_model.py", frozenset({"made_by"}))
+MODEL = Kind(CONFIG.maker, lambda file: CONFIG.is_ours(file.with_name("config.json")))
+MODEL_FILES = (
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 END, LARGE = "<end>", 1 + LETTERS.index("e")
 
 
@@ -65,6 +78,12 @@ def main() -> None:
     parser.add_argument("--stream", type=float, help="The largest element of the residual stream, of one token.")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
+    try:
+        weights = [file.name for file in (options.output / "model").glob("*.safetensors")]
+        check_folder(options.output / "model", dict.fromkeys([*MODEL_FILES, *weights], MODEL))
+        check_folder(options.output / "heads", HEADS)
+    except ReplaceError as error:
+        parser.error(str(error))
     shape = dict(SHAPES[options.shape], max_position_embeddings=options.context)
     if options.layers:
         shape["num_hidden_layers"] = options.layers
@@ -73,7 +92,8 @@ def main() -> None:
     tokens = torch.arange(options.draft_vocabulary) if options.draft_vocabulary else None
     torch.set_default_dtype(torch.float16)
     with torch.device(device):
-        model = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=0, eos_token_id=0, pad_token_id=0))
+        shape |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "made_by": MODEL.maker}
+        model = LlamaForCausalLM(LlamaConfig(**shape))
         heads = MedusaHeads(shape["hidden_size"], options.heads, 1, token_map=tokens)
     torch.set_default_dtype(torch.float32)
     if options.stream:

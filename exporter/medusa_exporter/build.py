@@ -77,6 +77,7 @@ def build(
     supports; None for its `max_position_embeddings`. `report` gets a line as each stage begins. Raises MedusaError or
     ProfileError before any work for what cannot be built; an interrupted build leaves the old bundle, or none.
     """
+    check_target(bundle)
     pairs = choose(backends, precisions)
     source = ModelSource.resolve(model)
     count, *_ = read_head_facts(heads)
@@ -86,7 +87,6 @@ def build(
     sources = describe_sources(source, heads, graph_files(pairs, steps), trees, fused, chat_template, context)
     if not force and Site(bundle.resolve()).at_rest and (manifest := unchanged(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
-    check_target(bundle)
     choose(backends, precisions, models.read_decoder(source))
     tokens = models.choose_context(source, context)
     check_fit(source, heads, report)

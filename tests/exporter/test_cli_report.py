@@ -31,7 +31,7 @@ def test_a_bench_becomes_a_page(
         (["a.json"], 2, "--output"),
         (["-o", "out.html"], 2, "Missing argument"),
         (["none.json", "-o", "out.html"], 2, "does not exist"),
-        (["a.json", "-o", "."], 1, "is a folder; give the HTML file"),
+        (["a.json", "-o", "."], 1, "is a folder; expected the file that medusa-export report is to write"),
         (["a.json", "-o", "a.json"], 1, "is one of the files to read"),
         (["a.json", "b.json", "-o", "out.html"], 1, "b.json is the same run as a.json"),
         (["bad.json", "-o", "out.html"], 1, "bad.json is not valid JSON"),

@@ -1,11 +1,12 @@
 """Files appear whole or not at all."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
-from medusa_exporter.files import check_output, write_json, written_whole
-from medusa_runtime.errors import MedusaError
+from medusa_exporter.files import finish, write_json, written_together, written_whole
 
 
 def test_a_file_appears_when_all_of_it_is_written(tmp_path):
@@ -49,16 +50,46 @@ def test_lists_of_whole_numbers_take_one_line(tmp_path: Path) -> None:
     assert "[1, 2, -3]" in text and "[4]" in text
 
 
-def test_the_folder_of_the_json_is_made(tmp_path: Path) -> None:
-    file = tmp_path / "new" / "deep" / "out.json"
-    check_output(file, tmp_path / "bundle")
-    assert file.parent.is_dir()
-    assert not file.exists()
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "out.json"
+    link.symlink_to(tmp_path / "there" / "real.json")
+    for number in range(2):
+        write_json(link, {"number": number})
+        assert link.is_symlink()
+        assert json.loads((tmp_path / "there" / "real.json").read_text()) == {"number": number}
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["real.json"]
 
 
-def test_places_that_cannot_hold_the_json_are_refused_early(tmp_path: Path) -> None:
-    with pytest.raises(MedusaError, match="is a folder"):
-        check_output(tmp_path, tmp_path / "bundle")
-    with pytest.raises(MedusaError, match="lies in the bundle"):
-        check_output(tmp_path / "bundle" / "out.json", tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
+@pytest.mark.skipif(sys.platform == "win32", reason="files are locked in another way there")
+def test_scratch_files_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    if (child := os.fork()) == 0:
+        with written_whole(path) as file:
+            file.write(b"half")
+            os._exit(0)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    theirs = tmp_path / ".out.json.backup.tmp"
+    theirs.write_text("years")
+    with written_whole(path) as slow:
+        slow.write(b"slow")
+        write_json(path, {})
+        assert not left.exists()
+        assert len(list(tmp_path.iterdir())) == 3
+    assert path.read_bytes() == b"slow"
+    assert sorted(tmp_path.iterdir()) == [theirs, path]
+
+
+def test_files_come_together_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "folder"
+    for content in (b"old", b"new"):
+        with written_together(folder) as new:
+            for name in ("a", "b"):
+                (new / name).write_bytes(content)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a": content, "b": content}
+    with pytest.raises(KeyboardInterrupt), written_together(folder) as new:
+        (new / "a").write_bytes(b"half")
+        raise KeyboardInterrupt
+    finish(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a": b"new", "b": b"new"}

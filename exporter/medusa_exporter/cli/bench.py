@@ -32,8 +32,10 @@ from medusa_exporter.cli.options import (
     split_commas,
     split_numbers,
 )
-from medusa_exporter.files import check_output, write_json
+from medusa_exporter.files import write_json
+from medusa_exporter.outputs import BENCH
 from medusa_exporter.prompts import load_prompts, read_categories
+from medusa_exporter.replacing import check_file
 from medusa_exporter.verify import Difference
 
 
@@ -119,7 +121,7 @@ def command(
     logits in fp32, where weights are quantised 1% of the row's range); the JSON is written all the same. Lines that
     have a "category" are counted by it too.
     """
-    check_output(output, bundle)
+    check_file(output, BENCH, inputs=[file, *([forced] if forced else [])], bundle=bundle)
     prompts, kinds = load_prompts(file, limit), read_categories(file)
     opened = Bundle.open(bundle, expected_digest=expected_digest)
     for name in backends:
@@ -183,7 +185,7 @@ def _measure(
         ]
         content["failures"] = {name: worker.failure for name, worker in workers.items() if worker.failure}
         if any(result["steps"] for result in content["results"]):
-            write_json(output, content)
+            write_json(output, BENCH.marked(content))
         if all(worker.failure for worker in running.values()):
             break
     if not any(result["steps"] for result in content["results"]):

@@ -23,8 +23,10 @@ from medusa_exporter.compare.outcome import Outcome
 from medusa_exporter.compare.recording import Side
 from medusa_exporter.compare.steps import Plan, Reference, Runner, Taken, room, walk
 from medusa_exporter.compare.tolerances import tolerance
-from medusa_exporter.files import check_output, write_json
+from medusa_exporter.files import write_json
+from medusa_exporter.outputs import COMPARE, RECORDING
 from medusa_exporter.prompts import load_prompts
+from medusa_exporter.replacing import check_file
 from medusa_exporter.verify import PROMPTS
 
 STEPS = 8
@@ -107,9 +109,9 @@ def command(
         )
     if save is not None and output is not None:
         raise click.UsageError("--save compares nothing yet; give --json with --against")
-    for place in (save, output):
+    for place, kind in ((save, RECORDING), (output, COMPARE)):
         if place is not None:
-            check_output(place, bundle)
+            check_file(place, kind, inputs=[source for source in (file, against) if source], bundle=bundle)
     if save is None:
         load_polygraphy()  # before any work
     opened = Bundle.open(bundle, expected_digest=expected_digest)
@@ -210,7 +212,7 @@ def _conclude(bundle: Bundle, plan: Plan, sides: list[Side], outcome: Outcome, o
             "passed": worst is None,
             "tensors": report.as_json(rows),
         }
-        write_json(output, content)
+        write_json(output, COMPARE.marked(content))
     click.echo(report.table(rows))
     reference, other = map(str, sides)
     if worst is not None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from medusa_exporter.cli.options import chat_template_option
+from medusa_exporter.outputs import DATA, REVIEW
+from medusa_exporter.replacing import check_file, check_folder
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -71,6 +73,11 @@ def command(
         raise click.UsageError("nothing to answer: give --prompts FILE, --synthesize N or --answers FILE")
     if max_new_tokens >= context:
         raise click.UsageError(f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in --context {context}")
+
+    given = [*files, *exclude, *answers, *([review_in] if review_in else [])]
+    check_folder(output, DATA)
+    if review_out:
+        check_file(review_out, REVIEW, inputs=given)
 
     from medusa_exporter.distillation.conversations import read_conversations
     from medusa_exporter.distillation.data import META_NAME, DataError, save_data

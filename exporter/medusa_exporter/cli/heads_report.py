@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from medusa_exporter.files import write_json
+from medusa_exporter.outputs import FITTED, HEADS_REPORT, TREE
+from medusa_exporter.replacing import check_file, check_folder
 
 
 @click.command(name="heads-report")
@@ -39,6 +42,13 @@ def command(
     half of the conversations and checked on the other; nodes count the root. --write-profiles fits trees on both halves
     and writes them as tree-{nodes}.toml.
     """
+    from medusa_exporter.training.report import SIZES
+
+    if json_file:
+        check_file(json_file, HEADS_REPORT, inputs=map(Path, files))
+    if write_profiles:
+        check_folder(write_profiles, {f"tree-{nodes}.toml": TREE for nodes in SIZES})
+
     from medusa_exporter.distillation.data import concatenate, load_data
     from medusa_exporter.heads.bases import other_base
     from medusa_exporter.heads.chosen import check_heads
@@ -58,7 +68,7 @@ def command(
     loaded = load_model(source, pick_dtype(dtype, device), device)
     trained = load_heads(heads, loaded.config.hidden_size, loaded.config.vocab_size).to(device)
     name = source.name
-    origin = f"fitted on answers of {name} by heads {Path(heads).name}"
+    origin = f"{FITTED}{name} by heads {Path(heads).name}"
     found = report.report(
         loaded,
         trained,
@@ -70,6 +80,6 @@ def command(
     )
     click.echo(report.as_text(found))
     if json_file:
-        json_file.write_text(json.dumps(found.facts(), indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, HEADS_REPORT.marked(found.facts()))
     if write_profiles:
         report.write_profiles(found.trees, write_profiles)

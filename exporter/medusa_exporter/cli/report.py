@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from medusa_runtime.errors import MedusaError
 
 from medusa_exporter.files import write_bytes
+from medusa_exporter.outputs import REPORT
+from medusa_exporter.replacing import check_file
 from medusa_exporter.report.page import render
 from medusa_exporter.report.read import read_runs
 
@@ -23,13 +24,9 @@ def command(files: tuple[Path, ...], output: Path) -> None:
     So backends that do not share a Python are joined: measure in each, then report in one. The page is a single HTML
     file that needs no network. Ratios between different runs are marked: only within a run did backends take turns.
     """
-    if output.is_dir():
-        raise MedusaError(f"{output} is a folder; give the HTML file to write")
-    if output.resolve() in [file.resolve() for file in files]:
-        raise MedusaError(f"{output} is one of the files to read; give another place")
+    check_file(output, REPORT, inputs=files)
     runs = read_runs(files)
     text = render(runs)
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(output, text.encode())
     cells = sum(len(run.cells) for run in runs)
     click.echo(f"{output}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {cells} results, {len(text) / 1e3:.0f} kB")

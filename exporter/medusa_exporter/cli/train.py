@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from medusa_exporter.outputs import TRAINING
+from medusa_exporter.replacing import check_folder
+
 if TYPE_CHECKING:
     from medusa_exporter.heads.modules import Conditioning
 
@@ -47,6 +50,8 @@ def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output:
     in a file under --disk. A checkpoint is put into HEADS every minute. For several GPUs, start the same command by
     `accelerate launch -m medusa_exporter`.
     """
+    check_folder(output, TRAINING, inputs=map(Path, folders))
+
     from medusa_exporter.distillation.data import concatenate, load_data
     from medusa_exporter.models import ModelSource, load_model
     from medusa_exporter.training.backbone import pick_device, pick_dtype

@@ -33,9 +33,10 @@ from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_exporter.compare.steps import Place, Plan
 from medusa_exporter.compare.tolerances import tolerance
 from medusa_exporter.files import written_whole
+from medusa_exporter.outputs import RECORDING_FORMAT as FORMAT
+from medusa_exporter.outputs import RECORDING_HEADER as HEADER
 
-FORMAT, SCHEMA = "medusa-export recording", 1
-HEADER = "header.json"
+SCHEMA = 1
 MAX_HEADER = 16 << 20  # bytes
 MAX_ARRAY_HEADER = 4096  # bytes that .npy may put before the numbers
 STAMP = (1980, 1, 1, 0, 0, 0)  # of every entry: the same outputs are the same file

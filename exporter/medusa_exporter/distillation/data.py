@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from medusa_runtime.errors import MedusaError
 
-from medusa_exporter.files import write_json, written_whole
+from medusa_exporter.files import finish, write_json, written_together
+from medusa_exporter.outputs import DATA_ARRAYS as ARRAYS
+from medusa_exporter.outputs import DATA_FORMAT as FORMAT
 
-FORMAT = "medusa-distilled 1"
 META_NAME = "meta.json"
-ARRAYS = ("tokens", "offsets", "answer", "temperature", "groups")
 
 Array = npt.NDArray[Any]
 Row = tuple[Array, Array, float, int]  # tokens (n,), answer marks (n,) bool, temperature, group
@@ -146,22 +145,18 @@ def concatenate(sets: list[DataSet]) -> DataSet:
 
 
 def save_data(data: DataSet, folder: str | Path) -> None:
-    """Write `data` into `folder`; meta.json comes last, so a folder that has it is whole."""
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as unfinished:
+    """Write `data` into `folder`; all of its files appear together, or those before stay."""
+    with written_together(Path(folder)) as new:
         for name in ARRAYS:
             array = getattr(data, name)
-            file = unfinished.enter_context(written_whole(target / f"{name}.npy"))
-            np.save(file, np.packbits(array) if name == "answer" else array, allow_pickle=False)
-            file.flush()
-        (target / META_NAME).unlink(missing_ok=True)  # from here on what lay there before is not whole
-    write_json(target / META_NAME, {"format": FORMAT, **asdict(data.facts)})
+            np.save(new / f"{name}.npy", np.packbits(array) if name == "answer" else array, allow_pickle=False)
+        write_json(new / META_NAME, {"format": FORMAT, **asdict(data.facts)})
 
 
 def load_facts(folder: str | Path) -> DataFacts:
     """Read meta.json; raise DataError when there is none or it lacks a key."""
     path = Path(folder) / META_NAME
+    finish(path.parent)
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:

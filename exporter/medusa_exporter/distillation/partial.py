@@ -13,8 +13,7 @@ import numpy as np
 from medusa_exporter.distillation.data import DataError, DataFacts
 from medusa_exporter.distillation.streams import Line
 from medusa_exporter.files import written_whole
-
-PARTIAL = "partial"  # the folder's name inside the data set's
+from medusa_exporter.outputs import PARTIAL
 
 
 def open_partial(folder: Path, facts: DataFacts) -> Path:

@@ -17,6 +17,7 @@ from medusa_runtime.errors import PromptError
 from medusa_exporter.distillation.conversations import Conversation, conversation_rows, read_conversations
 from medusa_exporter.distillation.data import Array, DataError, DataFacts, DataSet, Row, from_rows
 from medusa_exporter.distillation.frame import SENTINELS, Ids, cut_frame
+from medusa_exporter.files import written_whole
 from medusa_exporter.prompts import Message, render
 
 REVIEWED = "reviewed"  # the key of DataFacts.settings that names the corrections taken in
@@ -75,10 +76,11 @@ class Reader:
 def write_review(data: DataSet, tokenizer: Any, path: Path) -> tuple[int, int]:
     """Write one JSON line a row, with the row's number as its "id"; return how many rows could and could not be."""
     written = 0
-    with path.open("w", encoding="utf-8") as file:
+    with written_whole(path) as file:
         for number, messages in _all_messages(data, tokenizer):
             if messages is not None:
-                file.write(json.dumps({"id": number, "messages": messages}, ensure_ascii=False) + "\n")
+                line = json.dumps({"id": number, "messages": messages}, ensure_ascii=False) + "\n"
+                file.write(line.encode())
                 written += 1
     return written, data.rows - written
 

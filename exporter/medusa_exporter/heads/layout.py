@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from medusa_exporter.files import write_json, written_whole
+from medusa_exporter.files import write_json, written_together
 from medusa_exporter.heads.chosen import check_numbers, check_sizes
 from medusa_exporter.heads.configs import compare_config
 from medusa_exporter.heads.errors import HeadsError
@@ -29,11 +29,16 @@ __all__ = ["HeadsError", "heads_files", "load_heads", "read_head_facts", "save_h
 
 
 def save_heads(
-    heads: MedusaHeads, folder: str | Path, extras: dict[str, Any], dtype: torch.dtype = torch.float16
+    heads: MedusaHeads,
+    folder: str | Path,
+    extras: dict[str, Any],
+    dtype: torch.dtype = torch.float16,
+    others: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
     """Write `heads` into `folder`, weights in `dtype`, a token_map and taps in int64.
 
-    extras: further keys of config.json; `base_model_name_or_path` and `vocab_size` are expected among them.
+    extras: further keys of config.json; `base_model_name_or_path` and `vocab_size` are expected among them. others:
+    JSON files that appear together with the heads, by name.
     Raises HeadsError when a weight is not finite, or too large for `dtype`.
     """
     tensors = {name: tensor.to(dtype) for name, tensor in _named_tensors(heads).items()}
@@ -41,14 +46,20 @@ def save_heads(
         tensors[MAP_NAME] = heads.token_map.detach().cpu()
     if heads.taps:
         tensors[TAPS_NAME] = torch.tensor(heads.taps)
-    write_tensors(tensors, folder, extras, f"heads to be stored as {dtype}")
+    write_tensors(tensors, folder, extras, f"heads to be stored as {dtype}", others)
 
 
-def write_tensors(tensors: Mapping[str, Tensor], folder: str | Path, extras: dict[str, Any], where: str) -> None:
+def write_tensors(
+    tensors: Mapping[str, Tensor],
+    folder: str | Path,
+    extras: dict[str, Any],
+    where: str,
+    others: Mapping[str, dict[str, Any]] | None = None,
+) -> None:
     """Write heads' weights by the authors' names as they are, and the config.json that fits them.
 
-    extras: as for `save_heads`. where: what the weights are, for messages. The files appear whole: an interruption
-    leaves the old weights. Raises HeadsError when a weight is not finite or the weights do not fit together.
+    extras, others: as for `save_heads`. where: what the weights are, for messages. The files appear together: an
+    interruption leaves the old ones. Raises HeadsError when a weight is not finite or the weights do not fit together.
     """
     facts = layout_facts({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
     check_values(tensors, where)
@@ -63,11 +74,11 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: str | Path, extras: dic
         **({"medusa_trunk": facts.trunk} if facts.trunk else {}),
         **extras,
     }
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    with written_whole(target / WEIGHTS_NAME) as file:
-        file.write(safetensors.torch.save(_apart(tensors), metadata={"format": "pt"}))  # save_file hides it
-    write_json(target / CONFIG_NAME, config)
+    with written_together(Path(folder)) as new:
+        data = safetensors.torch.save(_apart(tensors), metadata={"format": "pt", "producer": "medusa-export"})
+        (new / WEIGHTS_NAME).write_bytes(data)  # save_file makes it readable for its owner alone
+        for name, content in {CONFIG_NAME: config, **(others or {})}.items():
+            write_json(new / name, content)
 
 
 def load_heads(source: str | Path, hidden_size: int, vocab_size: int, tokens: int | None = None) -> MedusaHeads:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 
 from medusa_exporter.distillation.data import DataError
+from medusa_exporter.files import write_json
+from medusa_exporter.outputs import CHECKPOINT as FOLDER
 
-FOLDER = "checkpoint"  # inside the heads' folder; gone when training has ended
 STATE, META = "state.safetensors", "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 
@@ -37,13 +37,18 @@ def save(folder: Path, progress: Progress, run: dict[str, Any], model: torch.nn.
     for name, parameter in model.named_parameters():
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment]
-    new, old = folder / f"{FOLDER}.new", folder / FOLDER
+    new, place, old = (folder / f"{FOLDER}{suffix}" for suffix in (".new", "", ".old"))
+    if (new / META).is_file() and not place.exists():  # a killed run's, all that there is
+        new.rename(place)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     safetensors.torch.save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, new / STATE)
-    (new / META).write_text(json.dumps({"progress": progress.__dict__, "run": run}), encoding="utf-8")
+    write_json(new / META, {"progress": progress.__dict__, "run": run})  # what has it is whole
     shutil.rmtree(old, ignore_errors=True)
-    os.replace(new, old)  # noqa: PTH105 -- atomic, and says so
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(folder: Path, run: dict[str, Any], model: torch.nn.Module, optimiser: Any) -> Progress:
@@ -79,7 +84,7 @@ def load(folder: Path, run: dict[str, Any], model: torch.nn.Module, optimiser: A
 
 def drop(folder: Path) -> None:
     """Remove the checkpoint of a training that has ended."""
-    for name in (FOLDER, f"{FOLDER}.new"):
+    for name in (FOLDER, f"{FOLDER}.new", f"{FOLDER}.old"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ from medusa_profiles.decoding import best_decoding_tree, tokens_per_step
 from medusa_profiles.profile import ProfileError, TreeProfile
 
 from medusa_exporter.distillation.data import Array, DataError, DataSet, group_of
+from medusa_exporter.files import write_bytes
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.prompts import Turns
 from medusa_exporter.training.accuracy import Hits, accuracies, measure_hits
@@ -183,4 +184,4 @@ def write_profiles(trees: dict[int, TreeProfile], folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for nodes, tree in trees.items():
-        (folder / f"tree-{nodes}.toml").write_text(to_toml(tree), encoding="utf-8")
+        write_bytes(folder / f"tree-{nodes}.toml", to_toml(tree).encode())

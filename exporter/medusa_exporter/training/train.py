@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -136,8 +135,8 @@ def train(
         "seconds": {"hidden_states": round(cached, 1), "training": round(done.seconds, 1)},
         "held_back_accuracy": _evaluate(heads, model, data.select(held), echo) if held.any() else {},
     }
-    save_heads(heads, folder, {"base_model_name_or_path": name, "vocab_size": int(model.config.vocab_size)})
-    (folder / TRAINING_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    extras = {"base_model_name_or_path": name, "vocab_size": int(model.config.vocab_size)}
+    save_heads(heads, folder, extras, others={TRAINING_NAME: facts})
     checkpoint.drop(folder)
     echo(f"{done.step} steps, {facts['positions_per_second']:,} positions/s, {done.seconds:.0f} s -> {folder}")
     return heads

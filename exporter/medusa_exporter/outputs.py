@@ -1,0 +1,101 @@
+"""The files that commands write, and by what each is known again (see `replacing`)."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+from medusa_profiles.profile import ProfileError
+from medusa_profiles.toml import from_toml
+
+from medusa_exporter.replacing import AnyKind, FolderKind, JsonKind, Kind, holds_only, starts_with
+
+RECORDING_FORMAT, RECORDING_HEADER = "medusa-export recording", "header.json"
+FITTED = "fitted on answers of "  # how the source of a tree begins that heads-report writes
+GENERATOR = '<meta name="generator" content="medusa-export report">'
+CHECKPOINT = "checkpoint"  # the folder of a training that has not ended
+PARTIAL = "partial"  # the folder of a distillation that has not ended
+DATA_FORMAT = "medusa-distilled 1"
+
+
+def _is_recording(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(RECORDING_HEADER) as header:
+            return f'"format": {json.dumps(RECORDING_FORMAT)}'.encode() in header.read(4096)
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError):
+        return False
+
+
+def _is_fitted(file: Path) -> bool:
+    try:
+        return from_toml(file.read_text(encoding="utf-8"), str(file)).source.startswith(FITTED)
+    except ProfileError:
+        return False
+
+
+def _is_report(file: Path) -> bool:
+    marked, older = starts_with(GENERATOR.encode()), starts_with(b": bench</title>", b"--series-6: ")
+    return marked(file) or older(file)
+
+
+BENCH = JsonKind("medusa-export bench", frozenset({"schema", "machine", "bundle", "settings", "results"}))
+COMPARE = JsonKind("medusa-export compare", frozenset({"bundle", "reference", "compared", "steps", "tensors"}))
+VERIFY = JsonKind("medusa-export verify", frozenset({"bundle", "profiles", "answers", "differences", "quality"}))
+HEADS_REPORT = JsonKind(
+    "medusa-export heads-report", frozenset({"rows", "positions", "greedy", "accuracy", "vocabularies", "trees"})
+)
+RECORDING = Kind("medusa-export compare --save", _is_recording)
+REPORT = Kind("medusa-export report", _is_report)
+TREE = Kind("medusa-export heads-report --write-profiles", _is_fitted)
+REVIEW = Kind("medusa-export distill --review-out", lambda _file: False)  # people correct it: never replaced
+
+# Heads: their config has a key that no other layout has, the weights of newer versions a mark.
+_HEADS = JsonKind("medusa-export", frozenset({"medusa_num_heads", "medusa_conditioning"}))
+_MARKED_WEIGHTS = starts_with(b'"producer":"medusa-export"')
+
+
+def _are_weights(file: Path) -> bool:
+    if _MARKED_WEIGHTS(file):
+        return True
+    config = file.with_name("config.json")
+    return config.is_file() and _HEADS.is_ours(config)
+
+
+HEADS: dict[str, AnyKind] = {
+    "config.json": Kind("medusa-export", _HEADS.is_ours),
+    "medusa_lm_head.safetensors": Kind("medusa-export", _are_weights),
+}
+TRAINING: dict[str, AnyKind] = {
+    **HEADS,
+    "training.json": JsonKind("medusa-export train", frozenset({"command", "settings", "data", "steps"})),
+    **{
+        f"{CHECKPOINT}{suffix}": FolderKind("medusa-export train", holds_only("state.safetensors", "state.json"))
+        for suffix in ("", ".new", ".old")
+    },
+}
+DATA_ARRAYS = ("tokens", "offsets", "answer", "temperature", "groups")
+
+
+def _is_data(file: Path) -> bool:
+    """Whether the folder of a file is a data set's, complete or begun."""
+    return _is_facts(file.with_name("meta.json")) or (file.parent / PARTIAL / "plan.json").is_file()
+
+
+def _is_facts(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return isinstance(content, dict) and content.get("format") == DATA_FORMAT
+
+
+def _is_partial(folder: Path) -> bool:
+    files = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    return holds_only("plan.json", "wave-*.npz")(folder) and (not files or "plan.json" in files)
+
+
+DATA: dict[str, AnyKind] = {
+    **{f"{name}.npy": Kind("medusa-export distill", _is_data) for name in DATA_ARRAYS},
+    "meta.json": Kind("medusa-export distill", _is_facts),
+    PARTIAL: FolderKind("medusa-export distill", _is_partial),
+}
