@@ -29,13 +29,15 @@ ACTIVATIONS = (  # of an MLP, by transformers' names; those whose graphs were co
 class Family:
     """One family of decoders.
 
-    name: as people call it. differs: in what it is unlike Llama. ran: backends on whose device a model of the family
+    name: as people call it. differs: in what it is unlike Llama. taps: whether layers have a norm in front of their
+    attention, whose rows heads may see. ran: backends on whose device a model of the family
     was run and compared; graphs for the others were compared in ONNX Runtime on a CPU. attention: which of
     transformers' computes the model. refused: by backend and precision, why no graph is built.
     """
 
     name: str
     differs: str = ""
+    taps: bool = True
     ran: tuple[str, ...] = ("ort-cpu",)
     attention: str = "sdpa"
     refused: Mapping[tuple[str, str], str] = field(default_factory=lambda: MappingProxyType({}))
@@ -48,7 +50,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(  # by transformers' model typ
         "qwen2": Family("Qwen2", "biases", ran=("ort-cpu", "ort-cuda")),
         "qwen3": Family("Qwen3", "norms of queries and keys", ran=("ort-cpu", "ort-cuda")),
         "smollm3": Family("SmolLM3", "some layers without rope"),
-        "olmo2": Family("OLMo 2", "norms behind attention and MLP and of queries and keys; heads without taps"),
+        "olmo2": Family("OLMo 2", "norms behind blocks, of queries and keys; heads without taps", taps=False),
         "phi3": Family("Phi-3, Phi-4", "rope of a part of each head; longrope up to where it changes"),
         "granite": Family("Granite 3", "factors of embedding, scores, blocks and logits"),
         "cohere": Family("Cohere", "layer norms, parallel blocks, rope of neighbouring elements, logit scale"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from medusa_runtime.errors import MedusaError, UnsupportedModelError
 
 from medusa_exporter.extras import import_extra
-from medusa_exporter.families import ACTIVATIONS, FAMILIES, Decoder
+from medusa_exporter.families import FAMILIES, Decoder
 from medusa_exporter.heads.bases import model_names
 from medusa_exporter.loading import rope, sizes
 from medusa_exporter.loading.config import (
@@ -22,6 +22,7 @@ from medusa_exporter.loading.config import (
     named_model_type,
     read_object,
 )
+from medusa_exporter.loading.decoder import describe_decoder
 from medusa_exporter.loading.gguf_keys import read_facts
 from medusa_exporter.loading.gguf_templates import gguf_templates
 from medusa_exporter.loading.gguf_weights import load_gguf
@@ -34,9 +35,6 @@ from medusa_exporter.quiet import quiet
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# What a config leaves out where it is its family's own, or where it follows from the others
-SHAPE = ("hidden_size", "num_attention_heads", "head_dim", "hidden_act", "hidden_activation")
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def check_family(source: ModelSource) -> str:
             f"expected one of {', '.join(FAMILIES)}"
         )
     rope.check_rope(config, source.gguf or source.location)
-    _decoder(config, source.gguf or source.location)
+    describe_decoder(config, source.gguf or source.location)
     return family
 
 
@@ -140,34 +138,7 @@ def read_decoder(source: ModelSource) -> Decoder:
     Raises UnsupportedModelError for what `check_family` refuses.
     """
     check_family(source)
-    return _decoder(_config_facts(source), source.gguf or source.location)
-
-
-def _decoder(config: Mapping[str, Any], where: str) -> Decoder:
-    family = str(config["model_type"])
-    given = {name: config[name] for name in SHAPE if config.get(name) is not None}
-    try:
-        whole = import_extra("transformers", "export").AutoConfig.for_model(family, **given)
-        head_dim = getattr(whole, "head_dim", None) or whole.hidden_size // whole.num_attention_heads
-    except MedusaError:
-        raise
-    except Exception as error:  # transformers checks each field in its own way
-        reason = " ".join(str(error).split())[:200]
-        raise UnsupportedModelError(
-            f"{where}: its config.json describes no {FAMILIES[family].name} ({reason}); expected the sizes of a model: "
-            "fetch the file again"
-        ) from error
-    if type(head_dim) is not int or head_dim < 1:
-        raise UnsupportedModelError(
-            f"{where}: heads of {head_dim!r:.60} elements, expected a whole number above 0; repair its config.json"
-        )
-    activation = str(getattr(whole, "hidden_activation", None) or whole.hidden_act)
-    if activation not in ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"{where}: activation {activation!r:.60} is not served; expected one of {', '.join(ACTIVATIONS)}; use a "
-            "model with another"
-        )
-    return Decoder(family, head_dim, activation)
+    return describe_decoder(_config_facts(source), source.gguf or source.location)
 
 
 def read_sizes(source: ModelSource) -> DecoderSizes:

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from medusa_exporter import families, models
 from medusa_exporter.build import build
 from medusa_exporter.cli import group
 from medusa_exporter.families import ACTIVATIONS, FAMILIES, Decoder
+from medusa_exporter.fitting import check_fit
+from medusa_exporter.heads.errors import HeadsError
+from medusa_exporter.heads.layout import save_heads
+from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.models import ModelSource, check_family, read_decoder
 from medusa_exporter.precisions import PRECISIONS, choose, served
 from medusa_runtime.errors import UnsupportedModelError
@@ -180,6 +185,21 @@ def test_a_build_is_refused_before_weights_are_read(
     with pytest.raises(UnsupportedModelError, match="heads have 100 elements"):
         build(str(tmp_path / "model"), str(tiny_heads), tmp_path / "bundle", backends=("ort-cpu", "ort-cuda"))
     assert not (tmp_path / "bundle").exists()
+
+
+def test_heads_with_taps_are_refused_where_layers_have_no_norm_to_see(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    for name, taps in (("tapping", (1,)), ("plain", ())):
+        save_heads(MedusaHeads(64, 2, 1, "root", taps=taps), tmp_path / name, {"vocab_size": 300})
+    for family in ("olmo2", "cohere"):
+        source = config_of(tmp_path / family, {"model_type": family, "vocab_size": 300, **sizes})
+        check_fit(source, str(tmp_path / "plain"), print)
+        if family == "cohere":
+            check_fit(source, str(tmp_path / "tapping"), print)
+            continue
+        with pytest.raises(HeadsError, match="tapping: heads with taps, but the layers of OLMo 2 read their input"):
+            check_fit(source, str(tmp_path / "tapping"), print)
 
 
 def test_the_readme_has_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
