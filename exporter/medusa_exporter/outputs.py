@@ -50,14 +50,11 @@ REPORT = Kind("medusa-export report", _is_report)
 TREE = Kind("medusa-export heads-report --write-profiles", _is_fitted)
 REVIEW = Kind("medusa-export distill --review-out", lambda _file: False)  # people correct it: never replaced
 
-# Heads: their config has a key that no other layout has, the weights of newer versions a mark.
+# Heads: their config, which appears together with the weights, has a key that no other layout has.
 _HEADS = JsonKind("medusa-export", frozenset({"medusa_num_heads", "medusa_conditioning"}))
-_MARKED_WEIGHTS = starts_with(b'"producer":"medusa-export"')
 
 
 def _are_weights(file: Path) -> bool:
-    if _MARKED_WEIGHTS(file):
-        return True
     config = file.with_name("config.json")
     return config.is_file() and _HEADS.is_ours(config)
 
@@ -90,8 +87,11 @@ def _is_facts(file: Path) -> bool:
 
 
 def _is_partial(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
     files = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    return holds_only("plan.json", "wave-*.npz")(folder) and (not files or "plan.json" in files)
+    begun = not files or "plan.json" in files or _is_facts(folder.with_name("meta.json"))
+    return begun and holds_only("plan.json", "wave-*.npz")(folder)
 
 
 DATA: dict[str, AnyKind] = {

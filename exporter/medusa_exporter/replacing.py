@@ -17,7 +17,7 @@ from typing import Any
 
 from medusa_runtime.errors import MedusaError
 
-from medusa_exporter.files import MARK, try_place
+from medusa_exporter.files import MARK, finish, try_place
 
 MADE_BY = "made_by"  # the first key of every JSON
 LARGEST_JSON = 256 << 20  # bytes that are read to recognise one
@@ -114,11 +114,15 @@ def check_folder(folder: Path, kinds: Mapping[str, AnyKind], *, inputs: Iterable
             raise ReplaceError(f"{folder} lies in {source}, which is read by this command; give another folder")
     if (status := _status(folder, place)) is not None and not stat.S_ISDIR(status.st_mode):
         raise ReplaceError(f"{folder} is a file; expected a folder to write to: {REMEDY}")
-    for name, kind in kinds.items():
-        _check_content(folder / name, place / name, kind)
     workshop = place / f".{MARK}"
     if workshop.is_dir() and (foreign := sorted({path.name for path in workshop.iterdir()} - {"new", "ready"})):
         raise ReplaceError(f"{workshop} is where unfinished files stand, but it holds {foreign[0]!r}; move that away")
+    try:
+        finish(place)
+    except OSError as error:
+        raise ReplaceError(f"{workshop} has files of a killed command, which cannot be moved: {error}") from None
+    for name, kind in kinds.items():
+        _check_content(folder / name, place / name, kind)
     _check_writable(folder / "x", place / "x")
 
 

@@ -28,6 +28,7 @@ from medusa_exporter.distillation.streams import Stream, Terms, Writer, fits, ma
 from medusa_exporter.distillation.waves import split, write_waves
 from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.loading.rope import changes_at
+from medusa_exporter.outputs import DATA, PARTIAL
 from medusa_exporter.training.identity import is_distilled_from, model_digest
 
 MIN_P = Sampling()
@@ -97,6 +98,8 @@ def distill(
             found = replace(found, digest=facts.digest)
         if found != facts:
             raise DataError(f"{folder}: holds a data set made with other arguments; give another folder")
+        if DATA[PARTIAL].is_ours(folder / PARTIAL):  # a killed run was removing it
+            shutil.rmtree(folder / PARTIAL)
         echo(f"{folder}: already complete")
         return data.load_data(folder)
     if plan.context > model.config.max_position_embeddings:

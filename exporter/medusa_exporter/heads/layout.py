@@ -75,7 +75,8 @@ def write_tensors(
         **extras,
     }
     with written_together(Path(folder)) as new:
-        data = safetensors.torch.save(_apart(tensors), metadata={"format": "pt", "producer": "medusa-export"})
+        # One key, since the order of several would change from run to run
+        data = safetensors.torch.save(_apart(tensors), metadata={"format": "pt"})
         (new / WEIGHTS_NAME).write_bytes(data)  # save_file makes it readable for its owner alone
         for name, content in {CONFIG_NAME: config, **(others or {})}.items():
             write_json(new / name, content)
