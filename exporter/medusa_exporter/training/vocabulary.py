@@ -34,9 +34,20 @@ def coverage(data: DataSet, token_map: Array) -> float:
 
 
 def draft_lm_head(model: Any, heads: MedusaHeads) -> Tensor:
-    """Return the decoder's lm_head, (V, H), or its rows of the draft vocabulary, (D, H)."""
+    """Return the decoder's lm_head, (V, H), or its rows of the draft vocabulary, (D, H).
+
+    It is multiplied by what the decoder multiplies its logits by, so that heads learn the decoder's own distribution.
+    """
     weight: Tensor = model.get_output_embeddings().weight.detach()
-    return weight if heads.token_map is None else weight[heads.token_map.to(weight.device)].contiguous()
+    weight = weight if heads.token_map is None else weight[heads.token_map.to(weight.device)].contiguous()
+    factor = _logit_factor(model.config)
+    return weight if factor == 1 else weight * factor
+
+
+def _logit_factor(config: Any) -> float:
+    """What a decoder multiplies its lm_head's scores by: Cohere's logit_scale, one over Granite's logits_scaling."""
+    scale, scaling = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    return float(scale or 1) / float(scaling or 1)
 
 
 def rows_of_tokens(heads: MedusaHeads, targets: Tensor, vocab_size: int) -> Tensor:

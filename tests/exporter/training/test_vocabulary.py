@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from medusa_exporter.distillation.data import DataError
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.training import backbone, vocabulary
@@ -40,3 +41,25 @@ def test_ranks_within_a_draft_vocabulary(model, counting_data):
                 expected = int((logits[position] > logits[position, target - 100]).sum())
             assert hits[position, head] == expected
     assert {-2, -1, 0} < set(hits.ravel().tolist())
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        (transformers.CohereForCausalLM, {"logit_scale": 0.0625}),
+        (transformers.GraniteForCausalLM, {"logits_scaling": 8.0}),
+        (transformers.LlamaForCausalLM, {}),
+    ],
+)
+@torch.no_grad()
+def test_scores_are_scaled_as_the_decoders_logits(kind, option):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = kind(kind.config_class(vocab_size=32, pad_token_id=0, bos_token_id=1, eos_token_id=1, **sizes, **option))
+    ids = torch.tensor([[3, 1, 2]])
+    hidden, logits = model.eval().base_model(ids).last_hidden_state, model(ids).logits
+    for token_map in (None, torch.tensor([5, 9, 20])):
+        heads = MedusaHeads(16, 1, 1, "none", token_map=token_map)
+        expected = logits if token_map is None else logits[..., token_map]
+        found = torch.nn.functional.linear(hidden, vocabulary.draft_lm_head(model, heads))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
