@@ -31,22 +31,24 @@ def room(root: Path = ROOT) -> int | None:
 
     Of a control group's usage, files that it has cached do not count: they are dropped when memory is asked for.
     """
-    left = [bytes_ for bytes_ in (_machine(root), *_groups(root)) if bytes_ is not None]
-    return min(left, default=None)
+    sizes = _machine(root)
+    if "MemAvailable" not in sizes:
+        return None
+    swap = sizes.get("SwapFree", 0)
+    groups = [left for left in _groups(root, swap) if left is not None]
+    return min([sizes["MemAvailable"] + swap, *groups])
 
 
-def _machine(root: Path) -> int | None:
+def _machine(root: Path) -> dict[str, int]:
+    """What /proc/meminfo says, in bytes; nothing where there is none."""
     try:
         text = (root / "proc/meminfo").read_text(encoding="ascii")
     except (OSError, ValueError):
-        return None
-    sizes = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
-    if "MemAvailable" not in sizes:
-        return None
-    return sizes["MemAvailable"] + sizes.get("SwapFree", 0)
+        return {}
+    return {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
 
 
-def _groups(root: Path) -> Iterator[int | None]:
+def _groups(root: Path, swap: int) -> Iterator[int | None]:
     """What each control group with a limit leaves: the process's own and all above it, of both versions."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -64,24 +66,24 @@ def _groups(root: Path) -> Iterator[int | None]:
         # inside a container the path may be the host's; its own group is then at the top of the tree
         for folder in (own, *own.parents):
             if folder.is_relative_to(tree):
-                yield left(folder)
+                yield left(folder, swap)
 
 
-def _left_v2(folder: Path) -> int | None:
-    limit = _number(folder / "memory.max")
-    used = _number(folder / "memory.current")
+def _left_v2(folder: Path, swap: int) -> int | None:
+    limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
     if limit is None or used is None:
         return None
-    swap, swapped = _number(folder / "memory.swap.max"), _number(folder / "memory.swap.current")
-    more = 0 if swap is None or swapped is None else max(swap - swapped, 0)
-    return max(limit - used + _cached(folder, "inactive_file", "active_file") + more, 0)
+    most, swapped = _number(folder / "memory.swap.max"), _number(folder / "memory.swap.current")
+    if most is not None and swapped is not None:
+        swap = min(swap, max(most - swapped, 0))
+    return max(limit - used + _cached(folder, "inactive_file", "active_file") + swap, 0)
 
 
-def _left_v1(folder: Path) -> int | None:
+def _left_v1(folder: Path, swap: int) -> int | None:
     limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
     if limit is None or used is None:
         return None
-    return max(limit - used + _cached(folder, "total_inactive_file", "total_active_file"), 0)
+    return max(limit - used + _cached(folder, "total_inactive_file", "total_active_file") + swap, 0)
 
 
 def _cached(folder: Path, *names: str) -> int:

@@ -14,7 +14,7 @@ def host(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(str(text))
 
-    write("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    4000 kB\nSwapFree:        500 kB\n")
+    write("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    4000 kB\nSwapFree:          0 kB\n")
     return tmp_path, write
 
 
@@ -36,7 +36,10 @@ def group(write, folder, version=2, **numbers):
 
 
 def test_without_groups_free_memory_and_swap_count(host):
-    assert room(host[0]) == 4_500 * 1024
+    root, write = host
+    assert room(root) == 4_000 * 1024
+    write("proc/meminfo", "MemAvailable:    4000 kB\nSwapFree:        500 kB\n")
+    assert room(root) == 4_500 * 1024
 
 
 def test_the_tightest_group_counts_the_cached_files_aside(host):
@@ -48,12 +51,20 @@ def test_the_tightest_group_counts_the_cached_files_aside(host):
     assert room(root) == 100_000
     group(write, "sys/fs/cgroup/a", limit="max", used=900_000)
     assert room(root) == 1_500_003
-    group(write, "sys/fs/cgroup/a/b", swap=400_000, swapped=100_000)
-    assert room(root) == 1_800_003
-    group(write, "sys/fs/cgroup/a/b", swap="max")
-    assert room(root) == 1_500_003
     group(write, "sys/fs/cgroup/a/b", used=9_000_000)
     assert room(root) == 0
+
+
+@pytest.mark.parametrize(
+    ("numbers", "swap"),
+    [({}, 512_000), ({"swap": "max", "swapped": 5}, 512_000), ({"swap": 400_000, "swapped": 100_000}, 300_000)],
+)
+def test_swap_counts_as_far_as_a_group_may_take_it(host, numbers, swap):
+    root, write = host
+    write("proc/meminfo", "MemAvailable:    4000 kB\nSwapFree:        500 kB\n")
+    write("proc/self/cgroup", "0::/a\n")
+    group(write, "sys/fs/cgroup/a", limit=1_000_000, used=900_000, **numbers)
+    assert room(root) == 100_000 + swap
 
 
 def test_within_a_container_the_group_is_at_the_top(host):
@@ -88,7 +99,7 @@ def test_unknown_groups_limit_nothing(host, lines):
     root, write = host
     write("proc/self/cgroup", lines)
     write("sys/fs/cgroup/a/b/memory.max", "a lot")
-    assert room(root) == 4_500 * 1024
+    assert room(root) == 4_000 * 1024
 
 
 def test_what_does_not_fit_is_refused_with_both_figures(host):
