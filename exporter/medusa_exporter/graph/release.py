@@ -11,10 +11,11 @@ def release() -> None:
     """Free all memory that nothing refers to any more, and return it to the operating system where that is possible.
 
     onnxscript's rewrite rules live as long as the process, and the matcher of each keeps the last graph that it was
-    tried on, with all its weights: the matchers forget it. Afterwards the garbage collector runs, and glibc, on Linux,
-    is asked for the pages that it holds in reserve.
+    tried on, with all its weights: the matchers forget it. So do torch's maps and caches of the last program
+    that was exported. Afterwards the garbage collector runs, and glibc, on Linux, is asked for the pages that it holds.
     """
     _forget_graphs()
+    _forget_programs()
     gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
@@ -33,3 +34,17 @@ def _forget_graphs() -> None:
         fresh = vars(type(matcher)(matcher.pattern))
         vars(matcher).clear()
         vars(matcher).update(fresh)
+
+
+def _forget_programs() -> None:
+    """Empty what torch keeps of an exported program: a map of its nodes, and caches of its symbolic shapes."""
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    getattr(proxies, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
+    shapes = getattr(sys.modules.get("torch.fx.experimental.symbolic_shapes"), "ShapeEnv", object)
+    for method in vars(shapes).values():
+        if hasattr(method, "cache_clear"):
+            method.cache_clear()
+    rng = sys.modules.get("torch._decomp.decompositions_for_rng")
+    tracker = getattr(rng, "PhiloxStateTracker", None)
+    if tracker is not None and hasattr(tracker, "running_state"):
+        tracker.reset()

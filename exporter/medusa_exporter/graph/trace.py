@@ -75,7 +75,22 @@ def _exported(
         )
         assert program is not None  # noqa: S101 -- it is when dynamo=True
         program.optimize()
-    return program.model, factor
+    graph = program.model.clone()  # a graph remembers values that it no longer has
+    _forget_origin(graph)
+    return graph, factor
+
+
+def _forget_origin(model: ir.Model) -> None:
+    """Drop what nodes and values know of the program that they were made from: it would live as long as they do."""
+    graphs = [model.graph, *model.graph.subgraphs()]
+    for graph in graphs:
+        graph.meta.clear()
+        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+            value.meta.clear()
+        for node in graph:
+            node.meta.clear()
+            for value in node.outputs:
+                value.meta.clear()
 
 
 def _group(per_input: tuple[object, ...], layers: int) -> tuple[object, ...]:

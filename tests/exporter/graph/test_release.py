@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import weakref
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from medusa_exporter.graph import dialects, release
 from medusa_exporter.graph.in_place import angles, spare_positions
 from medusa_exporter.graph.trace import trace
@@ -18,12 +20,19 @@ from onnxscript import optimizer
 from .conftest import CONTEXT, HEADS, TOP_K, facts_of, make_model
 
 
+def traced_nodes() -> int:
+    return sum(type(one) is torch.fx.Node for one in gc.get_objects())
+
+
 def test_no_weight_outlives_its_graph() -> None:
+    release.release()
+    before = traced_nodes()
     model = make_model("llama3-rope")  # whose embedding is tied to its lm_head
     facts = facts_of(model)
     heads = MedusaHeads(facts.hidden_size, HEADS, 1, "root", trunk=24, taps=(1,))
     weights = {name: weakref.ref(weight) for module in (model, heads) for name, weight in module.named_parameters()}
     graph = trace(model, heads, facts, TOP_K)
+    assert traced_nodes() <= before  # of the program that the graph was made from, though the graph lives
     tables = angles(model, CONTEXT + spare_positions(["ort-cpu"]))
     source = dialects.Traced(graph, facts, heads.input_size, heads.heads, tables)
     made, _ = dialects.make_graphs(source, choose(("ort-cpu",), ("fp32", "int4")), [])
