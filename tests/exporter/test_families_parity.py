@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from medusa_exporter.engines.plan import StepSize
 from medusa_exporter.graph import dialects
@@ -89,13 +90,26 @@ def test_quantised_weights(family: Traced, tmp_path: Path) -> None:
         assert off < QUANTISED[precision], precision
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize("draft", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_graphs_for_gpus_in_fp32(family: Traced, tmp_path: Path, draft: bool) -> None:
     given = test_dialects.inputs(family, [7], draft=draft)
     expected, gpu, size = family.run(**given), test_dialects.on_gpu(family), StepSize(1, 5, 5, draft)
     for graph in (gpu.ort_cuda("fp32"), gpu.tensorrt("fp32", size), gpu.tensorrt("fp32", size, fused=True)):
         test_dialects.agree(test_dialects.run(graph, tmp_path, given), expected, 1e-4)
+
+
+def test_a_factor_that_16_bits_round_is_applied_in_fp32(family: Traced) -> None:
+    factor = getattr(family.model.config, "residual_multiplier", None)
+    products = [node for node in test_dialects.on_gpu(family).typed("bf16").graph if node.op_type == "Mul"]
+    held = [[value.const_value for value in node.inputs if value is not None] for node in products]
+    found = [
+        (node, tensor)
+        for node, tensors in zip(products, held, strict=True)
+        for tensor in tensors
+        if tensor is not None and tensor.size == 1 and float(tensor.numpy().item()) == np.float32(factor or 0)
+    ]
+    assert len(found) == (0 if factor is None else 2 * family.facts.layers)
+    assert {node.outputs[0].dtype for node, _ in found} <= {ir.DataType.FLOAT}
 
 
 @pytest.mark.slow
