@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := .venv-lowest
 CACHE := .cache
 MODEL := $(CACHE)/model/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
@@ -11,7 +12,7 @@ BUNDLE := bundles/smollm2-135m-instruct
 # Tests that share what they make stay in one process (tests/conftest.py); each has one thread, as small models gain nothing by more.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help env model bundle demo test test-all fuzz lint bench clean
+.PHONY: help env model bundle demo test test-all test-lowest fuzz lint bench clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -49,6 +50,11 @@ test: $(MODEL) ## every test that needs neither a GPU nor much time
 
 test-all: $(MODEL) ## the slow ones too
 	$(PYTEST) -m "not gpu"
+
+test-lowest: $(MODEL) ## the same with the lowest versions that pyproject.toml allows, in an environment of its own
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt --editable '.[cpu,export,tensorrt-rtx,test]'
+	$(subst $(BIN),$(LOWEST)/bin,$(PYTEST)) -m "not slow and not gpu"
 
 fuzz: $(READY) ## 10,000 mutated bundles, 2,000 files of heads, 2,000 trees (SEED=n for other ones; about half an hour)
 	MEDUSA_FUZZ=1 MEDUSA_FUZZ_SEED=$(or $(SEED),0) $(BIN)/python -m pytest tests/fuzz

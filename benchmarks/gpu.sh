@@ -11,8 +11,14 @@ model=$1 heads=$2 prompts=$3 out=$4
 python=${PYTHON:-python3} trt=${TRT_PYTHON:-} layers=${LAYERS:-8}
 here=$(cd "$(dirname "$0")" && pwd)
 bundle=$out/bundle
+log=$out/log.txt mark="== benchmarks/gpu.sh"
+if [ -s "$log" ] && ! head -n 1 "$log" | grep -q "^$mark"; then
+    echo "$log is there already, and is nothing that benchmarks/gpu.sh wrote; it would be lost: give another OUT" >&2
+    exit 2
+fi
 mkdir -p "$out"
-exec > >(tee "$out/log.txt") 2>&1
+exec > >(tee "$log") 2>&1
+echo "$mark $*"
 
 failed=0
 run() { "$@" || { failed=1; echo "FAILED: $*"; }; }  # and go on: the other figures are worth having

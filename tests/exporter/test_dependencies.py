@@ -93,3 +93,19 @@ def test_all_that_the_tests_run_with_is_pinned() -> None:
     pins = pinned("constraints.txt")
     asked = requirements([line for extra in ("", "cpu", "export", "test") for line in project()[extra]])
     assert sorted(asked.keys() - pins.keys()) == []
+
+
+def test_the_lowest_versions_are_those_that_the_tests_can_be_run_with() -> None:
+    """`make test-lowest` installs exactly these."""
+    pins, extras = pinned("constraints-lowest.txt"), project()
+    lines = [line for extra in ("", "cpu", "export", "tensorrt-rtx") for line in extras[extra]]
+    asked = requirements([line for line in lines if "python_version < '3.11'" not in line])
+    assert {name: pins.get(name) for name in asked} == asked
+    assert requirements(extras["gpu"])["onnxruntime-gpu"] == asked["onnxruntime"]
+    for extra in ("gpu", "tensorrt"):
+        assert requirements(extras[extra])["cuda-bindings"] == asked["cuda-bindings"]
+
+
+def test_all_that_the_lowest_versions_are_tested_with_is_pinned() -> None:
+    asked = requirements([line for extra in ("", "cpu", "export", "tensorrt-rtx", "test") for line in project()[extra]])
+    assert sorted(asked.keys() - pinned("constraints-lowest.txt").keys()) == []

@@ -199,6 +199,18 @@ def test_a_script_replaces_nothing_of_the_users(place: Path, script: str, option
     assert target.read_text() == "years"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a script of bash")
+def test_the_log_of_a_gpus_figures_is_not_written_over_another(place: Path) -> None:
+    (place / "out").mkdir()
+    (place / "out" / "log.txt").write_text("years\n")
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), "MODEL", "HEADS", "PROMPTS", "out"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=place, timeout=30)
+    assert done.returncode == 2
+    assert "log.txt is there already, and is nothing that benchmarks/gpu.sh wrote" in done.stderr
+    assert (place / "out" / "log.txt").read_text() == "years\n"
+    assert [path.name for path in (place / "out").iterdir()] == ["log.txt"]
+
+
 OURS = [outputs.BENCH, outputs.COMPARE, outputs.VERIFY, outputs.HEADS_REPORT]
 
 
