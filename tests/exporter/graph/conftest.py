@@ -16,6 +16,7 @@ from medusa_exporter.graph.fuse import fuse
 from medusa_exporter.graph.in_place import angles, in_place, spare_positions
 from medusa_exporter.graph.trace import trace
 from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.loading.rope import fix_longrope
 from medusa_runtime import contract
 from medusa_runtime.facts import ModelFacts
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -63,6 +64,17 @@ OTHERS: dict[str, dict[str, Any]] = {  # further members of these families
     "cohere-normed": {"use_qk_norm": True},
     "gpt_neox-serial": {"num_key_value_heads": 4, "rotary_pct": 1.0, "use_parallel_residual": False},
     "phi3-whole": {},
+    "phi3-longrope": {  # with an attention factor too
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.1, 1.3, 1.6],
+            "long_factor": [1.0, 2.0, 3.0, 4.0],
+        },
+        "original_max_position_embeddings": CONTEXT // 2,
+    },
+    "cohere-yarn": {"rope_parameters": YARN_ROPE},
     "gemma2-uncapped": {
         "sliding_window": 4096,
         "attn_logit_softcapping": None,
@@ -184,6 +196,7 @@ def trace_model(model: Any, conditioning: str, folder: Path) -> Traced:
         for parameter in heads.parameters():
             parameter.normal_(std=0.2)
     reference = copy.deepcopy(model)
+    fix_longrope(model)
     graph = trace(model, heads, facts, TOP_K)
     dialect = graph.clone()
     in_place(dialect, facts, heads.input_size, angles(model, CONTEXT + spare_positions(["ort-cpu"])))
