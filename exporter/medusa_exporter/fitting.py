@@ -8,14 +8,16 @@ from medusa_exporter.families import FAMILIES
 from medusa_exporter.heads.bases import other_base
 from medusa_exporter.heads.chosen import check_heads
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.facts import parameters
+from medusa_exporter.heads.facts import HeadFacts, parameters
 from medusa_exporter.loading.room import check_room
+from medusa_exporter.loading.sizes import DecoderSizes
 from medusa_exporter.models import ModelSource, check_family, read_sizes
 
-# A build's peak of anonymous memory over what a process that has imported every library holds: see
-# benchmarks/build_memory.py. It grows with the weights and, from the trace, a little with the layers.
-PEAK = 1.15  # times the weights in fp32
-BESIDES = 150 * 10**6  # bytes
+# A build's peak of anonymous memory over what a process with torch and transformers imported holds; each a little more
+# than benchmarks/build_memory.py measured of models of 0.35 to 3 GB.
+PEAK = 1.02  # times the weights in fp32
+OF_A_LAYER = 5 * 10**6  # bytes that tracing a layer takes
+BESIDES = 120 * 10**6  # bytes
 
 
 def check_fit(source: ModelSource, heads: str, report: Callable[[str], None]) -> None:
@@ -32,14 +34,13 @@ def check_fit(source: ModelSource, heads: str, report: Callable[[str], None]) ->
             f"{heads}: heads with taps, but the layers of {family.name} read their input without a norm; "
             "give heads without taps for this model"
         )
-    weights = 4 * (sizes.parameters + parameters(facts))
-    check_room(
-        needed(weights), f"{source.gguf or source.location}: building it ({weights // 10**6:,} MB of fp32 weights)"
-    )
+    weights = 4 * (sizes.parameters + parameters(facts)) // 10**6
+    check_room(needed(sizes, facts), f"{source.gguf or source.location}: building it ({weights:,} MB of fp32 weights)")
     if other := other_base(heads, source.names):
         report(f"warning: {other}")
 
 
-def needed(weights: int) -> int:
-    """The bytes that a build of so many bytes of fp32 weights takes at its peak."""
-    return round(weights * PEAK) + BESIDES
+def needed(sizes: DecoderSizes, facts: HeadFacts) -> int:
+    """The bytes that a build takes at its peak: the weights, and a copy of the largest one or what a trace takes."""
+    weights = 4 * (sizes.parameters + parameters(facts))
+    return round(weights * PEAK) + max(4 * sizes.largest, sizes.layers * OF_A_LAYER) + BESIDES

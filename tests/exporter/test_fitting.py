@@ -5,8 +5,10 @@ import torch
 from medusa_exporter import fitting, models
 from medusa_exporter.build import build
 from medusa_exporter.heads.errors import HeadsError
+from medusa_exporter.heads.facts import stored_facts
 from medusa_exporter.heads.layout import save_heads
 from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.heads.stored import find_heads
 from medusa_exporter.loading import room
 from medusa_runtime.errors import CapacityError
 
@@ -58,13 +60,12 @@ def test_heads_that_name_another_base_are_warned_of(model_folder, tmp_path, base
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_a_model_that_cannot_fit_ends_a_build_before_it_loads(model_folder, model, tmp_path, monkeypatch):
-    heads = MedusaHeads(64, 3, 1)
-    folder = saved(tmp_path / "heads", heads)
-    weights = 4 * sum(one.numel() for module in (model, heads) for one in module.parameters())
-    needed = fitting.needed(weights)
+def test_a_model_that_cannot_fit_ends_a_build_before_it_loads(model_folder, tmp_path, monkeypatch):
+    folder = saved(tmp_path / "heads", MedusaHeads(64, 3, 1))
+    source = models.ModelSource.resolve(str(model_folder))
+    needed = fitting.needed(models.read_sizes(source), stored_facts(find_heads(folder)))
     monkeypatch.setattr(room, "room", lambda _root: needed)
-    fitting.check_fit(models.ModelSource.resolve(str(model_folder)), folder, print)
+    fitting.check_fit(source, folder, print)
     monkeypatch.setattr(room, "room", lambda _root: needed - 1)
     figures = rf"building it \(0 MB of fp32 weights\) needs about {needed // 10**6} MB of memory, but .* are left"
     with pytest.raises(CapacityError, match=figures):

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 class Step(torch.nn.Module):
     """A decoder and its heads behind the graph contract's inputs and outputs."""
 
-    def __init__(self, model: PreTrainedModel, heads: MedusaHeads, top_k: int) -> None:
-        """Take a causal decoder and heads made for it; `top_k` candidates are kept per head."""
+    def __init__(self, model: PreTrainedModel, heads: MedusaHeads, top_k: int, rows: Tensor | None = None) -> None:
+        """Take a causal decoder and heads made for it; `top_k` candidates are kept per head.
+
+        rows: (D, H), what stands for the lm_head's rows of a draft vocabulary; None for these rows themselves.
+        """
         super().__init__()
         self.model, self.heads, self.top_k = model, heads, top_k
         self.model.config._attn_implementation = ATTENTION
@@ -31,7 +34,7 @@ class Step(torch.nn.Module):
         self._draft_lm_head = lm_head.weight, lm_head.bias  # of its own only where the heads score fewer tokens
         if heads.token_map is not None:
             bias = None if lm_head.bias is None else lm_head.bias[heads.token_map]
-            self._draft_lm_head = lm_head.weight[heads.token_map], bias
+            self._draft_lm_head = lm_head.weight[heads.token_map] if rows is None else rows, bias
 
     def _keep_wanted_rows(self, _module: torch.nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
         """Before the lm_head: capture all hidden states, hand on the wanted rows only, (B, T, H) -> (B·R, H).

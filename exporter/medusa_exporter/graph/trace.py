@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from medusa_exporter.heads.modules import MedusaHeads
 
 OPSET = 23
+FOLDED = 512 * 512  # numbers in a constant that the exporter may compute with
 # Example sizes, pairwise different where the dimensions are: none is 0 or 1, which the tracer would take as fixed.
 EXAMPLE = {"B": 3, "T": 5, "P": 7, "R": 4, "N": 2}
 
@@ -60,7 +61,8 @@ def _exported(
         ),
         layers,
     )
-    step = Step(model, heads, top_k).eval()
+    rows = _stand_in(model, heads)
+    step = Step(model, heads, top_k, rows).eval()
     with torch.no_grad(), quiet("torch.onnx"), unscaled_rope(model) as factor:
         program = torch.onnx.export(
             step,
@@ -77,7 +79,37 @@ def _exported(
         program.optimize()
     graph = program.model.clone()  # a graph remembers values that it no longer has
     _forget_origin(graph)
+    if rows is not None and heads.token_map is not None:
+        _replace_stand_in(graph, rows, model.get_output_embeddings().weight, heads.token_map)
     return graph, factor
+
+
+def _stand_in(model: PreTrainedModel, heads: MedusaHeads) -> torch.Tensor | None:
+    """Return memory that nobody touches, and that thus takes none, for the lm_head's rows of a draft vocabulary.
+
+    A copy of the rows is only made when they are written. None without a draft vocabulary and for one so small that the
+    exporter may compute with it.
+    """
+    if heads.token_map is None or heads.own_lm_head is not None:
+        return None
+    weight = model.get_output_embeddings().weight
+    rows = torch.empty(heads.token_map.numel(), weight.shape[1], dtype=weight.dtype)
+    return rows if rows.numel() > FOLDED else None
+
+
+def _replace_stand_in(graph: ir.Model, rows: torch.Tensor, weight: torch.Tensor, token_map: torch.Tensor) -> None:
+    def stands_in(tensor: Any) -> bool:
+        raw = getattr(tensor, "raw", None)
+        return isinstance(raw, torch.Tensor) and raw.data_ptr() == rows.data_ptr()
+
+    [value] = [one for one in graph.graph.initializers.values() if stands_in(one.const_value)]
+    name = str(value.name)
+    value.const_value = ir.LazyTensor(
+        lambda: ir.tensor(weight.detach()[token_map].numpy(), name=name),
+        dtype=ir.DataType.FLOAT,
+        shape=ir.Shape(list(rows.shape)),
+        name=name,
+    )
 
 
 def _forget_origin(model: ir.Model) -> None:

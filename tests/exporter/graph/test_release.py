@@ -11,10 +11,11 @@ import onnx_ir as ir
 import pytest
 import torch
 from medusa_exporter.graph import dialects, release
+from medusa_exporter.graph import trace as tracing
 from medusa_exporter.graph.in_place import angles, spare_positions
-from medusa_exporter.graph.trace import trace
+from medusa_exporter.graph.packed import quantise_blocks
 from medusa_exporter.heads.modules import MedusaHeads
-from medusa_exporter.precisions import choose
+from medusa_exporter.precisions import DRAFT, choose
 from onnxscript import optimizer
 
 from .conftest import CONTEXT, HEADS, TOP_K, facts_of, make_model
@@ -24,20 +25,27 @@ def traced_nodes() -> int:
     return sum(type(one) is torch.fx.Node for one in gc.get_objects())
 
 
-def test_no_weight_outlives_its_graph() -> None:
+def test_no_weight_outlives_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "FOLDED", 10_000)
     release.release()
     before = traced_nodes()
     model = make_model("llama3-rope")  # whose embedding is tied to its lm_head
     facts = facts_of(model)
-    heads = MedusaHeads(facts.hidden_size, HEADS, 1, "root", trunk=24, taps=(1,))
+    heads = MedusaHeads(facts.hidden_size, HEADS, 1, "root", trunk=24, taps=(1,), token_map=torch.randperm(251))
     weights = {name: weakref.ref(weight) for module in (model, heads) for name, weight in module.named_parameters()}
-    graph = trace(model, heads, facts, TOP_K)
+    graph = tracing.trace(model, heads, facts, TOP_K)
     assert traced_nodes() <= before  # of the program that the graph was made from, though the graph lives
+    rows = [one.const_value for one in graph.graph.initializers.values() if isinstance(one.const_value, ir.LazyTensor)]
+    draft = model.get_output_embeddings().weight[heads.token_map].detach().numpy()
+    assert [np.array_equal(one.numpy(), draft) for one in rows] == [True]  # made when they are asked for
     tables = angles(model, CONTEXT + spare_positions(["ort-cpu"]))
     source = dialects.Traced(graph, facts, heads.input_size, heads.heads, tables)
     made, _ = dialects.make_graphs(source, choose(("ort-cpu",), ("fp32", "int4")), [])
+    packed, _ = quantise_blocks(draft.T, DRAFT)
+    held = [one.const_value for one in made["graphs/ort-cpu-fp32.onnx"].graph.initializers.values()]
+    assert any(one.shape == packed.shape and np.array_equal(one.numpy(), packed) for one in held if one is not None)
     assert all(weight() is not None for weight in weights.values())
-    del model, heads, graph, source, made
+    del model, heads, graph, source, made, rows, held
     release.release()
     assert [name for name, weight in weights.items() if weight() is not None] == []
 
