@@ -16,16 +16,17 @@ from medusa_exporter.precisions import WeightFormat
 COLUMNS = 1024  # that are quantised at once: the library copies what it is given
 
 Matrix = npt.NDArray[np.float32]
+Read = Callable[[slice], Matrix]  # gives some columns of a weight (in, out)
 
 
 class PackedWeight:
     """A weight (in, out) as MatMulNBits takes it: `packed` (out, blocks, bytes of a block), `scales` (out, blocks).
 
-    read: returns the weight; called whenever a tensor's values are asked for. Only the scales, which are small, are
+    read: returns some columns; called whenever a tensor's values are asked for. Only the scales, which are small, are
     kept from then on. name: of the weight; those of the tensors begin with it.
     """
 
-    def __init__(self, read: Callable[[], Matrix], shape: tuple[int, int], to: WeightFormat, name: str) -> None:
+    def __init__(self, read: Read, shape: tuple[int, int], to: WeightFormat, name: str) -> None:
         self._read, self._to, self._name = read, to, name
         self._scales: Matrix | None = None
         rows, columns = shape
@@ -61,11 +62,10 @@ class PackedWeight:
         return self._scales
 
     def _quantise(self) -> npt.NDArray[np.uint8]:
-        matrix = self._read()
         packed, scales = np.empty(self._shape, np.uint8), np.empty(self._shape[:2], np.float32)
-        for first in range(0, matrix.shape[1], COLUMNS):
+        for first in range(0, self._shape[0], COLUMNS):
             some = slice(first, first + COLUMNS)
-            packed[some], scales[some] = quantise_blocks(matrix[:, some], self._to)
+            packed[some], scales[some] = quantise_blocks(self._read(some), self._to)
         self._scales = scales
         return packed
 

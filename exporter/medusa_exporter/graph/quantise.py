@@ -7,7 +7,7 @@ depend on its ancestors only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +18,8 @@ from onnx_ir.passes import common
 from medusa_exporter.graph.edit import DOMAIN, constant
 from medusa_exporter.graph.integers import with_integers
 from medusa_exporter.graph.lone_row import pair_lone_rows
-from medusa_exporter.graph.packed import Matrix, PackedWeight
+from medusa_exporter.graph.packed import PackedWeight, Read
+from medusa_exporter.graph.picked import PickedRows
 from medusa_exporter.graph.ranges import Ranges
 from medusa_exporter.precisions import FIXED_SCALES, FORMATS, WeightFormat
 
@@ -93,7 +94,7 @@ def _quantise_gemm(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightF
     assert weight.const_value is not None  # noqa: S101 -- `_quantise_product` has looked
     read, (rows, columns) = _reader(weight.const_value), weight.const_value.shape.numpy()
     if given.get("transB", 0):
-        read, rows, columns = _transposed(read), columns, rows
+        read, rows, columns = _transposed_reader(weight.const_value), columns, rows
     inputs, attributes = _operands(graph, node.inputs[0], read, (rows, columns), weight.name, to)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None:
@@ -106,7 +107,7 @@ def _quantise_gemm(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightF
 def _quantise_stack(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightFormat) -> None:
     """(1 or K, N, in) @ (K, in, out), one product for each of K heads: MatMulNBits knows no stacked weights."""
     assert weight.const_value is not None  # noqa: S101 -- `_quantise_product` has looked
-    rows, stack = node.inputs[0], _reader(weight.const_value)
+    rows, stack = node.inputs[0], weight.const_value
     count, *size = weight.const_value.shape.numpy()
     parts: list[ir.Value] = []
     if rows is None or rows.shape is None or rows.shape[0] not in (1, count):
@@ -119,7 +120,7 @@ def _quantise_stack(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: Weight
         parts = list(split.outputs)
     products = []
     for k, part in enumerate(parts or [rows] * count):
-        operands = _operands(graph, part, _one_of(stack, k), (size[0], size[1]), f"{weight.name}.{k}", to)
+        operands = _operands(graph, part, _reader_of_one(stack, k), (size[0], size[1]), f"{weight.name}.{k}", to)
         products.append(_product(graph, node, *operands))
         products[-1].shape = None
     _become(node, "Concat", products, {"axis": 0}, domain="")
@@ -128,7 +129,7 @@ def _quantise_stack(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: Weight
 def _operands(
     graph: ir.Graph,
     rows: ir.Value | None,
-    read: Callable[[], Matrix],
+    read: Read,
     shape: tuple[int, int],
     name: str | None,
     to: WeightFormat,
@@ -163,14 +164,18 @@ def _become(
         node.attributes.add(ir.AttrInt64(name, number))
 
 
-def _reader(tensor: ir.TensorProtocol) -> Callable[[], Matrix]:
-    """How to get a weight's values when they are asked for; no copy is held meanwhile."""
-    return lambda: np.asarray(tensor.numpy(), dtype=np.float32)
+def _reader(tensor: ir.TensorProtocol) -> Read:
+    """How to get columns of a weight (in, out) when they are asked for; no copy is held meanwhile."""
+    return lambda some: np.asarray(tensor.numpy()[:, some], dtype=np.float32)
 
 
-def _transposed(read: Callable[[], Matrix]) -> Callable[[], Matrix]:
-    return lambda: read().T
+def _transposed_reader(tensor: ir.TensorProtocol) -> Read:
+    """The same of a weight that is stored as (out, in)."""
+    if isinstance(tensor, PickedRows):
+        return lambda some: tensor.rows(some).T
+    return lambda some: np.asarray(tensor.numpy()[some], dtype=np.float32).T
 
 
-def _one_of(read: Callable[[], Matrix], k: int) -> Callable[[], Matrix]:
-    return lambda: read()[k]
+def _reader_of_one(tensor: ir.TensorProtocol, k: int) -> Read:
+    """The same of one of a stack of weights, (K, in, out)."""
+    return lambda some: np.asarray(tensor.numpy()[k][:, some], dtype=np.float32)

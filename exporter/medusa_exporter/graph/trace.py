@@ -9,6 +9,7 @@ import torch
 from medusa_runtime import contract
 from medusa_runtime.contract import TensorSpec
 
+from medusa_exporter.graph.picked import PickedRows
 from medusa_exporter.graph.release import release
 from medusa_exporter.graph.scaled_rope import scale_angles, unscaled_rope
 from medusa_exporter.graph.step import Step
@@ -103,13 +104,7 @@ def _replace_stand_in(graph: ir.Model, rows: torch.Tensor, weight: torch.Tensor,
         return isinstance(raw, torch.Tensor) and raw.data_ptr() == rows.data_ptr()
 
     [value] = [one for one in graph.graph.initializers.values() if stands_in(one.const_value)]
-    name = str(value.name)
-    value.const_value = ir.LazyTensor(
-        lambda: ir.tensor(weight.detach()[token_map].numpy(), name=name),
-        dtype=ir.DataType.FLOAT,
-        shape=ir.Shape(list(rows.shape)),
-        name=name,
-    )
+    value.const_value = PickedRows(weight, token_map, str(value.name))
 
 
 def _forget_origin(model: ir.Model) -> None:
