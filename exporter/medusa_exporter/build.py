@@ -133,13 +133,13 @@ def _fill(
     import torch
 
     from medusa_exporter.graph import dialects
-    from medusa_exporter.graph.check import check_graph
     from medusa_exporter.graph.in_place import angles, spare_positions
     from medusa_exporter.graph.ranges import write_texts
     from medusa_exporter.graph.release import release
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
     from medusa_exporter.heads.layout import load_heads
+    from medusa_exporter.proof import Proof, prove, record
 
     tokenizer = models.load_tokenizer(source)
     templates = choose_template(tokenizer, chat_template)
@@ -156,10 +156,10 @@ def _fill(
     graphs = [_graph_facts(backend, precision, steps, trees) for backend, precision in pairs]
     (folder / "graphs").mkdir(parents=True)
 
+    reference = record(model, medusa, facts, tokenizer)  # before the trace, which sets attention of its own
     texts: list[list[int]] = []
     if not FIXED_SCALES.isdisjoint(precision for _, precision in pairs):
         report("let the model write some text, to see how large its activations get")
-        # before the trace, which sets attention of its own
         texts = write_texts(model, text_opening(tokenizer, facts.eos_token_ids), facts.context)
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     traced = trace(model, medusa, facts, top_k)
@@ -175,9 +175,7 @@ def _fill(
     files = list(made)
     del traced, source_of, made, medusa, model
     release()
-    for file in files:
-        report(f"check {Path(file).stem}: ONNX checker, shape inference, declared against actual inputs and outputs")
-        check_graph(folder / file, facts, head_facts, fixed.get(file))
+    checks = prove(folder, files, graphs, fixed, Proof(reference, facts, head_facts), report)
 
     report("write tokenizer and profiles, hash every file")
     write_tokenizer(folder, tokenizer, templates)
@@ -195,6 +193,7 @@ def _fill(
         graphs={one.key: one for one in graphs},
         profiles=[tree.name for tree in trees],
         sources=sources,
+        graph_checks=checks,
         known=known,
     )
 

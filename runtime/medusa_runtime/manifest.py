@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NoReturn, TypeVar
 
 from medusa_profiles.profile import NAME_PATTERN
@@ -12,8 +12,9 @@ from medusa_profiles.profile import NAME_PATTERN
 from medusa_runtime.checks import check_distinct, check_mapping, check_path, check_text, check_whole, refuse
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import DIGEST, PLAIN, FileFacts, GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.graph_check import GraphCheck
 
-SCHEMA = 4
+SCHEMA = 5
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 REMEDY = "copy it again, or rebuild it with medusa-export build … --force"
@@ -31,7 +32,8 @@ class Manifest:
     `producer` maps a package to its version, `graphs` a graph's key to its facts, `files` the POSIX path of every file
     but the manifest to its facts. Each name in `profiles` stands for `profiles/<name>.toml`. `sources` is JSON that
     the builder wrote for itself. `digest` is the SHA-256 over the manifest's bytes with 64 zeros in the digest's place;
-    leave it out to have it computed. `sources` is brought into the form in which JSON gives it back.
+    leave it out to have it computed. `sources` is brought into the form in which JSON gives it back. `graph_checks`
+    maps the file of a graph to what the build found when it compared the graph with the model.
     """
 
     schema: int
@@ -43,6 +45,7 @@ class Manifest:
     files: dict[str, FileFacts]
     sources: dict[str, Any]
     digest: str = ""
+    graph_checks: dict[str, GraphCheck] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_schema(self.schema)
@@ -77,6 +80,9 @@ class Manifest:
                 refuse(f"the file of graph {key}", graph.file, "one of the paths in files")
             if graph.profile not in (PLAIN, *self.profiles):
                 refuse(f"the profile of graph {key}", graph.profile, f"{PLAIN!r} or one of the names in profiles")
+        for file in self.graph_checks:
+            if file not in self.files or not file.endswith(".onnx"):
+                refuse("a key of graph_checks", file, "one of the graphs in files")
 
     def _body(self) -> tuple[bytes, str]:
         """Return the manifest's bytes with 64 zeros for a digest, and the digest that belongs there."""
@@ -115,6 +121,7 @@ class Manifest:
             "graphs": _all_facts(GraphFacts, "graphs", content["graphs"]),
             "profiles": _as_tuple("profiles", content["profiles"]),
             "files": _all_facts(FileFacts, "files", content["files"]),
+            "graph_checks": _all_facts(GraphCheck, "graph_checks", content["graph_checks"]),
         }
         if (manifest := cls(**content | parts | {"digest": ""})).to_bytes() != data:
             raise BundleError("the manifest is not in the form that medusa-export writes")
@@ -147,6 +154,8 @@ def _facts(kind: type[Fact], what: str, value: object) -> Fact:
         content["eos_token_ids"] = _as_tuple(f"{what}.eos_token_ids", content["eos_token_ids"])
     if kind is HeadFacts:
         content["taps"] = _as_tuple(f"{what}.taps", content["taps"])
+    if kind is GraphCheck:
+        content["steps"] = _as_tuple(f"{what}.steps", content["steps"])
     return kind(**content)
 
 

@@ -11,6 +11,7 @@ from medusa_runtime.bundle_files import SCRATCH, digests, find_inside, walk
 from medusa_runtime.checks import check_path
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import FileFacts, GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.graph_check import GraphCheck
 from medusa_runtime.manifest import FILE_NAME, SCHEMA, Manifest
 
 
@@ -23,10 +24,12 @@ def seal(
     graphs: dict[str, GraphFacts],
     profiles: Iterable[str],
     sources: dict[str, Any],
+    graph_checks: Mapping[str, GraphCheck] | None = None,
     known: Mapping[str, FileFacts] | None = None,
 ) -> Manifest:
     """Hash every file under `folder`, then write its manifest in one move, last of all.
 
+    graph_checks: what the build found of each graph, by file; of those that it did not check, None.
     known: files, by name, whose digests stand and are not taken again. Raises BundleError for a file that a bundle
     cannot hold and for facts that contradict each other.
     """
@@ -47,6 +50,7 @@ def seal(
         profiles=tuple(profiles),
         files={name: files[name] for name in names},
         sources=sources,
+        graph_checks=dict(graph_checks or {}),
     )
     with (root / SCRATCH).open("wb") as file:
         file.write(manifest.to_bytes())
@@ -69,6 +73,7 @@ def reseal(folder: Path, manifest: Manifest, known: Mapping[str, FileFacts] | No
         graphs=manifest.graphs,
         profiles=manifest.profiles,
         sources=manifest.sources,
+        graph_checks=manifest.graph_checks,
         known=known,
     )
 

@@ -9,6 +9,7 @@ import pytest
 from medusa_runtime import manifest as module
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import FileFacts, GraphFacts, HeadFacts, ModelFacts, state_size
+from medusa_runtime.graph_check import GraphCheck
 from medusa_runtime.manifest import Manifest
 
 MODEL = ModelFacts("tiny", "llama", 30, 576, 9, 3, 64, 49152, 8192, (2, 0))
@@ -18,12 +19,14 @@ FILES = {
     "graphs/ort-cpu-fp32.data": FileFacts(2**40, "0b" * 32),
     "profiles/cpu-8.toml": FileFacts(0, "0c" * 32),
 }
+CHECK = GraphCheck(("prefill", "tree"), 1e-6, 2e-6, 0.0, 5e-5)
 GRAPHS = {"ort-cpu-fp32": GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onnx", "cpu-8")}
 
 
 def make(**changes):
-    parts = {"schema": 4, "producer": {"medusa-export": "0.1.0"}, "model": MODEL, "heads": HEADS, "graphs": GRAPHS}
+    parts = {"schema": 5, "producer": {"medusa-export": "0.1.0"}, "model": MODEL, "heads": HEADS, "graphs": GRAPHS}
     parts |= {"profiles": ("cpu-8",), "files": FILES, "sources": {"heads": "0d" * 32, "options": [1, None, {"é": 0.5}]}}
+    parts |= {"graph_checks": {"graphs/ort-cpu-fp32.onnx": CHECK}}
     return Manifest(**parts | changes)
 
 
@@ -46,6 +49,8 @@ def content_with(path, value):
 
 
 DROP = object()
+CHECKED = ("graph_checks", "graphs/ort-cpu-fp32.onnx")
+CHECK_CONTENT = {"steps": ["tree"], "logits": 0.0, "keys": 0.0, "values": 0.0, "limit": 5e-5, "not_run": ""}
 
 
 def test_round_trip():
@@ -56,6 +61,13 @@ def test_round_trip():
     assert data.endswith(b"}\n") and "é".encode() in data
     assert forge(json.loads(data)) == data, "the digest is over the bytes with 64 zeros in its place"
     assert data.startswith(b'{\n  "digest": "' + manifest.digest.encode() + b'"')
+
+
+def test_a_graph_that_was_not_run_has_no_differences():
+    assert GraphCheck(not_run="no kernel for bfloat16").differs_by == 0.0
+    assert CHECK.differs_by == 2e-6
+    manifest = make(graph_checks={"graphs/ort-cpu-fp32.onnx": GraphCheck(not_run="no kernel")})
+    assert Manifest.from_bytes(manifest.to_bytes(), "m").graph_checks == manifest.graph_checks
 
 
 def test_what_heads_see_of_a_token():
@@ -94,16 +106,16 @@ def test_another_layout_with_a_right_digest_is_refused():
     forged = body.replace(b"0" * 64, hashlib.sha256(body).hexdigest().encode())
     with pytest.raises(BundleError):
         Manifest.from_bytes(forged, "m")
-    data = make().to_bytes().replace(b'"schema": 4,', b'"schema":  4,')
+    data = make().to_bytes().replace(b'"schema": 5,', b'"schema":  5,')
     body = data[:15] + b"0" * 64 + data[79:]
     forged = data[:15] + hashlib.sha256(body).hexdigest().encode() + data[79:]
     with pytest.raises(BundleError, match="form"):
         Manifest.from_bytes(forged, "m")
 
 
-@pytest.mark.parametrize("schema", [0, 3, 7, "4", True, 4.0, None, [1]])
+@pytest.mark.parametrize("schema", [0, 4, 7, "5", True, 5.0, None, [1]])
 def test_wrong_schema_is_told_before_anything_else(schema):
-    with pytest.raises(BundleError, match=r"schema .*reads 4; .*rebuild"):
+    with pytest.raises(BundleError, match=r"schema .*reads 5; .*rebuild"):
         Manifest.from_bytes(json.dumps({"schema": schema, "digest": "?"}).encode(), "m")
 
 
@@ -130,7 +142,7 @@ BAD_PATHS += ["\u202ea", "a" * 1001, "manifest.json"]
 def test_paths_that_leave_the_bundle(path):
     facts = {"size": 1, "sha256": "00" * 32}
     with pytest.raises(BundleError, match="path"):
-        Manifest.from_bytes(forge(content_with(["files"], {**content_with(["schema"], 4)["files"], path: facts})), "m")
+        Manifest.from_bytes(forge(content_with(["files"], {**content_with(["schema"], 5)["files"], path: facts})), "m")
     with pytest.raises(BundleError):
         Manifest.from_bytes(forge(content_with(["graphs", "ort-cpu-fp32", "file"], path)), "m")
 
@@ -193,6 +205,22 @@ def test_paths_that_leave_the_bundle(path):
         (["producer", "torch"], 2, "producer.torch"),
         (["producer", "a\nb"], "2", "producer"),
         (["sources"], [], "sources"),
+        (["graph_checks"], DROP, "'graph_checks'"),
+        (["graph_checks"], [], "graph_checks"),
+        (["graph_checks", "graphs/ort-cpu-int8.onnx"], CHECK_CONTENT, "one of the graphs in files"),
+        (["graph_checks", "graphs/ort-cpu-fp32.data"], CHECK_CONTENT, "one of the graphs in files"),
+        ([*CHECKED, "other"], 1, "'other'"),
+        ([*CHECKED, "steps"], [], "steps is (), expected at least one"),
+        ([*CHECKED, "steps"], "tree", "steps"),
+        ([*CHECKED, "steps"], ["tree", "tree"], "steps"),
+        ([*CHECKED, "steps"], ["a b"], "step"),
+        ([*CHECKED, "logits"], None, "logits is None, expected a finite number"),
+        ([*CHECKED, "keys"], -1e-9, "keys"),
+        ([*CHECKED, "values"], 1, "values"),
+        ([*CHECKED, "values"], "0.0", "values"),
+        ([*CHECKED, "limit"], 1e-6, "largest difference is 2e-06, expected at most its limit, 1e-06"),
+        ([*CHECKED, "not_run"], "no GPU", "no steps and no differences"),
+        ([*CHECKED, "not_run"], None, "not_run"),
     ],
 )
 def test_false_claims_with_a_right_digest(path, value, message):
@@ -210,14 +238,14 @@ def test_false_claims_with_a_right_digest(path, value, message):
         b"[]",
         b"\xff\xfe",
         b"{",
-        b'{"schema": 4, "schema": 1}',
-        b'{"schema": 4, "x": NaN}',
-        b'{"schema": 4, "x": -Infinity}',
-        b'{"schema": 4, "x": 1e999}',
-        b'{"schema": 4, "digest": "\xc3\xa9"}',
-        b'{"schema": 4, "x": ' + b"9" * 100_000 + b"}",
+        b'{"schema": 5, "schema": 1}',
+        b'{"schema": 5, "x": NaN}',
+        b'{"schema": 5, "x": -Infinity}',
+        b'{"schema": 5, "x": 1e999}',
+        b'{"schema": 5, "digest": "\xc3\xa9"}',
+        b'{"schema": 5, "x": ' + b"9" * 100_000 + b"}",
         b"[" * 1_000_000,
-        b'{"schema": 4, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"schema": 5, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"a":' * 200_000,
         b" " * (module.MAX_BYTES + 1),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from medusa_profiles.draw import draw
 from medusa_runtime.bundle import Bundle
+from medusa_runtime.graph_check import DIFFERENCES
 
 from medusa_exporter.cli.options import digest_option
 
@@ -42,6 +43,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "heads": vars(bundle.heads),
         "graphs": {
             key: {**vars(graph), "size": manifest.files[graph.file].size} for key, graph in manifest.graphs.items()
+        },
+        "graph_checks": {
+            file: {**vars(check), "steps": list(check.steps)} for file, check in manifest.graph_checks.items()
         },
         "engines": {
             path.stem: {**vars(one), "targets": list(one.targets)}
@@ -78,7 +82,13 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         *_section(
             "graphs",
             [
-                (key, _size(graph["size"]), graph["file"], f"by default with {graph['profile']}")
+                (
+                    key,
+                    _size(graph["size"]),
+                    graph["file"],
+                    f"by default with {graph['profile']}",
+                    _differs_by(key, facts["graph_checks"]),
+                )
                 for key, graph in facts["graphs"].items()
             ],
         ),
@@ -102,6 +112,18 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         *_section("files", [("total", _size(facts["size"])), *((path, _size(size)) for path, size in files)]),
         *_section("producer", sorted(facts["producer"].items())),
     ]
+
+
+def _differs_by(key: str, checks: dict[str, dict[str, Any]]) -> str:
+    """Say how far a graph's numbers were from the model's: the worst of its files, and those that were not run."""
+    found = {file: check for file, check in checks.items() if file.startswith((f"graphs/{key}.", f"graphs/{key}-"))}
+    run = [check for check in found.values() if not check["not_run"]]
+    files = "" if len(found) == 1 else f" ({len(run)} of {len(found)} files run)"
+    if run:
+        worst = max(check[part] for check in run for part in DIFFERENCES)
+        return f"differs by {worst:.1e}, at most {run[0]['limit']:.0e} allowed{files}"
+    reasons = sorted({check["not_run"] for check in found.values()})
+    return f"not compared with the model: {'; '.join(reasons) or 'not by this build'}"
 
 
 def _section(title: str, rows: list[tuple[str, ...]]) -> list[str]:

@@ -1,0 +1,137 @@
+"""Checks every graph of a build next to the model, one at a time; a graph that is not the model ends the build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.graph_check import DIFFERENCES, GraphCheck
+
+from medusa_exporter.engines.plan import StepSize
+from medusa_exporter.graph.check import Declared, check_declared
+from medusa_exporter.proof.errors import GraphMismatchError
+from medusa_exporter.proof.limits import Difference, Limits, differences, draft_error, limits
+from medusa_exporter.proof.reference import Reference
+from medusa_exporter.proof.run import GraphRunner, NotServedError
+
+CANDIDATES = 15  # of the heads, whose tokens are compared, at most
+SIZE_LEFT_OUT = "its steps have neither the fewest nor the most nodes of those built, whose graphs were run"
+BF16 = "ONNX Runtime's CPU provider does not know bfloat16"
+REMEDY = (
+    "expected the model's own numbers, so no bundle was written: build with the versions of constraints.txt, and "
+    "report this together with the model's name if it stays"
+)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What graphs are compared with, and the shapes of both."""
+
+    reference: Reference
+    model: ModelFacts
+    heads: HeadFacts
+
+
+def prove(
+    folder: Path,
+    files: Iterable[str],
+    graphs: Sequence[GraphFacts],
+    sizes: Mapping[str, StepSize],
+    proof: Proof,
+    report: Callable[[str], None] = lambda _line: None,
+) -> dict[str, GraphCheck]:
+    """Check the graphs `files` of a folder; return what was found, by file.
+
+    graphs: to which of them each file belongs. sizes: of the files that are fixed to one size of step; of those of one
+    backend and precision only the smallest, the largest and the largest with heads are run. Raises GraphMismatchError
+    for a graph that gives other numbers than the model, RuntimeError for one that declares what no contract says.
+    """
+    of_key = {graph.key: graph for graph in graphs}
+    left_out = _left_out(sizes)
+    checks = {}
+    for file in files:
+        key = next(key for key in of_key if file.startswith((f"graphs/{key}.", f"graphs/{key}-")))
+        report(f"check {Path(file).stem}: ONNX checker, inputs and outputs, numbers next to the model's")
+        declared = check_declared(folder / file, proof.model, proof.heads, sizes.get(file))
+        if file in left_out:
+            checks[file] = GraphCheck(not_run=SIZE_LEFT_OUT)
+        else:
+            checks[file] = check_graph(declared, limits(of_key[key].backend, of_key[key].precision), proof)
+    return checks
+
+
+def check_graph(graph: Declared, limit: Limits, proof: Proof) -> GraphCheck:
+    """Run one graph and compare it with the model; GraphMismatchError where it differs by more than `limit`."""
+    if graph.dtype == "bfloat16":
+        return GraphCheck(not_run=BF16)
+    try:
+        runner = GraphRunner(graph)
+    except NotServedError as error:
+        return GraphCheck(not_run=f"ONNX Runtime's CPU provider cannot: {error}")
+    worst = dict.fromkeys(DIFFERENCES, 0.0)
+    names = []
+    for step in proof.reference.steps:
+        parts = runner.parts(step)
+        for part in parts:
+            found = runner.step(part)
+            for one in differences(part, found, limit, proof.model.hidden_size, proof.heads.taps):
+                if not one.passed:
+                    raise GraphMismatchError(_words(graph, step.name, one, proof.model.layers))
+                if one.part in worst:
+                    worst[one.part] = max(worst[one.part], one.error)
+        names += [step.name] if parts else []
+    if _check_draft(graph, runner, limit, proof):
+        names.append("draft")
+    logits, keys, values = (_rounded(worst[part]) for part in DIFFERENCES)
+    return GraphCheck(tuple(names), logits, keys, values, limit.error)
+
+
+def _check_draft(graph: Declared, runner: GraphRunner, limit: Limits, proof: Proof) -> bool:
+    """Compare what the heads propose; tell whether the graph has any that run."""
+    draft, heads = proof.reference.draft, proof.heads
+    most = min(CANDIDATES, (runner.most_nodes or CANDIDATES + 1) - 1)
+    if not runner.drafts or most < 1:
+        return False
+    ranks, numbers = np.divmod(np.arange(min(most, heads.count * heads.top_k), dtype=np.int32), heads.count)
+    tokens = runner.draft(draft, (-1 - (numbers * heads.top_k + ranks)).astype(np.int32))
+    one = Difference("candidates", None, draft_error(draft, numbers, ranks, tokens), limit.draft)
+    if not one.passed:
+        raise GraphMismatchError(_words(graph, "draft", one, proof.model.layers))
+    return True
+
+
+def _words(graph: Declared, step: str, one: Difference, layers: int) -> str:
+    """Name the graph, the step, where it first differs and by how much."""
+    where = {
+        "hidden state": f"the hidden state behind layer {layers - 1}, the last",
+        "logits": "the logits, behind all layers",
+        "argmax": "the choice of the likeliest token, behind all layers",
+        "tokens": "the tokens, which are the step's own",
+        "candidates": "the candidates of the heads",
+    }.get(one.part, f"the {one.part} of layer {one.layer}")
+    if one.part in ("keys", "values") and one.layer:
+        where += f" (its own projections, or what layer {one.layer - 1} hands on)"
+    return (
+        f"{graph.path.name} is not the model: in its {step} step {where} differ by {one.error:.2g} at most, "
+        f"expected {one.limit:.2g}; {REMEDY}"
+    )
+
+
+def _left_out(sizes: Mapping[str, StepSize]) -> set[str]:
+    """Of files fixed to a size, those that are neither the smallest nor the largest of their kind."""
+    kinds: dict[str, list[str]] = {}
+    for file, size in sizes.items():
+        kinds.setdefault(file.removesuffix(f"-{size.name}.onnx"), []).append(file)
+    kept = set()
+    for of_kind in kinds.values():
+        ordered = sorted(of_kind, key=lambda file: sizes[file].nodes)
+        kept |= {ordered[0], ordered[-1], *[file for file in ordered if sizes[file].draft][-1:]}
+    return set(sizes) - kept
+
+
+def _rounded(number: float) -> float:
+    """Two digits are what a difference has to say."""
+    return float(f"{number:.1e}")
