@@ -9,6 +9,7 @@ from medusa_exporter.cli.inspect import command
 from medusa_profiles.draw import draw
 from medusa_runtime.bundle import Bundle, seal
 from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.graph_check import GraphCheck
 
 
 @pytest.fixture
@@ -16,6 +17,9 @@ def folder(tmp_path):
     files = {
         "graphs/ort-cpu-fp32.onnx": b"x" * 1_500,
         "graphs/ort-cpu-fp32.data": b"y" * 2_000_000,
+        "graphs/ort-cuda-bf16.onnx": b"",
+        "graphs/ort-cuda-fp16.onnx": b"",
+        "graphs/ort-cuda-fp16-causal.onnx": b"",
         "profiles/a.toml": b'name = "a"\nsource = "by hand"\npaths = [[0], [1], [0, 0]]\n',
     }
     for name, data in files.items():
@@ -26,7 +30,16 @@ def folder(tmp_path):
         producer={"medusa-export": "0.1.0", "torch": "2.13"},
         model=ModelFacts("tiny", "llama", 30, 576, 9, 3, 64, 49152, 8192, (2, 7)),
         heads=HeadFacts(3, 5, "root", 10, (20,), 1536, 16384),
-        graphs={"ort-cpu-fp32": GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onnx")},
+        graphs={
+            f"{backend}-{precision}": GraphFacts(backend, precision, f"graphs/{backend}-{precision}.onnx")
+            for backend, precision in (("ort-cpu", "fp32"), ("ort-cuda", "bf16"), ("ort-cuda", "fp16"))
+        },
+        graph_checks={
+            "graphs/ort-cpu-fp32.onnx": GraphCheck(("prefill", "tree"), 1e-6, 7.2e-6, 2e-6, 5e-5),
+            "graphs/ort-cuda-fp16.onnx": GraphCheck(("tree",), 0.003, 0.001, 0.0, 0.02),
+            "graphs/ort-cuda-fp16-causal.onnx": GraphCheck(not_run="no kernel"),
+            "graphs/ort-cuda-bf16.onnx": GraphCheck(not_run="no kernel for bfloat16"),
+        },
         profiles=["a"],
         sources={},
     )
@@ -42,9 +55,12 @@ def test_text(folder):
         "46,080 bytes a token in fp32",
         "3 of 5 ResBlocks behind a gated block of 1,536",
         "they see the hidden state and what layer 20 reads and the root token; each ranks 10 of 16,384 tokens",
-        "  ort-cpu-fp32  1.5 kB  graphs/ort-cpu-fp32.onnx",
+        "  ort-cpu-fp32   1.5 kB   graphs/ort-cpu-fp32.onnx   by default with plain  differs by 7.2e-06, at most 5e-05",
+        "  ort-cuda-bf16  0 bytes  graphs/ort-cuda-bf16.onnx  by default with plain  not compared with the model: no "
+        "kernel for bfloat16",
+        "differs by 3.0e-03, at most 2e-02 allowed (1 of 2 files run)",
         "  a  4 nodes  depth 2",
-        "  total                     2.0 MB",
+        f"  total{' ' * 29}2.0 MB",
         "  torch          2.13",
     ):
         assert shown in result.output, shown
@@ -55,6 +71,14 @@ def test_json(folder):
     assert facts["model"]["kv_heads"] == 3 and facts["model"]["eos_token_ids"] == [2, 7]
     assert facts["kv_bytes_per_token"] == {"fp32": 46_080}
     assert facts["graphs"]["ort-cpu-fp32"]["size"] == 1_500
+    assert facts["graph_checks"]["graphs/ort-cpu-fp32.onnx"] == {
+        "steps": ["prefill", "tree"],
+        "logits": 1e-6,
+        "keys": 7.2e-6,
+        "values": 2e-6,
+        "limit": 5e-5,
+        "not_run": "",
+    }
     assert facts["profiles"] == {"a": {"nodes": 4, "depth": 2, "source": "by hand"}}
     assert facts["size"] == sum(facts["files"].values()) == 2_001_500 + len((folder / "profiles/a.toml").read_bytes())
     assert facts["digest"] == Bundle.open(folder).manifest.digest

@@ -1,4 +1,4 @@
-"""The check refuses graphs that are not what they declare, or do not declare the contract."""
+"""The check refuses graphs that do not declare the contract, or cannot be read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from medusa_exporter.graph.check import check_graph
+from medusa_exporter.graph.check import check_declared
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
@@ -20,7 +20,9 @@ def graph(tiny_bundle: Path, tmp_path: Path) -> tuple[Path, ModelFacts, HeadFact
 
 
 def test_a_built_graph_passes(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
-    check_graph(*graph)
+    declared = check_declared(*graph)
+    assert declared.dtype == "float32" and declared.size is None
+    assert [spec.name for spec in declared.inputs[:2]] == ["input_ids", "position_ids"]
 
 
 def test_a_renamed_output_is_refused(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
@@ -30,8 +32,8 @@ def test_a_renamed_output_is_refused(graph: tuple[Path, ModelFacts, HeadFacts]) 
         node.output[:] = ["greedy" if name == "argmax" else name for name in node.output]
     model.graph.output[1].name = "greedy"
     onnx.save(model, path)
-    with pytest.raises(RuntimeError, match=r"declares \('greedy'.*contract says \('argmax'"):
-        check_graph(path, *facts)
+    with pytest.raises(RuntimeError, match=r"declares .*'greedy'.*contract says .*'argmax'"):
+        check_declared(path, *facts)
 
 
 def test_rows_of_another_width_are_refused(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
@@ -40,12 +42,22 @@ def test_rows_of_another_width_are_refused(graph: tuple[Path, ModelFacts, HeadFa
     hidden = next(output for output in model.graph.output if output.name == "hidden")
     hidden.type.tensor_type.shape.dim[2].dim_value = 7
     onnx.save(model, path)
-    with pytest.raises(Exception, match=r"declares \('hidden'.*the contract says"):
-        check_graph(path, *facts)
+    with pytest.raises(Exception, match=r"declares .*'hidden'.*the contract says"):
+        check_declared(path, *facts)
+
+
+def test_an_input_of_another_type_is_refused(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
+    path, *facts = graph
+    model = onnx.load(path, load_external_data=False)
+    given = next(value for value in model.graph.input if value.name == "draft_hidden")
+    given.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(model, path)
+    with pytest.raises(Exception, match=r"float16|[Tt]ype"):
+        check_declared(path, *facts)
 
 
 def test_a_truncated_graph_is_refused(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
     path, *facts = graph
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(Exception, match=r"(?i)parse|protobuf|decod"):
-        check_graph(path, *facts)
+        check_declared(path, *facts)

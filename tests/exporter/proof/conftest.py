@@ -1,0 +1,102 @@
+"""Graphs of one tiny model with a window, each as a file that a test may change, and what the model itself computes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from medusa_exporter.engines.plan import StepSize, step_sizes
+from medusa_exporter.graph import dialects
+from medusa_exporter.graph.check import check_declared
+from medusa_exporter.graph.in_place import angles
+from medusa_exporter.graph.save import save_graphs
+from medusa_exporter.graph.trace import trace
+from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.proof import Proof, record
+from medusa_exporter.proof.limits import limits
+from medusa_exporter.proof.prove import check_graph
+from medusa_profiles import catalogue
+from medusa_runtime.facts import GraphFacts, HeadFacts
+from medusa_runtime.graph_check import GraphCheck
+
+from ..graph.conftest import CONTEXT, HEADS, TOP_K, facts_of, make_model
+
+PAIRS = [
+    *(("ort-cpu", precision) for precision in ("fp32", "int8", "int4")),
+    *(("ort-cuda", precision) for precision in ("fp32", "fp16", "bf16")),
+    ("tensorrt", "fp32"),
+]
+TREES = ("tree-4", "tree-8", "tree-16")
+
+
+class Letters:
+    """A tokenizer whose tokens are characters."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        assert not add_special_tokens
+        return [ord(letter) for letter in text]
+
+
+@dataclass
+class Proven:
+    """A traced model in every dialect. files: of the graphs below `folder`."""
+
+    folder: Path
+    files: list[str]
+    graphs: list[GraphFacts]
+    sizes: dict[str, StepSize]
+    proof: Proof
+
+
+@pytest.fixture(scope="module")
+def proven(tmp_path_factory: pytest.TempPathFactory) -> Proven:
+    folder = tmp_path_factory.mktemp("proven")
+    (folder / "graphs").mkdir()
+    model = make_model("mistral-window")
+    facts = facts_of(model)
+    torch.manual_seed(1)
+    heads = MedusaHeads(facts.hidden_size, HEADS, 1, "root")
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.normal_(std=0.2)
+    reference = record(model, heads, facts, Letters())
+    graph = trace(model, heads, facts, TOP_K)
+    steps = step_sizes([catalogue.load(name) for name in TREES], 1)
+    source = dialects.Traced(graph, facts, heads.input_size, HEADS, angles(model, CONTEXT + 1024), True, (), folder)
+    made, sizes = dialects.make_graphs(source, PAIRS, steps)
+    files = list(made)
+    save_graphs({folder / file: one for file, one in made.items()}, "shared.data")
+    graphs = [GraphFacts(backend, precision, f"graphs/{backend}-{precision}.onnx") for backend, precision in PAIRS]
+    return Proven(folder, files, graphs, sizes, Proof(reference, facts, HeadFacts(HEADS, 1, "root", TOP_K)))
+
+
+@dataclass
+class Changed:
+    """One graph with all its weights inside, to be changed, and its check."""
+
+    model: onnx.ModelProto
+    path: Path
+    proven: Proven
+    backend: str
+    precision: str
+
+    def check(self) -> GraphCheck:
+        onnx.save(self.model, self.path)
+        declared = check_declared(self.path, self.proven.proof.model, self.proven.proof.heads)
+        return check_graph(declared, limits(self.backend, self.precision), self.proven.proof)
+
+
+@pytest.fixture
+def changed(proven: Proven, tmp_path: Path):
+    def of(backend: str, precision: str) -> Changed:
+        name = f"{backend}-{precision}.onnx"
+        path = Path(shutil.copy(proven.folder / "graphs" / name, tmp_path / name))
+        model = onnx.load(path, load_external_data=False)
+        onnx.load_external_data_for_model(model, str(proven.folder / "graphs"))
+        return Changed(model, path, proven, backend, precision)
+
+    return of

@@ -1,0 +1,49 @@
+"""Every dialect of a right graph passes, next to transformers; what was not run says so."""
+
+from __future__ import annotations
+
+import pytest
+from medusa_exporter.proof import prove
+from medusa_exporter.proof.limits import FP32
+from medusa_exporter.proof.prove import BF16, SIZE_LEFT_OUT
+
+from .conftest import Proven
+
+EVERY_STEP = ("prefill", "plain", "tree", "window", "rope", "draft")
+
+
+@pytest.fixture(scope="module")
+def checks(proven: Proven):
+    lines: list[str] = []
+    found = prove(proven.folder, proven.files, proven.graphs, proven.sizes, proven.proof, lines.append)
+    assert len(lines) == len(found) == len(proven.files)
+    return found
+
+
+@pytest.mark.parametrize("backend", ["ort-cpu", "ort-cuda", "tensorrt"])
+def test_fp32_is_the_model_to_the_last_bits(checks, backend: str) -> None:
+    run = {file: check for file, check in checks.items() if f"{backend}-fp32" in file and not check.not_run}
+    assert run
+    assert all(check.differs_by < 2e-6 and check.limit == FP32 for check in run.values()), run
+
+
+def test_each_graph_runs_all_steps_that_it_can(checks) -> None:
+    for name in ("ort-cpu-fp32", "ort-cpu-int4", "ort-cuda-fp32", "ort-cuda-fp16", "tensorrt-fp32-t16"):
+        assert checks[f"graphs/{name}.onnx"].steps == EVERY_STEP, name
+    assert checks["graphs/tensorrt-fp32-prefill.onnx"].steps == EVERY_STEP[:-1]  # which has no heads
+
+
+def test_what_is_not_run_is_named(checks) -> None:
+    assert {file: check.not_run for file, check in checks.items() if check.not_run} == {
+        "graphs/ort-cuda-bf16.onnx": BF16,
+        "graphs/tensorrt-fp32-plain.onnx": SIZE_LEFT_OUT,
+        "graphs/tensorrt-fp32-t8.onnx": SIZE_LEFT_OUT,
+    }
+
+
+def test_fewer_bits_differ_more_and_within_their_limits(checks) -> None:
+    fp32, fp16, int8, int4 = (
+        checks[f"graphs/{name}.onnx"].differs_by
+        for name in ("ort-cpu-fp32", "ort-cuda-fp16", "ort-cpu-int8", "ort-cpu-int4")
+    )
+    assert fp32 < 1e-5 < fp16 < 0.005 < int8 < int4 < checks["graphs/ort-cpu-int4.onnx"].limit
