@@ -21,9 +21,9 @@ GRAPHS = Path(__file__).parent / "exporter" / "graph"
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep a file's tests in one of `make test`'s processes, and all that share the traced models of exporter/graph."""
-    for item in items:
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
         group = GRAPHS if item.path.is_relative_to(GRAPHS) else item.path
         item.add_marker(pytest.mark.xdist_group(str(group)))
 
