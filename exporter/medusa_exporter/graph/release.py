@@ -17,6 +17,11 @@ def release() -> None:
     _forget_graphs()
     _forget_programs()
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Return freed pages to the operating system: glibc, on Linux, holds them in reserve."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
         if trim is not None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir import external_data
 
+from medusa_exporter.graph.release import trim
+
 LEAST_BYTES = 256  # smaller tensors stay in the graph's own file
 
 
@@ -37,5 +39,10 @@ def _large(graph: ir.Model) -> dict[int, ir.TensorProtocol]:
 def _write(tensors: dict[int, ir.TensorProtocol], file: Path) -> dict[int, ir.ExternalTensor]:
     if not tensors:
         return {}
-    places = external_data.convert_tensors_to_external(list(tensors.values()), file.parent, file.name)
+    places = external_data.convert_tensors_to_external(list(tensors.values()), file.parent, file.name, _after_tensor)
     return dict(zip(tensors, places, strict=True))
+
+
+def _after_tensor(_tensor: ir.TensorProtocol, _progress: object) -> None:
+    """Return what making the tensors before this one took: else their memory would add up."""
+    trim()
