@@ -1,0 +1,54 @@
+"""What is recorded is what transformers computes, whatever cache or batch it comes by."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.proof.reference import TREE, far_positions, record, text_ids
+
+from ..graph.conftest import CONTEXT, facts_of, make_model
+from .conftest import Letters
+
+
+@pytest.mark.parametrize("family", ["llama-yarn", "mistral-window", "gemma2"])
+def test_each_nodes_logits_are_those_of_its_own_text(family: str) -> None:
+    model = make_model(family)
+    facts = facts_of(model)
+    before = model.config._attn_implementation
+    reference = record(model, MedusaHeads(facts.hidden_size, 2, 1), facts, Letters())
+    assert model.config._attn_implementation == before
+    steps = {step.name: step for step in reference.steps}
+    prompt, tree = steps["prefill"].ids.tolist(), steps["tree"]
+    for node in range(TREE.size):
+        text = [*prompt, *tree.ids[TREE.mask[node]].tolist()]
+        with torch.no_grad():
+            logits = model(torch.tensor([text])).logits[0, -1].numpy()
+        np.testing.assert_allclose(tree.expected.logits[node], logits, atol=2e-5)
+    assert ("window" in steps) is (family != "llama-yarn")
+    assert steps["rope"].positions.tolist()[-1] == CONTEXT - 1
+    assert len(steps["rope"].expected.keys) == (2 if "window" not in steps else 1)
+
+
+def test_a_window_step_lies_beyond_the_window() -> None:
+    model = make_model("mistral-window")
+    steps = {one.name: one for one in record(model, MedusaHeads(64, 2, 1), facts_of(model), Letters()).steps}
+    assert steps["window"].past.length > model.config.sliding_window == 7
+
+
+def test_positions_around_the_length_of_an_unscaled_rope() -> None:
+    scaled = SimpleNamespace(rope_parameters={"original_max_position_embeddings": 64})
+    assert far_positions(scaled, 256) == [0, 63, 64, 65, 128, 255]
+    assert far_positions(scaled, 64) == [0, 32, 63]  # the context ends there
+    assert far_positions(SimpleNamespace(original_max_position_embeddings=32), 100) == [0, 31, 32, 33, 50, 99]
+    assert far_positions(SimpleNamespace(rope_parameters=None), 10) == [0, 5, 9]
+
+
+def test_ids_are_those_of_the_vocabulary() -> None:
+    assert len(text_ids(Letters(), 200, 500)) == 500
+    assert max(text_ids(Letters(), 70, 500)) < 70
+    none = SimpleNamespace(encode=lambda text, add_special_tokens: [900])
+    assert text_ids(none, 8, 12) == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
