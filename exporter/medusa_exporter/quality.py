@@ -77,7 +77,8 @@ def log_probabilities(backend: Backend, text: Text) -> Iterator[Probabilities]:
     for start in range(0, len(ids), CHUNK):
         chunk = ids[start : start + CHUNK]
         rows = np.arange(max(0, first - start), max(0, first - start, len(chunk)), dtype=np.int32)
-        backend.run(literal_step(chunk, start, rows))
+        # At least one row, read or not: ONNX Runtime 1.31 gives ArgMax over no rows another shape
+        backend.run(literal_step(chunk, start, rows if len(rows) else np.zeros(1, dtype=np.int32)))
         for row in range(len(rows)):
             yield _log_softmax(backend.read_logits(row))
         cache.commit(range(len(chunk)))

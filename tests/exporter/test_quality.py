@@ -27,7 +27,10 @@ def test_chunks_change_nothing(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatc
         expected.append(logits - math.log(np.exp(logits).sum()))
     del decoder
     monkeypatch.setattr(quality, "CHUNK", chunk)
-    found = [row.copy() for row in log_probabilities(load_backend(Bundle.open(tiny_bundle)), TEXTS[0])]
+    again, asked = load_backend(Bundle.open(tiny_bundle)), []
+    monkeypatch.setattr(again, "run", lambda step, run=again.run: (asked.append(step.logit_rows.size), run(step))[1])
+    found = [row.copy() for row in log_probabilities(again, TEXTS[0])]
+    assert min(asked) > 0  # ONNX Runtime 1.31 fails at a step that nothing is read of
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

@@ -34,7 +34,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
 @click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
-@click.option("--review-out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="To be corrected.")
+@click.option(
+    "--review-out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="New file, to be corrected."
+)
 @click.option("--review-in", type=FILE, metavar="FILE", help="Corrected; DATA must be complete.")
 def command(
     model: str,
