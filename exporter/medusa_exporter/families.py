@@ -38,7 +38,7 @@ class Family:
     name: str
     differs: str = ""
     taps: bool = True
-    ran: tuple[str, ...] = ("ort-cpu",)
+    ran: tuple[str, ...] = ("ort-cpu", "ort-cuda")
     attention: str = "sdpa"
     refused: Mapping[tuple[str, str], str] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -46,9 +46,9 @@ class Family:
 FAMILIES: Mapping[str, Family] = MappingProxyType(  # by transformers' model type
     {
         "llama": Family("Llama", ran=("ort-cpu", "ort-cuda", "tensorrt")),
-        "mistral": Family("Mistral", "sliding window", ran=("ort-cpu", "ort-cuda")),
-        "qwen2": Family("Qwen2", "biases", ran=("ort-cpu", "ort-cuda")),
-        "qwen3": Family("Qwen3", "norms of queries and keys", ran=("ort-cpu", "ort-cuda")),
+        "mistral": Family("Mistral", "sliding window"),
+        "qwen2": Family("Qwen2", "biases"),
+        "qwen3": Family("Qwen3", "norms of queries and keys"),
         "smollm3": Family("SmolLM3", "some layers without rope"),
         "olmo2": Family("OLMo 2", "norms behind blocks, of queries and keys; heads without taps", taps=False),
         "phi3": Family("Phi-3, Phi-4", "rope of a part of each head; longrope up to where it changes"),
