@@ -74,7 +74,7 @@ def check_graph(graph: Declared, limit: Limits, proof: Proof) -> GraphCheck:
     worst = dict.fromkeys(DIFFERENCES, 0.0)
     names = []
     for step in proof.reference.steps:
-        parts = runner.parts(step)
+        parts = runner.parts(step.first_layer() if step.far and not limit.by_row else step)
         for part in parts:
             found = runner.step(part)
             for one in differences(part, found, limit, proof.model.hidden_size, proof.heads.taps):

@@ -52,3 +52,11 @@ def test_ids_are_those_of_the_vocabulary() -> None:
     assert max(text_ids(Letters(), 70, 500)) < 70
     none = SimpleNamespace(encode=lambda text, add_special_tokens: [900])
     assert text_ids(none, 8, 12) == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
+
+
+def test_far_tokens_alone_are_compared_by_the_first_layer_in_fewer_bits() -> None:
+    model = make_model("llama")
+    steps = record(model, MedusaHeads(64, 2, 1), facts_of(model), Letters()).steps
+    assert [step.name for step in steps if step.far] == ["rope"]
+    first = steps[-1].first_layer().expected
+    assert first.keys.shape == first.values.shape == (1, 3, 32) and not first.hidden.size and not first.logits.size
