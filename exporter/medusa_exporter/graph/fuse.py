@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import DOMAIN, constant, only_consumer, replace
+from medusa_exporter.graph.lazy import SideBySide
 from medusa_exporter.graph.tidy import strip
 
 
@@ -116,12 +117,7 @@ def _side_by_side(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.Valu
     """Constants next to each other along their last axis; joined when they are read, so that no copy is held."""
     tensors = [value.const_value for value in values if value is not None and value.const_value is not None]
     name = "|".join(value.name or "" for value in values if value is not None)
-    shape = (*tensors[0].shape.numpy()[:-1], sum(tensor.shape.numpy()[-1] for tensor in tensors))
-
-    def join() -> ir.TensorProtocol:
-        return ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=-1), name=name)
-
-    joined = ir.LazyTensor(join, dtype=tensors[0].dtype, shape=ir.Shape(shape), name=name)
+    joined = SideBySide(tensors, name)
     value = ir.Value(name=name, type=ir.TensorType(joined.dtype), shape=joined.shape, const_value=joined)
     graph.register_initializer(value)
     return value

@@ -13,7 +13,7 @@ from medusa_runtime.backends.ort_library import find_library
 
 from medusa_exporter.precisions import WeightFormat
 
-COLUMNS = 1024  # that are quantised at once: the library copies what it is given
+COLUMNS = 512  # that are quantised at once: the library copies what it is given
 
 Matrix = npt.NDArray[np.float32]
 Read = Callable[[slice], Matrix]  # gives some columns of a weight (in, out)

@@ -17,9 +17,9 @@ from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import DOMAIN, constant
 from medusa_exporter.graph.integers import with_integers
+from medusa_exporter.graph.lazy import PickedRows, SideBySide
 from medusa_exporter.graph.lone_row import pair_lone_rows
 from medusa_exporter.graph.packed import PackedWeight, Read
-from medusa_exporter.graph.picked import PickedRows
 from medusa_exporter.graph.ranges import Ranges
 from medusa_exporter.precisions import FIXED_SCALES, FORMATS, WeightFormat
 
@@ -166,6 +166,8 @@ def _become(
 
 def _reader(tensor: ir.TensorProtocol) -> Read:
     """How to get columns of a weight (in, out) when they are asked for; no copy is held meanwhile."""
+    if isinstance(tensor, SideBySide):
+        return lambda some: np.asarray(tensor.columns(some), dtype=np.float32)
     return lambda some: np.asarray(tensor.numpy()[:, some], dtype=np.float32)
 
 

@@ -9,7 +9,7 @@ import torch
 from medusa_runtime import contract
 from medusa_runtime.contract import TensorSpec
 
-from medusa_exporter.graph.picked import PickedRows
+from medusa_exporter.graph.lazy import PickedRows
 from medusa_exporter.graph.release import release
 from medusa_exporter.graph.scaled_rope import scale_angles, unscaled_rope
 from medusa_exporter.graph.step import Step

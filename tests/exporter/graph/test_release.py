@@ -13,8 +13,8 @@ import torch
 from medusa_exporter.graph import dialects, release
 from medusa_exporter.graph import trace as tracing
 from medusa_exporter.graph.in_place import angles, spare_positions
+from medusa_exporter.graph.lazy import PickedRows
 from medusa_exporter.graph.packed import quantise_blocks
-from medusa_exporter.graph.picked import PickedRows
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.precisions import DRAFT, choose
 from onnxscript import optimizer
