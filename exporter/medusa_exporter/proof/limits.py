@@ -14,8 +14,8 @@ import numpy as np
 from medusa_runtime.backends.base import IntArray
 
 from medusa_exporter.compare.tolerances import OTHER_WEIGHTS, tolerance
-from medusa_exporter.proof.reference import FloatArray, ReferenceDraft, ReferenceStep, Rows
 from medusa_exporter.proof.run import Found
+from medusa_exporter.proof.steps import FloatArray, ReferenceDraft, ReferenceStep, Rows
 
 FP32 = 5e-5  # of a row's range
 LEAST_RANGE = 0.01  # of the widest row's range: a row that is nearly constant is measured by this

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medusa_exporter.graph.check import Declared
 from medusa_exporter.proof.errors import GraphMismatchError
-from medusa_exporter.proof.reference import FloatArray, Past
+from medusa_exporter.proof.steps import FloatArray, Past
 
 Array = NDArray[Any]
 

@@ -14,8 +14,8 @@ from medusa_exporter.engines.plan import StepSize
 from medusa_exporter.graph.check import Declared, check_declared
 from medusa_exporter.proof.errors import GraphMismatchError
 from medusa_exporter.proof.limits import Difference, Limits, differences, draft_error, limits
-from medusa_exporter.proof.reference import Reference
 from medusa_exporter.proof.run import GraphRunner, NotServedError
+from medusa_exporter.proof.steps import Reference
 
 CANDIDATES = 15  # of the heads, whose tokens are compared, at most
 SIZE_LEFT_OUT = "its steps have neither the fewest nor the most nodes of those built, whose graphs were run"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medusa_exporter.graph.check import Declared
 from medusa_exporter.proof.errors import GraphMismatchError
 from medusa_exporter.proof.past_forms import past_form
-from medusa_exporter.proof.reference import BoolArray, FloatArray, IntArray, Past, ReferenceDraft, ReferenceStep, Rows
+from medusa_exporter.proof.steps import BoolArray, FloatArray, IntArray, Past, ReferenceDraft, ReferenceStep, Rows
 
 Array = NDArray[Any]
 

@@ -9,8 +9,8 @@ import pytest
 from medusa_exporter.compare.tolerances import OTHER_WEIGHTS, tolerance
 from medusa_exporter.precisions import PRECISIONS
 from medusa_exporter.proof.limits import FP32, Limits, differences, draft_error, error, limits
-from medusa_exporter.proof.reference import Past, ReferenceDraft, ReferenceStep, Rows
 from medusa_exporter.proof.run import Found
+from medusa_exporter.proof.steps import Past, ReferenceDraft, ReferenceStep, Rows
 
 BY_ROW, BY_TENSOR = limits("ort-cuda", "fp32"), limits("ort-cuda", "fp16")
 
