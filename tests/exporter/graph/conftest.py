@@ -83,10 +83,12 @@ OTHERS: dict[str, dict[str, Any]] = {  # further members of these families
     },
 }
 WIDE = {"taps": (1,), "trunk": 40, "token_map": torch.tensor([250, 3, 77, 12, *range(100, 200)])}
+SLOW_CASES = [("qwen3", "none"), ("llama3-rope", "wide"), ("mistral-window", "wide")]  # a trace costs 5 s and more
 CASES = [
     *((family, "root") for family in FAMILIES),
-    *((family, "none") for family in ("llama", "qwen3")),
-    *((family, "wide") for family in ("llama3-rope", "mistral-window", "qwen3")),
+    ("llama", "none"),
+    ("qwen3", "wide"),
+    *(pytest.param(case, marks=pytest.mark.slow, id="-".join(case)) for case in SLOW_CASES),
 ]
 
 
