@@ -17,7 +17,7 @@ SHARE = float(os.environ.get("MEDUSA_FUZZ", "0"))  # of a full run's cases, 1 in
 SEED = int(os.environ.get("MEDUSA_FUZZ_SEED", "0"))
 EXPECTED = ("refused", "answered", "loaded")  # outcomes; any other is a finding
 GROWTH = 300.0  # MB that a child may come to hold beyond what it held after its first cases
-SETTLED = 50  # cases
+SETTLED = 50  # cases that a child settles in, or the first third where there are fewer
 
 
 @dataclass
@@ -40,8 +40,8 @@ class Tally:
     @property
     def growth(self) -> float:
         """MB that the child grew by after it had settled."""
-        settled = self.megabytes[SETTLED : 2 * SETTLED]
-        return max(self.megabytes[-SETTLED:]) - max(settled) if len(self.megabytes) > 3 * SETTLED else 0.0
+        share = min(SETTLED, len(self.megabytes) // 3)
+        return max(self.megabytes[-share:]) - max(self.megabytes[share : 2 * share]) if share else 0.0
 
     def lines(self) -> list[str]:
         """For a person to read."""
