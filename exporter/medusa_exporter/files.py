@@ -11,15 +11,21 @@ import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from medusa_runtime.errors import BusyError
+
 if sys.platform != "win32":
     import fcntl
 
+LOCK = "lock"  # in the workshop of a folder that is being written
 MARK = "medusa-export"  # part of the name of all that is unfinished; no other program has a reason to use it
+WAIT = 600.0  # seconds for another writer of a folder to end, before one gives up
+_VANISHED = 200  # times that a folder may be gone before it cannot be made at all
 _BLOCK = 4 << 20  # bytes read and hashed at a time
 _NUMBERS = re.compile(r"\[\n[\s\d,-]+\]")  # of whole numbers, over several lines; no JSON text holds a line break
 
@@ -34,10 +40,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     place = Path(os.path.realpath(path))
     place.parent.mkdir(parents=True, exist_ok=True)
     _sweep(place)
-    scratch = _scratch(place)
+    scratch, opened = _opened(place)
     try:
-        with scratch.open("xb") as file:
-            _lock(file)
+        with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -53,33 +58,71 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 def written_together(folder: Path) -> Iterator[Path]:
     """Give an empty folder whose files come into `folder` together when the block ends, or not at all when it raises.
 
-    A process killed while they are moved leaves them to `finish`, which the next reader or writer calls. OSError.
+    A process killed while they are moved leaves them to `finish`, which the next reader or writer calls. A second
+    writer of the folder waits for the first one. Raises OSError, and BusyError after WAIT seconds.
     """
-    finish(folder)
-    new = folder / f".{MARK}" / "new"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        for path in new.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        new.rename(new.with_name("ready"))
+    with _alone(folder):
         finish(folder)
-    finally:
+        new = folder / f".{MARK}" / "new"
         shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        try:
+            yield new
+            for path in new.iterdir():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            new.rename(new.with_name("ready"))
+            finish(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, a file in its workshop; both go with the block. Raises BusyError, OSError."""
+    from filelock import FileLock, Timeout
+
+    workshop = folder / f".{MARK}"
+    lock, until, vanished = FileLock(workshop / LOCK), time.monotonic() + WAIT, 0
+    while True:
+        try:
+            workshop.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+            break
+        except (FileExistsError, FileNotFoundError):  # its last holder was just removing the workshop
+            vanished += 1
+            if vanished > _VANISHED:
+                raise
+        except Timeout:
+            if time.monotonic() > until:
+                raise BusyError(
+                    f"another command is writing to {folder}, for more than {WAIT:.0f} seconds; nothing was written: "
+                    "wait until it has ended, then run this again, or give another folder"
+                ) from None
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
         with contextlib.suppress(OSError):
-            new.parent.rmdir()
+            (workshop / LOCK).unlink()  # while it is held, so that nobody else's is removed
+        lock.release()
+        with contextlib.suppress(OSError):
+            workshop.rmdir()
 
 
 def finish(folder: Path) -> None:
-    """Move the files of a killed `written_together` to their places, where it was complete. Raises OSError."""
+    """Move the files of a killed `written_together` to their places, where it was complete. Raises OSError.
+
+    Several may do so at once: what one of them has moved is gone for the others.
+    """
     ready = folder / f".{MARK}" / "ready"
     if not ready.is_dir():
         return
-    for path in sorted(ready.iterdir()):
-        path.replace(folder / path.name)
-    ready.rmdir()
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted(ready.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(folder / path.name)
+        ready.rmdir()
     with contextlib.suppress(OSError):
         ready.parent.rmdir()
 
@@ -118,6 +161,18 @@ def try_place(path: Path) -> None:
 
 def _scratch(place: Path) -> Path:
     return place.with_name(f".{place.name}.{MARK}-{secrets.token_hex(4)}.tmp")
+
+
+def _opened(place: Path) -> tuple[Path, BinaryIO]:
+    """Open and lock a new scratch file, which nobody has swept away before it was locked. Raises OSError."""
+    while True:
+        scratch = _scratch(place)
+        file = scratch.open("xb")
+        _lock(file)
+        with contextlib.suppress(FileNotFoundError):
+            if sys.platform == "win32" or os.path.samestat(scratch.stat(), os.fstat(file.fileno())):
+                return scratch, file
+        file.close()
 
 
 def _lock(file: BinaryIO) -> None:

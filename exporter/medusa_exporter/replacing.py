@@ -17,7 +17,7 @@ from typing import Any
 
 from medusa_runtime.errors import MedusaError
 
-from medusa_exporter.files import MARK, finish, try_place
+from medusa_exporter.files import LOCK, MARK, finish, try_place
 
 MADE_BY = "made_by"  # the first key of every JSON
 LARGEST_JSON = 256 << 20  # bytes that are read to recognise one
@@ -115,7 +115,7 @@ def check_folder(folder: Path, kinds: Mapping[str, AnyKind], *, inputs: Iterable
     if (status := _status(folder, place)) is not None and not stat.S_ISDIR(status.st_mode):
         raise ReplaceError(f"{folder} is a file; expected a folder to write to: {REMEDY}")
     workshop = place / f".{MARK}"
-    if workshop.is_dir() and (foreign := sorted({path.name for path in workshop.iterdir()} - {"new", "ready"})):
+    if workshop.is_dir() and (foreign := sorted({path.name for path in workshop.iterdir()} - {"new", "ready", LOCK})):
         raise ReplaceError(f"{workshop} is where unfinished files stand, but it holds {foreign[0]!r}; move that away")
     try:
         finish(place)

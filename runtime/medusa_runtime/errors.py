@@ -32,7 +32,7 @@ class ArgumentError(MedusaError):
 
 
 class BusyError(MedusaError):
-    """Another thread is using a decoder, engine or backend. Nothing has changed; the call can be made again later."""
+    """Something else is using a decoder, engine, backend or folder. Nothing has changed; try again later."""
 
 
 class WrongThreadError(MedusaError):

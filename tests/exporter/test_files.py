@@ -3,10 +3,13 @@
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from medusa_exporter import files
 from medusa_exporter.files import finish, write_json, written_together, written_whole
+from medusa_runtime.errors import BusyError
 
 
 def test_a_file_appears_when_all_of_it_is_written(tmp_path):
@@ -93,3 +96,42 @@ def test_files_come_together_or_not_at_all(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     finish(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a": b"new", "b": b"new"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are locked in another way there")
+def test_a_scratch_file_swept_away_before_it_was_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = files._lock
+
+    def late(file):
+        monkeypatch.setattr(files, "_lock", lock)
+        write_json(tmp_path / "out.json", {"other": 1})
+        lock(file)
+
+    monkeypatch.setattr(files, "_lock", late)
+    write_json(tmp_path / "out.json", {"mine": 1})
+    assert json.loads((tmp_path / "out.json").read_text()) == {"mine": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_a_second_writer_of_a_folder_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WAIT", 0.1)
+    with written_together(tmp_path) as first:
+        (first / "a").write_text("1")
+        with pytest.raises(BusyError, match="another command is writing to"), written_together(tmp_path):
+            pytest.fail("two writers at once")
+        (first / "b").write_text("1")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "1", "b": "1"}
+
+
+def test_many_writers_of_a_folder_leave_what_one_of_them_wrote(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        with written_together(tmp_path / "out") as new:
+            for name in "abc":
+                (new / name).write_text(str(number))
+        finish(tmp_path / "out")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(60)))
+    found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert sorted(found) == ["a", "b", "c"]
+    assert len(set(found.values())) == 1
