@@ -117,12 +117,14 @@ def check_folder(folder: Path, kinds: Mapping[str, AnyKind], *, inputs: Iterable
     workshop = place / f".{MARK}"
     if workshop.is_dir() and (foreign := sorted({path.name for path in workshop.iterdir()} - {"new", "ready", LOCK})):
         raise ReplaceError(f"{workshop} is where unfinished files stand, but it holds {foreign[0]!r}; move that away")
+    if os.path.lexists(workshop) and not workshop.is_dir():
+        raise ReplaceError(f"{workshop} is a file, but unfinished files are to stand there; move it away")
+    for name, kind in kinds.items():  # before files of a killed command are moved, which would replace them
+        _check_content(folder / name, place / name, kind)
     try:
         finish(place)
     except OSError as error:
         raise ReplaceError(f"{workshop} has files of a killed command, which cannot be moved: {error}") from None
-    for name, kind in kinds.items():
-        _check_content(folder / name, place / name, kind)
     _check_writable(folder / "x", place / "x")
 
 

@@ -274,6 +274,22 @@ def test_a_workshop_of_the_users_is_left_alone(tmp_path: Path) -> None:
         check_folder(tmp_path, outputs.TRAINING)
 
 
+def test_a_file_in_place_of_the_workshop_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / f".{MARK}").write_text("years")
+    with pytest.raises(ReplaceError, match="is a file, but unfinished files are to stand there"):
+        check_folder(tmp_path, outputs.TRAINING)
+
+
+def test_what_a_killed_command_left_does_not_replace_a_file_of_the_users(tmp_path: Path) -> None:
+    ready = tmp_path / f".{MARK}" / "ready"
+    ready.mkdir(parents=True)
+    (ready / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"years": "of work"}')
+    with pytest.raises(ReplaceError, match="would be lost"):
+        check_folder(tmp_path, outputs.HEADS)
+    assert (tmp_path / "config.json").read_text() == '{"years": "of work"}'
+
+
 def test_other_files_in_a_folder_stay_and_do_no_harm(tmp_path: Path, recwarn: Any) -> None:
     (tmp_path / "notes.txt").write_text("years")
     for kinds in (outputs.TRAINING, outputs.DATA, outputs.HEADS):
