@@ -103,6 +103,7 @@ def test_torch_is_not_needed(folder):
         ("owner/Base-1B", "Base-1B-bf16"),
         ("owner/Base-1B-GGUF", "Base-1B"),
         ("owner/Base-1B", "/cache/models--owner--Base-1B/snapshots/0a1b2c"),
+        ("owner/Base--1B", "/cache/models--owner--Base--1B/snapshots/0a1b2c"),
     ],
 )
 def test_one_base_may_have_several_names(named, model):
