@@ -2,7 +2,8 @@
 
 Publishers round vocabularies up, so that matrices have convenient sizes, and not always to the same multiple: Qwen 2.5
 has 151,936 rows in small models and 152,064 in large ones, for the same 151,665 tokens. Rows of padding score tokens
-that nobody uses. All other differences mean another vocabulary.
+that nobody uses. All other differences mean another vocabulary. Heads with more rows than the model are believed to be
+padded to small multiples only: 32,768 rows are another tokenizer's, not 32,000 tokens rounded up to 1,024.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 MULTIPLES = (64, 128, 256, 512, 1024)  # that vocabularies are rounded up to
 LM_HEAD = re.compile(r"\d+\.\d+\.weight")
+LARGEST_CUT = 256  # of MULTIPLES, for heads that have more rows than the model
 
 
-def is_padding(one: int, other: int) -> bool:
-    """Whether one of two lengths of a vocabulary can be the other one rounded up to a multiple of MULTIPLES."""
-    small, large = sorted((one, other))
-    return any(large % multiple == 0 and large - small < multiple for multiple in MULTIPLES)
+def is_padding(rows: int, vocab_size: int) -> bool:
+    """Whether heads' rows and a vocabulary differ by rounding up: one is the other, up to a multiple of MULTIPLES."""
+    small, large = sorted((rows, vocab_size))
+    most = LARGEST_CUT if rows > vocab_size else MULTIPLES[-1]
+    return any(large % multiple == 0 and large - small < multiple <= most for multiple in MULTIPLES)
 
 
 def check_rows(rows: int, vocab_size: int, source: object, tokens: int | None = None) -> None:
@@ -39,8 +42,8 @@ def check_rows(rows: int, vocab_size: int, source: object, tokens: int | None = 
     if not is_padding(rows, vocab_size):
         raise HeadsError(
             f"{source}: heads with an lm_head of {rows} tokens, but the model's vocabulary has {vocab_size}; expected "
-            f"as many, or one of the two rounded up to a multiple of {MULTIPLES[0]} to {MULTIPLES[-1]}: give heads "
-            "trained for this model"
+            f"as many, or one of the two rounded up to a multiple of {MULTIPLES[0]} to {MULTIPLES[-1]} (to "
+            f"{LARGEST_CUT} where the heads have more): give heads trained for this model"
         )
     if tokens is not None and rows < min(tokens, vocab_size):
         raise HeadsError(

@@ -19,13 +19,18 @@ SMALL, LARGE = 60, 64  # a vocabulary, and the same one rounded up
         (128_256, 128_000, False),  # Llama 3's added tokens: 128,256 is no multiple of 512
         (32_000, 32_002, False),  # Vicuna's added tokens
         (50_304, 50_257, True),
-        (1_024, 1, True),
         (2_048, 1_024, False),
         (100, 99, False),
     ],
 )
 def test_what_rounding_up_explains_is_padding(one, other, expected):
     assert is_padding(one, other) is is_padding(other, one) is expected
+
+
+@pytest.mark.parametrize(("small", "large"), [(32_000, 32_768), (2, 1_024), (50_000, 50_176)])
+def test_heads_that_have_many_more_rows_are_of_another_vocabulary(small, large):
+    assert is_padding(small, large)
+    assert is_padding(large, small) is (large - small < 256)
 
 
 def heads_of(folder, rows, token_map=None, lm=None):
