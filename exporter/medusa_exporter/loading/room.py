@@ -70,7 +70,11 @@ def _groups(root: Path, swap: int) -> Iterator[int | None]:
 
 
 def _left_v2(folder: Path, swap: int) -> int | None:
-    limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
+    limits = [_number(folder / name) for name in ("memory.max", "memory.high")]  # above the latter it slows down
+    limit, used = (
+        min((limit for limit in limits if limit is not None), default=None),
+        _number(folder / "memory.current"),
+    )
     if limit is None or used is None:
         return None
     most, swapped = _number(folder / "memory.swap.max"), _number(folder / "memory.swap.current")
@@ -83,7 +87,12 @@ def _left_v1(folder: Path, swap: int) -> int | None:
     limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
     if limit is None or used is None:
         return None
-    return max(limit - used + _cached(folder, "total_inactive_file", "total_active_file") + swap, 0)
+    cached = _cached(folder, "total_inactive_file", "total_active_file")
+    left = limit - used + cached + swap
+    most, both = _number(folder / "memory.memsw.limit_in_bytes"), _number(folder / "memory.memsw.usage_in_bytes")
+    if most is not None and both is not None:  # memory and swap together
+        left = min(left, most - both + cached)
+    return max(left, 0)
 
 
 def _cached(folder: Path, *names: str) -> int:

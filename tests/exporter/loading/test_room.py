@@ -85,6 +85,27 @@ def test_groups_of_the_first_version(host):
     assert room(root) == 1_100_100
 
 
+def test_memory_and_swap_together_may_be_limited(host):
+    root, write = host
+    write("proc/meminfo", "MemAvailable:    4000 kB\nSwapFree:        500 kB\n")
+    write("proc/self/cgroup", "4:memory:/a\n")
+    group(write, "sys/fs/cgroup/memory/a", version=1, limit=1_000_000, used=900_000)
+    assert room(root) == 100_000 + 512_000
+    write("sys/fs/cgroup/memory/a/memory.memsw.limit_in_bytes", 1_200_000)
+    write("sys/fs/cgroup/memory/a/memory.memsw.usage_in_bytes", 950_000)
+    assert room(root) == 250_000
+
+
+def test_where_a_group_is_slowed_down_is_a_limit_too(host):
+    root, write = host
+    write("proc/self/cgroup", "0::/a\n")
+    group(write, "sys/fs/cgroup/a", limit="max", used=900_000)
+    write("sys/fs/cgroup/a/memory.high", 1_000_000)
+    assert room(root) == 100_000
+    group(write, "sys/fs/cgroup/a", limit=950_000, used=900_000)
+    assert room(root) == 50_000
+
+
 @pytest.mark.parametrize("text", [None, "", "MemTotal: 5 kB\n", "MemAvailable: many kB\n", "\xff\xfe"])
 def test_where_nothing_can_be_found_out_nothing_is_refused(tmp_path, text):
     if text is not None:
