@@ -2,7 +2,8 @@
 
 Around the real rows lie rows of garbage: a graph that reads one of them gives other numbers than the model.
 
-Shapes: P real rows of the past, T nodes, C rows of a buffer, L layers, W elements of one token's keys of one layer.
+Shapes: B sequences of a step, all over the same past, P real rows of the past, T nodes, C rows of a buffer, L layers,
+W elements of one token's keys of one layer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class PastForm(Protocol):
     def run(self, session: Any, inputs: dict[str, Array], past: Past) -> tuple[dict[str, Array], Array]:
         """Run a step whose other inputs are given.
 
-        Return its other outputs by name, and the new rows (2 · L, T, W): keys of all layers, then values.
+        Return its other outputs by name, and the new rows (B, 2 · L, T, W): keys of all layers, then values.
         """
 
 
@@ -53,10 +54,11 @@ class _Apart:
 
     def run(self, session: Any, inputs: dict[str, Array], past: Past) -> tuple[dict[str, Array], Array]:
         pasts = zip(self._pasts, _layers(past), strict=True)
-        given = {name: _in_units(rows)[None].astype(self._dtype) for name, rows in pasts}
+        B = len(inputs[contract.INPUT_IDS])
+        given = {name: _repeated(_in_units(rows), B).astype(self._dtype) for name, rows in pasts}
         results = session.run([*self._others, *self._news], {**inputs, **given})
         others = dict(zip(self._others, results, strict=False))
-        return others, np.concatenate(results[len(others) :])
+        return others, np.stack(results[len(others) :], axis=1)
 
 
 class _Together:
@@ -68,9 +70,10 @@ class _Together:
 
     def run(self, session: Any, inputs: dict[str, Array], past: Past) -> tuple[dict[str, Array], Array]:
         layers = _layers(past)
-        rows = _in_units(np.concatenate(list(layers), axis=1))[None].astype(self._dtype)
+        rows = _in_units(np.concatenate(list(layers), axis=1))
+        rows = _repeated(rows, len(inputs[contract.INPUT_IDS])).astype(self._dtype)
         *others, new = session.run([*self._others, contract.NEW], {**inputs, contract.PAST: rows})
-        return dict(zip(self._others, others, strict=True)), np.stack(np.split(new[0], len(layers), axis=1))
+        return dict(zip(self._others, others, strict=True)), np.stack(np.split(new, len(layers), axis=2), axis=1)
 
 
 class _InPlace:
@@ -108,12 +111,17 @@ class _InPlace:
                     "them; report this together with the model's name"
                 )
         rows = np.stack([one[0, :, P : P + T].transpose(1, 0, 2).reshape(T, -1) for one in after])
-        return dict(zip(self._others, others, strict=True)), rows
+        return dict(zip(self._others, others, strict=True)), rows[None]
 
 
 def _layers(past: Past) -> FloatArray:
     """(2 · L, P, W): keys of all layers, then values."""
     return np.concatenate((past.keys, past.values))
+
+
+def _repeated(rows: FloatArray, count: int) -> FloatArray:
+    """(P, W) -> (count, P, W)."""
+    return np.repeat(rows[None], count, axis=0)
 
 
 def _in_units(rows: FloatArray) -> FloatArray:

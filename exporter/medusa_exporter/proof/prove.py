@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from medusa_exporter.graph.check import Declared, check_declared
 from medusa_exporter.proof.errors import GraphMismatchError
 from medusa_exporter.proof.limits import Difference, Limits, differences, draft_error, limits
 from medusa_exporter.proof.run import GraphRunner, NotServedError
-from medusa_exporter.proof.steps import Reference
+from medusa_exporter.proof.steps import Reference, ReferenceStep
 
 CANDIDATES = 15  # of the heads, whose tokens are compared, at most
 SIZE_LEFT_OUT = "its steps have neither the fewest nor the most nodes of those built, whose graphs were run"
@@ -76,8 +76,7 @@ def check_graph(graph: Declared, limit: Limits, proof: Proof) -> GraphCheck:
     for step in proof.reference.steps:
         parts = runner.parts(step.first_layer() if step.far and not limit.by_row else step)
         for part in parts:
-            found = runner.step(part)
-            for one in differences(part, found, limit, proof.model.hidden_size, proof.heads.taps):
+            for one in _all_differences(runner, part, limit, proof):
                 if not one.passed:
                     raise GraphMismatchError(_words(graph, step.name, one, proof.model.layers))
                 if one.part in worst:
@@ -89,6 +88,12 @@ def check_graph(graph: Declared, limit: Limits, proof: Proof) -> GraphCheck:
     return GraphCheck(tuple(names), logits, keys, values, limit.error)
 
 
+def _all_differences(runner: GraphRunner, step: ReferenceStep, limit: Limits, proof: Proof) -> Iterator[Difference]:
+    """Run a step; return how far each sequence of the graph's batch is from the model."""
+    for found in runner.step(step):
+        yield from differences(step, found, limit, proof.model.hidden_size, proof.heads.taps)
+
+
 def _check_draft(graph: Declared, runner: GraphRunner, limit: Limits, proof: Proof) -> bool:
     """Compare what the heads propose; tell whether the graph has any that run."""
     draft, heads = proof.reference.draft, proof.heads
@@ -96,8 +101,9 @@ def _check_draft(graph: Declared, runner: GraphRunner, limit: Limits, proof: Pro
     if not runner.drafts or most < 1:
         return False
     ranks, numbers = np.divmod(np.arange(min(most, heads.count * heads.top_k), dtype=np.int32), heads.count)
-    tokens = runner.draft(draft, (-1 - (numbers * heads.top_k + ranks)).astype(np.int32))
-    one = Difference("candidates", None, draft_error(draft, numbers, ranks, tokens), limit.draft)
+    drafted = runner.draft(draft, (-1 - (numbers * heads.top_k + ranks)).astype(np.int32))
+    worst = max(draft_error(draft, numbers, ranks, tokens) for tokens in drafted)
+    one = Difference("candidates", None, worst, limit.draft)
     if not one.passed:
         raise GraphMismatchError(_words(graph, "draft", one, proof.model.layers))
     return True

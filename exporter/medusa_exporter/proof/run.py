@@ -28,7 +28,7 @@ class NotServedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a step gave, floats in fp32.
+    """What a step gave for one sequence, floats in fp32.
 
     rows: of its n tokens, logits (R, V) of `logit_rows` (R,) alone. argmax (R,), tokens (n,).
     """
@@ -88,24 +88,30 @@ class GraphRunner:
             return [step.part(at, min(at + most, step.nodes)) for at in range(0, step.nodes, most)]
         return [step.part(0, min(most, step.nodes))] if most > 1 else []
 
-    def step(self, step: ReferenceStep) -> Found:
-        """Run one of `parts`."""
+    def step(self, step: ReferenceStep) -> list[Found]:
+        """Run one of `parts`; return what each sequence of the graph's batch gave, all of which were given the same."""
         return self._run(step.ids, step.positions, step.mask, step.past, None)
 
-    def draft(self, draft: ReferenceDraft, candidates: IntArray) -> IntArray:
-        """Return the token of each symbolic id in `candidates` (n - 1,), all of which are children of the root."""
+    def draft(self, draft: ReferenceDraft, candidates: IntArray) -> list[IntArray]:
+        """Return the token of each symbolic id in `candidates` (n - 1,), all of which are children of the root.
+
+        One array for each sequence of the graph's batch.
+        """
         n = 1 + len(candidates)
         mask = np.eye(n, dtype=np.bool_)
         mask[:, 0] = True
         positions = np.minimum(np.arange(n, dtype=np.int32), 1) + np.int32(draft.past.length)
         ids = np.concatenate((np.array([draft.root], np.int32), candidates))
-        return self._run(ids, positions, mask, draft.past, draft.hidden).tokens[1:]
+        return [found.tokens[1:] for found in self._run(ids, positions, mask, draft.past, draft.hidden)]
 
-    def _run(self, ids: IntArray, positions: IntArray, mask: BoolArray, past: Past, hidden: FloatArray | None) -> Found:
+    def _run(
+        self, ids: IntArray, positions: IntArray, mask: BoolArray, past: Past, hidden: FloatArray | None
+    ) -> list[Found]:
         n, size = len(ids), self._graph.size
         T = n if size is None else size.nodes
         rows = np.arange(n, dtype=np.int32)  # whose logits are wanted: all, or the last where the graph gives fewer
         R = n if size is None else size.rows
+        B = 1 if size is None else size.batch
         rows = rows[-R:]
         whole = np.eye(T, dtype=np.bool_)  # what fills the step up sees itself alone
         whole[:n, :n] = mask
@@ -118,7 +124,7 @@ class GraphRunner:
         }
         if self.drafts:
             inputs[contract.DRAFT_HIDDEN] = self._draft_hidden(hidden)
-        inputs = {name: array for name, array in inputs.items() if name in self._inputs}
+        inputs = {name: np.repeat(array, B, axis=0) for name, array in inputs.items() if name in self._inputs}
         try:
             results, new = self._past.run(self._session, inputs, past)
         except GraphMismatchError:
@@ -129,14 +135,18 @@ class GraphRunner:
                 f"{self._graph.path.name}: ONNX Runtime stopped in a step of {T} nodes behind {past.length} rows "
                 f"({reason}), expected results; report this together with the model's name"
             ) from error
-        self._check_results(results, {"B": 1, "T": T, "R": R})
-        keys, values = np.split(new[:, :n].astype(np.float32), 2)
-        logits = results[contract.LOGITS][0, : len(rows)].astype(np.float32)
-        found = Rows(keys, values, results[contract.HIDDEN][0, :n].astype(np.float32), logits)
-        return Found(found, rows, results[contract.ARGMAX][0, : len(rows)], results[contract.TOKENS][0, :n])
+        self._check_results(results, {"B": B, "T": T, "R": R})
+        found = []
+        for at in range(B):
+            keys, values = np.split(new[at, :, :n].astype(np.float32), 2)
+            logits = results[contract.LOGITS][at, : len(rows)].astype(np.float32)
+            kept = Rows(keys, values, results[contract.HIDDEN][at, :n].astype(np.float32), logits)
+            argmax, tokens = results[contract.ARGMAX][at, : len(rows)], results[contract.TOKENS][at, :n]
+            found.append(Found(kept, rows, argmax, tokens))
+        return found
 
     def _draft_hidden(self, hidden: FloatArray | None) -> FloatArray:
-        """(N, S): no row where no head is to run, but for a graph whose heads always do."""
+        """(1 or 0, S), of one sequence: no row where no head is to run, but for a graph whose heads always do."""
         N, S = self._inputs[contract.DRAFT_HIDDEN].shape
         if hidden is not None:
             return hidden[None]

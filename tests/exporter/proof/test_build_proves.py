@@ -10,6 +10,8 @@ import pytest
 from medusa_exporter.build import build
 from medusa_exporter.graph import dialects
 from medusa_exporter.proof.errors import GraphMismatchError
+from medusa_exporter.proof.run import Found, GraphRunner
+from medusa_exporter.proof.steps import ReferenceStep
 from medusa_runtime.bundle import Bundle
 
 
@@ -36,3 +38,23 @@ def test_no_bundle_appears_where_a_graph_is_another_model(
     with pytest.raises(GraphMismatchError, match=r"ort-cpu-fp32\.onnx is not the model: .* keys of layer 0 differ"):
         build(str(tiny_model), str(tiny_heads), tmp_path / "bundle", profiles=("tree-4",))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_graphs_for_several_sequences_are_checked_in_all_of_them(
+    tiny_model: Path, tiny_heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    run = GraphRunner.step
+
+    def counted(runner: GraphRunner, step: ReferenceStep) -> list[Found]:
+        found = run(runner, step)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(GraphRunner, "step", counted)
+    only = {"backends": ("tensorrt",), "precisions": ("fp32",), "profiles": ("tree-4",)}
+    checks = build(str(tiny_model), str(tiny_heads), tmp_path / "bundle", batch=2, **only).manifest.graph_checks
+    assert set(seen) == {2}
+    names = ["plain-b2", "prefill-b2", "t4-b2"]
+    assert sorted(checks) == [f"graphs/tensorrt-fp32-{name}.onnx" for name in names]
+    assert [name for name in names if checks[f"graphs/tensorrt-fp32-{name}.onnx"].steps] == names[1:]
