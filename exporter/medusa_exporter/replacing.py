@@ -119,12 +119,15 @@ def check_folder(folder: Path, kinds: Mapping[str, AnyKind], *, inputs: Iterable
         raise ReplaceError(f"{workshop} is where unfinished files stand, but it holds {foreign[0]!r}; move that away")
     if os.path.lexists(workshop) and not workshop.is_dir():
         raise ReplaceError(f"{workshop} is a file, but unfinished files are to stand there; move it away")
-    for name, kind in kinds.items():  # before files of a killed command are moved, which would replace them
-        _check_content(folder / name, place / name, kind)
+    for name, kind in kinds.items():
+        if (workshop / "ready" / name).exists():  # a killed command's, to be moved over what is there
+            _check_content(folder / name, place / name, kind)
     try:
         finish(place)
     except OSError as error:
         raise ReplaceError(f"{workshop} has files of a killed command, which cannot be moved: {error}") from None
+    for name, kind in kinds.items():
+        _check_content(folder / name, place / name, kind)
     _check_writable(folder / "x", place / "x")
 
 
