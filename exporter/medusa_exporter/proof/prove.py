@@ -19,6 +19,7 @@ from medusa_exporter.proof.steps import Reference, ReferenceStep
 
 CANDIDATES = 15  # of the heads, whose tokens are compared, at most
 SIZE_LEFT_OUT = "its steps have neither the fewest nor the most nodes of those built, whose graphs were run"
+SERVED_HERE = "ort-cpu"  # the backend whose graphs are served by what runs them here
 BF16 = "ONNX Runtime's CPU provider does not know bfloat16"
 REMEDY = (
     "expected the model's own numbers, so no bundle was written: build with the versions of constraints.txt, and "
@@ -54,23 +55,36 @@ def prove(
     checks = {}
     for file in files:
         key = next(key for key in of_key if file.startswith((f"graphs/{key}.", f"graphs/{key}-")))
-        report(f"check {Path(file).stem}: ONNX checker, inputs and outputs, numbers next to the model's")
         declared = check_declared(folder / file, proof.model, proof.heads, sizes.get(file))
-        if file in left_out:
-            checks[file] = GraphCheck(not_run=SIZE_LEFT_OUT)
-        else:
-            checks[file] = check_graph(declared, limits(of_key[key].backend, of_key[key].precision), proof)
+        runner = SIZE_LEFT_OUT if file in left_out else _runner(declared, of_key[key].backend)
+        if isinstance(runner, str):
+            report(f"check {Path(file).stem}: ONNX checker, inputs and outputs; not run here: {runner}")
+            checks[file] = GraphCheck(not_run=runner)
+            continue
+        report(f"check {Path(file).stem}: ONNX checker, inputs and outputs, numbers next to the model's")
+        checks[file] = check_graph(runner, limits(of_key[key].backend, of_key[key].precision), proof)
+        del runner  # its session ends before the next one begins
     return checks
 
 
-def check_graph(graph: Declared, limit: Limits, proof: Proof) -> GraphCheck:
-    """Run one graph and compare it with the model; GraphMismatchError where it differs by more than `limit`."""
+def _runner(graph: Declared, backend: str) -> GraphRunner | str:
+    """Load a graph of a backend, or say why the CPU cannot run it; a graph for the CPU must load."""
     if graph.dtype == "bfloat16":
-        return GraphCheck(not_run=BF16)
+        return BF16
     try:
-        runner = GraphRunner(graph)
+        return GraphRunner(graph)
     except NotServedError as error:
-        return GraphCheck(not_run=f"ONNX Runtime's CPU provider cannot: {error}")
+        if backend == SERVED_HERE:
+            raise GraphMismatchError(
+                f"{graph.path.name}: ONNX Runtime's CPU provider cannot run it ({error}), expected a graph that it "
+                "serves: build with the versions of constraints.txt, and report this if it stays"
+            ) from error
+        return f"ONNX Runtime's CPU provider cannot: {error}"
+
+
+def check_graph(runner: GraphRunner, limit: Limits, proof: Proof) -> GraphCheck:
+    """Run one graph and compare it with the model; GraphMismatchError where it differs by more than `limit`."""
+    graph = runner.graph
     worst = dict.fromkeys(DIFFERENCES, 0.0)
     names = []
     for step in proof.reference.steps:
@@ -82,7 +96,7 @@ def check_graph(graph: Declared, limit: Limits, proof: Proof) -> GraphCheck:
                 if one.part in worst:
                     worst[one.part] = max(worst[one.part], one.error)
         names += [step.name] if parts else []
-    if _check_draft(graph, runner, limit, proof):
+    if _check_draft(runner, limit, proof):
         names.append("draft")
     logits, keys, values = (_rounded(worst[part]) for part in DIFFERENCES)
     return GraphCheck(tuple(names), logits, keys, values, limit.error)
@@ -94,7 +108,7 @@ def _all_differences(runner: GraphRunner, step: ReferenceStep, limit: Limits, pr
         yield from differences(step, found, limit, proof.model.hidden_size, proof.heads.taps)
 
 
-def _check_draft(graph: Declared, runner: GraphRunner, limit: Limits, proof: Proof) -> bool:
+def _check_draft(runner: GraphRunner, limit: Limits, proof: Proof) -> bool:
     """Compare what the heads propose; tell whether the graph has any that run."""
     draft, heads = proof.reference.draft, proof.heads
     most = min(CANDIDATES, (runner.most_nodes or CANDIDATES + 1) - 1)
@@ -105,7 +119,7 @@ def _check_draft(graph: Declared, runner: GraphRunner, limit: Limits, proof: Pro
     worst = max(draft_error(draft, numbers, ranks, tokens) for tokens in drafted)
     one = Difference("candidates", None, worst, limit.draft)
     if not one.passed:
-        raise GraphMismatchError(_words(graph, "draft", one, proof.model.layers))
+        raise GraphMismatchError(_words(runner.graph, "draft", one, proof.model.layers))
     return True
 
 

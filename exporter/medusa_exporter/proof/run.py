@@ -51,7 +51,7 @@ class GraphRunner:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.disable_prepacking", "1")
-        self._graph = graph
+        self.graph = graph
         self._inputs = {spec.name: spec for spec in graph.inputs}
         try:
             self._session = onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
@@ -73,7 +73,7 @@ class GraphRunner:
     @property
     def most_nodes(self) -> int | None:
         """T of all its steps; None where it takes any number."""
-        return None if self._graph.size is None else self._graph.size.nodes
+        return None if self.graph.size is None else self.graph.size.nodes
 
     def parts(self, step: ReferenceStep) -> list[ReferenceStep]:
         """Return the steps by which the graph runs one of the reference, or as many of its first nodes as it takes.
@@ -107,7 +107,7 @@ class GraphRunner:
     def _run(
         self, ids: IntArray, positions: IntArray, mask: BoolArray, past: Past, hidden: FloatArray | None
     ) -> list[Found]:
-        n, size = len(ids), self._graph.size
+        n, size = len(ids), self.graph.size
         T = n if size is None else size.nodes
         rows = np.arange(n, dtype=np.int32)  # whose logits are wanted: all, or the last where the graph gives fewer
         R = n if size is None else size.rows
@@ -132,7 +132,7 @@ class GraphRunner:
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise GraphMismatchError(
-                f"{self._graph.path.name}: ONNX Runtime stopped in a step of {T} nodes behind {past.length} rows "
+                f"{self.graph.path.name}: ONNX Runtime stopped in a step of {T} nodes behind {past.length} rows "
                 f"({reason}), expected results; report this together with the model's name"
             ) from error
         self._check_results(results, {"B": B, "T": T, "R": R})
@@ -154,13 +154,13 @@ class GraphRunner:
 
     def _check_results(self, results: dict[str, Array], sizes: dict[str, int]) -> None:
         """Raise GraphMismatchError for an output of another shape or type than the graph declares."""
-        for spec in self._graph.outputs:
+        for spec in self.graph.outputs:
             if (result := results.get(spec.name)) is None:
                 continue  # keys and values, which the form of the past has laid out by their declared shapes
             shape = tuple(sizes.get(one, -1) if isinstance(one, str) else one for one in spec.shape)
             if result.shape != shape or result.dtype != spec.dtype:
                 raise GraphMismatchError(
-                    f"{self._graph.path.name}: output {spec.name!r} came as {result.dtype}{list(result.shape)}, "
+                    f"{self.graph.path.name}: output {spec.name!r} came as {result.dtype}{list(result.shape)}, "
                     f"expected {spec.dtype}{list(shape)}; report this together with the model's name"
                 )
 

@@ -19,6 +19,7 @@ from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.proof import Proof, record
 from medusa_exporter.proof.limits import limits
 from medusa_exporter.proof.prove import check_graph
+from medusa_exporter.proof.run import GraphRunner
 from medusa_profiles import catalogue
 from medusa_runtime.facts import GraphFacts, HeadFacts
 from medusa_runtime.graph_check import GraphCheck
@@ -87,7 +88,7 @@ class Changed:
     def check(self) -> GraphCheck:
         onnx.save(self.model, self.path)
         declared = check_declared(self.path, self.proven.proof.model, self.proven.proof.heads)
-        return check_graph(declared, limits(self.backend, self.precision), self.proven.proof)
+        return check_graph(GraphRunner(declared), limits(self.backend, self.precision), self.proven.proof)
 
 
 @pytest.fixture

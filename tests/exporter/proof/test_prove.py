@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from medusa_exporter.proof import prove
+from medusa_exporter.proof.errors import GraphMismatchError
 from medusa_exporter.proof.limits import FP32
 from medusa_exporter.proof.prove import BF16, SIZE_LEFT_OUT
+from medusa_exporter.proof.run import NotServedError
 
 from .conftest import Proven
 
@@ -17,6 +19,9 @@ def checks(proven: Proven):
     lines: list[str] = []
     found = prove(proven.folder, proven.files, proven.graphs, proven.sizes, proven.proof, lines.append)
     assert len(lines) == len(found) == len(proven.files)
+    for line, file in zip(lines, proven.files, strict=True):
+        reason = found[file].not_run
+        assert line.endswith(f"not run here: {reason}" if reason else "numbers next to the model's")
     return found
 
 
@@ -47,3 +52,16 @@ def test_fewer_bits_differ_more_and_within_their_limits(checks) -> None:
         for name in ("ort-cpu-fp32", "ort-cuda-fp16", "ort-cpu-int8", "ort-cpu-int4")
     )
     assert fp32 < 1e-5 < fp16 < 0.005 < int8 < int4 < checks["graphs/ort-cpu-int4.onnx"].limit
+
+
+def test_a_graph_for_the_cpu_that_the_cpu_cannot_load_ends_the_build(
+    proven: Proven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_graph: object) -> None:
+        raise NotServedError("no kernel for Mystery")
+
+    monkeypatch.setitem(prove.__globals__, "GraphRunner", refuse)
+    with pytest.raises(GraphMismatchError, match=r"ort-cpu-fp32\.onnx: .* cannot run it \(no kernel for Mystery\)"):
+        prove(proven.folder, ["graphs/ort-cpu-fp32.onnx"], proven.graphs, {}, proven.proof)
+    file = "graphs/ort-cuda-fp16.onnx"
+    assert "Mystery" in prove(proven.folder, [file], proven.graphs, {}, proven.proof)[file].not_run
