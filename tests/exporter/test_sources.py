@@ -69,7 +69,7 @@ def test_another_version_of_what_makes_a_bundle_is_another_source(
 
 def test_another_state_of_the_code_is_another_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "shaping_package"
-    for place in (package, package / "graph", package / "cli"):
+    for place in (package, package / "graph", package / "cli", package / "compare"):
         place.mkdir()
         (place / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -80,6 +80,8 @@ def test_another_state_of_the_code_is_another_source(tmp_path: Path, monkeypatch
     (package / "graph" / "trace.py").write_text("a = 2\n")
     seen.append(sources.code_digest())
     (package / "graph" / "trace.py").rename(package / "graph" / "traced.py")
+    seen.append(sources.code_digest())
+    (package / "compare" / "tolerances.py").write_text("a = 1\n")  # the limits of a build's proof
     seen.append(sources.code_digest())
     assert len(set(seen)) == len(seen)
     (package / "cli" / "bench.py").write_text("a = 1\n")  # bears on no bundle
