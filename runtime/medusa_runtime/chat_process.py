@@ -30,7 +30,8 @@ class ChatProcess:
     """One process, or none yet; threads take turns."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # which a signal's handler can take again, where a plain one would wait for ever
+        self._busy = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: dict[str, Any]) -> str:
@@ -43,24 +44,36 @@ class ChatProcess:
         except (TypeError, ValueError, RecursionError, MemoryError) as error:
             raise PromptError(f"it holds what JSON cannot: {error!r:.200}; give texts, lists and dicts") from None
         with self._lock:
-            process = self._running()
-            timer = threading.Timer(SECONDS, process.kill)
-            timer.daemon = True
-            timer.start()
+            if self._busy:
+                raise PromptError(
+                    "this very thread is rendering a template, which a signal's handler has broken into; render "
+                    "outside of the handler, or in another thread"
+                )
             try:
-                found = _exchange(process, data)
-            except (OSError, EOFError, ValueError):
-                code = process.poll() if _ends(process) else None
-                self._stop()
-                raise PromptError(_reason(code)) from None
-            except BaseException:
-                self._stop()
-                raise
+                self._busy = True
+                found = self._answer(data)
             finally:
-                timer.cancel()
+                self._busy = False
         if "text" not in found:
             raise PromptError(found["error"])
         return found["text"]
+
+    def _answer(self, data: bytes) -> dict[str, str]:
+        try:
+            process = self._running()
+            timer = threading.Timer(SECONDS, process.kill)
+            timer.daemon = True
+            try:
+                timer.start()
+                return _exchange(process, data)
+            except (OSError, EOFError, ValueError):
+                code = process.poll() if _ends(process) else None
+                raise PromptError(_reason(code)) from None
+            finally:
+                timer.cancel()
+        except BaseException:
+            self._stop()
+            raise
 
     def stop(self) -> None:
         """End the process; another request starts one anew."""
@@ -75,7 +88,7 @@ class ChatProcess:
                     pipe.close()
             self._process.returncode = 0  # it is not this process's child
             self._process = None
-        self._lock = threading.Lock()
+        self._lock, self._busy = threading.RLock(), False
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:

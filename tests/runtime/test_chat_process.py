@@ -75,6 +75,48 @@ def test_an_interrupted_answer_is_not_taken_for_the_next_one(
     assert process.ask(ECHO) == "answer"
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such signals there")
+def test_a_signals_handler_that_renders_while_its_thread_does_is_refused(process: ChatProcess) -> None:
+    process.ask(ECHO)
+    said: list[str] = []
+
+    def handler(*_: object) -> None:
+        try:
+            said.append(process.ask(ECHO))
+        except PromptError as error:
+            said.append(str(error))
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        slow = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+        with pytest.raises(PromptError, match="2 seconds of processor time"):
+            process.ask({"source": slow, "names": {}})
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert len(said) == 1 and "which a signal's handler has broken into" in said[0]
+    assert process.ask(ECHO) == "answer"
+
+
+def test_an_interrupt_as_the_clock_starts_leaves_no_clock(
+    process: ChatProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(threading.Timer):
+        def start(self) -> None:
+            super().start()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading, "Timer", Interrupted)
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        process.ask(ECHO)
+    monkeypatch.undo()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert process.ask(ECHO) == "answer"
+
+
 def test_the_clock_ends_what_takes_no_processor_time(process: ChatProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     process.ask(ECHO)
     os.kill(process._process.pid, signal.SIGSTOP)
