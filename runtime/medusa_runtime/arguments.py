@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,17 @@ def text(what: str, value: object) -> str:
 def optional_text(what: str, value: object) -> str | None:
     """Return None or a str that is not empty. Raises ArgumentError."""
     return None if value is None else text(what, value)
+
+
+def a_path(what: str, value: object) -> Path:
+    """Return a str or a path of text as a Path. Raises ArgumentError for all else."""
+    try:
+        found = os.fspath(value)  # type: ignore[call-overload]
+    except TypeError:
+        found = None
+    if not isinstance(found, str) or not found:
+        raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a path: pass a str")
+    return Path(found)
 
 
 def token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import from_toml
 
+from medusa_runtime.arguments import a_path, optional_text
 from medusa_runtime.bundle_files import TOLERATED, digests, find_inside, read_bounded, walk
 from medusa_runtime.engine_facts import MAX_BYTES as ENGINE_FACTS_BYTES
 from medusa_runtime.engine_facts import EngineFacts
@@ -49,9 +50,11 @@ class Bundle:
         SHA-256, and the folder must hold no other file. engines: whether those are hashed too; they are many times as
         large as all else, few of them are loaded, and each is hashed before it is (`EngineFacts.read`).
         expected_digest: the manifest's digest, which stands for every byte of the bundle, None for any; compared before
-        anything else is read. Raises BundleError.
+        anything else is read. Raises BundleError, and ArgumentError for arguments of other types.
         """
-        folder = Path(folder)
+        folder = a_path("the bundle", folder)
+        if expected_digest != "":  # which is no digest, and refused as such
+            optional_text("expected_digest", expected_digest)
         if not folder.is_dir():
             raise BundleError(f"no such bundle: {folder} is not a folder; make one with medusa-export build")
         try:

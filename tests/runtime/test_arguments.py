@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from medusa_runtime.accept import greedy
 from medusa_runtime.arguments import optional_number, token_ids
+from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
+from medusa_runtime.engine import Engine
 from medusa_runtime.errors import ArgumentError, PromptError
 
 from .decoding import CHAIN
@@ -115,3 +118,17 @@ def test_numbers_that_may_be_left_out(value: Any) -> None:
     with pytest.raises(ArgumentError, match=r"threads is .*expected (a whole number|at least 1)"):
         optional_number("threads", value, 1)
     assert optional_number("threads", None, 1) is None
+
+
+@pytest.mark.parametrize("value", [None, 123, b"bundle", "", ["bundle"]], ids=repr)
+def test_a_bundle_is_named_by_a_path_of_text(value: Any) -> None:
+    for load in (Engine.load, Bundle.open):
+        with pytest.raises(ArgumentError, match=r"the bundle is .*expected a path: pass a str"):
+            load(value)
+
+
+@pytest.mark.parametrize("value", [123, b"0" * 64, Path("0" * 64)], ids=repr)
+def test_a_digest_is_a_text(value: Any, tmp_path: Path) -> None:
+    for load in (Engine.load, Bundle.open):
+        with pytest.raises(ArgumentError, match=r"expected_digest is .*pass a str"):
+            load(tmp_path, expected_digest=value)
