@@ -74,7 +74,8 @@ def describe_sources(
 def unchanged(bundle: Path, sources: dict[str, Any]) -> Manifest | None:
     """Return the manifest of the bundle there if it was made from `sources` and nothing in it was touched since.
 
-    Sizes and times are compared, not contents: those are hashed whenever the bundle is opened.
+    Sizes and times are compared, and contents only of files that came there after the manifest: all are hashed whenever
+    the bundle is opened.
     """
     try:
         manifest = read_manifest(bundle)

@@ -79,19 +79,23 @@ def reseal(folder: Path, manifest: Manifest, known: Mapping[str, FileFacts] | No
 
 
 def verify_sizes(folder: Path, manifest: Manifest) -> bool:
-    """Tell, without hashing, whether the folder seems as `seal` left it.
+    """Tell whether the folder seems as `seal` left it: the listed files and no others, each of the listed size.
 
-    That is: the listed files and no others, each of the listed size and none written after the manifest.
+    None may have been written after the manifest. A file that came to its place after it, as a copy that keeps the
+    time of its source does, is hashed; all others are not.
     """
     try:
         root = folder.resolve(strict=True)
-        sealed_at = find_inside(root, FILE_NAME).stat().st_mtime_ns
+        sealed = find_inside(root, FILE_NAME).stat()
         if set(walk(root)) != {FILE_NAME, *manifest.files}:
             return False
+        moved = {}
         for name, facts in manifest.files.items():
-            status = find_inside(root, name).stat()
-            if status.st_size != facts.size or status.st_mtime_ns > sealed_at:
+            status = (path := find_inside(root, name)).stat()
+            if status.st_size != facts.size or status.st_mtime_ns > sealed.st_mtime_ns:
                 return False
+            if status.st_ctime_ns > sealed.st_ctime_ns:
+                moved[path] = facts.sha256
+        return [digest for digest, _ in digests(moved)] == [*moved.values()]
     except (OSError, BundleError):
         return False
-    return True

@@ -349,6 +349,13 @@ def test_verify_sizes(folder):
     assert not verify_sizes(folder, manifest)
     os.utime(folder / "LICENSE", ns=(0, 0))
     assert verify_sizes(folder, manifest)
+    whole = (folder / "LICENSE").read_bytes()
+    (folder / "LICENSE").write_bytes(whole[::-1][:-1] + b"~")  # of the same size
+    os.utime(folder / "LICENSE", ns=(0, 0))
+    assert not verify_sizes(folder, manifest)
+    (folder / "LICENSE").write_bytes(whole)
+    os.utime(folder / "LICENSE", ns=(0, 0))
+    assert verify_sizes(folder, manifest)
     (folder / "LICENSE").write_bytes(b"x")
     os.utime(folder / "LICENSE", ns=(0, 0))
     assert not verify_sizes(folder, manifest)
