@@ -168,11 +168,17 @@ def _opened(place: Path) -> tuple[Path, BinaryIO]:
     while True:
         scratch = _scratch(place)
         file = scratch.open("xb")
-        _lock(file)
-        with contextlib.suppress(FileNotFoundError):
+        try:
+            _lock(file)
             if sys.platform == "win32" or os.path.samestat(scratch.stat(), os.fstat(file.fileno())):
                 return scratch, file
-        file.close()
+            file.close()
+        except FileNotFoundError:
+            file.close()
+        except BaseException:
+            file.close()
+            scratch.unlink(missing_ok=True)
+            raise
 
 
 def _lock(file: BinaryIO) -> None:
