@@ -93,7 +93,7 @@ def check_graph(runner: GraphRunner, limit: Limits, proof: Proof) -> GraphCheck:
             for one in _all_differences(runner, part, limit, proof):
                 if not one.passed:
                     raise GraphMismatchError(_words(graph, step.name, one, proof.model.layers))
-                if one.part in worst:
+                if one.part in worst and not one.mean:
                     worst[one.part] = max(worst[one.part], one.error)
         names += [step.name] if parts else []
     if _check_draft(runner, limit, proof):
@@ -135,8 +135,8 @@ def _words(graph: Declared, step: str, one: Difference, layers: int) -> str:
     if one.part in ("keys", "values") and one.layer:
         where += f" (its own projections, or what layer {one.layer - 1} hands on)"
     return (
-        f"{graph.path.name} is not the model: in its {step} step {where} differ by {one.error:.2g} at most, "
-        f"expected {one.limit:.2g}; {REMEDY}"
+        f"{graph.path.name} is not the model: in its {step} step {where} differ by {one.error:.2g} "
+        f"{'in root mean square' if one.mean else 'at most'}, expected {one.limit:.2g}; {REMEDY}"
     )
 
 

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -27,7 +28,7 @@ from medusa_runtime.graph_check import GraphCheck
 from ..graph.conftest import CONTEXT, HEADS, TOP_K, facts_of, make_model
 
 PAIRS = [
-    *(("ort-cpu", precision) for precision in ("fp32", "int8", "int4")),
+    *(("ort-cpu", precision) for precision in ("fp32", "int8", "w8a8", "int4")),
     *(("ort-cuda", precision) for precision in ("fp32", "fp16", "bf16")),
     ("tensorrt", "fp32"),
 ]
@@ -67,7 +68,8 @@ def proven(tmp_path_factory: pytest.TempPathFactory) -> Proven:
     reference = record(model, heads, facts, Letters())
     graph = trace(model, heads, facts, TOP_K)
     steps = step_sizes([catalogue.load(name) for name in TREES], 1)
-    source = dialects.Traced(graph, facts, heads.input_size, HEADS, angles(model, CONTEXT + 1024), True, (), folder)
+    texts = [np.random.default_rng(at).integers(2, 250, 60).tolist() for at in range(4)]
+    source = dialects.Traced(graph, facts, heads.input_size, HEADS, angles(model, CONTEXT + 1024), True, texts, folder)
     made, sizes = dialects.make_graphs(source, PAIRS, steps)
     files = list(made)
     save_graphs({folder / file: one for file, one in made.items()}, "shared.data")

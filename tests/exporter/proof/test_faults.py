@@ -151,10 +151,13 @@ def test_in_fewer_bits_too(changed, backend: str, precision: str, fault: str) ->
         graph.check()
 
 
-def test_a_sign_in_rope_shows_in_int8(changed) -> None:
-    graph = changed("ort-cpu", "int8")
-    a_sign_in_rope(graph.model)
-    with pytest.raises(GraphMismatchError, match="keys of layer 0"):
+@pytest.mark.parametrize("fault", ["a sign in rope", "epsilon"])
+@pytest.mark.parametrize("precision", ["int8", "w8a8", "int4"])
+def test_in_quantised_graphs_the_first_layer_tells(changed, precision: str, fault: str) -> None:
+    graph = changed("ort-cpu", precision)
+    change, where = FAULTS[fault]
+    change(graph.model)
+    with pytest.raises(GraphMismatchError, match=where):
         graph.check()
 
 

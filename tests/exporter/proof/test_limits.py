@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,8 +26,9 @@ def test_limits_of_each_precision(backend: str) -> None:
         found = limits(backend, precision)
         assert found.by_row is (precision == "fp32")
         assert found.error == (FP32 if found.by_row else tolerance("fp32", precision).error)
-        eight_bits = OTHER_WEIGHTS["int8"].gap if backend == "ort-cpu" else 0.0
-        assert found.draft == max(found.gap, eight_bits)
+        assert (found.gap is None) is (found.first_layer is not None) is (precision in OTHER_WEIGHTS)
+        others = FP32 if found.by_row else tolerance("fp32", precision).gap
+        assert found.draft == (OTHER_WEIGHTS["int8"].gap if backend == "ort-cpu" else others)
 
 
 def test_fp32_is_measured_by_each_rows_range() -> None:
@@ -76,6 +78,24 @@ def test_a_near_tie_may_be_decided_either_way() -> None:
     assert failed(near, near, [7]) == ["argmax"]  # no token
     far = rows([0, 10, 11])
     assert failed(far, rows([0, 11, 10]), [1]) == ["logits", "argmax"]
+
+
+def test_fewer_bits_may_choose_another_token_but_the_likeliest_of_their_own_logits() -> None:
+    one, limit = step(rows([0, 10, 11])), limits("ort-cpu", "int4")
+    for argmax, failed_parts in ((1, []), (2, ["argmax"])):
+        tried = found(one, rows([0, 11, 2]), [argmax])
+        assert [d.part for d in differences(one, tried, limit, 6, ()) if not d.passed] == failed_parts
+
+
+def test_the_first_layer_has_a_limit_of_its_own_in_fewer_bits() -> None:
+    one = step(rows([0, 10, 11]))
+    tried = found(one, one.expected.logits, [2])
+    for layer, failed_at in ((0, [("values", 0, True)]), (1, [])):
+        values = one.expected.values.copy()
+        values[layer] *= 1.35
+        moved = replace(tried, rows=replace(tried.rows, values=values))
+        failing = [d for d in differences(one, moved, limits("ort-cpu", "int4"), 6, ()) if not d.passed]
+        assert [(d.part, d.layer, d.mean) for d in failing] == failed_at
 
 
 def test_differences_come_in_the_order_of_layers() -> None:
