@@ -146,7 +146,6 @@ def _fill(
     sizes = models.read_sizes(source)
     medusa = load_heads(heads, sizes.hidden_size, sizes.vocab_size, token_count(tokenizer))
     model = models.load_model(source, torch.float32)
-    fix_longrope(model)
     facts = model_facts(model, source, end_token_ids(model, tokenizer), context)
     if templates.chosen is None:
         report("the model has no chat template: prompts are plain text (--chat-template FILE gives it one)")
@@ -156,7 +155,8 @@ def _fill(
     graphs = [_graph_facts(backend, precision, steps, trees) for backend, precision in pairs]
     (folder / "graphs").mkdir(parents=True)
 
-    reference = record(model, medusa, facts, tokenizer)  # before the trace, which sets attention of its own
+    reference = record(model, medusa, facts, tokenizer)  # of the model as loaded: nothing here has changed it
+    fix_longrope(model)
     texts: list[list[int]] = []
     if not FIXED_SCALES.isdisjoint(precision for _, precision in pairs):
         report("let the model write some text, to see how large its activations get")

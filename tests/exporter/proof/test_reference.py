@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.loading.rope import fix_longrope
 from medusa_exporter.proof.reference import TREE, far_positions, record, text_ids
 
 from ..graph.conftest import CONTEXT, facts_of, make_model
@@ -60,3 +62,16 @@ def test_far_tokens_alone_are_compared_by_the_first_layer_in_fewer_bits() -> Non
     assert [step.name for step in steps if step.far] == ["rope"]
     first = steps[-1].first_layer().expected
     assert first.keys.shape == first.values.shape == (1, 3, 32) and not first.hidden.size and not first.logits.size
+
+
+def test_a_longrope_is_recorded_as_loaded_and_is_the_one_that_is_traced() -> None:
+    model = make_model("phi3-longrope")
+    facts = replace(facts_of(model), context=CONTEXT // 2)  # the length up to which it keeps its short factors
+    heads = MedusaHeads(facts.hidden_size, 2, 1)
+    before = record(model, heads, facts, Letters())
+    fix_longrope(model)
+    after = record(model, heads, facts, Letters())
+    assert [step.positions.tolist() for step in before.steps if step.far] == [[0, CONTEXT // 4, CONTEXT // 2 - 1]]
+    for one, other in zip(before.steps, after.steps, strict=True):
+        np.testing.assert_array_equal(one.expected.keys, other.expected.keys)
+        np.testing.assert_array_equal(one.expected.logits, other.expected.logits)
