@@ -19,6 +19,7 @@ from medusa_profiles.profile import TreeProfile
 from transformers import DynamicCache
 
 from medusa_exporter.heads.taps import tapped
+from medusa_exporter.proof.finite import check_finite
 from medusa_exporter.proof.steps import FloatArray, IntArray, Past, Reference, ReferenceDraft, ReferenceStep, Rows
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def text_ids(tokenizer: Any, vocab_size: int, count: int) -> list[int]:
 def record(model: Any, heads: MedusaHeads, facts: ModelFacts, tokenizer: Any) -> Reference:
     """Run the model over a short prompt, a plain step, a tree, far positions and, where it is short, past its window.
 
-    model: as loaded, before `trace` gives it another attention. The context must be 8 tokens or more.
+    model: as loaded, before `trace` gives it another attention. The context must be 8 tokens or more. Raises
+    UnsupportedModelError for numbers that are not finite.
     """
     window = _window(model.config, facts.context)
     prompt = min(PROMPT, facts.context - TREE.depth - 2)
@@ -58,7 +60,7 @@ def record(model: Any, heads: MedusaHeads, facts: ModelFacts, tokenizer: Any) ->
         if window is not None:
             steps.append(_step_behind_window(model, heads, np.array(ids[: behind + 1], np.int32)))
         steps.append(_far_step(model, heads, facts.context, np.array(ids, np.int32), whole=not _windowed(model.config)))
-    return Reference(tuple(steps), draft)
+    return check_finite(Reference(tuple(steps), draft), facts.name)
 
 
 def _near_steps(

@@ -11,6 +11,7 @@ import torch
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.loading.rope import fix_longrope
 from medusa_exporter.proof.reference import TREE, far_positions, record, text_ids
+from medusa_runtime.errors import UnsupportedModelError
 
 from ..graph.conftest import CONTEXT, facts_of, make_model
 from .conftest import Letters
@@ -75,3 +76,23 @@ def test_a_longrope_is_recorded_as_loaded_and_is_the_one_that_is_traced() -> Non
     for one, other in zip(before.steps, after.steps, strict=True):
         np.testing.assert_array_equal(one.expected.keys, other.expected.keys)
         np.testing.assert_array_equal(one.expected.logits, other.expected.logits)
+
+
+@pytest.mark.parametrize(("number", "word"), [(float("nan"), "NaN"), (float("inf"), "NaN|infinity")])
+def test_a_model_that_gives_no_numbers_is_refused_by_name_and_layer(number: float, word: str) -> None:
+    model = make_model("llama")
+    heads = MedusaHeads(64, 2, 1)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.v_proj.weight[3] = number
+    where = rf"^tiny: the model itself gives ({word}) in the values of layer 1 .*; look at its weights"
+    with pytest.raises(UnsupportedModelError, match=where):
+        record(model, heads, facts_of(model), Letters())
+
+
+def test_heads_that_give_no_numbers_are_refused() -> None:
+    model = make_model("llama")
+    heads = MedusaHeads(64, 2, 1)
+    with torch.no_grad():
+        next(heads.parameters()).fill_(float("nan"))
+    with pytest.raises(UnsupportedModelError, match=r"^tiny: its heads themselves give NaN in their logits"):
+        record(model, heads, facts_of(model), Letters())
