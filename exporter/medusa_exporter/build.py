@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from medusa_exporter.fitting import check_fit
 from medusa_exporter.heads.facts import read_head_facts
 from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.loading.rope import fix_longrope
-from medusa_exporter.loading.templates import choose_template
+from medusa_exporter.loading.templates import ChatTemplates, choose_template, try_template
 from medusa_exporter.loading.vocabulary import ids_beyond, token_count
 from medusa_exporter.models import ModelSource
 from medusa_exporter.opening import text_opening
@@ -32,7 +32,7 @@ from medusa_exporter.placing import appearing, check_target, claimed
 from medusa_exporter.precisions import FIXED_SCALES, choose, default_profile
 from medusa_exporter.site import Site
 from medusa_exporter.sources import describe_sources, unchanged, versions
-from medusa_exporter.tokenizer_files import write_tokenizer
+from medusa_exporter.tokenizer_files import special_tokens, write_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,6 +96,8 @@ def build(
         if not force and (manifest := unchanged(bundle, sources)):  # another command made it while this one waited
             return BuildResult(bundle, manifest, built=False)
         with appearing(site) as folder:
+            if context is None and (longest := models.longest_context(source)) > tokens:
+                report(f"the bundle is for {tokens:,} tokens; --context {longest} makes one for all that YaRN reaches")
             report(f"load model {source.gguf or source.location}")
             manifest = _fill(
                 folder, source, heads, pairs, steps, trees, fused, sources, report, bundle, chat_template, tokens
@@ -147,10 +149,8 @@ def _fill(
     medusa = load_heads(heads, sizes.hidden_size, sizes.vocab_size, token_count(tokenizer))
     model = models.load_model(source, torch.float32)
     facts = model_facts(model, source, end_token_ids(model, tokenizer), context)
-    if templates.chosen is None:
-        report("the model has no chat template: prompts are plain text (--chat-template FILE gives it one)")
-    if beyond := ids_beyond(tokenizer, facts.vocab_size):
-        report(f"the tokenizer has tokens that the model lacks, prompts with them are refused: {beyond}")
+    for remark in _remarks(tokenizer, templates, facts):
+        report(remark)
     top_k = min(medusa.draft_vocabulary or facts.vocab_size, max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in trees)]))
     graphs = [_graph_facts(backend, precision, steps, trees) for backend, precision in pairs]
     (folder / "graphs").mkdir(parents=True)
@@ -196,6 +196,18 @@ def _fill(
         graph_checks=checks,
         known=known,
     )
+
+
+def _remarks(tokenizer: Any, templates: ChatTemplates, facts: ModelFacts) -> Iterator[str]:
+    """Say what a user should know of the model before its bundle is made."""
+    if not facts.eos_token_ids:
+        yield "warning: the model names no end token: answers end at their largest number of tokens"
+    if templates.chosen is None:
+        yield "the model has no chat template: prompts are plain text (--chat-template FILE gives it one)"
+    elif refusal := try_template(templates.chosen, special_tokens(tokenizer)):
+        yield f"warning: a lone question cannot be asked of this model: {refusal}"
+    if beyond := ids_beyond(tokenizer, facts.vocab_size):
+        yield f"the tokenizer has tokens that the model lacks, prompts with them are refused: {beyond}"
 
 
 def _usual_on_gpu(trees: tuple[TreeProfile, ...]) -> list[TreeProfile]:

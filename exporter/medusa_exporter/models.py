@@ -149,11 +149,21 @@ def read_sizes(source: ModelSource) -> DecoderSizes:
 
 def choose_context(source: ModelSource, wanted: int | None) -> int:
     """Return the tokens that a bundle of `source` is made for, before any weights are read; see `loading.rope`."""
+    return rope.choose_context(_positions(source), wanted, source.gguf or source.location)
+
+
+def longest_context(source: ModelSource) -> int:
+    """Return the tokens that the model supports; see `loading.rope`."""
+    config = _positions(source)
+    return rope.longest_context(config, config["max_position_embeddings"])
+
+
+def _positions(source: ModelSource) -> dict[str, Any]:
     config = _config_facts(source)
     if "max_position_embeddings" not in config:  # a config.json may leave out what is the family's default
         whole = import_extra("transformers", "export").AutoConfig.for_model(config["model_type"])
         config = {**config, "max_position_embeddings": whole.max_position_embeddings}
-    return rope.choose_context(config, wanted, source.gguf or source.location)
+    return config
 
 
 def _config_facts(source: ModelSource) -> dict[str, Any]:
@@ -203,7 +213,7 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
         if (generation := Path(source.location) / "generation_config.json").is_file():
             read_object(generation)  # transformers takes a damaged one for none, and end tokens would be lost
     _check_room(source, config, dtype)
-    with quiet("transformers.modeling_utils"):
+    with quiet("transformers"):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             source.location,
             dtype=dtype,

@@ -63,9 +63,21 @@ HEADS: dict[str, AnyKind] = {
     "config.json": Kind("medusa-export", _HEADS.is_ours),
     "medusa_lm_head.safetensors": Kind("medusa-export", _are_weights),
 }
-TRAINING: dict[str, AnyKind] = {
+CONVERTED: dict[str, AnyKind] = {  # a record of training would stay with other heads
     **HEADS,
-    "training.json": JsonKind("medusa-export train", frozenset({"command", "settings", "data", "steps"})),
+    "training.json": Kind("medusa-export heads convert", lambda _file: False),
+}
+_RECORD = JsonKind("medusa-export train", frozenset({"command", "settings", "data", "steps"}))
+
+
+def _are_trained(file: Path) -> bool:
+    record = file.with_name("training.json")
+    return _are_weights(file) and record.is_file() and _RECORD.is_ours(record)
+
+
+TRAINING: dict[str, AnyKind] = {
+    **{name: Kind("medusa-export train", _are_trained) for name in HEADS},
+    "training.json": _RECORD,
     **{
         f"{CHECKPOINT}{suffix}": FolderKind("medusa-export train", holds_only("state.safetensors", "state.json"))
         for suffix in ("", ".new", ".old")

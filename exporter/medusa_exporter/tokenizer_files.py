@@ -22,5 +22,10 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, templates:
     for file, text in (found | ({CHAT_TEMPLATE: templates.chosen} if templates.chosen else {})).items():
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_text(text, encoding="utf-8", newline="")
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    (folder / SPECIAL_TOKENS).write_text(json.dumps(special, indent=2, sort_keys=True), encoding="utf-8")
+    special = json.dumps(special_tokens(tokenizer), indent=2, sort_keys=True)
+    (folder / SPECIAL_TOKENS).write_text(special, encoding="utf-8")
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the special tokens that a chat template may name, as "bos_token"."""
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}

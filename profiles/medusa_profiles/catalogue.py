@@ -32,11 +32,16 @@ def load(name: str) -> TreeProfile:
 
 
 def load_file(path: str | Path) -> TreeProfile:
-    """Return the tree that a TOML file holds; raises ProfileError if it is no valid tree, OSError if unreadable."""
+    """Return the tree that a TOML file holds; raises ProfileError if it is no valid tree or cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ProfileError(f"{path}: not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise ProfileError(
+            f"{path} cannot be read ({error.strerror or error}); expected a .toml file with a tree, or the name of a "
+            "shipped one: medusa-export profiles lists them"
+        ) from error
     return from_toml(text, str(path))
 
 

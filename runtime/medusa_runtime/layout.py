@@ -56,7 +56,9 @@ class Layout:
             raise PromptError("a raw prompt is one text; messages need the chat template")
         messages = conversation(prompt)
         if self._template is None:
-            raise BundleError(f"{self._root} has no chat template; give the prompt raw, laid out by yourself")
+            raise BundleError(
+                f"{self._root} has no chat template; give a text that is laid out already: raw=True, or generate --raw"
+            )
         texts = (text for message in messages for text in message.values() if isinstance(text, str))
         self._check_length(sum(map(len, texts)))
         text = self._template.render(messages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from medusa_exporter import outputs
 from medusa_exporter.cli import COMMANDS, group
 from medusa_exporter.files import MARK, write_json
+from medusa_exporter.outputs import CONVERTED, TRAINING
 from medusa_exporter.replacing import JsonKind, Kind, ReplaceError, check_file, check_folder
 from medusa_runtime.errors import MedusaError
 
@@ -295,3 +297,15 @@ def test_other_files_in_a_folder_stay_and_do_no_harm(tmp_path: Path, recwarn: An
     for kinds in (outputs.TRAINING, outputs.DATA, outputs.HEADS):
         check_folder(tmp_path, kinds)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_train_and_convert_keep_each_others_heads(tiny_heads: Path, tmp_path: Path) -> None:
+    converted = tmp_path / "heads"
+    shutil.copytree(tiny_heads, converted)
+    with pytest.raises(ReplaceError, match="config"):
+        check_folder(converted, TRAINING)
+    check_folder(converted, CONVERTED)
+    (converted / "training.json").write_text(json.dumps({"command": "", "settings": {}, "data": {}, "steps": 1}))
+    check_folder(converted, TRAINING)
+    with pytest.raises(ReplaceError, match="training"):
+        check_folder(converted, CONVERTED)

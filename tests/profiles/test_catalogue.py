@@ -94,5 +94,5 @@ def test_load_file_says_which_file_is_wrong(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ProfileError, match=r"bad\.toml: not UTF-8 text: "):
         load_file(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ProfileError, match=r"missing\.toml cannot be read .*medusa-export profiles lists"):
         load_file(tmp_path / "missing.toml")

@@ -77,7 +77,7 @@ def command(
         raise click.UsageError(f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in --context {context}")
 
     given = [*files, *exclude, *answers, *([review_in] if review_in else [])]
-    check_folder(output, DATA)
+    check_folder(output, DATA, inputs=[Path(model)] if Path(model).exists() else [])
     if review_out:
         check_file(review_out, REVIEW, inputs=given)
 

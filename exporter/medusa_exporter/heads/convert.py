@@ -30,7 +30,7 @@ from medusa_exporter.heads.padding import scored_rows
 from medusa_exporter.heads.pickles import check_types, read_pickle
 from medusa_exporter.heads.stored import find_heads, read_header
 from medusa_exporter.heads.taps import check_taps
-from medusa_exporter.outputs import HEADS
+from medusa_exporter.outputs import CONVERTED
 from medusa_exporter.replacing import check_folder
 
 # Where a decoder keeps its lm_head; the last where it is tied to the embedding
@@ -101,7 +101,7 @@ def _check_target(source: str | Path, folder: Path, force: bool) -> None:
     home = place if place.is_dir() else place.parent
     if place.exists() and folder.resolve() == home.resolve():
         raise HeadsError(f"{folder}: the heads to convert lie there; give another folder to write to")
-    check_folder(folder, HEADS)
+    check_folder(folder, CONVERTED)
     taken = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if (folder / name).exists()]
     if taken and not force:
         raise HeadsError(f"{folder}: has {' and '.join(taken)} already; give another folder, or --force to overwrite")

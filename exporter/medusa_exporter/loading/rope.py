@@ -76,9 +76,7 @@ def choose_context(config: Mapping[str, Any], wanted: int | None, where: str) ->
             f"{where}: max_position_embeddings is {trained!r:.60}, expected a whole number of at least 1; "
             "repair its config.json"
         )
-    longest, rope = trained, _parameters(config)
-    if _type(config) == "yarn" and (original := rope.get("original_max_position_embeddings")):
-        longest = max(trained, int(original * (rope.get("factor") or 1)))
+    longest = longest_context(config, trained)
     if wanted is not None and not min(LEAST_CONTEXT, longest) <= wanted <= longest:
         raise CapacityError(
             f"--context {wanted}: {where} supports up to {longest} tokens, and a bundle needs at least "
@@ -91,6 +89,14 @@ def choose_context(config: Mapping[str, Any], wanted: int | None, where: str) ->
             f"would be wrong below or above; expected at most {change}: give --context {change}"
         )
     return context
+
+
+def longest_context(config: Mapping[str, Any], trained: int) -> int:
+    """Return the tokens that a model supports. trained: its max_position_embeddings, which YaRN may reach beyond."""
+    if _type(config) != "yarn":
+        return trained
+    rope = _parameters(config)
+    return max(trained, int((rope.get("original_max_position_embeddings") or trained) * (rope.get("factor") or 1)))
 
 
 def changes_at(config: Mapping[str, Any]) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medusa_runtime.chat import ChatTemplate
 from medusa_runtime.errors import PromptError
 
 DEFAULT = "default"
@@ -38,6 +39,19 @@ def choose_template(tokenizer: Any, wanted: str | None = None) -> ChatTemplates:
     chosen = _default(own) if wanted is None else own[wanted] if wanted in own else _read(wanted, own)
     tokenizer.chat_template = chosen
     return ChatTemplates(chosen, {} if set(own.values()) <= {chosen} else own)
+
+
+def try_template(template: str, special_tokens: dict[str, str]) -> str | None:
+    """Render one short question; return why the template does not lay that out, None if it does.
+
+    Raises PromptError for a template that is not valid: nothing could be asked of a bundle with it.
+    """
+    compiled = ChatTemplate(template, special_tokens)
+    try:
+        compiled.render([{"role": "user", "content": "Hello"}])
+    except PromptError as error:
+        return str(error)
+    return None
 
 
 def describe_wanted(wanted: str | None) -> str | None:

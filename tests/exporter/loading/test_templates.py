@@ -11,7 +11,7 @@ import pytest
 import transformers
 from medusa_exporter.build import build
 from medusa_exporter.cli import main
-from medusa_exporter.loading.templates import LARGEST, ChatTemplates, choose_template, describe_wanted
+from medusa_exporter.loading.templates import LARGEST, ChatTemplates, choose_template, describe_wanted, try_template
 from medusa_exporter.models import ModelSource, load_tokenizer
 from medusa_runtime import Engine
 from medusa_runtime.bundle import Bundle
@@ -179,3 +179,11 @@ def test_without_any_template_verify_and_bench_take_plain_text(
         assert "no chat template: prompts are plain text" in shown.err
     assert json.loads((tmp_path / "verify.json").read_text())["answers"] == 2  # the second turn too
     assert json.loads((tmp_path / "bench.json").read_text())["prompts"]["turns"] == 2
+
+
+def test_a_template_is_tried_before_the_model_is_loaded() -> None:
+    with pytest.raises(PromptError, match="not valid"):
+        try_template("{% for m in messages %}{{ m.content }", {})
+    refusal = try_template("{{ raise_exception('a system message first') }}", {})
+    assert refusal and "a system message first" in refusal
+    assert try_template("{{ bos_token + messages[0].content }}", {"bos_token": "<s>"}) is None
