@@ -56,7 +56,7 @@ def prove(
     for file in files:
         key = next(key for key in of_key if file.startswith((f"graphs/{key}.", f"graphs/{key}-")))
         declared = check_declared(folder / file, proof.model, proof.heads, sizes.get(file))
-        runner = SIZE_LEFT_OUT if file in left_out else _runner(declared, of_key[key].backend)
+        runner = SIZE_LEFT_OUT if file in left_out else _runner(declared, of_key[key])
         if isinstance(runner, str):
             report(f"check {Path(file).stem}: ONNX checker, inputs and outputs; not run here: {runner}")
             checks[file] = GraphCheck(not_run=runner)
@@ -67,19 +67,24 @@ def prove(
     return checks
 
 
-def _runner(graph: Declared, backend: str) -> GraphRunner | str:
-    """Load a graph of a backend, or say why the CPU cannot run it; a graph for the CPU must load."""
+def _runner(graph: Declared, facts: GraphFacts) -> GraphRunner | str:
+    """Load a graph, or say why the CPU cannot run it; a graph for the CPU must load."""
     if graph.dtype == "bfloat16":
         return BF16
     try:
-        return GraphRunner(graph)
+        return GraphRunner(graph, packed=as_served(facts.backend, facts.precision))
     except NotServedError as error:
-        if backend == SERVED_HERE:
+        if facts.backend == SERVED_HERE:
             raise GraphMismatchError(
                 f"{graph.path.name}: ONNX Runtime's CPU provider cannot run it ({error}), expected a graph that it "
                 "serves: build with the versions of constraints.txt, and report this if it stays"
             ) from error
         return f"ONNX Runtime's CPU provider cannot: {error}"
+
+
+def as_served(backend: str, precision: str) -> bool:
+    """Whether a graph's weights are packed for its check as they are for serving: a CPU's quantised ones."""
+    return backend == SERVED_HERE and precision != "fp32"
 
 
 def check_graph(runner: GraphRunner, limit: Limits, proof: Proof) -> GraphCheck:

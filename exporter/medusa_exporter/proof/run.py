@@ -42,15 +42,18 @@ class Found:
 class GraphRunner:
     """One graph in a session of its own, which ends with this object."""
 
-    def __init__(self, graph: Declared) -> None:
+    def __init__(self, graph: Declared, *, packed: bool = False) -> None:
         """Load the graph. Raises NotServedError where the CPU lacks an operator, GraphMismatchError for other causes.
 
-        Weights stay where they are on disk, unpacked: this is a check, not a measurement.
+        packed: whether weights are packed anew, as for serving, which takes memory: quantised ones then run in the
+        kernels that serve them. Others stay where they are on disk, in kernels that differ by the order of sums alone.
         """
         onnxruntime = find_library("export")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_mem_pattern = not packed  # as the runtime sets it
+        if not packed:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         self.graph = graph
         self._inputs = {spec.name: spec for spec in graph.inputs}
         try:

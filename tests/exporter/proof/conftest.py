@@ -19,7 +19,7 @@ from medusa_exporter.graph.trace import trace
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.proof import Proof, record
 from medusa_exporter.proof.limits import limits
-from medusa_exporter.proof.prove import check_graph
+from medusa_exporter.proof.prove import as_served, check_graph
 from medusa_exporter.proof.run import GraphRunner
 from medusa_profiles import catalogue
 from medusa_runtime.facts import GraphFacts, HeadFacts
@@ -90,7 +90,8 @@ class Changed:
     def check(self) -> GraphCheck:
         onnx.save(self.model, self.path)
         declared = check_declared(self.path, self.proven.proof.model, self.proven.proof.heads)
-        return check_graph(GraphRunner(declared), limits(self.backend, self.precision), self.proven.proof)
+        runner = GraphRunner(declared, packed=as_served(self.backend, self.precision))
+        return check_graph(runner, limits(self.backend, self.precision), self.proven.proof)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from medusa_exporter.graph.check import Declared
 from medusa_exporter.proof import prove
 from medusa_exporter.proof.errors import GraphMismatchError
 from medusa_exporter.proof.limits import FP32
@@ -57,7 +58,7 @@ def test_fewer_bits_differ_more_and_within_their_limits(checks) -> None:
 def test_a_graph_for_the_cpu_that_the_cpu_cannot_load_ends_the_build(
     proven: Proven, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_graph: object) -> None:
+    def refuse(_graph: object, *, packed: bool) -> None:
         raise NotServedError("no kernel for Mystery")
 
     monkeypatch.setitem(prove.__globals__, "GraphRunner", refuse)
@@ -65,3 +66,21 @@ def test_a_graph_for_the_cpu_that_the_cpu_cannot_load_ends_the_build(
         prove(proven.folder, ["graphs/ort-cpu-fp32.onnx"], proven.graphs, {}, proven.proof)
     file = "graphs/ort-cuda-fp16.onnx"
     assert "Mystery" in prove(proven.folder, [file], proven.graphs, {}, proven.proof)[file].not_run
+
+
+def test_quantised_graphs_for_the_cpu_are_checked_in_the_kernels_that_serve_them(
+    proven: Proven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, bool] = {}
+
+    def look(graph: Declared, *, packed: bool) -> None:
+        seen[graph.path.stem] = packed
+        raise GraphMismatchError("seen")
+
+    monkeypatch.setitem(prove.__globals__, "GraphRunner", look)
+    for graph in proven.graphs:
+        if graph.backend != "tensorrt" and graph.precision != "bf16":
+            with pytest.raises(GraphMismatchError, match="seen"):
+                prove(proven.folder, [graph.file], proven.graphs, {}, proven.proof)
+    assert {name for name, packed in seen.items() if packed} == {"ort-cpu-int8", "ort-cpu-w8a8", "ort-cpu-int4"}
+    assert {name for name, packed in seen.items() if not packed} == {"ort-cpu-fp32", "ort-cuda-fp32", "ort-cuda-fp16"}
