@@ -141,7 +141,7 @@ def _fill(
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
     from medusa_exporter.heads.layout import load_heads
-    from medusa_exporter.proof import Proof, prove, record
+    from medusa_exporter.proof import Proof, prove, record, window_out_of_reach
 
     tokenizer = models.load_tokenizer(source)
     templates = choose_template(tokenizer, chat_template)
@@ -156,6 +156,10 @@ def _fill(
     (folder / "graphs").mkdir(parents=True)
 
     reference = record(model, medusa, facts, tokenizer)  # of the model as loaded: nothing here has changed it
+    if window := window_out_of_reach(model.config, facts.context):
+        report(
+            f"window of {window:,} tokens: the check of graphs does not reach beyond it, what it hides is not compared"
+        )
     fix_longrope(model)
     texts: list[list[int]] = []
     if not FIXED_SCALES.isdisjoint(precision for _, precision in pairs):

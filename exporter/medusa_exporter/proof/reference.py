@@ -197,6 +197,12 @@ def _window(config: Any, context: int) -> int | None:
     return window if 0 < window <= LONGEST_WINDOW and window < context else None
 
 
+def window_out_of_reach(config: Any, context: int) -> int | None:
+    """Return the window that no step goes beyond, as that would take too long; None where there is none."""
+    window = int(config.sliding_window) if _windowed(config) else 0
+    return window if LONGEST_WINDOW < window < context else None
+
+
 @contextmanager
 def _eager(model: Any) -> Iterator[None]:
     """Let transformers spell attention out while the block runs, as every family's definition does."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.loading.rope import fix_longrope
-from medusa_exporter.proof.reference import TREE, far_positions, record, text_ids
+from medusa_exporter.proof.reference import TREE, far_positions, record, text_ids, window_out_of_reach
 from medusa_runtime.errors import UnsupportedModelError
 
 from ..graph.conftest import CONTEXT, facts_of, make_model
@@ -96,3 +96,9 @@ def test_heads_that_give_no_numbers_are_refused() -> None:
         next(heads.parameters()).fill_(float("nan"))
     with pytest.raises(UnsupportedModelError, match=r"^tiny: its heads themselves give NaN in their logits"):
         record(model, heads, facts_of(model), Letters())
+
+
+def test_a_window_that_no_step_goes_beyond_is_told() -> None:
+    for window, context, told in ((4096, 8192, 4096), (4096, 4096, None), (256, 8192, None), (None, 8192, None)):
+        assert window_out_of_reach(SimpleNamespace(sliding_window=window), context) == told
+    assert window_out_of_reach(SimpleNamespace(sliding_window=4096, use_sliding_window=False), 8192) is None
