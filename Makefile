@@ -45,7 +45,7 @@ demo: bundle ## environment, model, bundle, an answer, the speed-up against plai
 	$(BIN)/medusa-export bench $(BUNDLE) --prompts benchmarks/demo_prompts.jsonl --profile tree-4,tree-6,tree-8 --max-new-tokens 96 --json build/demo.json
 
 test: $(MODEL) ## every test that needs neither a GPU nor much time
-	@echo "== tests (some ten minutes, in two processes; the real model is exported once)"
+	@echo "== tests (ten to thirteen minutes on two cores, in two processes; the real model is exported once)"
 	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(MODEL) ## the slow ones too
