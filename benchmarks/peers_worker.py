@@ -41,7 +41,7 @@ def open_medusa(job: Job) -> Answer:
 
     def answer(prompt: list[int], tokens: int) -> Iterator[list[int]]:
         yield decoder.start(prompt, tokens, stop_ids=())
-        while decoder.sequence is not None and decoder.sequence.finish is None:
+        while decoder.sequence is not None and decoder.sequence.finish_reason is None:
             yield decoder.step()
 
     return answer

@@ -9,7 +9,7 @@ from medusa_exporter.heads.bases import other_base
 from medusa_exporter.heads.chosen import check_heads
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.facts import HeadFacts, parameters
-from medusa_exporter.loading.room import check_room
+from medusa_exporter.loading.memory import check_memory
 from medusa_exporter.loading.sizes import DecoderSizes
 from medusa_exporter.models import ModelSource, check_family, read_sizes
 
@@ -35,7 +35,9 @@ def check_fit(source: ModelSource, heads: str, report: Callable[[str], None]) ->
             "give heads without taps for this model"
         )
     weights = 4 * (sizes.parameters + parameters(facts)) // 10**6
-    check_room(needed(sizes, facts), f"{source.gguf or source.location}: building it ({weights:,} MB of fp32 weights)")
+    check_memory(
+        needed(sizes, facts), f"{source.gguf or source.location}: building it ({weights:,} MB of fp32 weights)"
+    )
     if other := other_base(heads, source.names):
         report(f"warning: {other}")
 

@@ -26,7 +26,7 @@ from medusa_exporter.loading.decoder import describe_decoder
 from medusa_exporter.loading.gguf_keys import read_facts
 from medusa_exporter.loading.gguf_templates import gguf_templates
 from medusa_exporter.loading.gguf_weights import load_gguf
-from medusa_exporter.loading.room import check_room
+from medusa_exporter.loading.memory import check_memory
 from medusa_exporter.loading.sizes import DecoderSizes
 from medusa_exporter.loading.stdin import closed_stdin
 from medusa_exporter.loading.weights import check_files, check_loaded
@@ -193,7 +193,7 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
         config = _config_facts(source)
         with _reading(f"{source.gguf or source.location}: its weights"):
             if source.gguf:
-                _check_room(source, config, dtype)
+                _check_memory(source, config, dtype)
                 model = load_gguf(Path(source.location) / source.gguf, dtype)
             else:
                 model = _load_files(source, config, dtype)
@@ -212,7 +212,7 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
         check_files(Path(source.location), config.get("transformers_weights"))
         if (generation := Path(source.location) / "generation_config.json").is_file():
             read_object(generation)  # transformers takes a damaged one for none, and end tokens would be lost
-    _check_room(source, config, dtype)
+    _check_memory(source, config, dtype)
     with quiet("transformers"):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             source.location,
@@ -228,10 +228,10 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
     return loaded
 
 
-def _check_room(source: ModelSource, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+def _check_memory(source: ModelSource, config: Mapping[str, Any], dtype: torch.dtype) -> None:
     """Raise CapacityError for a model whose weights alone fit no memory; they are read into it for every device."""
     needed = sizes.read_sizes(config).parameters * dtype.itemsize
-    check_room(needed, f"{source.gguf or source.location}: loading its weights in {dtype.itemsize * 8} bits")
+    check_memory(needed, f"{source.gguf or source.location}: loading its weights in {dtype.itemsize * 8} bits")
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

@@ -22,10 +22,10 @@ from medusa_runtime.errors import (
     MedusaError,
     PromptError,
 )
+from medusa_runtime.exclusive import ExclusiveUse, strictly_exclusive
 from medusa_runtime.kv_cache import KvCache
-from medusa_runtime.sequence import Sequence
+from medusa_runtime.sequence import SequenceState
 from medusa_runtime.tree_step import TreeStep
-from medusa_runtime.turn import Turn, alone
 
 UNTIL_READY = 2  # runs of one shape: a GPU's first is a plain one, the second is captured
 KEPT_TREES = 8  # whose arrays, and what a backend has bound to them, are held for when they come back
@@ -58,20 +58,20 @@ class Decoder:
         if profile is not None:
             self._tree = self._inputs_of(profile)
         self.cache = KvCache(backend)  # last: a decoder that cannot be made takes no backend
-        self.sequence: Sequence | None = None
+        self.sequence: SequenceState | None = None
         self.steps = 0  # steps since `start`, the prefill not counted
 
     @property
-    def turn(self) -> Turn:
+    def exclusive_use(self) -> ExclusiveUse:
         """The backend's: one call at a time."""
-        return self.backend.turn
+        return self.backend.exclusive_use
 
     @property
     def profile(self) -> TreeProfile:
         """The tree in use."""
         return self._tree.profile
 
-    @alone
+    @strictly_exclusive
     def use(self, profile: TreeProfile) -> None:
         """Decode with another tree from the next step on.
 
@@ -103,7 +103,7 @@ class Decoder:
     def _check_owner(self) -> None:
         """Raise BusyError while an unfinished answer belongs to another thread that is alive."""
         sequence = self.sequence
-        if sequence is None or sequence.finish is not None:
+        if sequence is None or sequence.finish_reason is not None:
             return
         owner = sequence.owner
         if owner is not None and owner is not threading.current_thread() and owner.is_alive():
@@ -113,7 +113,7 @@ class Decoder:
                 "second engine"
             )
 
-    @alone
+    @strictly_exclusive
     def warm_up(self) -> None:
         """Run a step of every shape that answers may take, so that none of them waits while one is made ready.
 
@@ -150,7 +150,9 @@ class Decoder:
         """
         return list(self.begin(prompt, max_new_tokens, stop_ids).answer)
 
-    def begin(self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None) -> Sequence:
+    def begin(
+        self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None
+    ) -> SequenceState:
         """Do the same and return the answer in progress, of one token."""
         model = self.backend.model
         ids = token_ids(prompt, model.vocab_size)
@@ -161,7 +163,7 @@ class Decoder:
             )
         limit = whole_number("max_new_tokens", max_new_tokens, 1, PromptError)
         stop = stop_set(model.eos_token_ids if stop_ids is None else stop_ids)
-        sequence = Sequence(tuple(ids.tolist()), limit, stop, model.context)
+        sequence = SequenceState(tuple(ids.tolist()), limit, stop, model.context)
         try:
             self._begin(ids, sequence)
         except BaseException:
@@ -169,8 +171,8 @@ class Decoder:
             raise
         return sequence
 
-    @alone
-    def _begin(self, ids: NDArray[np.int64], sequence: Sequence) -> None:
+    @strictly_exclusive
+    def _begin(self, ids: NDArray[np.int64], sequence: SequenceState) -> None:
         self._check_owner()
         self.sequence, self.steps = None, 0  # if the prefill fails there is nothing to step on
         self.cache.truncate(0)
@@ -183,7 +185,7 @@ class Decoder:
         sequence.owner = threading.current_thread()
         self.sequence = sequence
 
-    def step(self, sequence: Sequence | None = None) -> list[int]:
+    def step(self, sequence: SequenceState | None = None) -> list[int]:
         """Run one step and return the tokens it adds: one at least, the whole kept path and one more at most.
 
         sequence: the answer that the caller means. With it, another thread may go on with an answer than the one that
@@ -193,20 +195,20 @@ class Decoder:
         """
         before = None
         try:
-            self.turn.enter()
+            self.exclusive_use.enter()
             current = self._to_step(sequence)
             before = len(current.answer), self.steps
             taken = self._advance(current)
-            self.turn.leave()
+            self.exclusive_use.leave()
             return taken  # noqa: TRY300 -- an interrupt here counts too
         except BaseException:
             if before is not None:  # the caller gets no tokens, so there are to be none
                 del current.answer[before[0] :]
                 self.steps = before[1]
-            self.turn.leave()
+            self.exclusive_use.leave()
             raise
 
-    def _to_step(self, wanted: Sequence | None) -> Sequence:
+    def _to_step(self, wanted: SequenceState | None) -> SequenceState:
         """Return the answer in progress, which must be the one that is wanted."""
         sequence = self.sequence
         if wanted is not None and wanted is not sequence:
@@ -214,14 +216,14 @@ class Decoder:
                 "another prompt was started on this engine before this answer was read to its end; read each answer to "
                 "its end before the next one, or load a second engine"
             )
-        if sequence is None or sequence.finish is not None:
+        if sequence is None or sequence.finish_reason is not None:
             raise MedusaError("nothing to decode: start a prompt first, and take no step after an answer is finished")
         if wanted is None:
             self._check_owner()
         sequence.owner = threading.current_thread()
         return sequence
 
-    def _advance(self, sequence: Sequence) -> list[int]:
+    def _advance(self, sequence: SequenceState) -> list[int]:
         cache, length = self.cache, sequence.length - 1
         if cache.length() > length:  # a step was interrupted after its rows were kept: they are forgotten
             cache.truncate(length)

@@ -9,8 +9,8 @@ from types import TracebackType
 
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import MedusaError
+from medusa_runtime.exclusive import ExclusiveUse, strictly_exclusive
 from medusa_runtime.text import TextStream, Tokenizer
-from medusa_runtime.turn import Turn, alone
 
 
 class Generation(Iterator[str]):
@@ -27,7 +27,7 @@ class Generation(Iterator[str]):
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, prompt: Ids[int], max_new_tokens: int) -> None:
         """Prefill the prompt; pieces come as the object is iterated over. Raises what `Decoder.start` does."""
-        self.turn = Turn("this answer")
+        self.exclusive_use = ExclusiveUse("this answer")
         self._decoder, self._text = decoder, TextStream(tokenizer)
         self._given = 0  # tokens whose text was given out
         self._ended = self._closed = self._torn = False
@@ -44,9 +44,9 @@ class Generation(Iterator[str]):
         return list(self._sequence.answer)
 
     @property
-    def finish(self) -> str | None:
-        """Why the answer ended: "stop", "length" or "context"; None while it may go on."""
-        return self._sequence.finish
+    def finish_reason(self) -> str | None:
+        """Why the answer ended: "stop" (a stop token) or "length" (a limit was reached); None while it may go on."""
+        return self._sequence.finish_reason
 
     @property
     def tokens_per_step(self) -> float:
@@ -94,7 +94,7 @@ class Generation(Iterator[str]):
             self._torn = True
             raise
 
-    @alone
+    @strictly_exclusive
     def _next(self) -> str:
         sequence = self._sequence
         while not self._ended:
@@ -109,7 +109,7 @@ class Generation(Iterator[str]):
                 self._given += len(new)
                 if piece := self._text.push(new):
                     return piece
-            elif sequence.finish is None:
+            elif sequence.finish_reason is None:
                 self._step()
             else:
                 self._ended = True

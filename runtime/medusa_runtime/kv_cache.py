@@ -7,8 +7,8 @@ from weakref import WeakValueDictionary
 
 from medusa_runtime.backends.base import Backend
 from medusa_runtime.errors import CapacityError, MedusaError
+from medusa_runtime.exclusive import ExclusiveUse, exclusive
 from medusa_runtime.sizes import doubled
-from medusa_runtime.turn import Turn, in_turn
 
 FIRST_CAPACITY = 256  # rows; doubled as a sequence grows
 
@@ -31,7 +31,7 @@ class KvCache:
         self._backend = backend
         self._take_over(batch)
 
-    @in_turn
+    @exclusive
     def _take_over(self, batch: int) -> None:
         backend = self._backend
         if id(backend) in _OPEN:
@@ -49,9 +49,9 @@ class KvCache:
         _OPEN[id(backend)] = self
 
     @property
-    def turn(self) -> Turn:
+    def exclusive_use(self) -> ExclusiveUse:
         """The backend's: one call at a time."""
-        return self._backend.turn
+        return self._backend.exclusive_use
 
     def length(self, sequence: int = 0) -> int:
         """Rows of this sequence's past that are real."""
@@ -61,7 +61,7 @@ class KvCache:
         """Whether the hidden state of the last row is held, so that the heads can run on it."""
         return self._can_draft[sequence]
 
-    @in_turn
+    @exclusive
     def reserve(self, rows: int) -> None:
         """Make room for `rows` rows a sequence, keeping what is written.
 
@@ -76,7 +76,7 @@ class KvCache:
             self._backend.allocate(self.batch, capacity)
             self.capacity = capacity
 
-    @in_turn
+    @exclusive
     def commit(self, path: Sequence[int], sequence: int = 0) -> None:
         """Keep the rows of the last step's nodes in `path` (ascending), in that order, behind the past.
 
@@ -93,7 +93,7 @@ class KvCache:
         self._lengths[sequence] = end
         self._can_draft[sequence] = True
 
-    @in_turn
+    @exclusive
     def truncate(self, length: int, sequence: int = 0) -> None:
         """Forget all rows from `length` on. The next step runs without a draft: its hidden state is gone."""
         if not 0 <= length <= self._lengths[sequence]:

@@ -8,7 +8,7 @@ from threading import Thread
 
 
 @dataclass
-class Sequence:
+class SequenceState:
     """The tokens of a prompt and its answer so far.
 
     `stop_ids` end the answer and belong to it; `max_new_tokens` bounds it; `context` bounds prompt and answer
@@ -27,14 +27,12 @@ class Sequence:
         self._limit = min(self.max_new_tokens, self.context - len(self.prompt))
 
     @property
-    def finish(self) -> str | None:
-        """Why the answer ended: "stop", "length" or "context"; None while it may go on."""
+    def finish_reason(self) -> str | None:
+        """Why the answer ended: "stop" (a stop token) or "length" (a limit was reached); None while it may go on."""
         answer = self.answer
         if answer and answer[-1] in self.stop_ids:
             return "stop"
-        if len(answer) < self._limit:
-            return None
-        return "length" if self._limit == self.max_new_tokens else "context"
+        return None if len(answer) < self._limit else "length"
 
     @property
     def length(self) -> int:
@@ -48,7 +46,7 @@ class Sequence:
 
     def cut(self, tokens: Ids[int]) -> list[int]:
         """Return those of a step's tokens that belong to the answer: up to where plain decoding would have ended."""
-        if self.finish is not None:
+        if self.finish_reason is not None:
             return []
         taken = list(tokens[: self._limit - len(self.answer)])
         if self.stop_ids.isdisjoint(taken):

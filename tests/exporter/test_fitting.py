@@ -9,7 +9,7 @@ from medusa_exporter.heads.facts import stored_facts
 from medusa_exporter.heads.layout import save_heads
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.heads.stored import find_heads
-from medusa_exporter.loading import room
+from medusa_exporter.loading import memory
 from medusa_runtime.errors import CapacityError
 
 NAME = {"base_model_name_or_path": "tiny-llama", "vocab_size": 256}
@@ -64,9 +64,9 @@ def test_a_model_that_cannot_fit_ends_a_build_before_it_loads(model_folder, tmp_
     folder = saved(tmp_path / "heads", MedusaHeads(64, 3, 1))
     source = models.ModelSource.resolve(str(model_folder))
     needed = fitting.needed(models.read_sizes(source), stored_facts(find_heads(folder)))
-    monkeypatch.setattr(room, "room", lambda _root: needed)
+    monkeypatch.setattr(memory, "available_memory", lambda _root: needed)
     fitting.check_fit(source, folder, print)
-    monkeypatch.setattr(room, "room", lambda _root: needed - 1)
+    monkeypatch.setattr(memory, "available_memory", lambda _root: needed - 1)
     figures = rf"building it \(0 MB of fp32 weights\) needs about {needed // 10**6} MB of memory, but .* are left"
     with pytest.raises(CapacityError, match=figures):
         build(str(model_folder), folder, tmp_path / "bundle")
@@ -77,8 +77,8 @@ def test_a_model_that_cannot_fit_is_loaded_for_nothing_else(model_folder, model,
     source = models.ModelSource.resolve(str(model_folder))
     weights = sum(one.numel() for one in model.parameters())
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(room, "room", lambda _root, size=weights * dtype.itemsize: size)
+        monkeypatch.setattr(memory, "available_memory", lambda _root, size=weights * dtype.itemsize: size)
         models.load_model(source, dtype)
-        monkeypatch.setattr(room, "room", lambda _root, size=weights * dtype.itemsize: size - 1)
+        monkeypatch.setattr(memory, "available_memory", lambda _root, size=weights * dtype.itemsize: size - 1)
         with pytest.raises(CapacityError, match=f"loading its weights in {8 * dtype.itemsize} bits needs"):
             models.load_model(source, dtype)

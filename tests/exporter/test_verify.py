@@ -147,7 +147,7 @@ def test_both_end_with_the_context(engine: Engine, tiny_model: Path) -> None:
     engine.decoder.start(ids, 60, stop_ids=())
     sequence = engine.decoder.sequence
     assert sequence is not None
-    while sequence.finish is None:
+    while sequence.finish_reason is None:
         engine.decoder.step()
     assert Reference(str(tiny_model), facts).answer(ids, 60) == sequence.answer
     assert len(sequence.answer) == 4

@@ -122,7 +122,7 @@ def _answers(folder: Path, layers: list[str] | None = None) -> tuple[tuple[list[
 
 def _decoded(decoder: Any) -> list[int]:
     tokens = list(decoder.start(PROMPT, LENGTH))
-    while decoder.sequence.finish is None:
+    while decoder.sequence.finish_reason is None:
         tokens += decoder.step()
     return tokens
 

@@ -32,7 +32,7 @@ def check_invariants(decoder):
 def finish(decoder):
     """Step to the end, checking the invariants, and return what each step gave."""
     given, steps = [], decoder.steps
-    while decoder.sequence.finish is None:
+    while decoder.sequence.finish_reason is None:
         before = decoder.sequence.length
         given.append(decoder.step())
         check_invariants(decoder)
@@ -50,4 +50,4 @@ def decode(decoder, prompt, max_new_tokens, stop_ids=()):
     check_invariants(decoder)
     given = finish(decoder)
     assert decoder.sequence.answer == [*first, *itertools.chain(*given)]
-    return decoder.sequence.answer, decoder.sequence.finish
+    return decoder.sequence.answer, decoder.sequence.finish_reason

@@ -11,8 +11,8 @@ import numpy as np
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts
 from medusa_runtime.errors import CapacityError
+from medusa_runtime.exclusive import ExclusiveUse
 from medusa_runtime.facts import HeadFacts, ModelFacts
-from medusa_runtime.turn import Turn
 
 VOCAB = 32
 EOS = 31
@@ -58,7 +58,7 @@ def plain_answer(prompt, max_new_tokens, stop_ids, context):
         if len(answer) == max_new_tokens:
             return answer, "length"
         if len(tokens) == context:
-            return answer, "context"
+            return answer, "length"
 
 
 def random_tree(rng, candidates, heads=5, ranks=6):
@@ -91,7 +91,7 @@ class FakeBackend:
         self.heads = HeadFacts(heads, 1, "none", top_k)
         self.hit_rate, self.spread = hit_rate, spread
         self.prefill_chunk, self.pasts = PREFILL_CHUNK, ()
-        self.turn, self.logits_on_host = Turn("the toy"), True
+        self.exclusive_use, self.logits_on_host = ExclusiveUse("the toy"), True
         self.tokens = self.positions = np.zeros((0, 0), dtype=np.int64)  # (B, capacity): the arena …
         self.contexts = np.zeros((0, 0), dtype=np.uint64)  # … of two layers
         self.hidden = []  # of each sequence the (state, context, position) of its last committed row

@@ -134,7 +134,7 @@ def test_the_tree_may_change_in_the_middle_of_an_answer():
     rng = np.random.default_rng(3)
     decoder = Decoder(FakeBackend(hit_rate=0.7, spread=2))
     decoder.start([5, 6], 120, ())
-    while decoder.sequence.finish is None:
+    while decoder.sequence.finish_reason is None:
         decoder.use(random_tree(rng, int(rng.integers(0, 12))))
         decoder.step()
         check_invariants(decoder)

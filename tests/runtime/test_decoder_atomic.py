@@ -15,7 +15,7 @@ from .interrupting import elsewhere, interrupted
 PROMPT, TOKENS = [5, 6, 7], 9
 EXPECTED = plain_answer(PROMPT, TOKENS, (), 4096)
 FIRST_OF_9 = plain_answer([9], 1, (), 4096)[0]
-FILES = ("decoder.py", "kv_cache.py", "sequence.py", "tree_step.py", "turn.py")
+FILES = ("decoder.py", "kv_cache.py", "sequence.py", "tree_step.py", "exclusive.py")
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +32,12 @@ def answer_on(decoder, given):
         assert decode(decoder, PROMPT, TOKENS) == EXPECTED
         return
     assert decoder.sequence.answer == given, "tokens that nobody was given, or given twice"
-    while decoder.sequence.finish is None:
+    while decoder.sequence.finish_reason is None:
         given += decoder.step()
         length = decoder.sequence.length - 1
         assert decoder.cache.length() == length
         np.testing.assert_array_equal(decoder.backend.positions[0, :length], np.arange(length))
-    assert (given, decoder.sequence.finish) == EXPECTED
+    assert (given, decoder.sequence.finish_reason) == EXPECTED
     check_invariants(decoder)
 
 

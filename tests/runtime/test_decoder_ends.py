@@ -20,7 +20,7 @@ def test_a_stop_id_or_a_limit_ends_inside_an_accepted_path(end):
     assert decode(decoder, prompt, 60, {stop}) == (until_stop, "stop")
     assert decode(decoder, prompt, end) == (answer[:end], "length")
     short = Decoder(FakeBackend(context=1 + end), CHAIN)
-    assert decode(short, prompt, 60) == (answer[:end], "context")
+    assert decode(short, prompt, 60) == (answer[:end], "length")
 
 
 def test_the_models_own_end_tokens_are_the_default():
@@ -28,7 +28,7 @@ def test_the_models_own_end_tokens_are_the_default():
     decoder = Decoder(FakeBackend(), CHAIN)
     decoder.start(prompt, 60)
     finish(decoder)
-    assert (decoder.sequence.answer, decoder.sequence.finish) == plain_answer(prompt, 60, {EOS}, 4096)
+    assert (decoder.sequence.answer, decoder.sequence.finish_reason) == plain_answer(prompt, 60, {EOS}, 4096)
     assert decoder.sequence.last == EOS
 
 
@@ -60,7 +60,7 @@ def test_the_longest_prompt_leaves_room_for_one_token():
     decoder = Decoder(FakeBackend(context=300), CHAIN)
     prompt = random_prompt(np.random.default_rng(0), 299)
     assert decode(decoder, prompt, 50) == plain_answer(prompt, 50, (), 300)
-    assert decoder.sequence.finish == "context"
+    assert decoder.sequence.finish_reason == "length"
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_a_second_thread_is_refused_and_the_first_unharmed(entry, when):
         second()
     finish(decoder)
     assert [type(error) for error in found] == [BusyError]
-    assert (decoder.sequence.answer, decoder.sequence.finish) == EXPECTED
+    assert (decoder.sequence.answer, decoder.sequence.finish_reason) == EXPECTED
     assert decoder.profile is CHAIN
     assert elsewhere(lambda: decode(decoder, [3], 20)) == plain_answer([3], 20, (), 4096)
 

@@ -24,7 +24,7 @@ def test_the_stream_is_the_whole_answer(engine: Engine) -> None:
     pieces = list(stream)
     assert "".join(pieces) == whole == engine.tokenizer.decode(stream.tokens)
     assert len(pieces) > 1
-    assert stream.finish in {"stop", "length"}
+    assert stream.finish_reason in {"stop", "length"}
     assert stream.steps <= len(stream.tokens) - 1
     assert stream.tokens_per_step >= 1
 
@@ -61,9 +61,9 @@ def test_a_sequence_may_be_held_to_fewer_tokens_than_the_context(tiny_bundle: Pa
     engine.decoder.start(prompt, 100, stop_ids=())
     sequence = engine.decoder.sequence
     assert sequence is not None
-    while sequence.finish is None:
+    while sequence.finish_reason is None:
         engine.decoder.step()
-    assert (sequence.finish, len(prompt) + len(sequence.answer)) == ("context", 40)
+    assert (sequence.finish_reason, len(prompt) + len(sequence.answer)) == ("length", 40)
     with pytest.raises(CapacityError, match="context is 40"):
         engine.generate("word " * 40)
     whole = Engine.load(tiny_bundle, threads=1, max_length=1 << 20)  # no more than the model has

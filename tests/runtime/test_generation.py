@@ -48,7 +48,7 @@ def test_it_is_an_iterator(decoder: Decoder) -> None:
     assert isinstance(answer, Iterator) and iter(answer) is answer
     first = next(answer)
     assert first + "".join(answer) == TEXT
-    assert (answer.tokens, answer.finish) == EXPECTED
+    assert (answer.tokens, answer.finish_reason) == EXPECTED
     assert list(answer) == [] and next(answer, "end") == "end"
     assert answer.tokens_per_step == (len(answer.tokens) - 1) / answer.steps
 
@@ -71,7 +71,7 @@ def test_a_stream_keeps_other_threads_out_until_it_is_closed(decoder: Decoder) -
     assert "".join(elsewhere(lambda: list(ask(decoder)))) == TEXT
     with pytest.raises(MedusaError, match="was closed before it was read to its end; ask again"):
         next(answer)
-    assert answer.finish is None
+    assert answer.finish_reason is None
 
 
 @pytest.mark.parametrize("how", ["with", "dropped", "read", "error"])
@@ -164,7 +164,7 @@ def test_memory_that_runs_out_costs_no_piece(decoder: Decoder, monkeypatch: pyte
 
 def test_an_interrupt_anywhere_loses_no_piece_silently(decoder: Decoder) -> None:
     number, came_so_far, torn = 0, True, 0
-    files = ("generation.py", "text.py", "turn.py", "decoder.py")
+    files = ("generation.py", "text.py", "exclusive.py", "decoder.py")
     while came_so_far:
         answer, pieces = ask(decoder), []
         pieces.append(next(answer))

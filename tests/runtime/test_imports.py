@@ -115,7 +115,7 @@ for prompt in ([3, 1, 2], [n * n % 4 for n in range(259)]):
     for tree in trees:
         decoder.use(tree)
         decoder.start(prompt, 300)
-        while decoder.sequence.finish is None:
+        while decoder.sequence.finish_reason is None:
             decoder.step()
         answers.append(decoder.sequence.answer)
         steps.append(decoder.steps)

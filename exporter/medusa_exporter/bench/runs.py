@@ -85,7 +85,7 @@ def run_once(
     sequence, backend = decoder.sequence, decoder.backend
     assert sequence is not None  # noqa: S101 -- start() has just set it
     kept, seconds, device = [], [], 0.0
-    while sequence.finish is None:
+    while sequence.finish_reason is None:
         started = perf_counter()
         taken = decoder.step()
         seconds.append(perf_counter() - started)

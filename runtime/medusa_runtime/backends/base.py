@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from medusa_runtime import contract
 
 if TYPE_CHECKING:
+    from medusa_runtime.exclusive import ExclusiveUse
     from medusa_runtime.facts import HeadFacts, ModelFacts
-    from medusa_runtime.turn import Turn
 
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
@@ -105,7 +105,7 @@ class Backend(Protocol):
     prefill_chunk: int  # tokens of a prompt that a step is given at most
     pasts: Sequence[int]  # lengths of the past that steps are bound for, ascending; none where any is bound as it is
     run_seconds: float  # how long the last run took, the device's own work; the rest of a step is the host's
-    turn: Turn  # who holds it has the backend to itself: a decoder does for a whole step
+    exclusive_use: ExclusiveUse  # who holds it has the backend to itself: a decoder does for a whole step
     logits_on_host: bool  # whether reading a row of logits copies nothing from a device
 
     def facts(self) -> BackendFacts:

@@ -21,9 +21,9 @@ from medusa_runtime.backends.failures import check_reader, failed
 from medusa_runtime.backends.results import Results
 from medusa_runtime.backends.step_memory import StepMemory
 from medusa_runtime.errors import CapacityError, MedusaError, WrongThreadError
+from medusa_runtime.exclusive import ExclusiveUse, exclusive
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_runtime.sizes import doubled
-from medusa_runtime.turn import Turn, in_turn
 
 FIRST_PAST = 256  # rows of the shortest past that is bound; each longer one is twice the one before
 KEPT = 128  # shapes whose bindings are held, more than usually come up: one that is let go has to be captured anew
@@ -92,7 +92,7 @@ class OnDevice(ABC):
         self.prefill_chunk = PREFILL_CHUNK
         self.pasts = _pasts(model.context)
         self.run_seconds = 0.0
-        self.turn, self.logits_on_host = Turn(f"the backend {name!r}"), False
+        self.exclusive_use, self.logits_on_host = ExclusiveUse(f"the backend {name!r}"), False
         self._device, self._element = device, element(precision)
         self._state = state_size(model, heads) * FLOAT32.size  # bytes of one row of `hidden`
         self._new_arena: NewArena = RowArena  # what its graph works on
@@ -120,7 +120,7 @@ class OnDevice(ABC):
     ) -> Binding:
         """Make what steps of a served shape run with. given, made: all inputs and outputs by name."""
 
-    @in_turn
+    @exclusive
     def allocate(self, batch: int, capacity: int) -> None:
         """Allocate the arenas. One sequence gets the whole context at once, several what is asked for."""
         memory = self._memory
@@ -136,7 +136,7 @@ class OnDevice(ABC):
             self._device.copy_rows(draft.address, size, memory.draft.address, size, size, 1)
         self._put(_Memory(arena, results, draft, OrderedDict()))
 
-    @in_turn
+    @exclusive
     def run(self, step: Step) -> None:
         """Run one step over the past held."""
         self._check_thread()
@@ -214,7 +214,7 @@ class OnDevice(ABC):
         new = memory.arena.read_new(nodes, binding.memory.past_length)[:, :, :T]  # (2·layers, B, T, W)
         return all_outputs(ids(self.read_tokens), ids(self.read_argmax), logits[:, :R], hidden[:, :T], new)
 
-    @in_turn
+    @exclusive
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Copy the rows of `path` behind the past, and the last one's hidden state to where the heads read it."""
         binding, results = self._last()

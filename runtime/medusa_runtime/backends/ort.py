@@ -21,9 +21,9 @@ from medusa_runtime.backends.ort_session import check_tensors, open_session
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
 from medusa_runtime.errors import CapacityError
+from medusa_runtime.exclusive import ExclusiveUse, exclusive
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_runtime.threads import default_threads, processor_name
-from medusa_runtime.turn import Turn, in_turn
 
 
 def load(
@@ -66,7 +66,7 @@ class OrtBackend:
         self.prefill_chunk = PREFILL_CHUNK
         self.pasts: tuple[int, ...] = ()
         self.run_seconds = 0.0
-        self.turn, self.logits_on_host = Turn(f"the backend {name!r}"), True
+        self.exclusive_use, self.logits_on_host = ExclusiveUse(f"the backend {name!r}"), True
         source = graph if isinstance(graph, GraphSource) else GraphSource(graph)
         self._weight_bytes = source.weight_bytes
         self._session = _session(source, threads or default_threads())
@@ -88,7 +88,7 @@ class OrtBackend:
         version, row = find_library("cpu").__version__, self.model.kv_bytes_per_token(self._arena.itemsize)
         return BackendFacts(processor_name(), "", "", "onnxruntime", version, self._weight_bytes, row, None)
 
-    @in_turn
+    @exclusive
     def allocate(self, batch: int, capacity: int) -> None:
         """Lay the arena out, keeping the rows that were there before. A batch of more than one raises CapacityError."""
         if batch != 1:
@@ -108,7 +108,7 @@ class OrtBackend:
         self._arena = arena  # last, and before the capacity: wherever this ends, no step is bound to less than it needs
         self._capacity = capacity
 
-    @in_turn
+    @exclusive
     def run(self, step: Step) -> None:
         """Run one step over the past held."""
         self._ran = None
@@ -150,7 +150,7 @@ class OrtBackend:
             np.array(ran.tokens), np.array(ran.argmax), ran.logits.copy(), np.array(ran.hidden), new.copy()
         )
 
-    @in_turn
+    @exclusive
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Move the rows of `path` together, all layers at once, and copy the last one's hidden state.
 

@@ -24,7 +24,7 @@ PROMPT = [5, 9, 17, 3, 44, 23]
 def answer(decoder: Decoder) -> list[int]:
     decoder.start(PROMPT, 300, stop_ids=())  # past 256 rows, where a longer past is bound
     assert decoder.sequence is not None
-    while decoder.sequence.finish is None:
+    while decoder.sequence.finish_reason is None:
         decoder.step()
     return decoder.sequence.answer
 

@@ -225,7 +225,7 @@ def test_a_batch_that_an_arena_refuses_changes_nothing() -> None:
 def answer(decoder: Decoder, tokens: int = 6) -> list[int]:
     decoder.start([3, 4], tokens, ())
     assert decoder.sequence is not None
-    while decoder.sequence.finish is None:
+    while decoder.sequence.finish_reason is None:
         decoder.step()
     return decoder.sequence.answer
 
@@ -238,7 +238,7 @@ def test_an_interrupt_anywhere_in_a_step_costs_no_token() -> None:
         held.append(decoder)  # or one would be freed, and that interrupted, while another is tried
         sequence = decoder.begin([3, 4], 6, ())
         came_so_far = interrupted(decoder.step, number, files)
-        while sequence.finish is None:
+        while sequence.finish_reason is None:
             decoder.step()
         assert sequence.answer == wanted, number
         number += 1
@@ -259,7 +259,7 @@ def test_a_library_that_fails_is_told_in_words_and_costs_no_token(failure: Excep
         with pytest.raises(kind, match=r"toy failed in a step of 1 tokens behind 2 in fp32: .*; expected"):
             decoder.step()
     toy.failure = None
-    while sequence.finish is None:
+    while sequence.finish_reason is None:
         decoder.step()
     assert sequence.answer == answer(Decoder(Toy()))
 

@@ -19,7 +19,7 @@ from medusa_runtime.bundle import Bundle, reseal
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import BackendError, BundleError, BusyError, CapacityError, MissingExtraError
 from medusa_runtime.kv_cache import FIRST_CAPACITY, KvCache
-from medusa_runtime.sequence import Sequence
+from medusa_runtime.sequence import SequenceState
 
 from ..interrupting import elsewhere, interrupted
 
@@ -209,7 +209,7 @@ def test_a_tree_gives_the_tokens_of_plain_decoding(bundle: Bundle, backend: OrtB
             decoder.start(prompt, max_new_tokens=40, stop_ids=())
             sequence = decoder.sequence
             assert sequence is not None
-            while sequence.finish is None:
+            while sequence.finish_reason is None:
                 assert decoder.cache.length() == sequence.length - 1
                 decoder.step()
             answers.append(sequence.answer)
@@ -223,9 +223,9 @@ def test_decoding_grows_past_the_first_capacity(bundle: Bundle, backend: OrtBack
     decoder.start([3] * start, max_new_tokens=10_000, stop_ids=())
     sequence = decoder.sequence
     assert sequence is not None
-    while sequence.finish is None:
+    while sequence.finish_reason is None:
         decoder.step()
-    assert sequence.finish == "context"
+    assert sequence.finish_reason == "length"
     assert sequence.length == bundle.model.context
 
 
@@ -233,21 +233,21 @@ def test_an_interrupt_anywhere_in_a_step_costs_no_token(backend: OrtBackend, bun
     """The backend's and the cache's own lines; the cache grows in the step."""
     decoder = Decoder(backend, bundle.profile("tree-4"))
 
-    def started() -> Sequence:
+    def started() -> SequenceState:
         backend.allocate(1, 2)  # so that the step has to grow the arena, and to bind anew
         decoder.cache.truncate(0)
         decoder.cache.capacity = 2
         return decoder.begin([5, 9, 17], 6, ())
 
     sequence = started()
-    while sequence.finish is None:
+    while sequence.finish_reason is None:
         decoder.step()
     wanted, number, came_so_far = sequence.answer, 0, True
     while came_so_far:
         sequence = started()
         decoder.cache.capacity = 3
         came_so_far = interrupted(decoder.step, number, ("backends/ort.py", "kv_cache.py"))
-        while sequence.finish is None:
+        while sequence.finish_reason is None:
             decoder.step()
         assert sequence.answer == wanted, number
         number += 1
@@ -316,10 +316,10 @@ def test_what_the_library_says_when_it_fails_comes_in_a_typed_error(
         patched.setattr(backend, "_session", Fails(backend._session, method, words))
         with pytest.raises(kind, match=r"ort-cpu failed in a step of 1 tokens behind 2 in fp32: .*; expected"):
             decoder.step()
-    while sequence.finish is None:
+    while sequence.finish_reason is None:
         decoder.step()
     whole = decoder.begin([5, 9], 6, ())
-    while whole.finish is None:
+    while whole.finish_reason is None:
         decoder.step()
     assert sequence.answer == whole.answer
 

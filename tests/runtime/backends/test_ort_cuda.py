@@ -40,7 +40,7 @@ def bundle(tiny_backends: Path) -> Bundle:
 def answer(decoder: Decoder, prompt: list[int], tokens: int = 40) -> list[int]:
     decoder.start(prompt, tokens, stop_ids=())
     assert decoder.sequence is not None
-    while decoder.sequence.finish is None:
+    while decoder.sequence.finish_reason is None:
         decoder.step()
     return decoder.sequence.answer
 

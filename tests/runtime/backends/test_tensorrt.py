@@ -83,7 +83,7 @@ def backend(bundle: Bundle, folder: Path, steps: dict[str, tuple[Any, ...]] = ST
 def answer(decoder: Decoder, prompt: list[int]) -> list[int]:
     decoder.start(prompt, 60, stop_ids=())
     assert decoder.sequence is not None
-    while decoder.sequence.finish is None:
+    while decoder.sequence.finish_reason is None:
         decoder.step()
     return decoder.sequence.answer
 
@@ -135,7 +135,7 @@ def test_what_it_was_built_for_is_the_context(bundle: Bundle, tmp_path: Path) ->
         decoder.start(list(range(3, 63)))
     decoder.start(PROMPT, 100, stop_ids=())
     assert decoder.sequence is not None
-    while decoder.sequence.finish is None:
+    while decoder.sequence.finish_reason is None:
         decoder.step()
     assert decoder.sequence.length == 48
 

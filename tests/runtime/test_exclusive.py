@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 from medusa_runtime.errors import BusyError
-from medusa_runtime.turn import Turn, alone, in_turn
+from medusa_runtime.exclusive import ExclusiveUse, exclusive, strictly_exclusive
 
 from .interrupting import elsewhere, interrupted
 
 
 class Worker:
     def __init__(self) -> None:
-        self.turn = Turn("the worker")
+        self.exclusive_use = ExclusiveUse("the worker")
 
-    @in_turn
+    @exclusive
     def inner(self) -> str:
         return "done"
 
-    @in_turn
+    @exclusive
     def outer(self, work: Callable[[], Any]) -> Any:
         return work(), self.inner()
 
-    @alone
+    @strictly_exclusive
     def whole(self, work: Callable[[], Any]) -> Any:
         return work()
 
@@ -69,7 +69,7 @@ def test_an_error_ends_the_turn() -> None:
 def test_wherever_an_interrupt_comes_the_turn_ends(event: str) -> None:
     number = 0
     worker = Worker()
-    while interrupted(lambda: worker.outer(lambda: None), number, ("turn.py",), event):
+    while interrupted(lambda: worker.outer(lambda: None), number, ("exclusive.py",), event):
         assert elsewhere(worker.inner) == "done", number
         assert worker.whole(worker.inner) == "done"
         number += 1

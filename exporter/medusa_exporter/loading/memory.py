@@ -12,12 +12,12 @@ ROOT = Path("/")
 MB = 10**6
 
 
-def check_room(needed: int, what: str, root: Path = ROOT) -> None:
+def check_memory(needed: int, what: str, root: Path = ROOT) -> None:
     """Raise CapacityError unless `needed` bytes of memory are left; where that cannot be found out, do nothing.
 
     what: what needs them, for the message. root: folder that holds proc and sys.
     """
-    left = room(root)
+    left = available_memory(root)
     if left is not None and needed > left:
         raise CapacityError(
             f"{what} needs about {needed // MB:,} MB of memory, but {left // MB:,} MB are left (free memory and swap, "
@@ -26,7 +26,7 @@ def check_room(needed: int, what: str, root: Path = ROOT) -> None:
         )
 
 
-def room(root: Path = ROOT) -> int | None:
+def available_memory(root: Path = ROOT) -> int | None:
     """Return how many bytes this process can still take, swap counted; None on systems that do not say it.
 
     Of a control group's usage, files that it has cached do not count: they are dropped when memory is asked for.

@@ -22,7 +22,7 @@ class _Call(NamedTuple):
     thread: str
 
 
-class Turn:
+class ExclusiveUse:
     """Lets one call at a time use what it guards.
 
     The turn belongs to the function that calls `enter`, and ends with `leave`. If that function was interrupted on its
@@ -75,13 +75,13 @@ class Turn:
 
 class _Guarded(Protocol):
     @property
-    def turn(self) -> Turn: ...
+    def exclusive_use(self) -> ExclusiveUse: ...
 
 
 G = TypeVar("G", bound=_Guarded)
 
 
-def in_turn(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R]:
+def exclusive(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R]:
     """Guard a method by its object's `turn`; a call inside of the call that has the turn shares it.
 
     The method raises BusyError while another call has the turn.
@@ -90,24 +90,24 @@ def in_turn(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P
     @wraps(method)
     def guarded(self: G, /, *arguments: P.args, **named: P.kwargs) -> R:
         try:
-            self.turn.enter(within=True)
+            self.exclusive_use.enter(within=True)
             return method(self, *arguments, **named)
         finally:
-            self.turn.leave()
+            self.exclusive_use.leave()
 
     return guarded
 
 
-def alone(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R]:
-    """Guard a method as `in_turn` does, but refuse calls inside of another one too: from a signal's handler, say."""
+def strictly_exclusive(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R]:
+    """Guard a method as `exclusive` does, but refuse calls inside of another one too: from a signal's handler, say."""
 
     @wraps(method)
     def guarded(self: G, /, *arguments: P.args, **named: P.kwargs) -> R:
         try:
-            self.turn.enter()
+            self.exclusive_use.enter()
             return method(self, *arguments, **named)
         finally:
-            self.turn.leave()
+            self.exclusive_use.leave()
 
     return guarded
 
