@@ -19,11 +19,11 @@ from typing import Any
 import torch
 import transformers
 from medusa_exporter import models
-from medusa_exporter.bench.record import Case, backend_facts, document, results
-from medusa_exporter.bench.runs import WARM_TOKENS, Question, Run, Turn
+from medusa_exporter.bench.conversations import Answerer, BackendMeasurements, ask_each, encode
+from medusa_exporter.bench.results import Case, backend_facts, document, results
 from medusa_exporter.bench.table import table
-from medusa_exporter.bench.walk import Answerer, Answers, ask_each, encode
-from medusa_exporter.bench.worker import Opened, Setup, Worker
+from medusa_exporter.bench.timing import WARM_TOKENS, Generation, Measurement, Question
+from medusa_exporter.bench.worker import LoadedBackend, Worker, WorkerSettings
 from medusa_exporter.files import write_json
 from medusa_exporter.models import ModelSource
 from medusa_exporter.outputs import BENCH
@@ -64,16 +64,16 @@ class HuggingFace:
         self._cache = transformers.StaticCache(config=model.config, max_cache_len=longest) if compiled else None
         self._seen = False
 
-    def answer(self, question: Question, shift: int) -> Turn:  # noqa: ARG002
+    def answer(self, question: Question, shift: int) -> Measurement:  # noqa: ARG002
         """Answer with exactly as many tokens as are asked for."""
         if not self._seen:
             for tokens in (WARM_TOKENS, question.max_new_tokens):
                 self._decode(question.ids, tokens)
             self._seen = True
         self._decode(question.ids, WARM_TOKENS)
-        return Turn(question, self._decode(question.ids, question.max_new_tokens), {})
+        return Measurement(question, self._decode(question.ids, question.max_new_tokens), {})
 
-    def _decode(self, ids: Sequence[int], tokens: int) -> Run:
+    def _decode(self, ids: Sequence[int], tokens: int) -> Generation:
         prompt = torch.tensor([list(ids)], device=self._model.device)
         given: dict[str, Any] = {"generation_config": transformers.GenerationConfig(do_sample=False, pad_token_id=0)}
         if self._cache is not None:
@@ -90,10 +90,10 @@ class HuggingFace:
             )
         steps = [after - before for before, after in zip(clock.ticks, clock.ticks[1:], strict=False)]
         first = clock.ticks[0] - clock.started
-        return Run(tuple(clock.tokens), (1,) * len(steps), first, tuple(steps), 0.0)
+        return Generation(tuple(clock.tokens), (1,) * len(steps), first, tuple(steps), 0.0)
 
 
-def facts_of(model: Any, precision: str, context: int) -> Opened:
+def facts_of(model: Any, precision: str, context: int) -> LoadedBackend:
     """Describe it as a backend is described."""
     config = model.config
     size = next(model.parameters()).element_size()
@@ -109,7 +109,7 @@ def facts_of(model: Any, precision: str, context: int) -> Opened:
         row=2 * config.num_hidden_layers * config.num_key_value_heads * head * size,
         bandwidth=None,
     )
-    return Opened(facts, precision, context)
+    return LoadedBackend(facts, precision, context)
 
 
 def main() -> None:
@@ -133,9 +133,9 @@ def main() -> None:
         for turns in load_prompts(options.prompts, options.limit)
     ]
     workers = {name: Worker(name) for name in options.backends}
-    opened: dict[str, Opened] = {}
+    opened: dict[str, LoadedBackend] = {}
     for name, worker in workers.items():
-        found = worker.open(Setup(bundle, trees, options.precision))
+        found = worker.open(WorkerSettings(bundle, trees, options.precision))
         if found is None:
             raise MedusaError(str(worker.failure))
         opened[name] = found
@@ -146,7 +146,7 @@ def main() -> None:
         "transformers-eager": HuggingFace(model, longest, compiled=False),
     }
     everyone: dict[str, Answerer] = {**workers, **theirs}
-    done: list[Answers] = []
+    done: list[BackendMeasurements] = []
     for answers in ask_each(everyone, prompts, options.max_new_tokens):
         done.append(answers)
         print(f"prompt {len(done)}/{len(prompts)}", flush=True)
@@ -166,7 +166,11 @@ def main() -> None:
 
 
 def _results(
-    case: Case, done: Sequence[Answers], ours: Mapping[str, Opened], theirs: Mapping[str, Opened], trees: Sequence[Any]
+    case: Case,
+    done: Sequence[BackendMeasurements],
+    ours: Mapping[str, LoadedBackend],
+    theirs: Mapping[str, LoadedBackend],
+    trees: Sequence[Any],
 ) -> list[dict[str, Any]]:
     """Plain decoding of all beside each other, and our trees over the fastest of it."""
     plain = results(case, done, {**ours, **theirs}, [], [None] * len(done), ends=False)

@@ -11,7 +11,7 @@ from medusa_profiles.toml import from_toml
 
 from medusa_exporter.replacing import AnyKind, FolderKind, JsonKind, Kind, holds_only, starts_with
 
-RECORDING_FORMAT, RECORDING_HEADER = "medusa-export recording", "header.json"
+REFERENCE_FORMAT, REFERENCE_HEADER = "medusa-export recording", "header.json"
 FITTED = "fitted on answers of "  # how the source of a tree begins that heads-report writes
 GENERATOR = '<meta name="generator" content="medusa-export report">'
 CHECKPOINT = "checkpoint"  # the folder of a training that has not ended
@@ -19,10 +19,10 @@ PARTIAL = "partial"  # the folder of a distillation that has not ended
 DATA_FORMAT = "medusa-distilled 1"
 
 
-def _is_recording(file: Path) -> bool:
+def _is_reference(file: Path) -> bool:
     try:
-        with zipfile.ZipFile(file) as archive, archive.open(RECORDING_HEADER) as header:
-            return f'"format": {json.dumps(RECORDING_FORMAT)}'.encode() in header.read(4096)
+        with zipfile.ZipFile(file) as archive, archive.open(REFERENCE_HEADER) as header:
+            return f'"format": {json.dumps(REFERENCE_FORMAT)}'.encode() in header.read(4096)
     except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError):
         return False
 
@@ -45,7 +45,7 @@ VERIFY = JsonKind("medusa-export verify", frozenset({"bundle", "profiles", "answ
 HEADS_REPORT = JsonKind(
     "medusa-export heads-report", frozenset({"rows", "positions", "greedy", "accuracy", "vocabularies", "trees"})
 )
-RECORDING = Kind("medusa-export compare --save", _is_recording)
+REFERENCE = Kind("medusa-export compare --save", _is_reference)
 REPORT = Kind("medusa-export report", _is_report)
 TREE = Kind("medusa-export heads-report --write-profiles", _is_fitted)
 REVIEW = Kind("medusa-export distill --review-out", lambda _file: False)  # people correct it: never replaced

@@ -15,7 +15,7 @@ from medusa_exporter.models import ModelSource, load_model
 from medusa_exporter.precisions import FORMATS, ON_GPU
 from transformers import AutoModelForCausalLM
 
-from .bench.here import run
+from .bench.in_process import run
 from .family_models import save_family
 from .graph.conftest import NEWER
 

@@ -12,7 +12,7 @@ from medusa_exporter import verify
 from medusa_runtime import accept
 from medusa_runtime.bundle import Bundle
 
-from .bench.here import prompts_file, run, without_processes
+from .bench.in_process import prompts_file, run, without_processes
 
 FIGURES = ("tokens_per_step", "plain_step_ms", "medusa_step_ms", "overhead", "speedup", "host_us_per_step")
 

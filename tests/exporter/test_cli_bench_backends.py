@@ -11,7 +11,7 @@ from medusa_exporter.bench import worker
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.bundle import Bundle
 
-from .bench.here import prompts_file, run, without_processes
+from .bench.in_process import prompts_file, run, without_processes
 
 
 @pytest.fixture(autouse=True)

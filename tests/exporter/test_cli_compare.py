@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medusa_exporter.cli import main
-from medusa_exporter.compare.recording import Recorder
+from medusa_exporter.compare.reference_file import ReferenceWriter
 from medusa_runtime.backends import ort_cuda
 from medusa_runtime.backends.ort import OrtBackend
 from medusa_runtime.bundle import Bundle
@@ -45,14 +45,14 @@ def doctored(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Change one output of every step that is recorded from now on."""
 
     def change(name: str, by: float) -> None:
-        add = Recorder.add
+        add = ReferenceWriter.add
 
-        def wrongly(self: Recorder, outputs: Any) -> None:
+        def wrongly(self: ReferenceWriter, outputs: Any) -> None:
             array = outputs[name].copy()
             array.reshape(-1)[-1] += by
             add(self, outputs | {name: array})
 
-        monkeypatch.setattr(Recorder, "add", wrongly)
+        monkeypatch.setattr(ReferenceWriter, "add", wrongly)
 
     return change
 

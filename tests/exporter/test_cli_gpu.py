@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from medusa_runtime.errors import MedusaError
 
-from .bench.here import prompts_file, run, without_processes
+from .bench.in_process import prompts_file, run, without_processes
 
 COMMANDS: dict[str, list[str]] = {
     "generate": ["Hi", "--backend", "ort-cuda", "--precision", "fp32"],

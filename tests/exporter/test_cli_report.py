@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from .bench.here import run, without_processes
-from .report.made import content, written
+from .bench.in_process import run, without_processes
+from .report.factories import content, written
 
 
 def test_a_bench_becomes_a_page(

@@ -10,7 +10,7 @@ import pytest
 from medusa_exporter import families
 from medusa_exporter.build import build
 
-from .bench.here import prompts_file, run
+from .bench.in_process import prompts_file, run
 from .family_models import save_family
 
 pytestmark = pytest.mark.gpu

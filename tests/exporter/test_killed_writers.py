@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from medusa_exporter import outputs
-from medusa_exporter.compare import recording
+from medusa_exporter.compare import reference_file
 from medusa_exporter.distillation import partial, review
 from medusa_exporter.distillation.data import DataFacts, from_rows, load_data, save_data
 from medusa_exporter.distillation.streams import Line
@@ -31,7 +31,7 @@ from .crash import cuts
 
 FACTS = DataFacts("tiny", "digest", 256, (1,), 0, {})
 EXTRAS = {"base_model_name_or_path": "tiny", "vocab_size": 300}
-SIDE = recording.Side("ort-cpu", "fp32")
+SIDE = reference_file.Side("ort-cpu", "fp32")
 BUNDLE = SimpleNamespace(
     model=ModelFacts("tiny", "llama", 2, 64, 4, 2, 16, 300, 512, (2,)), heads=HeadFacts(3, 1, "none", 10)
 )
@@ -44,7 +44,7 @@ def data(value: int) -> Any:
 
 
 def record(file: Path, value: int) -> None:
-    with recording.recorded(file, BUNDLE, SIDE, PLAN) as recorder:  # type: ignore[arg-type]
+    with reference_file.write_reference(file, BUNDLE, SIDE, PLAN) as recorder:  # type: ignore[arg-type]
         recorder.add({"tokens": np.full((1, 2), value, np.int32)})
 
 
@@ -60,7 +60,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 FILES: dict[str, tuple[Any, Callable[[Path, int, Any], object]]] = {
     "json": (outputs.BENCH, lambda file, value, _: write_json(file, outputs.BENCH.marked({"value": value}))),
-    "recording": (outputs.RECORDING, lambda file, value, _: record(file, value)),
+    "recording": (outputs.REFERENCE, lambda file, value, _: record(file, value)),
     "review": (None, write_review),
 }
 

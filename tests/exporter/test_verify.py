@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medusa_exporter import verify
-from medusa_exporter.bench.runs import run_once
+from medusa_exporter.bench.timing import generate_timed
 from medusa_exporter.verify import PROMPTS, Difference, Reference, compare, first_difference, next_logits
 from medusa_runtime import Engine
 from medusa_runtime.backends.base import PREFILL_CHUNK
@@ -127,7 +127,7 @@ def test_a_difference_is_told_with_position_tokens_and_gap(engine: Engine) -> No
 def test_the_reader_gives_the_logits_that_plain_decoding_chose_by(engine: Engine) -> None:
     ids = engine.encode("word " * 60)
     assert len(ids) > PREFILL_CHUNK
-    answer = run_once(engine.decoder, ids, 6).tokens
+    answer = generate_timed(engine.decoder, ids, 6).tokens
     read = next_logits(engine.decoder)
     for position, token in enumerate(answer):
         assert int(read([*ids, *answer[:position]]).argmax()) == token
@@ -137,7 +137,7 @@ def test_transformers_answers_as_the_bundle_does(engine: Engine, tiny_model: Pat
     reference = Reference(str(tiny_model), engine.bundle.model)
     for text in ("Hello there", "What is a tree?", "word " * 60):
         ids = engine.encode(text)
-        assert reference.answer(ids, 60) == list(run_once(engine.decoder, ids, 60).tokens)
+        assert reference.answer(ids, 60) == list(generate_timed(engine.decoder, ids, 60).tokens)
     np.testing.assert_allclose(reference.next_logits(ids), next_logits(engine.decoder)(ids), atol=1e-4)
 
 
@@ -160,7 +160,7 @@ def test_the_model_s_own_sampling_settings_do_not_count(engine: Engine, tiny_mod
     (model / "generation_config.json").write_text(json.dumps(settings))
     ids = engine.encode("a b c")
     answer = Reference(str(model), engine.bundle.model).answer(ids, 40)
-    assert answer == list(run_once(engine.decoder, ids, 40).tokens)
+    assert answer == list(generate_timed(engine.decoder, ids, 40).tokens)
 
 
 def test_a_model_of_another_shape_is_refused(engine: Engine, tiny_model: Path) -> None:

@@ -15,11 +15,11 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import MedusaError
 
-from medusa_exporter.bench.recording import Recording
-from medusa_exporter.bench.runs import Question, Runner, Turn
+from medusa_exporter.bench.forced_acceptance import RecordedAcceptance
+from medusa_exporter.bench.timing import Measurement, Question, TimedDecoder
 
 
-class Setup(NamedTuple):
+class WorkerSettings(NamedTuple):
     """What a backend is loaded with, each the same for all of a run; None where the bundle or the library chooses.
 
     max_length: tokens a sequence may come to. recording: how many tokens steps keep, where the heads have no say. gpu:
@@ -31,11 +31,11 @@ class Setup(NamedTuple):
     precision: str | None = None
     threads: int | None = None
     max_length: int | None = None
-    recording: Recording | None = None
+    recording: RecordedAcceptance | None = None
     gpu: int = 0
 
 
-class Opened(NamedTuple):
+class LoadedBackend(NamedTuple):
     """A loaded backend. context: tokens that it takes, fewer than the model's where it was built for fewer."""
 
     facts: BackendFacts
@@ -52,14 +52,14 @@ class Worker:
         self.failure: str | None = None
         self._executor = start_process()
 
-    def open(self, setup: Setup) -> Opened | None:
+    def open(self, setup: WorkerSettings) -> LoadedBackend | None:
         """Load the backend and warm it up; None where it failed."""
-        opened: Opened | None = self._call(_open, self.name, setup)
+        opened: LoadedBackend | None = self._call(_open, self.name, setup)
         return opened
 
-    def answer(self, question: Question, shift: int) -> Turn | None:
+    def answer(self, question: Question, shift: int) -> Measurement | None:
         """Answer by plain decoding and by every tree; None where it has failed."""
-        turn: Turn | None = self._call(_answer, self.name, question, shift)
+        turn: Measurement | None = self._call(_answer, self.name, question, shift)
         return turn
 
     def close(self) -> None:
@@ -91,14 +91,14 @@ def start_process() -> Executor:
     return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
 
 
-_runners: dict[str, Runner] = {}  # of this process: one, by its backend's name
+_runners: dict[str, TimedDecoder] = {}  # of this process: one, by its backend's name
 
 
-def _open(name: str, setup: Setup) -> Opened:
+def _open(name: str, setup: WorkerSettings) -> LoadedBackend:
     backend = load_backend(setup.bundle, name, setup.precision, setup.threads, setup.max_length, setup.gpu)
-    _runners[name] = Runner(Decoder(backend, accept=RULES["greedy"]), setup.trees, setup.recording)
-    return Opened(backend.facts(), backend.precision, backend.model.context)
+    _runners[name] = TimedDecoder(Decoder(backend, accept=RULES["greedy"]), setup.trees, setup.recording)
+    return LoadedBackend(backend.facts(), backend.precision, backend.model.context)
 
 
-def _answer(name: str, question: Question, shift: int) -> Turn | None:
+def _answer(name: str, question: Question, shift: int) -> Measurement | None:
     return _runners[name].answer(question, shift)

@@ -15,12 +15,12 @@ from medusa_runtime.facts import PLAIN
 from medusa_runtime.layout import Layout
 from medusa_runtime.text import Tokenizer
 
-from medusa_exporter.bench.record import Case, backend_facts, document, results
-from medusa_exporter.bench.recording import Recording
-from medusa_exporter.bench.session import Job, check_room, open_all, run_case
+from medusa_exporter.bench.cases import Job, check_capacity, open_backends, run_case
+from medusa_exporter.bench.conversations import PLAIN_TEXT
+from medusa_exporter.bench.fixed_length_prompts import prompts_of_length
+from medusa_exporter.bench.forced_acceptance import RecordedAcceptance
+from medusa_exporter.bench.results import Case, backend_facts, document, results
 from medusa_exporter.bench.table import categories, table
-from medusa_exporter.bench.texts import texts_of_length
-from medusa_exporter.bench.walk import PLAIN_TEXT
 from medusa_exporter.bench.worker import Worker
 from medusa_exporter.cli.options import (
     Progress,
@@ -127,12 +127,12 @@ def command(
     for name in backends:
         opened.graph(name, precision)  # fails at once where the bundle has none
     trees = choose_trees(opened, profiles)
-    recording = None if forced is None else Recording.read(forced, trees)
+    recording = None if forced is None else RecordedAcceptance.read(forced, trees)
     cases = [Case(*sizes) for sizes in product(lengths or (None,), limits)]
     layout = Layout(opened)
     if not layout.has_template:
         click.echo(PLAIN_TEXT, err=True)
-    texts = {length: texts_of_length(layout, prompts, length) for length in lengths}
+    texts = {length: prompts_of_length(layout, prompts, length) for length in lengths}
     job = Job(opened, layout, prompts, kinds, texts, trees, cases, turns == "first", recording, max_length, gpu)
     settings = {
         "profiles": [tree.name for tree in trees],
@@ -170,9 +170,9 @@ def _measure(
 ) -> None:
     """Fill in backends and results, written case by case. Raises MedusaError where nothing could be timed."""
     report = Progress().report
-    opened = open_all(job, workers, precision, threads, report)
+    opened = open_backends(job, workers, precision, threads, report)
     running = {name: workers[name] for name in opened}
-    context = check_room(job, opened)
+    context = check_capacity(job, opened)
     content["backends"] = {name: backend_facts(one) for name, one in opened.items()}
     for case in job.cases:
         if len(job.cases) > 1:

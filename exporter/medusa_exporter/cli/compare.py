@@ -14,17 +14,17 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import CapacityError, MedusaError
 
+from medusa_exporter.bench.conversations import PLAIN_TEXT, encode
 from medusa_exporter.bench.machine import versions
-from medusa_exporter.bench.walk import PLAIN_TEXT, encode
 from medusa_exporter.cli.options import Progress, choose_trees, digest_option, gpu_option, split_commas
-from medusa_exporter.compare import recording, report
-from medusa_exporter.compare.accuracy import load_polygraphy
-from medusa_exporter.compare.outcome import Outcome
-from medusa_exporter.compare.recording import Side
-from medusa_exporter.compare.steps import Plan, Reference, Runner, Taken, room, walk
+from medusa_exporter.compare import formatting, reference_file
+from medusa_exporter.compare.arrays import load_polygraphy
+from medusa_exporter.compare.reference_file import Side
+from medusa_exporter.compare.steps import Plan, Reference, ReferenceStep, StepRunner, rows_needed, run_steps
+from medusa_exporter.compare.summary import ComparisonSummary
 from medusa_exporter.compare.tolerances import tolerance
 from medusa_exporter.files import write_json
-from medusa_exporter.outputs import COMPARE, RECORDING
+from medusa_exporter.outputs import COMPARE, REFERENCE
 from medusa_exporter.prompts import load_prompts
 from medusa_exporter.replacing import check_file
 from medusa_exporter.verify import PROMPTS
@@ -109,7 +109,7 @@ def command(
         )
     if save is not None and output is not None:
         raise click.UsageError("--save compares nothing yet; give --json with --against")
-    for place, kind in ((save, RECORDING), (output, COMPARE)):
+    for place, kind in ((save, REFERENCE), (output, COMPARE)):
         if place is not None:
             check_file(place, kind, inputs=[source for source in (file, against) if source], bundle=bundle)
     if save is None:
@@ -119,13 +119,13 @@ def command(
     engines = [_load(opened, one, gpu, progress) for one in named]
     sides = [Side(engine.decoder.backend.name, engine.decoder.backend.precision) for engine in engines]
     if against is not None:
-        with recording.opened(against, opened) as recorded:
+        with reference_file.open_reference(against, opened) as recorded:
             plan, sides = recorded.plan, [recorded.side, *sides]
             outcome = _compare(opened, recorded, engines[0], plan, sides, progress)
             recorded.finish()
     else:
         plan = _plan(engines, file, limit, steps or STEPS, profile, progress)
-        reference = Runner(engines[0].decoder, plan)
+        reference = StepRunner(engines[0].decoder, plan)
         if save is not None:
             _save(opened, reference, plan, sides[0], save, progress)
             return
@@ -148,7 +148,7 @@ def _plan(
     trees = choose_trees(bundle, [] if profile is None else [profile])
     tree = max(trees, key=lambda one: (one.size, one.name == f"tree-{one.size}"))  # fitted ones first
     context = min(engine.decoder.cache.context for engine in engines)
-    longest = context - room(tree, steps)
+    longest = context - rows_needed(tree, steps)
     if longest < 1:
         raise CapacityError(
             f"the context of {context} tokens has no room for a prompt and {steps} steps of {tree.name}; take fewer "
@@ -168,18 +168,18 @@ def _plan(
     return Plan(tuple(prompts), tree, steps, bundle.model.eos_token_ids)
 
 
-def _watched(bundle: Bundle, reference: Reference, plan: Plan, progress: Progress) -> Iterator[Taken]:
+def _watched(bundle: Bundle, reference: Reference, plan: Plan, progress: Progress) -> Iterator[ReferenceStep]:
     """Take the plan's steps, and tell with which prompt each begins."""
     prompt = 0
-    for taken in walk(reference, plan, bundle.heads.top_k):
+    for taken in run_steps(reference, plan, bundle.heads.top_k):
         if taken.place.prompt != prompt:
             prompt = taken.place.prompt
             progress.report(f"prompt {prompt}/{len(plan.prompts)}: {len(plan.prompts[prompt - 1])} tokens")
         yield taken
 
 
-def _save(bundle: Bundle, reference: Runner, plan: Plan, side: Side, file: Path, progress: Progress) -> None:
-    with recording.recorded(file, bundle, side, plan) as recorder:
+def _save(bundle: Bundle, reference: StepRunner, plan: Plan, side: Side, file: Path, progress: Progress) -> None:
+    with reference_file.write_reference(file, bundle, side, plan) as recorder:
         for taken in _watched(bundle, reference, plan, progress):
             recorder.add(taken.outputs)
     size = file.stat().st_size / 1e6
@@ -188,16 +188,16 @@ def _save(bundle: Bundle, reference: Runner, plan: Plan, side: Side, file: Path,
 
 def _compare(
     bundle: Bundle, reference: Reference, other: Engine, plan: Plan, sides: list[Side], progress: Progress
-) -> Outcome:
+) -> ComparisonSummary:
     limits = tolerance(*(side.precision for side in sides))
-    runner = Runner(other.decoder, plan)
-    outcome = Outcome(bundle.model, bundle.heads, plan.tree, limits)
+    runner = StepRunner(other.decoder, plan)
+    outcome = ComparisonSummary(bundle.model, bundle.heads, plan.tree, limits)
     for taken in _watched(bundle, reference, plan, progress):
         outcome.add(taken, runner.replay(taken))
     return outcome
 
 
-def _conclude(bundle: Bundle, plan: Plan, sides: list[Side], outcome: Outcome, output: Path | None) -> None:
+def _conclude(bundle: Bundle, plan: Plan, sides: list[Side], outcome: ComparisonSummary, output: Path | None) -> None:
     """Show and write the outcome. Raises MedusaError with the worst mismatch, if there is one."""
     rows, worst = outcome.rows(), outcome.worst()
     if output is not None:
@@ -210,13 +210,13 @@ def _conclude(bundle: Bundle, plan: Plan, sides: list[Side], outcome: Outcome, o
             "prompts": len(plan.prompts),
             "steps": outcome.steps,
             "passed": worst is None,
-            "tensors": report.as_json(rows),
+            "tensors": formatting.as_json(rows),
         }
         write_json(output, COMPARE.marked(content))
-    click.echo(report.table(rows))
+    click.echo(formatting.table(rows))
     reference, other = map(str, sides)
     if worst is not None:
-        raise MedusaError(report.mismatch(worst, outcome.first, reference, other))
+        raise MedusaError(formatting.mismatch(worst, outcome.first, reference, other))
     click.echo(
         f"{other} equals {reference} within tolerance: {outcome.steps} steps of {len(plan.prompts)} prompts, "
         f"plain and {plan.tree.name}"

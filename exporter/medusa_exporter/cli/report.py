@@ -10,7 +10,7 @@ from medusa_exporter.files import write_bytes
 from medusa_exporter.outputs import REPORT
 from medusa_exporter.replacing import check_file
 from medusa_exporter.report.page import render
-from medusa_exporter.report.read import read_runs
+from medusa_exporter.report.runs import read_runs
 
 
 @click.command(name="report")

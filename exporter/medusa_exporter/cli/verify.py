@@ -14,9 +14,9 @@ from medusa_runtime.engine import Engine
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
 
+from medusa_exporter.bench.conversations import PLAIN_TEXT, Skipped, converse
 from medusa_exporter.bench.machine import versions
-from medusa_exporter.bench.runs import Runner, Turn
-from medusa_exporter.bench.walk import PLAIN_TEXT, Skipped, converse
+from medusa_exporter.bench.timing import Measurement, TimedDecoder
 from medusa_exporter.cli.options import choose_trees, digest_option, gpu_option, precision_option, split_commas
 from medusa_exporter.files import write_json
 from medusa_exporter.outputs import VERIFY
@@ -98,7 +98,7 @@ def command(
     found: list[dict[str, Any]] = []
     failures = 0
     asked = converse(
-        {engine.decoder.backend.name: Runner(engine.decoder, trees, warm=False)},
+        {engine.decoder.backend.name: TimedDecoder(engine.decoder, trees, warm=False)},
         engine.layout,
         context,
         prompts,
@@ -163,7 +163,7 @@ def _qualities(bundle: Bundle, backend: str, gpu: int, texts: list[Text]) -> dic
 
 
 def _differences(
-    engine: Engine, turn: Turn, reference: Reference | None, max_new_tokens: int
+    engine: Engine, turn: Measurement, reference: Reference | None, max_new_tokens: int
 ) -> Iterator[tuple[str, Difference]]:
     """Give each difference of one turn with what was compared."""
     for name, difference in turn.differences.items():

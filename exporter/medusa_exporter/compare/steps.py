@@ -38,16 +38,16 @@ class Plan:
     @property
     def rows(self) -> int:
         """Rows that a past must have room for: the longest prompt, all paths at their longest, and one tree more."""
-        return max(map(len, self.prompts)) + room(self.tree, self.steps)
+        return max(map(len, self.prompts)) + rows_needed(self.tree, self.steps)
 
 
-def room(tree: TreeProfile, steps: int) -> int:
+def rows_needed(tree: TreeProfile, steps: int) -> int:
     """Return how many rows so many steps of a tree take behind a prompt, at most."""
     return steps * (tree.depth + 1) + tree.size
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class StepInputs:
     """Where a step stands: in prompt `prompt` (from 1), step `number` behind it (from 1; a prefill's chunks too).
 
     ids (T,): its tokens, a tree's candidates by head and rank; length: rows of the past.
@@ -61,10 +61,10 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
-class Taken:
+class ReferenceStep:
     """A step as the reference took it. path: the nodes that both sides keep; empty for a plain step."""
 
-    place: Place
+    place: StepInputs
     outputs: Outputs
     path: list[int]
 
@@ -72,14 +72,14 @@ class Taken:
 class Reference(Protocol):
     """Who says what comes out of a step: a backend, or a recording of one."""
 
-    def take(self, place: Place) -> Outputs:
-        """Return all that the step gives. Places come in the order in which `walk` makes them."""
+    def take(self, place: StepInputs) -> Outputs:
+        """Return all that the step gives. Places come in the order in which `run_steps` makes them."""
 
     def keep(self, path: Sequence[int]) -> None:
         """Commit these nodes of the step taken last."""
 
 
-class Runner:
+class StepRunner:
     """Takes steps on a backend."""
 
     def __init__(self, decoder: Decoder, plan: Plan) -> None:
@@ -91,7 +91,7 @@ class Runner:
             )
         self._backend, self._cache, self._tree = decoder.backend, decoder.cache, plan.tree
 
-    def take(self, place: Place) -> Outputs:
+    def take(self, place: StepInputs) -> Outputs:
         """Run one step. Raises CapacityError for one that the backend cannot run."""
         if not place.length:
             self._cache.truncate(0)
@@ -99,7 +99,7 @@ class Runner:
         self._backend.run(self._step(place, place.ids))
         return self._backend.read_outputs()
 
-    def replay(self, taken: Taken) -> Outputs:
+    def replay(self, taken: ReferenceStep) -> Outputs:
         """Run the step that the reference took, and keep what it kept.
 
         A tree is run twice: with its candidates, for the tokens alone, and with the tokens that the reference had in
@@ -118,7 +118,7 @@ class Runner:
         """Commit these nodes of the step taken last."""
         self._cache.commit(path)
 
-    def _step(self, place: Place, ids: IntArray) -> Step:
+    def _step(self, place: StepInputs, ids: IntArray) -> Step:
         if place.kind != "tree":
             return literal_step(ids, place.length, np.array([len(ids) - 1], np.int32))
         tree = self._tree
@@ -132,7 +132,7 @@ class Runner:
         )
 
 
-def walk(reference: Reference, plan: Plan, top_k: int) -> Iterator[Taken]:
+def run_steps(reference: Reference, plan: Plan, top_k: int) -> Iterator[ReferenceStep]:
     """Take every step of the plan; whoever replays must do so before the next one is asked for.
 
     top_k: candidates of each head. A prompt ends early at a stop token.
@@ -142,24 +142,24 @@ def walk(reference: Reference, plan: Plan, top_k: int) -> Iterator[Taken]:
         length, root = 0, 0
         for number, first in enumerate(range(0, len(ids), PREFILL_CHUNK), start=1):
             chunk = np.array(ids[first : first + PREFILL_CHUNK], np.int32)
-            place = Place(prompt, number, "prefill", chunk, length)
+            place = StepInputs(prompt, number, "prefill", chunk, length)
             outputs, path = reference.take(place), list(range(len(chunk)))
-            yield Taken(place, outputs, path)
+            yield ReferenceStep(place, outputs, path)
             reference.keep(path)
             length, root = length + len(chunk), int(outputs[contract.ARGMAX][0, -1])
         ended = root in stop
         for number in range(1, plan.steps + 1):
             if ended:
                 break
-            place = Place(prompt, number, "plain", np.array([root], np.int32), length)
-            yield Taken(place, reference.take(place), [])
+            place = StepInputs(prompt, number, "plain", np.array([root], np.int32), length)
+            yield ReferenceStep(place, reference.take(place), [])
             nodes = candidates.copy()  # (T,)
             nodes[0] = root
-            place = Place(prompt, number, "tree", nodes, length)
+            place = StepInputs(prompt, number, "tree", nodes, length)
             outputs = reference.take(place)
             tokens, argmax = (outputs[name][0].tolist() for name in (contract.TOKENS, contract.ARGMAX))
             path, root = greedy(plan.tree, tokens, argmax)
-            yield Taken(place, outputs, path)
+            yield ReferenceStep(place, outputs, path)
             reference.keep(path)
             length += len(path)
             ended = not stop.isdisjoint([root, *(tokens[node] for node in path)])

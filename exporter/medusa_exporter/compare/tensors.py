@@ -21,7 +21,7 @@ class Tensor(NamedTuple):
     layer: int | None
 
 
-def floats(outputs: Outputs, hidden_size: int, taps: tuple[int, ...]) -> dict[str, FloatArray]:
+def float_tensors(outputs: Outputs, hidden_size: int, taps: tuple[int, ...]) -> dict[str, FloatArray]:
     """Return all outputs but ids, `hidden` cut into what comes after the final norm and what each tap reads.
 
     They come in the order of layers, so that the first which is wrong is where that begins.
@@ -35,12 +35,12 @@ def floats(outputs: Outputs, hidden_size: int, taps: tuple[int, ...]) -> dict[st
     return {name: np.ascontiguousarray(found[name], np.float32) for name in ordered}  # as polygraphy wants them
 
 
-def tensor(name: str) -> Tensor:
-    """Return what a name of `floats` stands for."""
+def parse_name(name: str) -> Tensor:
+    """Return what a name of `float_tensors` stands for."""
     numbered = _NUMBERED.fullmatch(name)
     return Tensor(GROUPS[numbered[1]], int(numbered[2])) if numbered else Tensor(GROUPS[name], None)
 
 
 def _layer(name: str) -> float:
-    layer = tensor(name).layer
+    layer = parse_name(name).layer
     return math.inf if layer is None else layer

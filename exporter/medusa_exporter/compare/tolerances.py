@@ -49,7 +49,7 @@ SAME_WEIGHTS = {
     "int4": Tolerance(0.05, 0.05, 0.9),
 }
 # Weights of one side that were quantised, or otherwise than the other's, cost what the table above shows.
-OTHER_WEIGHTS = {
+DIFFERENT_WEIGHTS = {
     "int8": Tolerance(0.4, 0.15, 0.8),
     "w8a8": Tolerance(0.6, 0.2, 0.75),
     "int4": Tolerance(2.0, 0.8, 0.5),
@@ -65,5 +65,5 @@ def tolerance(reference: str, other: str) -> Tolerance:
             )
     if reference == other:
         return SAME_WEIGHTS[reference]
-    both = [OTHER_WEIGHTS.get(precision, SAME_WEIGHTS[precision]) for precision in (reference, other)]
+    both = [DIFFERENT_WEIGHTS.get(precision, SAME_WEIGHTS[precision]) for precision in (reference, other)]
     return Tolerance(max(one.error for one in both), max(one.gap for one in both), min(one.candidates for one in both))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from medusa_runtime.backends.base import IntArray
 
-from medusa_exporter.compare.tolerances import OTHER_WEIGHTS, tolerance
+from medusa_exporter.compare.tolerances import DIFFERENT_WEIGHTS, tolerance
 from medusa_exporter.proof.run import Found
 from medusa_exporter.proof.steps import FloatArray, ReferenceDraft, ReferenceStep, Rows
 
@@ -66,11 +66,11 @@ def limits(backend: str, precision: str) -> Limits:
     The CPU's heads have 8 bits in all of them, and are given the model's own hidden state. Which token is the likeliest
     is not asked of weights of fewer bits: some models' logits are closer to each other than what those cost.
     """
-    heads = OTHER_WEIGHTS["int8"].gap if backend == "ort-cpu" else None
+    heads = DIFFERENT_WEIGHTS["int8"].gap if backend == "ort-cpu" else None
     if precision == "fp32":
         return Limits(FP32, FP32, heads or FP32, by_row=True)
     both = tolerance("fp32", precision)
-    gap = None if precision in OTHER_WEIGHTS else both.gap
+    gap = None if precision in DIFFERENT_WEIGHTS else both.gap
     return Limits(both.error, gap, heads or both.gap, by_row=False, first_layer=FIRST_LAYER.get(precision))
 
 

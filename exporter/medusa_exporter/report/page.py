@@ -9,16 +9,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from medusa_exporter.report import plots
-from medusa_exporter.report.cell import Cell
-from medusa_exporter.report.compare import Page, Ratio
-from medusa_exporter.report.read import Run
+from medusa_exporter.report.ratios import Ratio, ReportData
+from medusa_exporter.report.results import BenchResult
+from medusa_exporter.report.runs import BenchRun
 
 SMALL, LARGE = 10, 100  # from where on a figure has one digit behind the point, or none
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[BenchRun]) -> str:
     """Return the page of these runs, one at least. Raises MissingExtraError without matplotlib."""
-    page = Page(runs)
+    page = ReportData(runs)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -61,7 +61,7 @@ def span(value: Ratio) -> str:
     return f" ({value.least:.2f} to {value.most:.2f}, median of {value.cases} cases)"
 
 
-def _plots(page: Page) -> Iterator[tuple[str, str, Markup]]:
+def _plots(page: ReportData) -> Iterator[tuple[str, str, Markup]]:
     """Title, caption and plot of each that there is something to draw for."""
     kinds = (
         (
@@ -93,7 +93,7 @@ def _plots(page: Page) -> Iterator[tuple[str, str, Markup]]:
             yield title, caption, Markup(plot.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))  # noqa: S704
 
 
-def _rows(page: Page) -> Iterator[tuple[Cell, tuple[float, bool] | None, bool]]:
+def _rows(page: ReportData) -> Iterator[tuple[BenchResult, tuple[float, bool] | None, bool]]:
     """Every cell by case, what it is over the best, and whether a new case begins with it."""
     for case in page.cases:
         first = True

@@ -8,15 +8,15 @@ from typing import Any
 
 from medusa_runtime.facts import PLAIN
 
-from medusa_exporter.bench.record import Case
-from medusa_exporter.report.cell import Cell
-from medusa_exporter.report.compare import Page, Series
+from medusa_exporter.bench.results import Case
+from medusa_exporter.report.ratios import ReportData, Series
+from medusa_exporter.report.results import BenchResult
 from medusa_exporter.report.svg import MARKERS, MUTED, SERIES, TEXT, as_svg, new_figure, style
 
 WIDTH = 10.5  # inches: the page is as wide
 
 
-def latency(page: Page) -> str | None:
+def latency(page: ReportData) -> str | None:
     """Step latency against the length of the past: a panel for each backend, a line for each profile, and the bound.
 
     None where no step was taken.
@@ -50,7 +50,7 @@ def latency(page: Page) -> str | None:
         return as_svg(figure, "latency")
 
 
-def rates(page: Page) -> str | None:
+def rates(page: ReportData) -> str | None:
     """Tokens a second of every backend, plain and by its best tree, grouped by case. None where nothing was decoded."""
     with style():
         cases = [case for case in page.cases if any(_rate(page, one, case, tree=False) for one in page.series)]
@@ -82,7 +82,7 @@ def rates(page: Page) -> str | None:
         return as_svg(figure, "rates")
 
 
-def trees(page: Page) -> str | None:
+def trees(page: ReportData) -> str | None:
     """Tokens a step, overhead and speed-up by the tree's size: medians over cases, smallest to largest."""
     with style():
         series = [one for one in page.series if any(not cell.is_plain for cell in page.of(one))]
@@ -111,7 +111,7 @@ def trees(page: Page) -> str | None:
         return as_svg(figure, "trees")
 
 
-def first_token(page: Page) -> str | None:
+def first_token(page: ReportData) -> str | None:
     """Time to the first token by the prompt's length. None where prompts had no given length."""
     with style():
         found = {one: _prompt_times(page.of(one)) for one in page.series}
@@ -134,9 +134,9 @@ def first_token(page: Page) -> str | None:
         return as_svg(figure, "first-token")
 
 
-def _prompt_times(cells: Sequence[Cell]) -> dict[int, tuple[float, float]]:
+def _prompt_times(cells: Sequence[BenchResult]) -> dict[int, tuple[float, float]]:
     """By prompt length the median and the 90th percentile, medians over profiles: the prefill knows no tree."""
-    found: dict[int, list[Cell]] = {}
+    found: dict[int, list[BenchResult]] = {}
     for cell in cells:
         if cell.prompt_length is not None and cell.ttft_ms["p50"] is not None:
             found.setdefault(cell.prompt_length, []).append(cell)
@@ -149,15 +149,15 @@ def _prompt_times(cells: Sequence[Cell]) -> dict[int, tuple[float, float]]:
     }
 
 
-def _timed(cells: Sequence[Cell]) -> list[Cell]:
+def _timed(cells: Sequence[BenchResult]) -> list[BenchResult]:
     return [cell for cell in cells if cell.kv_length is not None and cell.step_ms["p50"] is not None]
 
 
-def _past(cell: Cell) -> float:
+def _past(cell: BenchResult) -> float:
     return cell.kv_length or 0.0
 
 
-def _rate(page: Page, series: Series, case: Case, *, tree: bool) -> float:
+def _rate(page: ReportData, series: Series, case: Case, *, tree: bool) -> float:
     cell = page.chosen(series, case, tree=tree)
     return (cell.tokens_per_second or 0.0) if cell is not None else 0.0
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from medusa_exporter.bench import worker
-from medusa_exporter.bench.runs import Question, Runner
-from medusa_exporter.bench.worker import Setup, Worker
+from medusa_exporter.bench.timing import Question, TimedDecoder
+from medusa_exporter.bench.worker import Worker, WorkerSettings
 from medusa_runtime import Engine
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import MissingExtraError
 
-from .here import without_processes
+from .in_process import without_processes
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,14 @@ def apart() -> Iterator[Worker]:
 
 def test_it_answers_from_another_process_and_its_death_is_told(bundle: Bundle, apart: Worker) -> None:
     trees = [bundle.profile("tree-8")]
-    opened = apart.open(Setup(bundle, trees, threads=1))
+    opened = apart.open(WorkerSettings(bundle, trees, threads=1))
     assert opened is not None, apart.failure
     assert (opened.precision, opened.context) == ("fp32", 512)
     assert (opened.facts.library, opened.facts.bandwidth) == ("onnxruntime", None)
     assert opened.facts.row == bundle.model.kv_bytes_per_token(4)
     engine = Engine.load(bundle.root, profile="plain", threads=1)
     question = Question(1, 1, tuple(engine.encode("What is a tree?")), 24)
-    there, here = apart.answer(question, 0), Runner(engine.decoder, trees).answer(question, 0)
+    there, here = apart.answer(question, 0), TimedDecoder(engine.decoder, trees).answer(question, 0)
     assert there is not None
     assert here is not None
     assert (there.question, there.plain.tokens) == (question, here.plain.tokens)
@@ -71,6 +71,6 @@ def test_what_a_backend_raises_is_one_sentence_with_its_name(
     without_processes(monkeypatch)
     monkeypatch.setattr(worker, "load_backend", fails)
     broken = Worker("ort-cpu")
-    assert broken.open(Setup(bundle, [], threads=1)) is None
+    assert broken.open(WorkerSettings(bundle, [], threads=1)) is None
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(broken.failure)

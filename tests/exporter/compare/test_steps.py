@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medusa_exporter.compare.steps import Plan, Runner, Taken, walk
+from medusa_exporter.compare.steps import Plan, ReferenceStep, StepRunner, run_steps
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends.base import PREFILL_CHUNK
 from medusa_runtime.decoder import Decoder
@@ -22,11 +22,13 @@ def plan(stop_ids: tuple[int, ...] = (), prompts: Any = PROMPTS, steps: int = 6)
     return Plan(prompts, TREE, steps, stop_ids)
 
 
-def replayed(reference: FakeBackend, other: FakeBackend, what: Plan) -> list[tuple[Taken, dict[str, np.ndarray]]]:
+def replayed(
+    reference: FakeBackend, other: FakeBackend, what: Plan
+) -> list[tuple[ReferenceStep, dict[str, np.ndarray]]]:
     """Every step with what the other side gave; the pasts are compared before each."""
-    first, second = (Runner(Decoder(backend), what) for backend in (reference, other))
+    first, second = (StepRunner(Decoder(backend), what) for backend in (reference, other))
     found = []
-    for taken in walk(first, what, reference.heads.top_k):
+    for taken in run_steps(first, what, reference.heads.top_k):
         length = taken.place.length
         np.testing.assert_array_equal(reference.tokens[0, :length], other.tokens[0, :length])
         np.testing.assert_array_equal(reference.contexts[0, :length], other.contexts[0, :length])
@@ -81,8 +83,8 @@ def test_a_plan_that_does_not_fit_is_refused_before_it_is_run() -> None:
     what = plan(prompts=((1, 2, 3),))
     assert what.rows == 3 + 6 * 4 + 6
     backend = FakeBackend(context=what.rows)
-    assert len(list(walk(Runner(Decoder(backend), what), what, backend.heads.top_k))) == 13
+    assert len(list(run_steps(StepRunner(Decoder(backend), what), what, backend.heads.top_k))) == 13
     small = FakeBackend(context=what.rows - 1)
     with pytest.raises(CapacityError, match=r"up to 33 tokens, fake has a context of 32; .* fewer --steps"):
-        Runner(Decoder(small), what)
+        StepRunner(Decoder(small), what)
     assert not small.steps

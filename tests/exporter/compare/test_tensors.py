@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from medusa_exporter.compare.tensors import floats, tensor
+from medusa_exporter.compare.tensors import float_tensors, parse_name
 
 
 def test_a_hidden_state_is_cut_and_all_come_layer_by_layer() -> None:
@@ -11,7 +11,7 @@ def test_a_hidden_state_is_cut_and_all_come_layer_by_layer() -> None:
     hidden = np.arange(2 * 9, dtype=np.float32).reshape(1, 2, 9)
     names = [f"new_{kind}_{layer}" for kind in ("key", "value") for layer in range(11)]
     outputs = {"tokens": one, "argmax": one, "logits": one, "hidden": hidden, **dict.fromkeys(names, one)}
-    found = floats(outputs, 3, taps=(10, 2))
+    found = float_tensors(outputs, 3, taps=(10, 2))
     assert set(found) == {"logits", "hidden", "tap_2", "tap_10", *names}
     assert list(found)[:2] == ["new_key_0", "new_value_0"]
     assert list(found)[-2:] == ["logits", "hidden"]
@@ -23,7 +23,7 @@ def test_a_hidden_state_is_cut_and_all_come_layer_by_layer() -> None:
 
 
 def test_a_name_tells_group_and_layer() -> None:
-    assert [tensor(name) for name in ("logits", "hidden", "tap_20", "new_key_3", "new_value_12")] == [
+    assert [parse_name(name) for name in ("logits", "hidden", "tap_20", "new_key_3", "new_value_12")] == [
         ("logits", None),
         ("hidden", None),
         ("taps", 20),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from medusa_exporter.compare.tolerances import OTHER_WEIGHTS, tolerance
+from medusa_exporter.compare.tolerances import DIFFERENT_WEIGHTS, tolerance
 from medusa_exporter.precisions import PRECISIONS
 from medusa_exporter.proof.limits import FP32, Limits, differences, draft_error, error, limits
 from medusa_exporter.proof.run import Found
@@ -26,9 +26,9 @@ def test_limits_of_each_precision(backend: str) -> None:
         found = limits(backend, precision)
         assert found.by_row is (precision == "fp32")
         assert found.error == (FP32 if found.by_row else tolerance("fp32", precision).error)
-        assert (found.gap is None) is (found.first_layer is not None) is (precision in OTHER_WEIGHTS)
+        assert (found.gap is None) is (found.first_layer is not None) is (precision in DIFFERENT_WEIGHTS)
         others = FP32 if found.by_row else tolerance("fp32", precision).gap
-        assert found.draft == (OTHER_WEIGHTS["int8"].gap if backend == "ort-cpu" else others)
+        assert found.draft == (DIFFERENT_WEIGHTS["int8"].gap if backend == "ort-cpu" else others)
 
 
 def test_fp32_is_measured_by_each_rows_range() -> None:

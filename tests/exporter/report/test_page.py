@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from medusa_exporter.report import plots
-from medusa_exporter.report.compare import Page, Ratio
 from medusa_exporter.report.page import number, render, span
-from medusa_exporter.report.read import Run, read_runs
+from medusa_exporter.report.ratios import Ratio, ReportData
+from medusa_exporter.report.runs import BenchRun, read_runs
 from medusa_runtime.errors import MissingExtraError
 
-from .made import content, written
+from .factories import content, written
 
 
-def runs(folder: Path, *contents: dict[str, Any]) -> list[Run]:
+def runs(folder: Path, *contents: dict[str, Any]) -> list[BenchRun]:
     return read_runs([written(folder / f"{at}.json", one) for at, one in enumerate(contents)])
 
 
@@ -120,7 +120,7 @@ def test_what_there_is_nothing_of_is_left_out(tmp_path: Path) -> None:
         for name in ("tokens_per_step", "overhead", "speedup", "tokens_per_second", "tpot_ms", "kv_length"):
             result[name] = None
         result["step_ms"] = dict.fromkeys(result["step_ms"])
-    page = Page(runs(tmp_path, given))
+    page = ReportData(runs(tmp_path, given))
     assert plots.rates(page) is plots.latency(page) is plots.first_token(page) is None
     text = render([*page.runs.values()])
     assert "own + 13" in text
@@ -133,7 +133,7 @@ def drawn(svg: str) -> str:
 
 
 def test_plots_show_the_figures_in_the_page_s_colours(tmp_path: Path) -> None:
-    page = Page(runs(tmp_path, content({"ort-cuda": 2.0, "tensorrt": 1.0})))
+    page = ReportData(runs(tmp_path, content({"ort-cuda": 2.0, "tensorrt": 1.0})))
     rates, latency, trees = plots.rates(page), plots.latency(page), plots.trees(page)
     assert rates is not None
     assert latency is not None

@@ -10,10 +10,10 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import CapacityError, MedusaError
 from medusa_runtime.layout import Layout
 
-from medusa_exporter.bench.record import Case
-from medusa_exporter.bench.recording import Recording
-from medusa_exporter.bench.walk import Answers, Skipped, ask_each, converse
-from medusa_exporter.bench.worker import Opened, Setup, Worker
+from medusa_exporter.bench.conversations import BackendMeasurements, Skipped, ask_each, converse
+from medusa_exporter.bench.forced_acceptance import RecordedAcceptance
+from medusa_exporter.bench.results import Case
+from medusa_exporter.bench.worker import LoadedBackend, Worker, WorkerSettings
 from medusa_exporter.prompts import Turns
 
 Report = Callable[[str], None]  # takes a line that says how far the work is
@@ -35,7 +35,7 @@ class Job:
     trees: Sequence[TreeProfile]
     cases: Sequence[Case]
     first_only: bool
-    recording: Recording | None
+    recording: RecordedAcceptance | None
     max_length: int | None = None
     gpu: int = 0
 
@@ -44,11 +44,11 @@ class Job:
         return case.prompt_length is None and self.recording is None
 
 
-def open_all(
+def open_backends(
     job: Job, workers: Mapping[str, Worker], precision: str | None, threads: int | None, report: Report
-) -> dict[str, Opened]:
+) -> dict[str, LoadedBackend]:
     """Load every backend; those that cannot be are left out. Raises MedusaError where none can."""
-    setup = Setup(job.bundle, job.trees, precision, threads, job.max_length, job.recording, job.gpu)
+    setup = WorkerSettings(job.bundle, job.trees, precision, threads, job.max_length, job.recording, job.gpu)
     opened = {}
     for name, worker in workers.items():
         report(f"backend {name}: loading")
@@ -63,7 +63,7 @@ def open_all(
     return opened
 
 
-def check_room(job: Job, opened: Mapping[str, Opened]) -> int:
+def check_capacity(job: Job, opened: Mapping[str, LoadedBackend]) -> int:
     """Return how many tokens every backend takes; CapacityError for a case that needs more, before any is run."""
     name, context = min(((name, one.context) for name, one in opened.items()), key=lambda pair: pair[1])
     nodes = max(tree.size for tree in job.trees)
@@ -78,9 +78,9 @@ def check_room(job: Job, opened: Mapping[str, Opened]) -> int:
 
 def run_case(
     job: Job, case: Case, workers: Mapping[str, Worker], context: int, report: Report
-) -> tuple[list[Answers], list[Skipped]]:
+) -> tuple[list[BackendMeasurements], list[Skipped]]:
     """Ask every prompt of one case, and tell how far it is. Raises PromptError naming one that cannot be laid out."""
-    done: list[Answers] = []
+    done: list[BackendMeasurements] = []
     skipped: list[Skipped] = []
     names = [tree.name for tree in job.trees]
     tokens, steps = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
@@ -104,7 +104,9 @@ def run_case(
     return done, skipped
 
 
-def _asked(job: Job, case: Case, workers: Mapping[str, Worker], context: int) -> Iterator[Answers | Skipped]:
+def _asked(
+    job: Job, case: Case, workers: Mapping[str, Worker], context: int
+) -> Iterator[BackendMeasurements | Skipped]:
     if case.prompt_length is not None:
         yield from ask_each(workers, job.texts[case.prompt_length], case.max_new_tokens)
         return

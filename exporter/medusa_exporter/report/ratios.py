@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from medusa_exporter.bench.record import Case
-from medusa_exporter.report.cell import Cell
-from medusa_exporter.report.read import Run
+from medusa_exporter.bench.results import Case
+from medusa_exporter.report.results import BenchResult
+from medusa_exporter.report.runs import BenchRun
 
 Series = tuple[str, str, str]  # run, backend, precision
 
@@ -31,7 +31,7 @@ class Headline:
     """
 
     series: Series
-    tree: Cell
+    tree: BenchResult
     speedup: Ratio
     over_best: Ratio | None
     foreign: bool
@@ -49,10 +49,10 @@ class Pair:
     same_device: bool
 
 
-class Page:
+class ReportData:
     """All runs' cells together, and what follows from them."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[BenchRun]) -> None:
         """runs: one at least."""
         self.runs = {run.letter: run for run in runs}
         self.cells = [cell for run in runs for cell in run.cells]
@@ -65,7 +65,7 @@ class Page:
         run, backend, precision = series
         return f"{run}: {backend} {precision}" if len(self.runs) > 1 else f"{backend} {precision}"
 
-    def of(self, series: Series) -> list[Cell]:
+    def of(self, series: Series) -> list[BenchResult]:
         """One backend's cells."""
         return [cell for cell in self.cells if cell.series == series]
 
@@ -77,7 +77,7 @@ class Page:
                 found.setdefault(cell.profile, []).append(cell.speedup)
         return max(found, key=lambda name: median(found[name]), default=None)
 
-    def fastest_plain(self, cell: Cell) -> Cell | None:
+    def fastest_plain(self, cell: BenchResult) -> BenchResult | None:
         """The fastest plain decoding of a cell's case on its device, in whichever run."""
         rivals = [
             other
@@ -86,7 +86,7 @@ class Page:
         ]
         return max((one for one in rivals if one.tokens_per_second), key=_rate, default=None)
 
-    def over_best(self, cell: Cell) -> tuple[float, bool] | None:
+    def over_best(self, cell: BenchResult) -> tuple[float, bool] | None:
         """Its tokens a second over the fastest plain decoding's, and whether that one is of another run."""
         best = self.fastest_plain(cell)
         if best is None or not cell.tokens_per_second:
@@ -122,7 +122,7 @@ class Page:
             if {cell.case for cell in self.of(other)} & {cell.case for cell in self.of(first)}
         ]
 
-    def chosen(self, series: Series, case: Case, *, tree: bool) -> Cell | None:
+    def chosen(self, series: Series, case: Case, *, tree: bool) -> BenchResult | None:
         """A backend's plain decoding in one case, or its best tree."""
         name = self.best_tree(series)
         for cell in self.of(series):
@@ -139,7 +139,7 @@ class Page:
         return _ratio(ratios)
 
 
-def _rate(cell: Cell) -> float:
+def _rate(cell: BenchResult) -> float:
     return cell.tokens_per_second or 0.0
 
 

@@ -6,14 +6,14 @@ import json
 from dataclasses import replace
 
 import pytest
-from medusa_exporter.bench.record import Case, backend_facts, results
-from medusa_exporter.bench.worker import Opened
+from medusa_exporter.bench.results import Case, backend_facts, results
+from medusa_exporter.bench.worker import LoadedBackend
 from medusa_runtime.backends.base import BackendFacts
 
-from .made import CHAIN, run, turn
+from .factories import CHAIN, run, turn
 
 FACTS = BackendFacts("H100", "580", "9.0", "tensorrt", "10.1", weights=200_000_000, row=1000, bandwidth=2e12)
-OPENED = {"a": Opened(FACTS, "fp16", 512), "b": Opened(replace(FACTS, bandwidth=None), "fp32", 512)}
+OPENED = {"a": LoadedBackend(FACTS, "fp16", 512), "b": LoadedBackend(replace(FACTS, bandwidth=None), "fp32", 512)}
 CASE = Case(2, 64)
 
 

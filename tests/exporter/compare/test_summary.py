@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from medusa_exporter.compare import report
-from medusa_exporter.compare.outcome import Outcome
-from medusa_exporter.compare.steps import Kind, Place, Taken
+from medusa_exporter.compare import formatting
+from medusa_exporter.compare.steps import Kind, ReferenceStep, StepInputs
+from medusa_exporter.compare.summary import ComparisonSummary
 from medusa_exporter.compare.tolerances import SAME_WEIGHTS, Tolerance, tolerance
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.errors import MedusaError
@@ -33,15 +33,15 @@ def outputs(T: int) -> dict[str, np.ndarray]:
     }
 
 
-def compared(limits: Tolerance, *changed: dict[str, np.ndarray], kind: Kind = "tree") -> Outcome:
+def compared(limits: Tolerance, *changed: dict[str, np.ndarray], kind: Kind = "tree") -> ComparisonSummary:
     """Steps of which the other side gave something else."""
-    outcome = Outcome(MODEL, HEADS, TREE, limits)
+    outcome = ComparisonSummary(MODEL, HEADS, TREE, limits)
     for number, change in enumerate(changed, start=1):
         T = TREE.size if kind == "tree" else 1
         ids = TREE.candidate_ids(4) if kind == "tree" else np.array([5], np.int32)
         ids[0] = 5
         expected = outputs(T)
-        outcome.add(Taken(Place(3, number, kind, ids, 9), expected, [0]), expected | change)
+        outcome.add(ReferenceStep(StepInputs(3, number, kind, ids, 9), expected, [0]), expected | change)
     return outcome
 
 
@@ -82,11 +82,11 @@ def test_a_changed_tensor_is_named_with_its_place(
     assert worst is not None
     assert (worst.name, worst.prompt, worst.step, worst.layer, worst.kind) == (told, 3, 2, layer, "tree")
     assert [row.passed for row in outcome.rows()].count(False) == 1
-    line = report.mismatch(worst, outcome.first, "a:fp32", "b:fp16")
+    line = formatting.mismatch(worst, outcome.first, "a:fp32", "b:fp16")
     assert line.startswith(f"b:fp16 is not equal to a:fp32 within tolerance: worst is {told} ")
     assert "prompt 3, step 2" in line
-    assert "FAILS" in report.table(outcome.rows())
-    (row,) = (row for row in report.as_json(outcome.rows()) if not row["passed"])
+    assert "FAILS" in formatting.table(outcome.rows())
+    (row,) = (row for row in formatting.as_json(outcome.rows()) if not row["passed"])
     assert row["name"] == told
     assert row["error"] is None or math.isfinite(row["error"])
 
@@ -139,7 +139,7 @@ def test_the_worst_is_the_furthest_beyond_its_tolerance() -> None:
     assert worst is not None and first is not None
     assert (worst.name, worst.step, worst.error) == ("new_value_1", 3, pytest.approx(0.1))
     assert (first.name, first.step) == ("hidden", 2)
-    line = report.mismatch(worst, first, "a:fp32", "b:fp16")
+    line = formatting.mismatch(worst, first, "a:fp32", "b:fp16")
     assert line.endswith("; the first is hidden of the tree step at prompt 3, step 2")
 
 

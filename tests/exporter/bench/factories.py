@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medusa_exporter.bench.runs import Question, Run, Turn
+from medusa_exporter.bench.timing import Generation, Measurement, Question
 from medusa_exporter.verify import Difference
 from medusa_profiles.profile import TreeProfile
 
 CHAIN = TreeProfile("chain-2", ((0,), (0, 0)))
 
 
-def run(tokens: int, steps: int, seconds: float, host: float = 0.0, first: int = 0, ttft: float = 0.0) -> Run:
+def run(tokens: int, steps: int, seconds: float, host: float = 0.0, first: int = 0, ttft: float = 0.0) -> Generation:
     """tokens with the prefill's one; the first step adds what is left over when every other adds one."""
     kept = [tokens - 1 - (steps - 1), *[1] * (steps - 1)] if steps else []
-    return Run(tuple(range(first, first + tokens)), tuple(kept), ttft, (seconds / max(steps, 1),) * steps, host)
+    return Generation(tuple(range(first, first + tokens)), tuple(kept), ttft, (seconds / max(steps, 1),) * steps, host)
 
 
 def turn(
-    plain: Run,
-    medusa: Run,
+    plain: Generation,
+    medusa: Generation,
     prompt: int = 1,
     number: int = 1,
     difference: Difference | None = None,
     ids: Sequence[int] = (1, 2),
-) -> Turn:
+) -> Measurement:
     differences = {} if difference is None else {CHAIN.name: difference}
-    return Turn(Question(prompt, number, tuple(ids), 64), plain, {CHAIN.name: medusa}, differences)
+    return Measurement(Question(prompt, number, tuple(ids), 64), plain, {CHAIN.name: medusa}, differences)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medusa_exporter.bench.record import Case
-from medusa_exporter.report.read import ReportError, read_runs
+from medusa_exporter.bench.results import Case
+from medusa_exporter.report.runs import ReportError, read_runs
 
-from .made import content, written
+from .factories import content, written
 
 
 def test_runs_are_lettered_and_their_cells_read(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ REMEDY = "record them first: medusa-export bench BUNDLE --profile … --json FIL
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordedAcceptance:
     """How many tokens each step of each tree added, answer by answer, in a run with trained heads.
 
     kept: by profile, one list for each answer, its last step left out (what it kept was cut by the answer's end).
@@ -33,7 +33,7 @@ class Recording:
     kept: dict[str, tuple[tuple[int, ...], ...]]
 
     @classmethod
-    def read(cls, file: Path, trees: Iterable[TreeProfile]) -> Recording:
+    def read(cls, file: Path, trees: Iterable[TreeProfile]) -> RecordedAcceptance:
         """Read what `medusa-export bench --json` wrote. Raises MedusaError where it lacks one of the trees."""
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -44,14 +44,14 @@ class Recording:
             raise MedusaError(f"{file} was not recorded but {accept} itself, expected greedy; {REMEDY}")
         return cls(file.name, str(model), {tree.name: _kept(file, results, tree) for tree in trees})
 
-    def rule(self, profile: str, number: int) -> Forced:
+    def rule(self, profile: str, number: int) -> ForcedAcceptance:
         """The rule for one answer: it begins with the recording's answer of that number, counted round and round."""
         answers = self.kept[profile]
         begin = number % len(answers)
-        return Forced([*itertools.chain(*answers[begin:], *answers[:begin])])
+        return ForcedAcceptance([*itertools.chain(*answers[begin:], *answers[:begin])])
 
 
-class Forced:
+class ForcedAcceptance:
     """Keeps what it is told to (`medusa_runtime.accept.AcceptRule`), for one answer: LOSSY, for measuring only."""
 
     def __init__(self, kept: Sequence[int]) -> None:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.bundle import Bundle
 
-from medusa_exporter.bench.figures import aggregate, by_category
+from medusa_exporter.bench.conversations import BackendMeasurements
 from medusa_exporter.bench.machine import machine, versions
-from medusa_exporter.bench.runs import Turn
-from medusa_exporter.bench.walk import Answers
-from medusa_exporter.bench.worker import Opened
+from medusa_exporter.bench.metrics import aggregate, by_category
+from medusa_exporter.bench.timing import Measurement
+from medusa_exporter.bench.worker import LoadedBackend
 from medusa_exporter.verify import is_exact, tolerances
 
 SCHEMA = 1
@@ -49,7 +49,7 @@ def document(
     }
 
 
-def backend_facts(opened: Opened) -> dict[str, Any]:
+def backend_facts(opened: LoadedBackend) -> dict[str, Any]:
     """What ran: device, library, precision, and what counts as a tie there."""
     return {
         **asdict(opened.facts),
@@ -61,8 +61,8 @@ def backend_facts(opened: Opened) -> dict[str, Any]:
 
 def results(
     case: Case,
-    answers: Sequence[Answers],
-    backends: Mapping[str, Opened],
+    answers: Sequence[BackendMeasurements],
+    backends: Mapping[str, LoadedBackend],
     trees: Sequence[TreeProfile],
     categories: Sequence[str | None],
     *,
@@ -96,8 +96,10 @@ def results(
     return list(found.values())
 
 
-def _same(answers: Sequence[Answers], first: str, name: str, mode: str) -> dict[str, int]:
+def _same(answers: Sequence[BackendMeasurements], first: str, name: str, mode: str) -> dict[str, int]:
     """How many answers are token for token the first backend's, and of how many."""
-    both: list[tuple[Turn, Turn]] = [(turns[first], turns[name]) for turns in answers if {first, name} <= turns.keys()]
+    both: list[tuple[Measurement, Measurement]] = [
+        (turns[first], turns[name]) for turns in answers if {first, name} <= turns.keys()
+    ]
     equal = sum(one.run(mode).tokens == other.run(mode).tokens for one, other in both)
     return {"answers": len(both), "equal": equal}

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from medusa_profiles.profile import TreeProfile
 
-from medusa_exporter.bench.runs import Run, Turn
+from medusa_exporter.bench.timing import Generation, Measurement
 
-FIGURES = ("tokens_per_step", "plain_step_ms", "medusa_step_ms", "overhead", "speedup", "host_us_per_step")
+METRICS = ("tokens_per_step", "plain_step_ms", "medusa_step_ms", "overhead", "speedup", "host_us_per_step")
 PERCENTILES = (10, 50, 90)
 SLOWEST = 10  # steps that are told one by one
 
-Pair = tuple[Run, Run]  # plain decoding's and the tree's
+Pair = tuple[Generation, Generation]  # plain decoding's and the tree's
 
 
-def aggregate(turns: Sequence[Turn], profile: TreeProfile, *, ends: bool = True) -> dict[str, Any]:
+def aggregate(turns: Sequence[Measurement], profile: TreeProfile, *, ends: bool = True) -> dict[str, Any]:
     """Boil turns down to one profile's result, "plain" being one too: figures over all, and their spread over prompts.
 
     Figures are ratios of sums, so a long answer weighs more than a short one; percentiles of steps are over all steps,
@@ -59,19 +59,19 @@ def aggregate(turns: Sequence[Turn], profile: TreeProfile, *, ends: bool = True)
             {"prompt": turn.question.prompt, "turn": turn.question.turn, **asdict(difference)}
             for turn, difference in parted
         ],
-        "spread": {name: _percentiles([figures[name] for figures in single], PERCENTILES) for name in FIGURES},
+        "spread": {name: _percentiles([figures[name] for figures in single], PERCENTILES) for name in METRICS},
         "accepted": [list(run.kept) for run in runs],
     }
 
 
 def by_category(
-    turns: Sequence[Turn], profile: TreeProfile, categories: Sequence[str | None]
+    turns: Sequence[Measurement], profile: TreeProfile, categories: Sequence[str | None]
 ) -> dict[str, dict[str, float | None]]:
     """Return `aggregate`'s figures for each category of prompts, and how many `prompts` of it were answered.
 
     categories: of prompt 1, 2, …; prompts without one are left out.
     """
-    chosen: dict[str, list[Turn]] = defaultdict(list)
+    chosen: dict[str, list[Measurement]] = defaultdict(list)
     for turn in turns:
         if category := categories[turn.question.prompt - 1]:
             chosen[category].append(turn)
@@ -85,7 +85,7 @@ def by_category(
 
 
 def _figures(pairs: Sequence[Pair], ends: bool) -> dict[str, float | None]:
-    """Return FIGURES over (plain, medusa) runs, and the sums that let runs on parts of a file be put together.
+    """Return METRICS over (plain, medusa) runs, and the sums that let runs on parts of a file be put together.
 
     Those are the tree's `tokens` (prefill's not among them), its `steps` and plain decoding's `plain_steps`.
     """
@@ -108,7 +108,7 @@ def _figures(pairs: Sequence[Pair], ends: bool) -> dict[str, float | None]:
     }
 
 
-def _slowest(turns: Sequence[Turn], profile: str) -> list[dict[str, float]]:
+def _slowest(turns: Sequence[Measurement], profile: str) -> list[dict[str, float]]:
     """The steps that took longest, and where they stood in their answers: step 1 follows the prefill."""
     steps = [
         {"prompt": turn.question.prompt, "turn": turn.question.turn, "step": number, "ms": 1e3 * seconds}
@@ -118,7 +118,7 @@ def _slowest(turns: Sequence[Turn], profile: str) -> list[dict[str, float]]:
     return sorted(steps, key=lambda step: -step["ms"])[:SLOWEST]
 
 
-def _kv_length(turns: Sequence[Turn], profile: str) -> float | None:
+def _kv_length(turns: Sequence[Measurement], profile: str) -> float | None:
     """Rows of the past, the mean over steps: a prompt's own, and the tokens that the steps before have added."""
     rows = steps = 0
     for turn in turns:

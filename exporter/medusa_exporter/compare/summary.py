@@ -12,9 +12,9 @@ from medusa_runtime import contract
 from medusa_runtime.backends.base import FloatArray, IntArray, Outputs
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
-from medusa_exporter.compare.accuracy import compare_arrays
-from medusa_exporter.compare.steps import KINDS, Kind, Place, Taken
-from medusa_exporter.compare.tensors import floats, tensor
+from medusa_exporter.compare.arrays import compare_arrays
+from medusa_exporter.compare.steps import KINDS, Kind, ReferenceStep, StepInputs
+from medusa_exporter.compare.tensors import float_tensors, parse_name
 from medusa_exporter.compare.tolerances import Tolerance
 
 CANDIDATES = "candidates"
@@ -22,12 +22,12 @@ GROUPS = (contract.TOKENS, CANDIDATES, contract.ARGMAX, "logits", "hidden", "tap
 
 
 @dataclass(frozen=True)
-class Finding:
+class TensorResult:
     """How far one tensor of one step is from the reference's.
 
     error, tolerance: shares of the largest magnitude in the reference's tensor; of argmax the widest gap between the
     two sides' tokens, as a share of the logits' largest magnitude; of tokens and candidates the share that differs.
-    prompt, step, layer: as in `steps.Place`; layer None for what is not of one layer.
+    prompt, step, layer: as in `steps.StepInputs`; layer None for what is not of one layer.
     """
 
     kind: Kind
@@ -53,19 +53,19 @@ class Finding:
         return f"prompt {self.prompt}, step {self.step}{layer}"
 
 
-class Outcome:
+class ComparisonSummary:
     """What comparing has found so far. `steps` counts those compared."""
 
     def __init__(self, model: ModelFacts, heads: HeadFacts, tree: TreeProfile, limits: Tolerance) -> None:
         """Nothing is compared yet."""
         self._hidden_size, self._taps = model.hidden_size, heads.taps
         self._depths, self._limits = tree.depths, limits
-        self._worst: dict[tuple[Kind, str], Finding] = {}
+        self._worst: dict[tuple[Kind, str], TensorResult] = {}
         self._drafted = self._shared = 0  # candidates of the reference, and those that the other side has too
         self.steps = 0
-        self.first: Finding | None = None  # beyond its tolerance, in the order of steps, and of layers in a step
+        self.first: TensorResult | None = None  # beyond its tolerance, in the order of steps, and of layers in a step
 
-    def add(self, taken: Taken, got: Outputs) -> None:
+    def add(self, taken: ReferenceStep, got: Outputs) -> None:
         """Compare one step. Raises MedusaError where names or shapes differ."""
         self.steps += 1
         for finding in self._findings(taken.place, taken.outputs, got):
@@ -75,25 +75,25 @@ class Outcome:
             if self.first is None and not finding.passed and finding.group != CANDIDATES:
                 self.first = finding
 
-    def rows(self) -> list[Finding]:
+    def rows(self) -> list[TensorResult]:
         """Return the worst finding of each kind of step and group; of candidates the share over all steps."""
         found = [self._worst[kind, group] for kind in KINDS for group in GROUPS if (kind, group) in self._worst]
         return [self._over_all(one) if one.group == CANDIDATES else one for one in found]
 
-    def worst(self) -> Finding | None:
+    def worst(self) -> TensorResult | None:
         """Return the finding furthest beyond its tolerance; None where all are within."""
         return max((one for one in self.rows() if not one.passed), key=lambda one: one.severity, default=None)
 
-    def _findings(self, place: Place, expected: Outputs, got: Outputs) -> Iterator[Finding]:
-        def of_ids(group: str, name: str, error: float, tolerance: float) -> Finding:
+    def _findings(self, place: StepInputs, expected: Outputs, got: Outputs) -> Iterator[TensorResult]:
+        def of_ids(group: str, name: str, error: float, tolerance: float) -> TensorResult:
             passed = error <= tolerance
-            return Finding(place.kind, group, name, error, tolerance, passed, place.prompt, place.number)
+            return TensorResult(place.kind, group, name, error, tolerance, passed, place.prompt, place.number)
 
         error, gap = self._limits.error, self._limits.gap
-        reference, other = (floats(outputs, self._hidden_size, self._taps) for outputs in (expected, got))
+        reference, other = (float_tensors(outputs, self._hidden_size, self._taps) for outputs in (expected, got))
         for name, (found, passed) in compare_arrays(reference, other, error).items():
-            group, layer = tensor(name)
-            yield Finding(place.kind, group, name, found, error, passed, place.prompt, place.number, layer)
+            group, layer = parse_name(name)
+            yield TensorResult(place.kind, group, name, found, error, passed, place.prompt, place.number, layer)
         tokens, others = expected[contract.TOKENS][0], got[contract.TOKENS][0]  # (T,)
         literal = place.ids >= 0
         yield of_ids(contract.TOKENS, contract.TOKENS, float(np.mean(tokens[literal] != others[literal])), 0.0)
@@ -116,7 +116,7 @@ class Outcome:
             drafted, shared = drafted + len(ours), shared + len(ours & theirs)
         return drafted, shared
 
-    def _over_all(self, worst: Finding) -> Finding:
+    def _over_all(self, worst: TensorResult) -> TensorResult:
         error = 1 - self._shared / self._drafted
         return replace(worst, error=error, passed=error <= worst.tolerance)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medusa_exporter.bench.recording import Forced, Recording
-from medusa_exporter.bench.runs import Question, Runner
+from medusa_exporter.bench.forced_acceptance import ForcedAcceptance, RecordedAcceptance
+from medusa_exporter.bench.timing import Question, TimedDecoder
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import Engine
 from medusa_runtime.accept import greedy
@@ -32,13 +32,13 @@ def write(file: Path, what: object) -> Path:
 
 
 def test_the_last_step_of_each_answer_is_left_out(tmp_path: Path) -> None:
-    recording = Recording.read(write(tmp_path / "real.json", content()), [BUSHY])
+    recording = RecordedAcceptance.read(write(tmp_path / "real.json", content()), [BUSHY])
     assert (recording.source, recording.model) == ("real.json", "real")
     assert recording.kept == {"bushy": ((3, 1), (1, 4))}
 
 
 def test_each_answer_begins_with_another_of_the_recording(tmp_path: Path) -> None:
-    recording = Recording.read(write(tmp_path / "real.json", content()), [BUSHY])
+    recording = RecordedAcceptance.read(write(tmp_path / "real.json", content()), [BUSHY])
     for number, expected in ((0, [3, 1, 1, 4, 3]), (1, [1, 4, 3, 1, 1]), (2, [3, 1, 1, 4, 3])):
         rule = recording.rule("bushy", number)
         paths = [rule(BUSHY, [0] * 5, [10, 11, 12, 13, 14], None)[0] for _ in range(5)]  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def test_each_answer_begins_with_another_of_the_recording(tmp_path: Path) -> Non
 
 
 def test_the_first_node_of_a_depth_is_kept_with_its_ancestors() -> None:
-    rule = Forced([1, 2, 3, 4])
+    rule = ForcedAcceptance([1, 2, 3, 4])
     argmax = [10, 11, 12, 13, 14]
     found = [rule(BUSHY, [0] * 5, argmax, None) for _ in range(5)]  # type: ignore[arg-type]
     assert found == [([0], 10), ([0, 1], 11), ([0, 2, 3], 13), ([0, 2, 3, 4], 14), ([0], 10)]
@@ -72,17 +72,17 @@ def test_the_first_node_of_a_depth_is_kept_with_its_ancestors() -> None:
 def test_what_cannot_serve_is_refused(tmp_path: Path, what: object, words: str | None) -> None:
     file = write(tmp_path / "real.json", what)
     if words is None:  # another backend has it
-        assert Recording.read(file, [BUSHY]).kept == {"bushy": ((2,),)}
+        assert RecordedAcceptance.read(file, [BUSHY]).kept == {"bushy": ((2,),)}
         return
     with pytest.raises(MedusaError, match=words):
-        Recording.read(file, [BUSHY])
+        RecordedAcceptance.read(file, [BUSHY])
 
 
 def test_a_runner_keeps_what_was_recorded(tiny_bundle: Path) -> None:
     engine = Engine.load(tiny_bundle, profile="plain", threads=1)
     tree = engine.bundle.profile("tree-8")
-    recording = Recording("real.json", "real", {"tree-8": ((2, 1, 3), (1, 1))})
-    runner = Runner(engine.decoder, [tree], recording)
+    recording = RecordedAcceptance("real.json", "real", {"tree-8": ((2, 1, 3), (1, 1))})
+    runner = TimedDecoder(engine.decoder, [tree], recording)
     turn = runner.answer(Question(1, 1, tuple(engine.encode("Hello")), 12, ends=False), 0)
     assert turn is not None
     assert turn.plain.kept == (1,) * 11

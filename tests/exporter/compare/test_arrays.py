@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from medusa_exporter.compare.accuracy import compare_arrays
+from medusa_exporter.compare.arrays import compare_arrays
 from medusa_runtime.errors import MedusaError, MissingExtraError
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from medusa_exporter.compare.outcome import Finding
+from medusa_exporter.compare.summary import TensorResult
 
 HEADINGS = ("step", "tensors", "largest error", "tolerance", "", "where")
 
 
-def table(rows: Sequence[Finding]) -> str:
+def table(rows: Sequence[TensorResult]) -> str:
     """Lay out the worst finding of each group."""
     cells = [HEADINGS] + [
         (one.kind, one.group, f"{one.error:.2e}", f"{one.tolerance:.2e}", "ok" if one.passed else "FAILS", one.where)
@@ -23,7 +23,7 @@ def table(rows: Sequence[Finding]) -> str:
     return "\n".join(map(str.rstrip, lines))
 
 
-def mismatch(one: Finding, first: Finding | None, reference: str, other: str) -> str:
+def mismatch(one: TensorResult, first: TensorResult | None, reference: str, other: str) -> str:
     """Say in one line what is furthest beyond its tolerance, where that is, and what was the first beyond its own."""
     begins = "" if first is None else f"; the first is {first.name} of the {first.kind} step at {first.where}"
     return (
@@ -32,6 +32,6 @@ def mismatch(one: Finding, first: Finding | None, reference: str, other: str) ->
     )
 
 
-def as_json(rows: Sequence[Finding]) -> list[dict[str, Any]]:
+def as_json(rows: Sequence[TensorResult]) -> list[dict[str, Any]]:
     """Return the rows as JSON can say them: an error that is not finite is None."""
     return [asdict(one) | {"error": one.error if math.isfinite(one.error) else None} for one in rows]

@@ -13,7 +13,7 @@ from medusa_runtime.errors import MedusaError, MissingExtraError
 SIDES = ("other", "reference")  # what polygraphy calls the two
 
 
-class Accuracy(NamedTuple):
+class ArrayResult(NamedTuple):
     """error: the largest, as a share of the largest magnitude in the reference; passed: polygraphy's verdict."""
 
     error: float
@@ -35,7 +35,7 @@ def load_polygraphy() -> tuple[Any, Any]:
 
 def compare_arrays(
     reference: dict[str, FloatArray], other: dict[str, FloatArray], tolerance: float
-) -> dict[str, Accuracy]:
+) -> dict[str, ArrayResult]:
     """Compare each array of `reference` with the other's of the same name.
 
     tolerance: the largest absolute error of any element, as a share of the array's largest magnitude. What is not
@@ -61,7 +61,7 @@ def compare_arrays(
         )
         results = compare(*sides)
     return {
-        name: Accuracy(_share(float(result.max_absdiff), scales[name]), bool(result) and math.isfinite(scales[name]))
+        name: ArrayResult(_share(float(result.max_absdiff), scales[name]), bool(result) and math.isfinite(scales[name]))
         for name, result in results.items()
     }
 

@@ -12,7 +12,7 @@ from medusa_runtime.backends.on_device import past_shape
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.facts import PLAIN
 
-from medusa_exporter.bench.recording import Recording
+from medusa_exporter.bench.forced_acceptance import RecordedAcceptance
 from medusa_exporter.verify import Difference, compare, is_exact, next_logits
 
 RECENT = 4  # questions: a backend holds so many shapes and no more, so one that was not met for longer may be forgotten
@@ -33,7 +33,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Run:
+class Generation:
     """One decode.
 
     tokens: the answer's, the prefill's one included. kept: how many tokens each step added. first_seconds: from handing
@@ -59,22 +59,22 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Measurement:
     """One question answered by plain decoding and by every tree, on one backend."""
 
     question: Question
-    plain: Run
-    trees: dict[str, Run]  # by profile
+    plain: Generation
+    trees: dict[str, Generation]  # by profile
     differences: dict[str, Difference] = field(default_factory=dict)  # by profile, where tokens part from plain's
 
-    def run(self, profile: str) -> Run:
+    def run(self, profile: str) -> Generation:
         """The answer by a tree, or by "plain"."""
         return self.plain if profile == PLAIN else self.trees[profile]
 
 
-def run_once(
+def generate_timed(
     decoder: Decoder, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int] | None = None
-) -> Run:
+) -> Generation:
     """Answer one prompt with the decoder's present tree, timing prefill and steps.
 
     Raises PromptError or CapacityError for a prompt that cannot be answered.
@@ -91,14 +91,19 @@ def run_once(
         seconds.append(perf_counter() - started)
         device += backend.run_seconds
         kept.append(len(taken))
-    return Run(tuple(sequence.answer), tuple(kept), first, tuple(seconds), sum(seconds) - device)
+    return Generation(tuple(sequence.answer), tuple(kept), first, tuple(seconds), sum(seconds) - device)
 
 
-class Runner:
-    """Answers questions on one decoder. recording: how many tokens each tree's steps keep, whatever the model says."""
+class TimedDecoder:
+    """Answers questions on one decoder and times every answer."""
 
     def __init__(
-        self, decoder: Decoder, trees: Sequence[TreeProfile], recording: Recording | None = None, *, warm: bool = True
+        self,
+        decoder: Decoder,
+        trees: Sequence[TreeProfile],
+        recording: RecordedAcceptance | None = None,
+        *,
+        warm: bool = True,
     ) -> None:
         self._decoder, self._recording, self._warm = decoder, recording, warm
         self._modes = [TreeProfile.plain(), *trees]
@@ -108,9 +113,9 @@ class Runner:
         if warm:  # the largest tree first, so that a backend allocates the memory of its results once
             for mode in sorted(self._modes, key=lambda one: -one.size):
                 decoder.use(mode)
-                run_once(decoder, [0], WARM_TOKENS, ())
+                generate_timed(decoder, [0], WARM_TOKENS, ())
 
-    def answer(self, question: Question, shift: int) -> Turn | None:
+    def answer(self, question: Question, shift: int) -> Measurement | None:
         """Answer by plain decoding and every tree; the first of them is number `shift`, counted round and round."""
         runs = {}
         self._asked += 1
@@ -121,11 +126,11 @@ class Runner:
             if self._recording is not None and mode.name != PLAIN:
                 self._decoder.accept = self._recording.rule(mode.name, question.prompt + question.turn)
             stop_ids = None if question.ends else ()
-            runs[mode.name] = run_once(self._decoder, question.ids, question.max_new_tokens, stop_ids)
+            runs[mode.name] = generate_timed(self._decoder, question.ids, question.max_new_tokens, stop_ids)
             self._decoder.accept = self._accept
         plain = runs.pop(PLAIN)
         trees = {mode.name: runs[mode.name] for mode in self._modes if mode.name in runs}
-        return Turn(question, plain, trees, {} if self._recording else self._differences(question, plain, trees))
+        return Measurement(question, plain, trees, {} if self._recording else self._differences(question, plain, trees))
 
     def _warm_up(self, mode: TreeProfile, question: Question) -> None:
         """Run untimed what the clock must not see: buffers being made, kernels being chosen, graphs being captured.
@@ -140,12 +145,14 @@ class Runner:
         if self._seen.get(shape, -RECENT) < self._asked - RECENT:
             tokens = WARM_TOKENS if first == last else question.max_new_tokens
             for _ in range(2):
-                run_once(self._decoder, question.ids, tokens, ())
+                generate_timed(self._decoder, question.ids, tokens, ())
         else:
-            run_once(self._decoder, [0], WARM_TOKENS, ())
+            generate_timed(self._decoder, [0], WARM_TOKENS, ())
         self._seen[shape] = self._asked
 
-    def _differences(self, question: Question, plain: Run, trees: dict[str, Run]) -> dict[str, Difference]:
+    def _differences(
+        self, question: Question, plain: Generation, trees: dict[str, Generation]
+    ) -> dict[str, Difference]:
         reader, exact = next_logits(self._decoder), is_exact(self._decoder.backend.precision)
         found = {
             name: compare(question.ids, plain.tokens, run.tokens, reader, exact=exact) for name, run in trees.items()

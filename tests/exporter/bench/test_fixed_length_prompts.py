@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from medusa_exporter.bench.texts import texts_of_length
+from medusa_exporter.bench.fixed_length_prompts import prompts_of_length
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import PromptError
 from medusa_runtime.layout import Layout
@@ -20,7 +20,7 @@ def layout(tiny_bundle: Path) -> Layout:
 
 @pytest.mark.parametrize("length", [40, 77, 300])
 def test_each_is_so_long_begins_with_its_own_text_and_ends_where_the_answer_begins(layout: Layout, length: int) -> None:
-    found = texts_of_length(layout, PROMPTS, length)
+    found = prompts_of_length(layout, PROMPTS, length)
     assert [len(ids) for ids in found] == [length] * 3
     assert len({tuple(ids) for ids in found}) == 3
     ending = layout.encode("x")[-8:]
@@ -32,11 +32,11 @@ def test_each_is_so_long_begins_with_its_own_text_and_ends_where_the_answer_begi
 
 def test_without_a_chat_template_it_is_bare_text(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "_template", None)
-    (first, *_) = texts_of_length(layout, PROMPTS, 30)
+    (first, *_) = prompts_of_length(layout, PROMPTS, 30)
     assert len(first) == 30
     assert layout.tokenizer.decode(first).startswith("Describe a tree.\n\nAnd")
 
 
 def test_one_that_is_shorter_than_the_template_is_refused(layout: Layout) -> None:
     with pytest.raises(PromptError, match="no prompt of 5 tokens can be laid out: the template and one word take"):
-        texts_of_length(layout, PROMPTS, 5)
+        prompts_of_length(layout, PROMPTS, 5)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from medusa_exporter.bench import runs
-from medusa_exporter.bench.runs import Question, Runner, Turn, rotated, run_once
-from medusa_exporter.bench.walk import Answers, Skipped, ask_each, converse
+from medusa_exporter.bench import timing
+from medusa_exporter.bench.conversations import BackendMeasurements, Skipped, ask_each, converse
+from medusa_exporter.bench.timing import Measurement, Question, TimedDecoder, generate_timed, rotated
 from medusa_exporter.prompts import Turns
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import Engine
@@ -15,7 +15,7 @@ from medusa_runtime.backends.on_device import past_shape
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import PromptError
 
-from .made import CHAIN, run
+from .factories import CHAIN, run
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,11 @@ def engine(tiny_bundle: object) -> Engine:
     return Engine.load(str(tiny_bundle), profile="plain", threads=1)
 
 
-def walk(engine: Engine, prompts: list[Turns], trees: list[TreeProfile], **options: object) -> Iterator[Turn | Skipped]:
+def walk(
+    engine: Engine, prompts: list[Turns], trees: list[TreeProfile], **options: object
+) -> Iterator[Measurement | Skipped]:
     """What one backend answers."""
-    runner = Runner(engine.decoder, trees, warm=bool(options.pop("warm", False)))
+    runner = TimedDecoder(engine.decoder, trees, warm=bool(options.pop("warm", False)))
     asked = converse({"it": runner}, engine.layout, engine.bundle.model.context, prompts, **options)  # type: ignore[arg-type]
     for answers in asked:
         yield answers if isinstance(answers, Skipped) else answers["it"]
@@ -37,12 +39,12 @@ class Scripted:
     def __init__(self, name: str, log: list[str], fails: int = 99) -> None:
         self.name, self.log, self.fails = name, log, fails
 
-    def answer(self, question: Question, shift: int) -> Turn | None:
+    def answer(self, question: Question, shift: int) -> Measurement | None:
         if question.prompt >= self.fails:
             return None
         self.log.append(f"{self.name}{question.prompt}.{question.turn}")
         first = ord(self.name)  # each its own tokens
-        return Turn(question, run(3, 2, 0.1, first=first), {})
+        return Measurement(question, run(3, 2, 0.1, first=first), {})
 
 
 def test_a_run_counts_its_tokens_and_the_host_s_share(engine: Engine) -> None:
@@ -50,7 +52,7 @@ def test_a_run_counts_its_tokens_and_the_host_s_share(engine: Engine) -> None:
     for tree in (TreeProfile.plain(), engine.bundle.profile("tree-8")):
         engine.decoder.use(tree)
         for limit in (1, 2, 17):
-            done = run_once(engine.decoder, ids, limit)
+            done = generate_timed(engine.decoder, ids, limit)
             assert len(done.tokens) == limit
             assert (done.steps == limit - 1) if tree.size == 1 else (done.steps <= limit - 1)
             assert sum(done.kept) == limit - 1
@@ -62,33 +64,33 @@ def test_a_run_counts_its_tokens_and_the_host_s_share(engine: Engine) -> None:
 
 def test_profiles_take_turns_at_every_place(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
-    once = run_once
+    once = generate_timed
 
     def logged(decoder: Decoder, ids: object, limit: int, stop_ids: object = None) -> object:
         if limit == 3:  # a warm-up takes 4
             timed.append(decoder.profile.name)
         return once(decoder, ids, limit, stop_ids)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runs, "run_once", logged)
+    monkeypatch.setattr(timing, "generate_timed", logged)
     trees = [engine.bundle.profile(name) for name in ("chain-1", "tree-4")]
     prompts = [("one", "and then?"), ("two",), ("three",), ("four",)]
     turns = list(walk(engine, prompts, trees, max_new_tokens=3))
     one, two, three = ["plain", "chain-1", "tree-4"], ["chain-1", "tree-4", "plain"], ["tree-4", "plain", "chain-1"]
     assert timed == [*one, *one, *two, *three, *one]
-    found = [(t.question.prompt, t.question.turn) for t in turns if isinstance(t, Turn)]
+    found = [(t.question.prompt, t.question.turn) for t in turns if isinstance(t, Measurement)]
     assert found == [(1, 1), (1, 2), (2, 1), (3, 1), (4, 1)]
 
 
 def test_every_shape_that_is_timed_has_run_twice_before(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     decodes: list[tuple[str, int, int]] = []
-    once = run_once
+    once = generate_timed
 
     def logged(decoder: Decoder, ids: list[int], limit: int, stop_ids: object = None) -> object:
         decodes.append((decoder.profile.name, len(ids), limit))
         return once(decoder, ids, limit, stop_ids)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runs, "run_once", logged)
-    runner = Runner(engine.decoder, [engine.bundle.profile("tree-4"), engine.bundle.profile("tree-64")])
+    monkeypatch.setattr(timing, "generate_timed", logged)
+    runner = TimedDecoder(engine.decoder, [engine.bundle.profile("tree-4"), engine.bundle.profile("tree-64")])
     assert decodes == [("tree-64", 1, 4), ("tree-4", 1, 4), ("plain", 1, 4)]  # the largest buffers first
     decodes.clear()
     short, crossing = tuple(range(3, 103)), tuple(3 + number % 90 for number in range(250))
@@ -113,8 +115,8 @@ def test_every_shape_that_is_timed_has_run_twice_before(engine: Engine, monkeypa
 def test_a_second_message_is_asked_after_plain_decoding_s_own_answer(engine: Engine) -> None:
     trees = [engine.bundle.profile("tree-8")]
     first, second = walk(engine, [("What is a tree?", "Write code")], trees, max_new_tokens=40)
-    assert isinstance(first, Turn)
-    assert isinstance(second, Turn)
+    assert isinstance(first, Measurement)
+    assert isinstance(second, Measurement)
     answer = engine.tokenizer.decode(first.plain.tokens)
     assert second.question.ids == tuple(
         engine.encode(
@@ -135,7 +137,7 @@ def test_a_second_message_is_asked_after_plain_decoding_s_own_answer(engine: Eng
 def test_a_message_beyond_the_context_is_skipped_with_what_follows(engine: Engine) -> None:
     prompts = [("word " * 600, "never asked"), ("short", "word " * 600), ("short",)]
     turns = list(walk(engine, prompts, [CHAIN], max_new_tokens=2))
-    assert [type(t).__name__ for t in turns] == ["Skipped", "Turn", "Skipped", "Turn"]
+    assert [type(t).__name__ for t in turns] == ["Skipped", "Measurement", "Skipped", "Measurement"]
     assert isinstance(turns[0], Skipped)
     assert isinstance(turns[2], Skipped)
     assert [(t.prompt, t.turn) for t in (turns[0], turns[2])] == [(1, 1), (2, 2)]
@@ -169,7 +171,7 @@ def test_others_go_on_where_a_backend_fails_and_nobody_where_all_do() -> None:
     log: list[str] = []
     prompts = [[1, 2], [3, 4], [5, 6], [7, 8]]
 
-    def asked(a: int, b: int) -> list[Answers]:
+    def asked(a: int, b: int) -> list[BackendMeasurements]:
         return list(ask_each({"A": Scripted("A", log, a), "B": Scripted("B", log, b)}, prompts, 3))
 
     assert [[*answers] for answers in asked(99, 3)] == [["A", "B"], ["A", "B"], ["A"], ["A"]]
@@ -187,4 +189,4 @@ def test_a_prompt_too_long_to_be_tokenised_is_skipped(engine: Engine) -> None:
     first, second = walk(engine, [(long,), ("a b c",)], [], max_new_tokens=2)
     assert first == Skipped(1, 1, None, engine.bundle.model.context)
     assert first.describe() == "SKIPPED, more than 512 tokens of prompt leave no room in the context of 512"
-    assert isinstance(second, Turn)
+    assert isinstance(second, Measurement)

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medusa_exporter.report.compare import Page
-from medusa_exporter.report.read import read_runs
+from medusa_exporter.report.ratios import ReportData
+from medusa_exporter.report.runs import read_runs
 
-from .made import content, written
+from .factories import content, written
 
 
-def page(folder: Path, *contents: dict[str, Any]) -> Page:
-    return Page(read_runs([written(folder / f"{number}.json", one) for number, one in enumerate(contents)]))
+def page(folder: Path, *contents: dict[str, Any]) -> ReportData:
+    return ReportData(read_runs([written(folder / f"{number}.json", one) for number, one in enumerate(contents)]))
 
 
 def test_backends_of_one_run(tmp_path: Path) -> None:

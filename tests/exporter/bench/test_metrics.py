@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from medusa_exporter.bench.figures import FIGURES, aggregate, by_category
-from medusa_exporter.bench.runs import Question, Run, Turn
+from medusa_exporter.bench.metrics import METRICS, aggregate, by_category
+from medusa_exporter.bench.timing import Generation, Measurement, Question
 from medusa_exporter.verify import Difference
 from medusa_profiles.profile import TreeProfile
 
-from .made import CHAIN, run, turn
+from .factories import CHAIN, run, turn
 
 
 def test_figures_are_ratios_of_sums() -> None:
@@ -43,8 +43,8 @@ def test_plain_decoding_is_a_profile_too() -> None:
 
 def test_steps_and_first_tokens_have_percentiles() -> None:
     steps = tuple(number / 1e3 for number in range(1, 101))
-    one = Run(tuple(range(101)), (1,) * 100, 0.010, steps, 0.0)
-    other = Run((0,), (), 0.030, (), 0.0)
+    one = Generation(tuple(range(101)), (1,) * 100, 0.010, steps, 0.0)
+    other = Generation((0,), (), 0.030, (), 0.0)
     turns = [turn(one, one), turn(other, other, prompt=2)]
     result = aggregate(turns, CHAIN)
     assert result["step_ms"] == pytest.approx({"mean": 50.5, "p10": 10.9, "p50": 50.5, "p90": 90.1, "p99": 99.01})
@@ -57,7 +57,7 @@ def test_steps_and_first_tokens_have_percentiles() -> None:
 
 
 def test_the_length_of_the_past_is_the_mean_over_steps() -> None:
-    medusa = Run((7, 8, 9, 10, 11, 12), (3, 1, 1), 0.0, (0.1,) * 3, 0.0)
+    medusa = Generation((7, 8, 9, 10, 11, 12), (3, 1, 1), 0.0, (0.1,) * 3, 0.0)
     result = aggregate([turn(run(6, 5, 1.0), medusa, ids=range(100))], CHAIN)
     assert result["kv_length"] == pytest.approx((100 + 103 + 104) / 3)
     assert result["accepted"] == [[3, 1, 1]]
@@ -73,7 +73,7 @@ def test_the_spread_is_over_prompts_not_turns() -> None:
         turn(run(11, 10, 1.0), run(11, 2, 1.0), prompt=3),
     ]
     spread = aggregate(turns, CHAIN)["spread"]
-    assert set(spread) == set(FIGURES)
+    assert set(spread) == set(METRICS)
     assert spread["tokens_per_step"]["p50"] == pytest.approx(2.0)  # of 20/15, 10/5, 10/2
     assert all(values["p10"] <= values["p50"] <= values["p90"] for values in spread.values())
     assert all(list(values) == ["p10", "p50", "p90"] for values in spread.values())
@@ -120,7 +120,7 @@ def test_answers_of_one_length_by_order_all_count_for_the_speedup() -> None:
 def test_answers_of_one_token_give_no_figures_but_spoil_none() -> None:
     nothing = turn(run(1, 0, 0.0), run(1, 0, 0.0), prompt=2)
     alone = aggregate([nothing], CHAIN)
-    assert all(alone[name] is None and set(alone["spread"][name].values()) == {None} for name in FIGURES)
+    assert all(alone[name] is None and set(alone["spread"][name].values()) == {None} for name in METRICS)
     assert alone["tpot_ms"] is alone["kv_length"] is alone["step_ms"]["p50"] is None
     whole = turn(run(11, 10, 1.0), run(11, 5, 0.5))
     both, without = (aggregate(turns, CHAIN) for turns in ([whole, nothing], [whole]))
@@ -128,4 +128,4 @@ def test_answers_of_one_token_give_no_figures_but_spoil_none() -> None:
         del result["turns"], result["accepted"]
     assert both == without
     json.dumps(both, allow_nan=False)
-    assert isinstance(nothing, Turn) and isinstance(nothing.question, Question)
+    assert isinstance(nothing, Measurement) and isinstance(nothing.question, Question)

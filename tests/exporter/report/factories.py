@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medusa_exporter.bench.record import Case, backend_facts, results
-from medusa_exporter.bench.runs import Question, Run, Turn
-from medusa_exporter.bench.worker import Opened
+from medusa_exporter.bench.results import Case, backend_facts, results
+from medusa_exporter.bench.timing import Generation, Measurement, Question
+from medusa_exporter.bench.worker import LoadedBackend
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends.base import BackendFacts
 
@@ -17,19 +17,19 @@ TREES = (TreeProfile("pair", ((0,),)), TreeProfile("chain-2", ((0,), (0, 0))))
 FACTS = BackendFacts("H100", "580.65 (CUDA 13.0)", "9.0", "onnxruntime", "1.31.0", 270_000_000, 23040, 2.9e12)
 
 
-def opened(**changes: Any) -> Opened:
-    return Opened(replace(FACTS, **changes), "fp16", 4096)
+def opened(**changes: Any) -> LoadedBackend:
+    return LoadedBackend(replace(FACTS, **changes), "fp16", 4096)
 
 
-def turn(length: int, ms: float, new: int = 13) -> Turn:
+def turn(length: int, ms: float, new: int = 13) -> Measurement:
     """Steps of `ms` milliseconds; the pair keeps two tokens a step, the chain three."""
 
-    def run(kept: int, factor: float) -> Run:
+    def run(kept: int, factor: float) -> Generation:
         steps = (new - 1) // kept
-        return Run(tuple(range(new)), (kept,) * steps, length / 1e5, (ms * factor / 1e3,) * steps, 1e-5)
+        return Generation(tuple(range(new)), (kept,) * steps, length / 1e5, (ms * factor / 1e3,) * steps, 1e-5)
 
     question = Question(1, 1, (5,) * length, new, ends=False)
-    return Turn(question, run(1, 1.0), {"pair": run(2, 1.25), "chain-2": run(3, 1.2)})
+    return Measurement(question, run(1, 1.0), {"pair": run(2, 1.25), "chain-2": run(3, 1.2)})
 
 
 def content(speeds: dict[str, float], lengths: tuple[int | None, ...] = (100, 400), **facts: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 from medusa_runtime.checks import check_mapping, check_text, refuse
 from medusa_runtime.errors import BundleError, MedusaError
 
-from medusa_exporter.bench.record import SCHEMA
-from medusa_exporter.report.cell import Cell, check_figure
+from medusa_exporter.bench.results import SCHEMA
+from medusa_exporter.report.results import BenchResult, check_figure
 
 REMEDY = "give files that medusa-export bench --json wrote"
 NEEDED = {  # what the page tells of a run
@@ -34,7 +34,7 @@ class ReportError(MedusaError):
 
 
 @dataclass(frozen=True)
-class Run:
+class BenchRun:
     """One file: where it was measured and its cells. letter: what the page calls it. The rest is as in the JSON."""
 
     letter: str
@@ -46,7 +46,7 @@ class Run:
     settings: Mapping[str, Any]
     backends: Mapping[str, Mapping[str, Any]]
     failures: Mapping[str, str]
-    cells: tuple[Cell, ...]
+    cells: tuple[BenchResult, ...]
 
     @property
     def model(self) -> str:
@@ -64,11 +64,11 @@ class Run:
         return str(self.backends[backend]["device"])
 
 
-def read_runs(files: Sequence[Path]) -> list[Run]:
+def read_runs(files: Sequence[Path]) -> list[BenchRun]:
     """Read files of one model, each once. Raises ReportError in one sentence for what cannot be on one page."""
     if len(files) > len(ascii_uppercase):
         raise ReportError(f"got {len(files)} files, expected {len(ascii_uppercase)} at most; make several reports")
-    runs: list[Run] = []
+    runs: list[BenchRun] = []
     seen: dict[str, Path] = {}
     for letter, file in zip(ascii_uppercase, files, strict=False):
         try:
@@ -88,7 +88,7 @@ def read_runs(files: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def _run(letter: str, file: Path, data: bytes) -> Run:
+def _run(letter: str, file: Path, data: bytes) -> BenchRun:
     def number(name: str) -> NoReturn:
         raise ValueError(f"{name} is no number")
 
@@ -107,7 +107,7 @@ def _run(letter: str, file: Path, data: bytes) -> Run:
         raise ReportError(f"{file}: {error}; {REMEDY}") from None
 
 
-def _checked(letter: str, name: str, content: dict[str, Any]) -> Run:
+def _checked(letter: str, name: str, content: dict[str, Any]) -> BenchRun:
     """Raises KeyError for what is lacking, BundleError for what is wrong."""
     parts: dict[str, dict[str, Any]] = {}
     for part, keys in NEEDED.items():
@@ -129,8 +129,8 @@ def _checked(letter: str, name: str, content: dict[str, Any]) -> Run:
     results = content["results"]
     if not isinstance(results, list) or not results:
         refuse("results", results, "a list of at least one")
-    cells = tuple(Cell.checked(letter, f"results[{number}]", result) for number, result in enumerate(results))
+    cells = tuple(BenchResult.checked(letter, f"results[{number}]", result) for number, result in enumerate(results))
     for cell in cells:
         if cell.backend not in parts["backends"]:
             refuse("a result's backend", cell.backend, f"one of {', '.join(parts['backends']) or 'none'}")
-    return Run(letter, name, cells=cells, **parts)
+    return BenchRun(letter, name, cells=cells, **parts)

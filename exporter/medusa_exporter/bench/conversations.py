@@ -9,18 +9,18 @@ from typing import Protocol
 from medusa_runtime.errors import CapacityError, PromptError
 from medusa_runtime.layout import Layout
 
-from medusa_exporter.bench.runs import Question, Turn, rotated
+from medusa_exporter.bench.timing import Measurement, Question, rotated
 from medusa_exporter.prompts import Turns
 
 PLAIN_TEXT = "the bundle has no chat template: prompts are plain text, each message and answer a paragraph of it"
 
-Answers = dict[str, Turn]  # by backend, in the order in which these were named
+BackendMeasurements = dict[str, Measurement]  # by backend, in the order in which these were named
 
 
 class Answerer(Protocol):
     """A backend that takes questions; it gives None from the moment on when it has failed."""
 
-    def answer(self, question: Question, shift: int) -> Turn | None:
+    def answer(self, question: Question, shift: int) -> Measurement | None:
         """Answer by plain decoding and by every tree."""
 
 
@@ -51,7 +51,7 @@ def converse(
     max_new_tokens: int,
     first_only: bool = False,
     ends: bool = True,
-) -> Iterator[Answers | Skipped]:
+) -> Iterator[BackendMeasurements | Skipped]:
     """Ask every user message of every conversation; ends when no backend is left.
 
     All answer the same tokens: from the second message on, the conversation holds the first backend's plain answers. A
@@ -89,7 +89,7 @@ def encode(layout: Layout, messages: Sequence[Mapping[str, str]]) -> list[int]:
 
 def ask_each(
     backends: Mapping[str, Answerer], prompts: Iterable[Sequence[int]], max_new_tokens: int
-) -> Iterator[Answers]:
+) -> Iterator[BackendMeasurements]:
     """Ask prompts of token ids, each answered with exactly `max_new_tokens`; ends when no backend is left."""
     for number, ids in enumerate(prompts, start=1):
         answers = ask(backends, Question(number, 1, tuple(ids), max_new_tokens, ends=False))
@@ -98,7 +98,7 @@ def ask_each(
         yield answers
 
 
-def ask(backends: Mapping[str, Answerer], question: Question) -> Answers:
+def ask(backends: Mapping[str, Answerer], question: Question) -> BackendMeasurements:
     """Let every backend answer, one after the other; who comes first rotates from prompt to prompt."""
     shift = question.prompt - 1
     found = {name: backends[name].answer(question, shift) for name in rotated([*backends], shift)}

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medusa_exporter.compare.recording import RecordingError, Side, opened, recorded
-from medusa_exporter.compare.steps import Plan, Runner, walk
+from medusa_exporter.compare.reference_file import ReferenceFileError, Side, open_reference, write_reference
+from medusa_exporter.compare.steps import Plan, StepRunner, run_steps
 from medusa_runtime import Engine
 from medusa_runtime.bundle import Bundle
 
@@ -34,14 +34,14 @@ def plan(bundle: Bundle) -> Plan:
 
 @pytest.fixture(scope="module")
 def steps(bundle: Bundle, plan: Plan) -> list[dict[str, np.ndarray]]:
-    runner = Runner(Engine.load(bundle.root, profile="plain", threads=1).decoder, plan)
-    return [taken.outputs for taken in walk(runner, plan, bundle.heads.top_k)]
+    runner = StepRunner(Engine.load(bundle.root, profile="plain", threads=1).decoder, plan)
+    return [taken.outputs for taken in run_steps(runner, plan, bundle.heads.top_k)]
 
 
 @pytest.fixture(scope="module")
 def sound(bundle: Bundle, plan: Plan, steps: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("recordings") / "sound"
-    with recorded(file, bundle, Side("ort-cpu", "fp32"), plan) as recorder:
+    with write_reference(file, bundle, Side("ort-cpu", "fp32"), plan) as recorder:
         for outputs in steps:
             recorder.add(outputs)
     return file
@@ -83,14 +83,14 @@ def array(name: str, made: Callable[[np.ndarray], np.ndarray]) -> Callable[[Entr
 
 
 def read(file: Path, bundle: Bundle) -> list[dict[str, np.ndarray]]:
-    with opened(file, bundle) as recording:
-        found = [taken.outputs for taken in walk(recording, recording.plan, bundle.heads.top_k)]
+    with open_reference(file, bundle) as recording:
+        found = [taken.outputs for taken in run_steps(recording, recording.plan, bundle.heads.top_k)]
         recording.finish()
     return found
 
 
 def test_what_was_recorded_comes_back(sound: Path, bundle: Bundle, plan: Plan, steps: Any) -> None:
-    with opened(sound, bundle) as recording:
+    with open_reference(sound, bundle) as recording:
         assert (str(recording.side), recording.plan.prompts) == ("ort-cpu:fp32", plan.prompts)
         assert (recording.plan.tree.paths, recording.plan.steps) == (plan.tree.paths, plan.steps)
     found = read(sound, bundle)
@@ -107,14 +107,14 @@ def test_what_was_recorded_comes_back(sound: Path, bundle: Bundle, plan: Plan, s
 def test_the_same_outputs_are_the_same_file(
     sound: Path, bundle: Bundle, plan: Plan, steps: Any, tmp_path: Path
 ) -> None:
-    with recorded(tmp_path / "again", bundle, Side("ort-cpu", "fp32"), plan) as recorder:
+    with write_reference(tmp_path / "again", bundle, Side("ort-cpu", "fp32"), plan) as recorder:
         for outputs in steps:
             recorder.add(outputs)
     assert (tmp_path / "again").read_bytes() == sound.read_bytes()
 
 
 def test_nothing_appears_where_recording_breaks_off(bundle: Bundle, plan: Plan, steps: Any, tmp_path: Path) -> None:
-    with pytest.raises(KeyError), recorded(tmp_path / "file", bundle, Side("ort-cpu", "fp32"), plan) as recorder:
+    with pytest.raises(KeyError), write_reference(tmp_path / "file", bundle, Side("ort-cpu", "fp32"), plan) as recorder:
         recorder.add(steps[0])
         raise KeyError
     assert list(tmp_path.iterdir()) == []
@@ -160,7 +160,7 @@ def test_nothing_appears_where_recording_breaks_off(bundle: Bundle, plan: Plan, 
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told(changed: Any, bundle: Bundle, change: Callable[[Entries], object], message: str) -> None:
-    with pytest.raises(RecordingError, match=message) as error:
+    with pytest.raises(ReferenceFileError, match=message) as error:
         read(changed(change), bundle)
     assert "\n" not in str(error.value)
 
@@ -176,13 +176,13 @@ def test_nothing_in_it_is_unpickled(changed: Any, bundle: Bundle, tmp_path: Path
         entries["00000/tokens.npy"] = stream.getvalue()
         entries["00000/argmax.npy"] = pickle.dumps(Hostile())
 
-    with pytest.raises(RecordingError, match=r"tokens\.npy is object of shape"):
+    with pytest.raises(ReferenceFileError, match=r"tokens\.npy is object of shape"):
         read(changed(plant), bundle)
     assert not (tmp_path / "owned").exists()
 
 
 def test_compressed_entries_which_may_grow_without_bounds_are_refused(changed: Any, bundle: Bundle) -> None:
-    with pytest.raises(RecordingError, match=r"header\.json is compressed"):
+    with pytest.raises(ReferenceFileError, match=r"header\.json is compressed"):
         read(changed(lambda entries: None, zipfile.ZIP_DEFLATED), bundle)
 
 
@@ -190,7 +190,7 @@ def test_a_truncated_or_altered_file_is_refused(sound: Path, bundle: Bundle, tmp
     data, file = sound.read_bytes(), tmp_path / "damaged"
     for damaged in (b"", data[:100], data[: len(data) // 2], data[:-10], data[:30000] + b"?" + data[30001:], b"x" * 99):
         file.write_bytes(damaged)
-        with pytest.raises(RecordingError, match=r"damaged is no whole recording: .*; record again with"):
+        with pytest.raises(ReferenceFileError, match=r"damaged is no whole recording: .*; record again with"):
             read(file, bundle)
 
 
@@ -198,5 +198,5 @@ def test_a_recording_of_another_model_is_refused(sound: Path, tiny_precisions: P
     read(sound, Bundle.open(tiny_precisions))  # of the same model and heads, with other trees
     model = dataclasses.replace(bundle.model, family="mistral", name="other")
     other = Bundle(bundle.root, dataclasses.replace(bundle.manifest, model=model, digest=""))
-    with pytest.raises(RecordingError, match=r"model\.family is 'llama' there and 'mistral' in"):
+    with pytest.raises(ReferenceFileError, match=r"model\.family is 'llama' there and 'mistral' in"):
         read(sound, other)

@@ -10,7 +10,7 @@ from typing import Any
 from medusa_runtime.checks import check_mapping, check_text, check_whole, refuse
 from medusa_runtime.facts import PLAIN
 
-from medusa_exporter.bench.record import Case
+from medusa_exporter.bench.results import Case
 
 MOST = 2**63 - 1
 TEXTS = ("backend", "precision", "profile")
@@ -29,7 +29,7 @@ PERCENTILES = {"step_ms": ("mean", "p10", "p50", "p90", "p99"), "ttft_ms": ("p50
 
 
 @dataclass(frozen=True)
-class Cell:
+class BenchResult:
     """Figures of one backend, profile, prompt length and output length, named as in the JSON; None: there was no step.
 
     run: the letter of its run. step_ms, ttft_ms: PERCENTILES by name. same_as_first: "equal" of "answers".
@@ -73,7 +73,7 @@ class Cell:
         return self.profile == PLAIN
 
     @classmethod
-    def checked(cls, run: str, what: str, result: object) -> Cell:
+    def checked(cls, run: str, what: str, result: object) -> BenchResult:
         """Take a result from JSON, named `what`. Raises KeyError for what it lacks, BundleError for what is wrong."""
         given = check_mapping(what, result)
         values: dict[str, Any] = {name: check_text(f"{what}.{name}", given[name]) for name in TEXTS}

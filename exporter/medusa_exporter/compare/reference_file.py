@@ -30,11 +30,11 @@ from medusa_runtime.checks import check_whole
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 
-from medusa_exporter.compare.steps import Place, Plan
+from medusa_exporter.compare.steps import Plan, StepInputs
 from medusa_exporter.compare.tolerances import tolerance
 from medusa_exporter.files import written_whole
-from medusa_exporter.outputs import RECORDING_FORMAT as FORMAT
-from medusa_exporter.outputs import RECORDING_HEADER as HEADER
+from medusa_exporter.outputs import REFERENCE_FORMAT as FORMAT
+from medusa_exporter.outputs import REFERENCE_HEADER as HEADER
 
 SCHEMA = 1
 MAX_HEADER = 16 << 20  # bytes
@@ -43,7 +43,7 @@ STAMP = (1980, 1, 1, 0, 0, 0)  # of every entry: the same outputs are the same f
 FLOAT, INT = np.dtype("<f4"), np.dtype("<i4")
 
 
-class RecordingError(MedusaError):
+class ReferenceFileError(MedusaError):
     """A file is no recording, is damaged, or was recorded with another bundle."""
 
 
@@ -59,7 +59,7 @@ class Side:
 
 
 @contextmanager
-def recorded(file: Path, bundle: Bundle, side: Side, plan: Plan) -> Iterator[Recorder]:
+def write_reference(file: Path, bundle: Bundle, side: Side, plan: Plan) -> Iterator[ReferenceWriter]:
     """Write a recording; it appears when the block ends, and not at all when it raises."""
     content = {
         "format": FORMAT,
@@ -73,10 +73,10 @@ def recorded(file: Path, bundle: Bundle, side: Side, plan: Plan) -> Iterator[Rec
     }
     with written_whole(file) as raw, zipfile.ZipFile(raw, "w") as archive:
         archive.writestr(zipfile.ZipInfo(HEADER, STAMP), json.dumps(content))
-        yield Recorder(archive)
+        yield ReferenceWriter(archive)
 
 
-class Recorder:
+class ReferenceWriter:
     """Adds steps to a recording, in the order in which they are taken."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
@@ -92,26 +92,26 @@ class Recorder:
         self.steps += 1
 
 
-class Recording:
+class ReferenceFile:
     """A recording opened for one bundle: the reference that others are compared with (`steps.Reference`)."""
 
     def __init__(self, file: Path, archive: zipfile.ZipFile, bundle: Bundle) -> None:
-        """Check all but the outputs themselves; `opened` turns what this raises into a RecordingError."""
+        """Check all but the outputs themselves; `open_reference` turns what this raises into a ReferenceFileError."""
         self._file, self._archive, self._model = file, archive, bundle.model
         self._state = state_size(bundle.model, bundle.heads)
         content = json.loads(_read(archive, HEADER, MAX_HEADER))
         if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("schema") != SCHEMA:
-            raise RecordingError(f"expected a header of {FORMAT!r}, schema {SCHEMA}")
+            raise ReferenceFileError(f"expected a header of {FORMAT!r}, schema {SCHEMA}")
         for part, facts in json.loads(json.dumps(_facts(bundle.model, bundle.heads))).items():
             for name, expected in facts.items():
                 if (got := content[part].get(name)) != expected:
-                    raise RecordingError(
+                    raise ReferenceFileError(
                         f"it is of another bundle: {part}.{name} is {got!r:.80} there and {expected!r:.80} in "
                         f"{bundle.root}; give the bundle that was recorded, or one built from the same model and heads"
                     )
         self.side = Side(content["backend"], content["precision"])
         if self.side.backend not in BACKENDS:
-            raise RecordingError(f"its backend is {self.side.backend!r:.80}, expected one of {', '.join(BACKENDS)}")
+            raise ReferenceFileError(f"its backend is {self.side.backend!r:.80}, expected one of {', '.join(BACKENDS)}")
         tolerance(self.side.precision, self.side.precision)
         tree = TreeProfile(content["tree"]["name"], content["tree"]["paths"])
         tree.require(bundle.heads.count, bundle.heads.top_k)
@@ -119,24 +119,24 @@ class Recording:
         prompts = tuple(_prompt(ids, bundle.model.vocab_size, context) for ids in content["prompts"])
         check_whole("steps", steps := content["steps"], 1, context)
         if not prompts:
-            raise RecordingError("it has no prompts")
+            raise ReferenceFileError("it has no prompts")
         self.plan = Plan(prompts, tree, steps, bundle.model.eos_token_ids)
         if self.plan.rows > context:
-            raise RecordingError(f"its steps take {self.plan.rows} tokens, the model's context is {context}")
+            raise ReferenceFileError(f"its steps take {self.plan.rows} tokens, the model's context is {context}")
         self._taken, self._entries = 0, 1
 
-    def take(self, place: Place) -> Outputs:
-        """Return what was recorded at the next step. Raises RecordingError where it is not what that step gives."""
+    def take(self, place: StepInputs) -> Outputs:
+        """Return what was recorded at the next step. Raises ReferenceFileError where it is not what that step gives."""
         found = {}
         with _explained(self._file):
             for name, (shape, dtype) in self._expected(place).items():
                 found[name] = _read_array(self._archive, _entry(self._taken, name), shape, dtype)
             for name in (contract.TOKENS, contract.ARGMAX):
                 if found[name].min() < 0 or found[name].max() >= self._model.vocab_size:
-                    raise RecordingError(f"{_entry(self._taken, name)} holds ids outside the vocabulary")
+                    raise ReferenceFileError(f"{_entry(self._taken, name)} holds ids outside the vocabulary")
             literal = place.ids >= 0
             if (found[contract.TOKENS][0, literal] != place.ids[literal]).any():
-                raise RecordingError(
+                raise ReferenceFileError(
                     f"{_entry(self._taken, contract.TOKENS)} holds other tokens than the step was given"
                 )
         self._taken, self._entries = self._taken + 1, self._entries + len(found)
@@ -146,13 +146,13 @@ class Recording:
         """Nothing to do: what was kept shows in the steps behind."""
 
     def finish(self) -> None:
-        """Raise RecordingError unless every entry has been read."""
+        """Raise ReferenceFileError unless every entry has been read."""
         if (count := len(self._archive.namelist())) != self._entries:
-            raise RecordingError(
+            raise ReferenceFileError(
                 f"{self._file} holds {count} entries, expected {self._entries} for its steps; record again"
             )
 
-    def _expected(self, place: Place) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    def _expected(self, place: StepInputs) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Shape and type of each output of a step."""
         T, model = len(place.ids), self._model
         R = T if place.kind == "tree" else 1
@@ -168,26 +168,26 @@ class Recording:
 
 
 @contextmanager
-def opened(file: Path, bundle: Bundle) -> Iterator[Recording]:
-    """Open a recording for `bundle`. Raises RecordingError in one sentence for all that it cannot be."""
+def open_reference(file: Path, bundle: Bundle) -> Iterator[ReferenceFile]:
+    """Open a recording for `bundle`. Raises ReferenceFileError in one sentence for all that it cannot be."""
     with _explained(file):
         archive = zipfile.ZipFile(file)
     with archive:
         with _explained(file):
-            recording = Recording(file, archive, bundle)
+            recording = ReferenceFile(file, archive, bundle)
         yield recording
 
 
 @contextmanager
 def _explained(file: Path) -> Iterator[None]:
-    """Turn whatever goes wrong with a file into a RecordingError that names it."""
+    """Turn whatever goes wrong with a file into a ReferenceFileError that names it."""
     try:
         yield
     except (MedusaError, ProfileError) as error:
-        raise RecordingError(f"{file} cannot be compared with: {error}") from None
+        raise ReferenceFileError(f"{file} cannot be compared with: {error}") from None
     except Exception as error:  # a foreign file may raise anything
         text = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-        raise RecordingError(
+        raise ReferenceFileError(
             f"{file} is no whole recording: {text}; record again with medusa-export compare … --save"
         ) from None
 
@@ -208,9 +208,9 @@ def _read(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     try:
         entry = archive.getinfo(name)
     except KeyError:
-        raise RecordingError(f"it lacks {name}") from None
+        raise ReferenceFileError(f"it lacks {name}") from None
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > limit:
-        raise RecordingError(
+        raise ReferenceFileError(
             f"{name} is compressed or has {entry.file_size} bytes, expected {limit} at most, as they are"
         )
     return archive.read(entry)
@@ -223,10 +223,10 @@ def _read_array(
     size = int(np.prod(shape)) * dtype.itemsize
     stream = io.BytesIO(_read(archive, name, size + MAX_ARRAY_HEADER))
     if np.lib.format.read_magic(stream) != (1, 0):
-        raise RecordingError(f"{name} is of another version of .npy, expected 1.0")
+        raise ReferenceFileError(f"{name} is of another version of .npy, expected 1.0")
     found = np.lib.format.read_array_header_1_0(stream)
     if found != (shape, False, dtype):
-        raise RecordingError(f"{name} is {found[2]} of shape {found[0]}, expected {dtype} of shape {shape}")
+        raise ReferenceFileError(f"{name} is {found[2]} of shape {found[0]}, expected {dtype} of shape {shape}")
     array: FloatArray | IntArray = np.frombuffer(stream.read(), dtype).reshape(shape)
     return array
 
@@ -234,7 +234,7 @@ def _read_array(
 def _prompt(ids: object, vocabulary: int, context: int) -> tuple[int, ...]:
     """Check one prompt's token ids."""
     if not isinstance(ids, list) or not 0 < len(ids) <= context:
-        raise RecordingError(f"a prompt is {ids!r:.80}, expected a list of 1 to {context} token ids")
+        raise ReferenceFileError(f"a prompt is {ids!r:.80}, expected a list of 1 to {context} token ids")
     for token in ids:
         check_whole("a token of a prompt", token, 0, vocabulary - 1)
     return tuple(ids)

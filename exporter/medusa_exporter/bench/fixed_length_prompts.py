@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from medusa_runtime.errors import PromptError
 from medusa_runtime.layout import Layout
 
-from medusa_exporter.bench.runs import rotated
+from medusa_exporter.bench.timing import rotated
 from medusa_exporter.prompts import Turns
 
 
-def texts_of_length(layout: Layout, conversations: Sequence[Turns], length: int) -> list[list[int]]:
+def prompts_of_length(layout: Layout, conversations: Sequence[Turns], length: int) -> list[list[int]]:
     """One prompt of exactly `length` tokens for each conversation: it begins with this one, and others follow.
 
     Where the bundle has a chat template, the text is a user's message and the prompt ends where the answer begins.
