@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-from medusa_runtime.backends.ort_library import find_library
+from medusa_runtime.backends.ort_library import import_onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -71,7 +71,7 @@ def bound(
     shape: Shape, past: int, rows: int, *, masked: bool, kind: np.dtype[Any], device: str
 ) -> tuple[Any, Any, list[Any]]:
     """Make a session, its inputs and outputs on the device, and what has to live as long."""
-    onnxruntime = find_library("export" if device == "cpu" else "gpu")
+    onnxruntime = import_onnxruntime("export" if device == "cpu" else "gpu")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if device == "cuda":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medusa_profiles import catalogue
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import to_toml
-from medusa_runtime.backends.ort_library import find_library
+from medusa_runtime.backends.ort_library import import_onnxruntime
 from medusa_runtime.bundle import seal
 from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import Manifest
@@ -91,7 +91,7 @@ def build(
     tokens = models.choose_context(source, context)
     check_fit(source, heads, report)
     import_extra("onnxscript", "export")
-    find_library("export")
+    import_onnxruntime("export")
     with claimed(bundle, report) as site:
         if not force and (manifest := unchanged(bundle, sources)):  # another command made it while this one waited
             return BuildResult(bundle, manifest, built=False)

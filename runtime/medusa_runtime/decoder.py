@@ -129,7 +129,7 @@ class Decoder:
                 self.backend.run(step)
 
     def _every_shape(self) -> Iterator[Step]:
-        context, pasts = self.cache.context, self.backend.pasts
+        context, pasts = self.cache.context, self.backend.padded_past_lengths
         for past, tree in product(pasts or (0,), dict.fromkeys((self._plain, self._tree))):
             length = min(past, context - tree.profile.size)
             if length >= 0:

@@ -15,7 +15,7 @@ import pytest
 from medusa_exporter.cli import main
 from medusa_exporter.compare.reference_file import ReferenceWriter
 from medusa_runtime.backends import ort_cuda
-from medusa_runtime.backends.ort import OrtBackend
+from medusa_runtime.backends.ort_cpu import OrtCpuBackend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.facts import ModelFacts
 
@@ -37,7 +37,7 @@ def on_host(
 ) -> ort_cuda.OrtCudaBackend:
     """What `ort-cuda` loads, on a device that is the host."""
     device: Any = HostDevice()
-    return ort_cuda.load_on(device, bundle, model, name, precision)
+    return ort_cuda.load_on_device(device, bundle, model, name, precision)
 
 
 @pytest.fixture
@@ -94,9 +94,9 @@ def test_another_backend_in_another_dialect_agrees(
 def test_rows_committed_wrongly_are_found(
     tiny_precisions: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit, sides = OrtBackend.commit, []
+    commit, sides = OrtCpuBackend.commit, []
 
-    def shifted(self: OrtBackend, sequence: int, path: Any, length: int) -> None:
+    def shifted(self: OrtCpuBackend, sequence: int, path: Any, length: int) -> None:
         """Keep the root's rows in the last one's place on the second side, as a wrong index would."""
         if self not in sides:
             sides.append(self)
@@ -105,7 +105,7 @@ def test_rows_committed_wrongly_are_found(
 
     same = ("--backends", "ort-cpu:fp32,ort-cpu:fp32", "--limit", 3)
     assert run(tiny_precisions, *same) == 0
-    monkeypatch.setattr(OrtBackend, "commit", shifted)
+    monkeypatch.setattr(OrtCpuBackend, "commit", shifted)
     assert run(tiny_precisions, *same) == 1
     assert "ort-cpu:fp32 is not equal to ort-cpu:fp32 within tolerance: worst is " in capsys.readouterr().err
 
@@ -211,12 +211,12 @@ def test_a_smaller_context_than_was_recorded_with_is_told(
     tiny_precisions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(tiny_precisions, *ONE, *FEW, "--save", tmp_path / "file") == 0
-    made = OrtBackend.__init__
+    made = OrtCpuBackend.__init__
 
-    def smaller(self: OrtBackend, graph: Path, model: Any, *arguments: Any, **options: Any) -> None:
+    def smaller(self: OrtCpuBackend, graph: Path, model: Any, *arguments: Any, **options: Any) -> None:
         made(self, graph, dataclasses.replace(model, context=64), *arguments, **options)
 
-    monkeypatch.setattr(OrtBackend, "__init__", smaller)
+    monkeypatch.setattr(OrtCpuBackend, "__init__", smaller)
     assert run(tiny_precisions, *ONE, "--against", tmp_path / "file") == 1
     assert "ort-cpu has a context of 64; take shorter prompts or fewer --steps" in capsys.readouterr().err
 

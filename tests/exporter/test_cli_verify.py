@@ -16,7 +16,7 @@ from medusa_exporter import verify
 from medusa_exporter.cli import main
 from medusa_runtime import Engine, accept
 from medusa_runtime.backends import ort_cuda
-from medusa_runtime.backends.ort import OrtBackend
+from medusa_runtime.backends.ort_cpu import OrtCpuBackend
 
 from .test_cli_compare import on_host
 
@@ -157,13 +157,13 @@ def test_a_wrongly_accepted_token_is_found_where_it_stands(
 def test_rows_committed_wrongly_are_found(
     tiny_bundle: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = OrtBackend.commit
+    commit = OrtCpuBackend.commit
 
-    def shifted(self: OrtBackend, sequence: int, path: Any, length: int) -> None:
+    def shifted(self: OrtCpuBackend, sequence: int, path: Any, length: int) -> None:
         """Keep the root's rows in the last one's place, as a wrong index would."""
         commit(self, sequence, [*path[:-1], 0] if 1 < len(path) < 6 else path, length)
 
-    monkeypatch.setattr(OrtBackend, "commit", shifted)
+    monkeypatch.setattr(OrtCpuBackend, "commit", shifted)
     assert run(tiny_bundle, "--prompts", prompts, *TREES) == 1
     assert "tree-8 against plain decoding: token " in capsys.readouterr().out
 

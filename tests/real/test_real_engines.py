@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from medusa_exporter.cli import group
-from medusa_exporter.engines.plan import PLAIN_NODES
+from medusa_exporter.engines.plan import PLAIN_ENGINE_NODES
 from medusa_runtime.bundle import Bundle
 
 from .conftest import HEADS
@@ -29,7 +29,7 @@ def test_one_command_builds_the_real_models_engines(real_model: Path, tmp_path: 
     engines = bundle.engines("tensorrt-rtx", "fp16")
     assert sorted((facts.nodes, facts.rows, facts.draft) for facts, _ in engines) == [
         (8, 8, True),
-        (PLAIN_NODES, 1, False),
+        (PLAIN_ENGINE_NODES, 1, False),
         (256, 1, False),
     ]
     weights = bundle.manifest.files["graphs/shared.data"].size

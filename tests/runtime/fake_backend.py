@@ -90,7 +90,7 @@ class FakeBackend:
         self.model = ModelFacts("toy", "toy", 1, 8, 1, 1, 8, VOCAB, context, (EOS,))
         self.heads = HeadFacts(heads, 1, "none", top_k)
         self.hit_rate, self.spread = hit_rate, spread
-        self.prefill_chunk, self.pasts = PREFILL_CHUNK, ()
+        self.prefill_chunk, self.padded_past_lengths = PREFILL_CHUNK, ()
         self.exclusive_use, self.logits_on_host = ExclusiveUse("the toy"), True
         self.tokens = self.positions = np.zeros((0, 0), dtype=np.int64)  # (B, capacity): the arena …
         self.contexts = np.zeros((0, 0), dtype=np.uint64)  # … of two layers

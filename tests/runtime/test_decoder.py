@@ -51,7 +51,7 @@ def test_warming_up_runs_every_shape_twice_and_forgets_what_was_decoded(monkeypa
         ran.append((step.input_ids.shape[1], int(step.past_length[0]), step.draft))
 
     backend = FakeBackend(context=100)
-    backend.pasts, backend.prefill_chunk = (32, 64, 100), 8
+    backend.padded_past_lengths, backend.prefill_chunk = (32, 64, 100), 8
     decoder = Decoder(backend, CHAIN)
     decoder.start([1, 2, 3], 20, ())
     decoder.step()

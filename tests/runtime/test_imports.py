@@ -97,12 +97,12 @@ import json, sys
 from pathlib import Path
 from medusa_profiles import TreeProfile
 from medusa_runtime.accept import Typical
-from medusa_runtime.backends.ort import OrtBackend
+from medusa_runtime.backends.ort_cpu import OrtCpuBackend
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
 model = ModelFacts("toy", "toy", 1, 4, 1, 1, 2, 4, 4096, ())
-backend = OrtBackend(Path(sys.argv[1]), model, HeadFacts(2, 1, "none", 2), threads=1)
+backend = OrtCpuBackend(Path(sys.argv[1]), model, HeadFacts(2, 1, "none", 2), threads=1)
 decoder = Decoder(backend)
 trees = [
     TreeProfile.plain(),

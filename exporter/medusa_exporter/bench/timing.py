@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.backends.on_device import past_shape
+from medusa_runtime.backends.step_shape import padded_past_length
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.facts import PLAIN
 
@@ -139,8 +139,8 @@ class TimedDecoder:
         shape: where a question's past crosses such a length, its whole answer is decoded twice, else its first steps.
         While a shape is met again and again a few steps suffice, so that a tree's arrays are bound.
         """
-        first = past_shape(len(question.ids))
-        last = past_shape(len(question.ids) + question.max_new_tokens)
+        first = padded_past_length(len(question.ids))
+        last = padded_past_length(len(question.ids) + question.max_new_tokens)
         shape = (mode.name, first, last)
         if self._seen.get(shape, -RECENT) < self._asked - RECENT:
             tokens = WARM_TOKENS if first == last else question.max_new_tokens

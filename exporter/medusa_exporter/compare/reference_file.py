@@ -24,7 +24,7 @@ import numpy as np
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_runtime import contract
 from medusa_runtime.backends import BACKENDS
-from medusa_runtime.backends.base import FloatArray, IntArray, Outputs
+from medusa_runtime.backends.base import FloatArray, IntArray, StepOutputs
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.checks import check_whole
 from medusa_runtime.errors import MedusaError
@@ -82,7 +82,7 @@ class ReferenceWriter:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive, self.steps = archive, 0
 
-    def add(self, outputs: Outputs) -> None:
+    def add(self, outputs: StepOutputs) -> None:
         """Write all that one step gave."""
         for name, array in outputs.items():
             entry = zipfile.ZipInfo(_entry(self.steps, name), STAMP)
@@ -125,7 +125,7 @@ class ReferenceFile:
             raise ReferenceFileError(f"its steps take {self.plan.rows} tokens, the model's context is {context}")
         self._taken, self._entries = 0, 1
 
-    def take(self, place: StepInputs) -> Outputs:
+    def take(self, place: StepInputs) -> StepOutputs:
         """Return what was recorded at the next step. Raises ReferenceFileError where it is not what that step gives."""
         found = {}
         with _explained(self._file):

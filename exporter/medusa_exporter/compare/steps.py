@@ -15,7 +15,7 @@ import numpy as np
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import contract
 from medusa_runtime.accept import greedy
-from medusa_runtime.backends.base import PREFILL_CHUNK, IntArray, Outputs, Step, literal_step
+from medusa_runtime.backends.base import PREFILL_CHUNK, IntArray, Step, StepOutputs, literal_step
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import CapacityError
 
@@ -65,14 +65,14 @@ class ReferenceStep:
     """A step as the reference took it. path: the nodes that both sides keep; empty for a plain step."""
 
     place: StepInputs
-    outputs: Outputs
+    outputs: StepOutputs
     path: list[int]
 
 
 class Reference(Protocol):
     """Who says what comes out of a step: a backend, or a recording of one."""
 
-    def take(self, place: StepInputs) -> Outputs:
+    def take(self, place: StepInputs) -> StepOutputs:
         """Return all that the step gives. Places come in the order in which `run_steps` makes them."""
 
     def keep(self, path: Sequence[int]) -> None:
@@ -91,7 +91,7 @@ class StepRunner:
             )
         self._backend, self._cache, self._tree = decoder.backend, decoder.cache, plan.tree
 
-    def take(self, place: StepInputs) -> Outputs:
+    def take(self, place: StepInputs) -> StepOutputs:
         """Run one step. Raises CapacityError for one that the backend cannot run."""
         if not place.length:
             self._cache.truncate(0)
@@ -99,7 +99,7 @@ class StepRunner:
         self._backend.run(self._step(place, place.ids))
         return self._backend.read_outputs()
 
-    def replay(self, taken: ReferenceStep) -> Outputs:
+    def replay(self, taken: ReferenceStep) -> StepOutputs:
         """Run the step that the reference took, and keep what it kept.
 
         A tree is run twice: with its candidates, for the tokens alone, and with the tokens that the reference had in

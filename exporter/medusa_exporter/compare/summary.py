@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import contract
-from medusa_runtime.backends.base import FloatArray, IntArray, Outputs
+from medusa_runtime.backends.base import FloatArray, IntArray, StepOutputs
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
 from medusa_exporter.compare.arrays import compare_arrays
@@ -65,7 +65,7 @@ class ComparisonSummary:
         self.steps = 0
         self.first: TensorResult | None = None  # beyond its tolerance, in the order of steps, and of layers in a step
 
-    def add(self, taken: ReferenceStep, got: Outputs) -> None:
+    def add(self, taken: ReferenceStep, got: StepOutputs) -> None:
         """Compare one step. Raises MedusaError where names or shapes differ."""
         self.steps += 1
         for finding in self._findings(taken.place, taken.outputs, got):
@@ -84,7 +84,7 @@ class ComparisonSummary:
         """Return the finding furthest beyond its tolerance; None where all are within."""
         return max((one for one in self.rows() if not one.passed), key=lambda one: one.severity, default=None)
 
-    def _findings(self, place: StepInputs, expected: Outputs, got: Outputs) -> Iterator[TensorResult]:
+    def _findings(self, place: StepInputs, expected: StepOutputs, got: StepOutputs) -> Iterator[TensorResult]:
         def of_ids(group: str, name: str, error: float, tolerance: float) -> TensorResult:
             passed = error <= tolerance
             return TensorResult(place.kind, group, name, error, tolerance, passed, place.prompt, place.number)

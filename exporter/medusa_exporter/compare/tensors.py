@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from medusa_runtime import contract
-from medusa_runtime.backends.base import FloatArray, Outputs
+from medusa_runtime.backends.base import FloatArray, StepOutputs
 
 GROUPS = {contract.LOGITS: "logits", contract.HIDDEN: "hidden", "tap": "taps", "new_key": "keys", "new_value": "values"}
 _NUMBERED = re.compile(r"(.+)_(\d+)")
@@ -21,7 +21,7 @@ class Tensor(NamedTuple):
     layer: int | None
 
 
-def float_tensors(outputs: Outputs, hidden_size: int, taps: tuple[int, ...]) -> dict[str, FloatArray]:
+def float_tensors(outputs: StepOutputs, hidden_size: int, taps: tuple[int, ...]) -> dict[str, FloatArray]:
     """Return all outputs but ids, `hidden` cut into what comes after the final norm and what each tap reads.
 
     They come in the order of layers, so that the first which is wrong is where that begins.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medusa_runtime import contract
-from medusa_runtime.backends.tensorrt import whole_units
+from medusa_runtime.backends.tensorrt import round_past_down
 from medusa_runtime.errors import BundleError
 
 from medusa_exporter.engines.flavours import Flavour
@@ -94,7 +94,7 @@ def _profile(flavour: Flavour, builder: Any, network: Any, capacity: Capacity) -
                 raise BundleError(
                     f"{flavour.name} {flavour.version} takes no tensor of more than {most} elements, and keys and "
                     f"values of {capacity.most} tokens are {row * capacity.most}; build with --max-length "
-                    f"{whole_units(most // row)} or less"
+                    f"{round_past_down(most // row)} or less"
                 )
             sizes = (capacity.least, capacity.best, capacity.most)
             profile.set_shape(given.name, *(tuple(rows if size == -1 else size for size in shape) for rows in sizes))

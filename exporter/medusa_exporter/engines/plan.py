@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
 from medusa_runtime.backends.base import PREFILL_CHUNK
-from medusa_runtime.backends.on_device import FIRST_PAST
-from medusa_runtime.backends.ort_cuda import causal_name
-from medusa_runtime.backends.tensorrt import PAST_UNIT, PLAIN_NODES, whole_units
+from medusa_runtime.backends.ort_cuda import causal_graph_name
+from medusa_runtime.backends.step_shape import MIN_PADDED_PAST
+from medusa_runtime.backends.tensorrt import PAST_MULTIPLE, PLAIN_ENGINE_NODES, round_past_down
 from medusa_runtime.errors import BundleError
 
 PREFILL_NODES = PREFILL_CHUNK  # tokens of a prompt that one step takes
@@ -28,7 +28,7 @@ class StepSize:
     @property
     def name(self) -> str:
         """What its files are called: "plain", "prefill" or "t<nodes>"; with several sequences "-b<batch>" behind it."""
-        kind = f"t{self.nodes}" if self.draft else "plain" if self.nodes == PLAIN_NODES else "prefill"
+        kind = f"t{self.nodes}" if self.draft else "plain" if self.nodes == PLAIN_ENGINE_NODES else "prefill"
         return kind if self.batch == 1 else f"{kind}-b{self.batch}"
 
     @property
@@ -41,7 +41,7 @@ def step_sizes(trees: Iterable[TreeProfile], batch: int) -> list[StepSize]:
     """Plain decoding, prefill, and one for each size of the trees, ascending."""
     sizes = sorted({tree.size for tree in trees if tree.size > 1})
     return [
-        StepSize(batch, PLAIN_NODES, 1, draft=False),
+        StepSize(batch, PLAIN_ENGINE_NODES, 1, draft=False),
         StepSize(batch, PREFILL_NODES, 1, draft=False),
         *(StepSize(batch, size, size, draft=True) for size in sizes),
     ]
@@ -59,7 +59,7 @@ def in_place_on_gpu(precision: str) -> bool:
 
 def causal_file(backend: str, precision: str) -> str:
     """Where the graph for tokens in a row lies, of a graph that has one."""
-    return causal_name(graph_file(backend, precision))
+    return causal_graph_name(graph_file(backend, precision))
 
 
 def graph_files(pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize]) -> list[str]:
@@ -93,24 +93,26 @@ class Capacity:
 def capacity(max_length: int, static: int | None) -> Capacity:
     """Range over the lengths that a backend binds, up to `max_length`, or be one length where `static` names it.
 
-    Lengths are whole PAST_UNITs; `max_length` is cut to that. Raises BundleError where nothing is left of it, and for a
-    `static` that is not one, or more than it.
+    Lengths are multiples of PAST_MULTIPLE; `max_length` is cut to that. Raises BundleError where nothing is left of it,
+    and for a `static` that is not one, or more than it.
     """
     if static is not None:
-        if static != whole_units(static):
-            more = whole_units(static) + PAST_UNIT
+        if static != round_past_down(static):
+            more = round_past_down(static) + PAST_MULTIPLE
             raise BundleError(
-                f"an engine for one length takes a multiple of {PAST_UNIT} rows, got {static}; take {more}"
+                f"an engine for one length takes a multiple of {PAST_MULTIPLE} rows, got {static}; take {more}"
             )
         if static > max_length:
             raise BundleError(
                 f"an engine for {static} rows has no use where a sequence comes to {max_length}; take fewer"
             )
         return Capacity(static, static, static)
-    most = whole_units(max_length)
+    most = round_past_down(max_length)
     if not most:
-        raise BundleError(f"engines read a past of {PAST_UNIT} rows at least, got a length of {max_length}; give more")
-    least = min(FIRST_PAST, most)
+        raise BundleError(
+            f"engines read a past of {PAST_MULTIPLE} rows at least, got a length of {max_length}; give more"
+        )
+    least = min(MIN_PADDED_PAST, most)
     best = least
     while best * 2 <= min(1024, most):  # where a range costs least beside an engine of one length
         best *= 2

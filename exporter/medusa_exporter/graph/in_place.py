@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from medusa_runtime import contract
-from medusa_runtime.backends.base import LONGEST_CHUNK
+from medusa_runtime.backends.base import MAX_PREFILL_CHUNK
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import DOMAIN, constant, insert, is_past, past_and_new
@@ -55,7 +55,7 @@ def spare_positions(backends: Iterable[str]) -> int:
 
     A GPU pads a step to one of few sizes; the CPU's graph puts one dummy next to a row that stands alone.
     """
-    return max(contract.SPARE_ROWS if backend == "ort-cpu" else LONGEST_CHUNK for backend in backends)
+    return max(contract.SPARE_ROWS if backend == "ort-cpu" else MAX_PREFILL_CHUNK for backend in backends)
 
 
 def in_place(

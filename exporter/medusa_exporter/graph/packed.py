@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from medusa_runtime.backends.ort_library import find_library
+from medusa_runtime.backends.ort_library import import_onnxruntime
 
 from medusa_exporter.precisions import WeightFormat
 
@@ -75,7 +75,7 @@ def quantise_blocks(matrix: Matrix, to: WeightFormat) -> tuple[npt.NDArray[np.ui
     silent = logging.NullHandler()
     logging.root.addHandler(silent)  # or the library's import would set up logging for the whole process
     try:
-        find_library("export")
+        import_onnxruntime("export")
         library = importlib.import_module("onnxruntime.quantization.matmul_nbits_quantizer")
     finally:
         logging.root.removeHandler(silent)

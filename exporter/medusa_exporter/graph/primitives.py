@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from medusa_runtime.backends.tensorrt import PAST_UNIT
+from medusa_runtime.backends.tensorrt import PAST_MULTIPLE
 from medusa_runtime.contract import POSITION_IDS
 from onnx_ir.passes import common
 
@@ -181,13 +181,13 @@ def _gelu(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _in_units(graph: ir.Graph) -> None:
-    """Let rows of the past come in PAST_UNITs, by two reshapes: else TensorRT pads copies of them for every product."""
+    """Reshape the past twice to PAST_MULTIPLE rows a unit: else TensorRT pads copies of them for every product."""
     add = Before(graph, graph[0])
     for value in filter(is_past, graph.inputs):
         width = None if value.shape is None else value.shape[2]
         assert isinstance(width, int)  # noqa: S101 -- the contract's W
         uses = list(value.uses())
-        rows = add.reshape(add.reshape(value, 0, -1, PAST_UNIT * width), 0, -1, width)
+        rows = add.reshape(add.reshape(value, 0, -1, PAST_MULTIPLE * width), 0, -1, width)
         for use in uses:
             use.node.replace_input_with(use.idx, rows)
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from medusa_runtime import contract
 from medusa_runtime.backends.base import literal_step
-from medusa_runtime.backends.ort_library import find_library
+from medusa_runtime.backends.ort_library import import_onnxruntime
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def input_ranges(
 
     scratch: folder to write the graph and its weights to for a while; None for the system's.
     """
-    onnxruntime = find_library("export")
+    onnxruntime = import_onnxruntime("export")
     watched = model.clone()
     values = list(dict.fromkeys(node.inputs[0] for node in bounded_products(watched.graph)))
     names = [str(value.name) for value in values if value is not None]

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from medusa_runtime import contract
-from medusa_runtime.backends.arena import names
+from medusa_runtime.backends.kv_arena import kv_tensor_names
 
 from medusa_exporter.graph.edit import insert
 
 
 def together(graph: ir.Graph, layers: int) -> None:
     """Put `past` and `new` (`contract.together_specs`) in the place of each layer's own rows, in place."""
-    order = list(names(layers, contract.new_key, contract.new_value))
+    order = list(kv_tensor_names(layers, contract.new_key, contract.new_value))
     given, made = ({value.name: value for value in values} for values in (graph.inputs, graph.outputs))
     pasts, news = [given[past] for past, _ in order], [made[new] for _, new in order]
     past = ir.Value(name=contract.PAST, type=pasts[0].type, shape=_side_by_side(pasts))

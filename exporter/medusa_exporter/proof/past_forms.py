@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from medusa_runtime import contract
-from medusa_runtime.backends.tensorrt import PAST_UNIT
+from medusa_runtime.backends.tensorrt import PAST_MULTIPLE
 from numpy.typing import NDArray
 
 from medusa_exporter.graph.check import Declared
@@ -125,8 +125,8 @@ def _repeated(rows: FloatArray, count: int) -> FloatArray:
 
 
 def _in_units(rows: FloatArray) -> FloatArray:
-    """Put garbage behind (P, W), UNSEEN rows at least, up to the next multiple of PAST_UNIT, as TensorRT wants it."""
-    return _with_garbage(rows, UNSEEN + -(len(rows) + UNSEEN) % PAST_UNIT)
+    """Pad (P, W) with garbage: UNSEEN rows at least, up to the next multiple of PAST_MULTIPLE that TensorRT needs."""
+    return _with_garbage(rows, UNSEEN + -(len(rows) + UNSEEN) % PAST_MULTIPLE)
 
 
 def _with_garbage(rows: FloatArray, count: int) -> FloatArray:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from medusa_runtime import contract
-from medusa_runtime.backends.ort_library import find_library
+from medusa_runtime.backends.ort_library import import_onnxruntime
 from numpy.typing import NDArray
 
 from medusa_exporter.graph.check import Declared
@@ -48,7 +48,7 @@ class GraphRunner:
         packed: whether weights are packed anew, as for serving, which takes memory: quantised ones then run in the
         kernels that serve them. Others stay where they are on disk, in kernels that differ by the order of sums alone.
         """
-        onnxruntime = find_library("export")
+        onnxruntime = import_onnxruntime("export")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.enable_mem_pattern = not packed  # as the runtime sets it

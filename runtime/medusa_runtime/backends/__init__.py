@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from medusa_runtime.bundle import Bundle
 
 BACKENDS = {  # name -> the module whose `load` makes it
-    "ort-cpu": "medusa_runtime.backends.ort",
+    "ort-cpu": "medusa_runtime.backends.ort_cpu",
     "ort-cuda": "medusa_runtime.backends.ort_cuda",
     "tensorrt": "medusa_runtime.backends.tensorrt",
     "tensorrt-rtx": "medusa_runtime.backends.tensorrt",

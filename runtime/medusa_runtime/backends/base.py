@@ -22,8 +22,8 @@ IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
 PREFILL_CHUNK = 256  # tokens of a prompt that a step takes, usually
-LONGEST_CHUNK = 1024  # and at most, in any backend: so many rows behind the context a graph has room for
-Outputs = dict[str, FloatArray | IntArray]  # by the names of `medusa_runtime.contract`, in its order
+MAX_PREFILL_CHUNK = 1024  # and at most, in any backend: so many rows behind the context a graph has room for
+StepOutputs = dict[str, FloatArray | IntArray]  # by the names of `medusa_runtime.contract`, in its order
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,9 @@ class BackendFacts:
     bandwidth: float | None
 
 
-def all_outputs(tokens: IntArray, argmax: IntArray, logits: FloatArray, hidden: FloatArray, new: FloatArray) -> Outputs:
+def name_outputs(
+    tokens: IntArray, argmax: IntArray, logits: FloatArray, hidden: FloatArray, new: FloatArray
+) -> StepOutputs:
     """Name what a step gives, in the contract's order. new (2 · layers, B, T, W): its keys, then its values."""
     layers = len(new) // 2
     return {
@@ -103,7 +105,8 @@ class Backend(Protocol):
     model: ModelFacts
     heads: HeadFacts
     prefill_chunk: int  # tokens of a prompt that a step is given at most
-    pasts: Sequence[int]  # lengths of the past that steps are bound for, ascending; none where any is bound as it is
+    # Lengths that the past is padded to, ascending; empty where a past of any length runs as it is.
+    padded_past_lengths: Sequence[int]
     run_seconds: float  # how long the last run took, the device's own work; the rest of a step is the host's
     exclusive_use: ExclusiveUse  # who holds it has the backend to itself: a decoder does for a whole step
     logits_on_host: bool  # whether reading a row of logits copies nothing from a device
@@ -134,7 +137,7 @@ class Backend(Protocol):
     def read_logits(self, row: int, sequence: int = 0) -> FloatArray:
         """Return (V,) float32: the logits at one of the R wanted rows."""
 
-    def read_outputs(self) -> Outputs:
+    def read_outputs(self) -> StepOutputs:
         """Return copies of all that the last run gave; for looking at it, not for the loop. Call it before `commit`.
 
         tokens (B, T) and argmax (B, R) int32; logits (B, R, V), hidden (B, T, S) and each layer's new_key_{i} and

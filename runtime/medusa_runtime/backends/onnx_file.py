@@ -25,7 +25,7 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
 _VARINT_BITS = 64
 
 
-class Place(NamedTuple):
+class ExternalData(NamedTuple):
     """Where a tensor's bytes lie: the file beside the graph's, and from where, and how many."""
 
     file: str
@@ -39,18 +39,18 @@ class Weight(NamedTuple):
     name: str
     dtype: int
     shape: tuple[int, ...]
-    place: Place | None
+    place: ExternalData | None
     inside: int  # bytes in the graph's own file
 
 
-class Contents(NamedTuple):
+class OnnxContents(NamedTuple):
     """The weights of an ONNX file in their order, and its operators: (domain, name)."""
 
     weights: list[Weight]
     operators: frozenset[tuple[str, str]]
 
 
-def read_contents(data: bytes | memoryview, origin: str) -> Contents:
+def read_contents(data: bytes | memoryview, origin: str) -> OnnxContents:
     """Read an ONNX file's bytes; `origin` names it in errors.
 
     Raises BundleError for what is no ONNX file, and for a tensor that lies in another file without being a weight of
@@ -73,7 +73,7 @@ def read_contents(data: bytes | memoryview, origin: str) -> Contents:
         raise BundleError(
             f"{origin} is no ONNX graph whose weights can be counted ({error!r}); build it again"
         ) from None
-    return Contents(weights, frozenset(operators))
+    return OnnxContents(weights, frozenset(operators))
 
 
 def _check_inside(tensor: Weight) -> None:
@@ -139,8 +139,8 @@ def _weight(tensor: memoryview) -> Weight:
     return Weight(name, dtype, tuple(shape), _place(name, entries) if entries else None, inside)
 
 
-def _place(name: str, entries: dict[str, str]) -> Place:
-    place = Place(entries["location"], _number(entries.get("offset", "0")), _number(entries["length"]))
+def _place(name: str, entries: dict[str, str]) -> ExternalData:
+    place = ExternalData(entries["location"], _number(entries.get("offset", "0")), _number(entries["length"]))
     if place.file in ("", ".", "..") or set(place.file) & set("/\\:\0") or min(place.offset, place.length) < 0:
         raise ValueError(f"{name!r:.80} lies at {place}, expected a file beside the graph's")
     return place

@@ -9,7 +9,7 @@ from medusa_runtime.errors import MissingExtraError
 LEAST_VERSION = (1, 31)  # before it, TopK over no rows (a step without a draft) ends the process by SIGFPE
 
 
-def find_library(extra: str) -> Any:
+def import_onnxruntime(extra: str) -> Any:
     """Import ONNX Runtime. extra: what it comes with. Raises MissingExtraError where it is missing or too old."""
     try:
         import onnxruntime

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medusa_runtime.backends.graph_source import GraphSource
+from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.contract import TensorSpec
 from medusa_runtime.errors import BundleError
 
@@ -14,7 +14,7 @@ BFLOAT16 = 16  # ONNX's number of the one type that numpy lacks
 _KINDS = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16", "int32": "int32", "bool": "bool"}
 
 
-def open_session(onnxruntime: Any, graph: GraphSource, options: Any, providers: list[Any]) -> Any:
+def open_session(onnxruntime: Any, graph: CheckedGraph, options: Any, providers: list[Any]) -> Any:
     """Load a graph. Raises BundleError with the library's own words.
 
     ONNX Runtime opens no file: the graph is given as bytes, and the weights beside it as tensors over the mapped files,
@@ -38,7 +38,7 @@ def open_session(onnxruntime: Any, graph: GraphSource, options: Any, providers: 
     return session
 
 
-def check_tensors(session: Any, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], graph: Path) -> None:
+def check_signature(session: Any, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], graph: Path) -> None:
     """Check that a session's inputs and outputs are these. Raises BundleError naming the first that is not."""
     for side, found, specs in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
         expected = {spec.name: spec for spec in specs}

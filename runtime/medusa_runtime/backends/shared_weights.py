@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.backends.device import Device, Memory
-from medusa_runtime.backends.graph_source import GraphSource
-from medusa_runtime.backends.onnx_file import Place, Weight
-from medusa_runtime.backends.ort_library import find_library
+from medusa_runtime.backends.onnx_file import ExternalData, Weight
+from medusa_runtime.backends.ort_library import import_onnxruntime
 from medusa_runtime.errors import BundleError
 
 DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's numbers
@@ -54,10 +54,10 @@ class _Tensor(ctypes.Structure):
 class SharedWeights:
     """What lies beside some graphs of a bundle, on a device."""
 
-    def __init__(self, graphs: Sequence[GraphSource], device: Device) -> None:
+    def __init__(self, graphs: Sequence[CheckedGraph], device: Device) -> None:
         """Copy all of it to the device, each place once. Raises BundleError, CapacityError."""
         self._device = device
-        self._memory: dict[tuple[Path, Place], Memory] = {}
+        self._memory: dict[tuple[Path, ExternalData], Memory] = {}
         self._weights: dict[Path, list[tuple[Weight, Memory]]] = {}
         for graph in graphs:
             with graph.mapped() as weights:
@@ -67,9 +67,9 @@ class SharedWeights:
                     if one.place
                 ]
 
-    def give(self, graph: GraphSource, options: Any) -> list[Any]:
+    def give(self, graph: CheckedGraph, options: Any) -> list[Any]:
         """Put them into the options of a session for `graph`; return what must live as long as that session."""
-        onnxruntime = find_library("gpu")
+        onnxruntime = import_onnxruntime("gpu")
 
         held: list[Any] = [self]
         for weight, memory in self._weights[graph.path]:
@@ -78,7 +78,7 @@ class SharedWeights:
             held.append(value)
         return held
 
-    def _copied(self, graph: Path, weight: Weight, place: Place, array: NDArray[np.generic]) -> Memory:
+    def _copied(self, graph: Path, weight: Weight, place: ExternalData, array: NDArray[np.generic]) -> Memory:
         key = graph.parent, place
         if key in self._memory:
             return self._memory[key]

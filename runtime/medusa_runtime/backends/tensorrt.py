@@ -8,27 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from medusa_runtime import flavour
-from medusa_runtime.backends.arena import Tensor
 from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.backends.cuda import CudaDevice
-from medusa_runtime.backends.elements import element
-from medusa_runtime.backends.on_device import OnDevice, Shape
-from medusa_runtime.backends.room import check_room
-from medusa_runtime.backends.step_memory import StepMemory
-from medusa_runtime.backends.token_arena import TokenArena
+from medusa_runtime.backends.device_backend import DeviceBackend
+from medusa_runtime.backends.element_types import element
+from medusa_runtime.backends.host_buffers import HostBuffers
+from medusa_runtime.backends.kv_arena import Tensor
+from medusa_runtime.backends.memory_check import check_device_memory
+from medusa_runtime.backends.step_shape import StepShape
+from medusa_runtime.backends.token_major_arena import TokenMajorArena
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine_facts import REMEDY, EngineFacts
 from medusa_runtime.errors import BundleError, CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
-PLAIN_NODES = 16  # of the engine that plain decoding runs in, padded
-PAST_UNIT = 8  # rows: what the past that a step binds is a multiple of
-WORKSPACE = 256 << 20  # bytes beside weights and KV rows, about
+PLAIN_ENGINE_NODES = 16  # of the engine that plain decoding runs in, padded
+PAST_MULTIPLE = 8  # rows: what the past that a step binds is a multiple of
+WORKSPACE_BYTES = 256 << 20  # bytes beside weights and KV rows, about
 
 
-def whole_units(rows: int) -> int:
-    """Cut a number of rows to a multiple of PAST_UNIT."""
-    return rows - rows % PAST_UNIT
+def round_past_down(rows: int) -> int:
+    """Cut a number of rows to a multiple of PAST_MULTIPLE."""
+    return rows - rows % PAST_MULTIPLE
 
 
 def load(
@@ -50,7 +51,7 @@ def load(
     return TensorRtBackend(engines, model, bundle.heads, CudaDevice(gpu), name=name)
 
 
-class TensorRtBackend(OnDevice):
+class TensorRtBackend(DeviceBackend):
     """Runs engines, each loaded when the first step needs it.
 
     A step runs in the smallest engine that has room for its nodes, padded; the first run of a shape is a plain one, the
@@ -72,7 +73,7 @@ class TensorRtBackend(OnDevice):
         first = next(iter(self._files))
         most = min(facts.most for facts in self._files)
         length = min(most, model.context)  # what was built for is all there is
-        rows = whole_units(length)
+        rows = round_past_down(length)
         least = max(facts.least for facts in self._files)
         if rows < least:
             raise CapacityError(
@@ -81,9 +82,9 @@ class TensorRtBackend(OnDevice):
             )
         model = replace(model, context=rows)
         super().__init__(name, first.precision, model, heads, device)
-        self._new_arena = TokenArena
+        self._new_arena = TokenMajorArena
         weights = max(facts.size for facts in self._files)
-        check_room(device, name, model, element(first.precision).size, weights, WORKSPACE)
+        check_device_memory(device, name, model, element(first.precision).size, weights, WORKSPACE_BYTES)
         self._device: CudaDevice = device
         self._log = self._trt.Logger(self._trt.Logger.ERROR)
         self._runtime = self._trt.Runtime(self._log)
@@ -91,14 +92,14 @@ class TensorRtBackend(OnDevice):
 
     def facts(self) -> BackendFacts:
         """Describe device and library; the weights are those of the engine that decodes plainly."""
-        plain = self._facts(Shape(1, 1, 1, draft=False, P=1))
+        plain = self._facts(StepShape(1, 1, 1, draft=False, P=1))
         return self._described(self.name, self._version, plain.size)
 
-    def _served(self, shape: Shape) -> Shape:
+    def _served(self, shape: StepShape) -> StepShape:
         facts = self._facts(shape)
-        return Shape(shape.B, facts.nodes, facts.rows, facts.draft, min(max(shape.P, facts.least), facts.most))
+        return StepShape(shape.B, facts.nodes, facts.rows, facts.draft, min(max(shape.P, facts.least), facts.most))
 
-    def _facts(self, shape: Shape) -> EngineFacts:
+    def _facts(self, shape: StepShape) -> EngineFacts:
         """The engine that serves fastest, where those that do were timed, or else the smallest.
 
         One with heads serves a step without a draft too, and in TensorRT 8.6 may well be the fastest to do so.
@@ -121,7 +122,7 @@ class TensorRtBackend(OnDevice):
         return min(
             serving,
             key=lambda facts: (
-                facts.step_ms if timed and facts.step_ms else max(facts.nodes, PLAIN_NODES),
+                facts.step_ms if timed and facts.step_ms else max(facts.nodes, PLAIN_ENGINE_NODES),
                 facts.draft,
                 facts.nodes,
                 facts.rows,
@@ -129,7 +130,7 @@ class TensorRtBackend(OnDevice):
         )
 
     def _new_binding(
-        self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]
+        self, shape: StepShape, memory: HostBuffers, given: dict[str, Tensor], made: dict[str, Tensor]
     ) -> _Binding:
         facts = self._facts(shape)
         if facts not in self._loaded:
@@ -182,7 +183,7 @@ class _Engine:
 class _Binding:
     """One context for steps of one shape."""
 
-    def __init__(self, device: CudaDevice, context: Any, shape: Shape, memory: StepMemory) -> None:
+    def __init__(self, device: CudaDevice, context: Any, shape: StepShape, memory: HostBuffers) -> None:
         self.shape, self.memory = shape, memory
         self._device, self._context = device, context
         self._runs = 0

@@ -11,7 +11,7 @@ from medusa_exporter.bench.timing import Measurement, Question, TimedDecoder, ge
 from medusa_exporter.prompts import Turns
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import Engine
-from medusa_runtime.backends.on_device import past_shape
+from medusa_runtime.backends.step_shape import padded_past_length
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import PromptError
 
@@ -109,7 +109,7 @@ def test_every_shape_that_is_timed_has_run_twice_before(engine: Engine, monkeypa
         decodes.clear()
     runner.answer(Question(9, 1, short, 6, ends=False), 0)
     assert decodes[:3] == [("plain", 100, 4), ("plain", 100, 4), ("plain", 100, 6)]  # too long ago
-    assert [past_shape(length) for length in (1, 256, 257, 512, 513)] == [256, 256, 512, 512, 1024]
+    assert [padded_past_length(length) for length in (1, 256, 257, 512, 513)] == [256, 256, 512, 512, 1024]
 
 
 def test_a_second_message_is_asked_after_plain_decoding_s_own_answer(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Outputs by name, cut and ordered."""
+"""StepOutputs by name, cut and ordered."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from medusa_exporter.engines.plan import (
-    PLAIN_NODES,
+    PLAIN_ENGINE_NODES,
     Capacity,
     StepSize,
     capacity,
@@ -24,7 +24,7 @@ from medusa_runtime.errors import BundleError
 def test_one_size_is_one_engine_and_plain_and_prefill_come_always() -> None:
     trees = [catalogue.load(name) for name in ("tree-8", "tree-4", "chain-3")]
     assert step_sizes(trees, batch=2) == [
-        StepSize(2, PLAIN_NODES, 1, draft=False),
+        StepSize(2, PLAIN_ENGINE_NODES, 1, draft=False),
         StepSize(2, PREFILL_CHUNK, 1, draft=False),
         StepSize(2, 4, 4, draft=True),
         StepSize(2, 8, 8, draft=True),
@@ -32,7 +32,7 @@ def test_one_size_is_one_engine_and_plain_and_prefill_come_always() -> None:
     assert [size.name for size in step_sizes(trees, batch=1)] == ["plain", "prefill", "t4", "t8"]
     assert [size.name for size in step_sizes(trees, batch=2)] == ["plain-b2", "prefill-b2", "t4-b2", "t8-b2"]
     assert StepSize(2, 8, 8, draft=True).sizes == {"B": 2, "T": 8, "R": 8, "N": 2}
-    assert StepSize(2, PLAIN_NODES, 1, draft=False).sizes["N"] == 0
+    assert StepSize(2, PLAIN_ENGINE_NODES, 1, draft=False).sizes["N"] == 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from medusa_exporter.graph.in_place import angles
 from medusa_exporter.graph.primitives import OPSET
 from medusa_exporter.graph.typed import TYPES, typed
 from medusa_runtime import contract
-from medusa_runtime.backends.arena import names
+from medusa_runtime.backends.kv_arena import kv_tensor_names
 from medusa_runtime.errors import UnsupportedModelError
 
 from .conftest import CONTEXT, HEADS, TOP_K, Traced
@@ -68,7 +68,7 @@ def run(graph: ir.Model, folder: Path, given: dict[str, np.ndarray]) -> dict[str
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     types = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
     layers = sum(name.startswith("past_key_") for name in given)
-    order = list(names(layers, contract.new_key, contract.new_value))
+    order = list(kv_tensor_names(layers, contract.new_key, contract.new_value))
     given = given | {"past": np.concatenate([given[past] for past, _ in order], axis=-1)}
     fed = {one.name: given[one.name].astype(types.get(one.type, given[one.name].dtype)) for one in session.get_inputs()}
     made = dict(zip((one.name for one in session.get_outputs()), session.run(None, fed), strict=True))

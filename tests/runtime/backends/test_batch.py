@@ -10,7 +10,7 @@ import pytest
 from medusa_exporter.build import build
 from medusa_runtime.backends import Backend, load_backend
 from medusa_runtime.backends.base import Step, literal_step
-from medusa_runtime.backends.tensorrt import PLAIN_NODES
+from medusa_runtime.backends.tensorrt import PLAIN_ENGINE_NODES
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.kv_cache import KvCache
@@ -95,7 +95,7 @@ def together(running: Backend, bundle: Bundle) -> list[list[list[int]]]:
 
 def of_two(bundle: Bundle, folder: Path) -> Backend:
     steps: dict[str, tuple[Any, ...]] = {
-        "plain-b2": (PLAIN_NODES, 1, False),
+        "plain-b2": (PLAIN_ENGINE_NODES, 1, False),
         "prefill-b2": (256, 1, False),
         "t4-b2": (4, 4, True),
     }

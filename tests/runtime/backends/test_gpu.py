@@ -10,7 +10,7 @@ import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import load_backend
 from medusa_runtime.backends.cuda import CudaDevice
-from medusa_runtime.backends.ort_cuda import load_on
+from medusa_runtime.backends.ort_cuda import load_on_device
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import MedusaError, WrongThreadError
@@ -110,7 +110,7 @@ def test_the_first_tree_step_takes_no_second_kv_cache(tiny_backends: Path, preci
     model = replace(bundle.model, context=1 << 20)
     cache = model.context * model.kv_bytes_per_token(4 if precision == "fp32" else 2)
     before = device.free_bytes()
-    decoder = Decoder(load_on(device, bundle, model, "ort-cuda", precision))
+    decoder = Decoder(load_on_device(device, bundle, model, "ort-cuda", precision))
     decoder.start(PROMPT, 40, stop_ids=())
     decoder.step()
     plain = device.free_bytes()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from medusa_runtime.backends.onnx_file import Place, read_contents
+from medusa_runtime.backends.onnx_file import ExternalData, read_contents
 from medusa_runtime.errors import BundleError
 from onnx import TensorProto, helper, numpy_helper
 
@@ -33,7 +33,7 @@ def test_weights_and_operators() -> None:
     assert found.operators == {("", "Add"), ("com.example", "Other")}
     assert [(one.name, one.dtype, one.shape, one.place, one.inside) for one in found.weights] == [
         ("inside", 1, (3, 5), None, 60),
-        ("a", 1, (100,), Place("shared.data", 8, 400), 0),
+        ("a", 1, (100,), ExternalData("shared.data", 8, 400), 0),
     ]
 
 

@@ -13,10 +13,10 @@ import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import load_backend, ort_cuda
 from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
-from medusa_runtime.backends.elements import ELEMENTS
-from medusa_runtime.backends.graph_source import GraphSource
-from medusa_runtime.backends.on_device import FIRST_PAST
-from medusa_runtime.backends.ort_cuda import LEAST_NODES, OrtCudaBackend, load_on
+from medusa_runtime.backends.checked_graph import CheckedGraph
+from medusa_runtime.backends.element_types import ELEMENTS
+from medusa_runtime.backends.ort_cuda import MIN_TREE_NODES, OrtCudaBackend, load_on_device
+from medusa_runtime.backends.step_shape import MIN_PADDED_PAST
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import BundleError, CapacityError, MedusaError, WrongThreadError
@@ -29,7 +29,7 @@ PROMPT = [5, 9, 17, 3, 44, 23]
 
 
 def on_host(bundle: Bundle, precision: str, device: HostDevice | None = None) -> OrtCudaBackend:
-    return load_on(device or HostDevice(), bundle, bundle.model, "ort-cuda", precision)
+    return load_on_device(device or HostDevice(), bundle, bundle.model, "ort-cuda", precision)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_tokens_in_a_row_take_the_graph_without_a_mask_and_a_tree_the_other(bund
         for one in (backend, exact):
             one.run(literal(mask, 3))
         shape = backend._last().binding.shape
-        assert (shape.causal, shape.T) == (causal, 4 if causal else LEAST_NODES)
+        assert (shape.causal, shape.T) == (causal, 4 if causal else MIN_TREE_NODES)
         for name, expected in exact.read_outputs().items():
             got = backend.read_outputs()[name]
             assert got.shape == expected.shape
@@ -129,12 +129,12 @@ def test_tokens_in_a_row_take_the_graph_without_a_mask_and_a_tree_the_other(bund
 def test_a_model_without_such_a_graph_takes_the_other_for_all(bundle: Bundle) -> None:
     _, graph = bundle.graph("ort-cuda", "fp16")
     both = on_host(bundle, "fp16")
-    one = OrtCudaBackend(GraphSource(graph, bundle), bundle.model, bundle.heads, HostDevice(), "fp16")
+    one = OrtCudaBackend(CheckedGraph(graph, bundle), bundle.model, bundle.heads, HostDevice(), "fp16")
     logits = []
     for backend in (both, one):
         assert len(answer(Decoder(backend), PROMPT)) == 40
         logits.append(backend.read_logits(0))
-    assert [backend._last().binding.shape.T for backend in (both, one)] == [1, LEAST_NODES]
+    assert [backend._last().binding.shape.T for backend in (both, one)] == [1, MIN_TREE_NODES]
     np.testing.assert_allclose(*logits, atol=0.02 * np.abs(logits[0]).max())
 
 
@@ -143,7 +143,7 @@ def test_after_warming_up_no_shape_is_new(bundle: Bundle, precision: str) -> Non
     backend, cold = (on_host(bundle, precision) for _ in range(2))
     decoder = Decoder(backend, bundle.profile("tree-8"))
     decoder.warm_up()
-    assert backend.pasts == (FIRST_PAST, bundle.model.context)
+    assert backend.padded_past_lengths == (MIN_PADDED_PAST, bundle.model.context)
     ready = set(backend._memory.bound)
     long = np.random.default_rng(2).integers(3, bundle.model.vocab_size, PREFILL_CHUNK + 20).tolist()
     for prompt in (PROMPT, long, [7]):  # into the longer past, and a row alone
@@ -164,9 +164,9 @@ def test_weights_lie_on_the_device_once(bundle: Bundle) -> None:
     _, graph = bundle.graph("ort-cuda", "fp16")
     device = HostDevice()
     backend = on_host(bundle, "fp16", device)
-    causal = graph.with_name(ort_cuda.causal_name(graph.name))
+    causal = graph.with_name(ort_cuda.causal_graph_name(graph.name))
     places, others = (
-        {one.place for one in GraphSource(path, bundle).contents.weights if one.place} for path in (graph, causal)
+        {one.place for one in CheckedGraph(path, bundle).contents.weights if one.place} for path in (graph, causal)
     )
     assert others < places  # all but the heads'
     assert sorted(device.written) == sorted(place.length for place in places)
@@ -175,7 +175,7 @@ def test_weights_lie_on_the_device_once(bundle: Bundle) -> None:
 
 
 def test_prompts_of_many_lengths_are_of_few_shapes(bundle: Bundle) -> None:
-    for precision, least in (("fp32", 1), ("fp16", LEAST_NODES)):
+    for precision, least in (("fp32", 1), ("fp16", MIN_TREE_NODES)):
         backend, answers = on_host(bundle, precision), {}
         decoder = Decoder(backend, bundle.profile("tree-4"))
         for length in range(5, 45):
@@ -251,7 +251,9 @@ def test_a_longer_past_is_another_shape(bundle: Bundle) -> None:
     backend = on_host(bundle, "fp32")
     backend.allocate(1, 16)
     assert backend._memory is not None
-    assert [backend._past(backend._memory.arena, length) for length in (0, 1, FIRST_PAST, FIRST_PAST + 1)] == [
+    assert [
+        backend._past(backend._memory.arena, length) for length in (0, 1, MIN_PADDED_PAST, MIN_PADDED_PAST + 1)
+    ] == [
         256,
         256,
         256,
@@ -260,7 +262,7 @@ def test_a_longer_past_is_another_shape(bundle: Bundle) -> None:
 
 
 def test_what_does_not_fit_is_told_before_it_is_loaded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GraphSource, "weight_bytes", 3 * 10**9)
+    monkeypatch.setattr(CheckedGraph, "weight_bytes", 3 * 10**9)
     with pytest.raises(
         CapacityError, match=r"needs about 3\.5 GB: weights 3\.0, keys and values of 512 tokens 0\.0, .*1\.0 GB"
     ):
@@ -270,7 +272,7 @@ def test_what_does_not_fit_is_told_before_it_is_loaded(bundle: Bundle, monkeypat
 def test_device_library_and_sizes_are_told(bundle: Bundle) -> None:
     _, graph = bundle.graph("ort-cuda", "fp16")
     facts = on_host(bundle, "fp16").facts()
-    expected = ("host", "onnxruntime", GraphSource(graph, bundle).weight_bytes, 2e9)
+    expected = ("host", "onnxruntime", CheckedGraph(graph, bundle).weight_bytes, 2e9)
     assert (facts.device, facts.library, facts.weights, facts.bandwidth) == expected
     assert facts.row == 2 * bundle.model.layers * bundle.model.kv_row * 2
 
@@ -295,7 +297,7 @@ def test_a_long_context_is_allocated_once(bundle: Bundle) -> None:
 
     for precision in ("fp32", "fp16"):
         model = replace(bundle.model, context=1 << 16)
-        decoder = Decoder(load_on(Noting(), bundle, model, "ort-cuda", precision), bundle.profile("tree-64"))
+        decoder = Decoder(load_on_device(Noting(), bundle, model, "ort-cuda", precision), bundle.profile("tree-64"))
         cache = model.context * model.kv_bytes_per_token(4 if precision == "fp32" else 2)
         sizes.clear()
         answer(decoder, PROMPT)

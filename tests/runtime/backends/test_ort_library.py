@@ -34,7 +34,7 @@ def test_nothing_else_imports_it() -> None:
 def test_a_version_that_would_crash_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr("onnxruntime.__version__", version)
     with pytest.raises(MissingExtraError, match=rf"{version} is too old.*1\.31 or newer.*medusa-export\[export\]"):
-        ort_library.find_library("export")
+        ort_library.import_onnxruntime("export")
 
 
 def test_a_build_with_it_is_refused_before_any_work(

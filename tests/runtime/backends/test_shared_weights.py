@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from medusa_runtime.backends import shared_weights
-from medusa_runtime.backends.graph_source import GraphSource
+from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.backends.shared_weights import SharedWeights
 from onnx import TensorProto, helper
 
@@ -33,7 +33,7 @@ def graph(path: Path, operator: str, weight: TensorProto) -> Path:
 def test_two_sessions_read_one_copy_and_it_outlives_them(tmp_path: Path) -> None:
     (tmp_path / "shared.data").write_bytes(bytes(40) + WEIGHTS.tobytes())
     place = ("shared.data", 40, WEIGHTS.nbytes)
-    sources = [GraphSource(graph(tmp_path / f"{op}.onnx", op, tensor(op, place))) for op in ("Add", "Mul")]
+    sources = [CheckedGraph(graph(tmp_path / f"{op}.onnx", op, tensor(op, place))) for op in ("Add", "Mul")]
     device = HostDevice()
     shared = SharedWeights(sources, device)
     assert device.written == [WEIGHTS.nbytes]
@@ -65,7 +65,7 @@ def test_shapes_and_types_are_read_as_onnx_writes_them(tmp_path: Path) -> None:
     )
     onnx.checker.check_model(str(path))
     options = onnxruntime.SessionOptions()
-    held = SharedWeights([GraphSource(path)], HostDevice()).give(GraphSource(path), options)
+    held = SharedWeights([CheckedGraph(path)], HostDevice()).give(CheckedGraph(path), options)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {})[0], np.arange(6, dtype=np.float32).reshape(2, 3))
     assert held

@@ -14,10 +14,10 @@ import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
 from medusa_runtime.backends import load_backend
-from medusa_runtime.backends.arena import RowArena
 from medusa_runtime.backends.base import PREFILL_CHUNK, literal_step
-from medusa_runtime.backends.on_device import FIRST_PAST, Shape
-from medusa_runtime.backends.tensorrt import PAST_UNIT, PLAIN_NODES, TensorRtBackend
+from medusa_runtime.backends.kv_arena import LayerMajorArena
+from medusa_runtime.backends.step_shape import MIN_PADDED_PAST, StepShape
+from medusa_runtime.backends.tensorrt import PAST_MULTIPLE, PLAIN_ENGINE_NODES, TensorRtBackend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.engine_facts import EngineFacts
@@ -27,7 +27,7 @@ from . import fake_tensorrt
 from .host_device import HostDevice
 
 STEPS: dict[str, tuple[Any, ...]] = {
-    "plain": (PLAIN_NODES, 1, False),
+    "plain": (PLAIN_ENGINE_NODES, 1, False),
     "prefill": (PREFILL_CHUNK, 1, False),
     "t4": (4, 4, True),
     "t64": (64, 64, True),
@@ -116,17 +116,21 @@ def test_outputs_are_those_of_the_step_without_its_padding(bundle: Bundle, tmp_p
 
 def test_a_step_runs_in_the_smallest_engine_that_has_room(bundle: Bundle, tmp_path: Path) -> None:
     chosen = backend(bundle, tmp_path)
-    assert chosen._served(Shape(1, 1, 1, False, 256)) == Shape(1, PLAIN_NODES, 1, False, 256)  # not those with heads
-    assert chosen._served(Shape(1, 20, 1, False, 256)) == Shape(1, 64, 64, True, 256)  # heads run, nobody asks them
-    assert chosen._served(Shape(1, 1, 1, True, 256)) == Shape(1, 4, 4, True, 256)
-    assert chosen._served(Shape(1, 5, 5, True, 512)) == Shape(1, 64, 64, True, 512)
-    assert chosen._served(Shape(1, 200, 1, False, 256)) == Shape(1, 256, 1, False, 256)
+    assert chosen._served(StepShape(1, 1, 1, False, 256)) == StepShape(
+        1, PLAIN_ENGINE_NODES, 1, False, 256
+    )  # not those with heads
+    assert chosen._served(StepShape(1, 20, 1, False, 256)) == StepShape(
+        1, 64, 64, True, 256
+    )  # heads run, nobody asks them
+    assert chosen._served(StepShape(1, 1, 1, True, 256)) == StepShape(1, 4, 4, True, 256)
+    assert chosen._served(StepShape(1, 5, 5, True, 512)) == StepShape(1, 64, 64, True, 512)
+    assert chosen._served(StepShape(1, 200, 1, False, 256)) == StepShape(1, 256, 1, False, 256)
     with pytest.raises(
         CapacityError, match="no engine of tensorrt takes a step of 1 sequences, 65 nodes, 65 with logits"
     ):
-        chosen._served(Shape(1, 65, 65, True, 256))
+        chosen._served(StepShape(1, 65, 65, True, 256))
     static = backend(bundle, tmp_path, least=512, best=512)
-    assert static._served(Shape(1, 1, 1, False, 256)).P == 512
+    assert static._served(StepShape(1, 1, 1, False, 256)).P == 512
 
 
 def test_what_it_was_built_for_is_the_context(bundle: Bundle, tmp_path: Path) -> None:
@@ -149,7 +153,7 @@ def test_an_engine_that_is_not_what_was_built_is_never_loaded(bundle: Bundle, tm
 
 def test_an_engine_of_other_inputs_says_what_to_do(bundle: Bundle, tmp_path: Path) -> None:
     chosen = backend(bundle, tmp_path)
-    chosen._new_arena = RowArena  # as engines were bound before rows lay together
+    chosen._new_arena = LayerMajorArena  # as engines were bound before rows lay together
     with pytest.raises(BundleError, match="asks for 'new', which no step of this version has; make bundle and engines"):
         Decoder(chosen).start(PROMPT)
 
@@ -163,18 +167,18 @@ def test_the_weights_told_are_those_of_the_plain_engine(bundle: Bundle, tmp_path
 
 
 def test_where_engines_were_timed_the_fastest_runs_a_step(bundle: Bundle, tmp_path: Path) -> None:
-    times = {PLAIN_NODES: 2.6, PREFILL_CHUNK: 3.1, 4: 2.4, 64: 2.3}
+    times = {PLAIN_ENGINE_NODES: 2.6, PREFILL_CHUNK: 3.1, 4: 2.4, 64: 2.3}
     found = {replace(facts, step_ms=times[facts.nodes]): path for facts, path in engines(bundle, tmp_path).items()}
     device: Any = Gpu()
     chosen = TensorRtBackend(found.items(), bundle.model, bundle.heads, device)
-    assert chosen._served(Shape(1, 1, 1, False, 256)) == Shape(1, 64, 64, True, 256)
-    assert chosen._served(Shape(1, 4, 4, True, 256)) == Shape(1, 64, 64, True, 256)
-    assert chosen._served(Shape(1, 90, 1, False, 256)) == Shape(1, PREFILL_CHUNK, 1, False, 256)
+    assert chosen._served(StepShape(1, 1, 1, False, 256)) == StepShape(1, 64, 64, True, 256)
+    assert chosen._served(StepShape(1, 4, 4, True, 256)) == StepShape(1, 64, 64, True, 256)
+    assert chosen._served(StepShape(1, 90, 1, False, 256)) == StepShape(1, PREFILL_CHUNK, 1, False, 256)
     tree = bundle.profile("tree-4")
     assert answer(Decoder(chosen, tree), PROMPT) == answer(Decoder(load_backend(bundle, "ort-cpu"), tree), PROMPT)
     half = {replace(facts, step_ms=None if facts.nodes == 64 else 1.0): path for facts, path in found.items()}
     chosen = TensorRtBackend(half.items(), bundle.model, bundle.heads, device)
-    assert chosen._served(Shape(1, 1, 1, False, 256)) == Shape(1, PLAIN_NODES, 1, False, 256)
+    assert chosen._served(StepShape(1, 1, 1, False, 256)) == StepShape(1, PLAIN_ENGINE_NODES, 1, False, 256)
 
 
 def test_a_length_below_what_engines_read_is_refused(bundle: Bundle, tmp_path: Path) -> None:
@@ -185,6 +189,6 @@ def test_a_length_below_what_engines_read_is_refused(bundle: Bundle, tmp_path: P
 
 def test_a_length_is_cut_to_whole_units_of_rows(bundle: Bundle, tmp_path: Path) -> None:
     device: Any = Gpu()
-    odd = replace(bundle.model, context=FIRST_PAST + PAST_UNIT + 3)
+    odd = replace(bundle.model, context=MIN_PADDED_PAST + PAST_MULTIPLE + 3)
     chosen = TensorRtBackend(engines(bundle, tmp_path).items(), odd, bundle.heads, device)
-    assert chosen.model.context == chosen.pasts[-1] == FIRST_PAST + PAST_UNIT
+    assert chosen.model.context == chosen.padded_past_lengths[-1] == MIN_PADDED_PAST + PAST_MULTIPLE

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from medusa_runtime.backends.device import Device, Memory
 
 
-class Results(NamedTuple):
+class DeviceOutputs(NamedTuple):
     """Memory for `batch` sequences: logits of `rows` rows each, hidden states of `nodes` nodes each.
 
     row_size, node_size: bytes of one row of logits, and of one hidden state.
@@ -22,12 +22,12 @@ class Results(NamedTuple):
     node_size: int
 
     @classmethod
-    def of(cls, device: Device, batch: int, rows: int, nodes: int, row_size: int, node_size: int) -> Results:
+    def of(cls, device: Device, batch: int, rows: int, nodes: int, row_size: int, node_size: int) -> DeviceOutputs:
         """Allocate. Raises CapacityError."""
         logits = device.allocate(batch * rows * row_size)
         return cls(logits, device.allocate(batch * nodes * node_size), batch, rows, nodes, row_size, node_size)
 
-    def with_room(self, device: Device, rows: int, nodes: int) -> Results:
+    def with_room(self, device: Device, rows: int, nodes: int) -> DeviceOutputs:
         """Return these where a step of `rows` rows and `nodes` nodes fits, else others of which the larger part is new.
 
         Raises CapacityError; these stay as they are.

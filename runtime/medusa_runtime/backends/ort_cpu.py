@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_runtime import contract
-from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, Outputs, Step, all_outputs
-from medusa_runtime.backends.failures import check_reader, failed
-from medusa_runtime.backends.graph_source import GraphSource
-from medusa_runtime.backends.ort_library import find_library
-from medusa_runtime.backends.ort_session import check_tensors, open_session
+from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, Step, StepOutputs, name_outputs
+from medusa_runtime.backends.checked_graph import CheckedGraph
+from medusa_runtime.backends.ort_library import import_onnxruntime
+from medusa_runtime.backends.ort_session import check_signature, open_session
+from medusa_runtime.backends.step_errors import check_reading_thread, step_error
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
 from medusa_runtime.errors import CapacityError
@@ -33,14 +33,14 @@ def load(
     precision: str | None,
     threads: int | None,
     gpu: int,  # noqa: ARG001
-) -> OrtBackend:
+) -> OrtCpuBackend:
     """Make the backend that `medusa_runtime.backends.load_backend` asks for; a GPU's number means nothing to a CPU."""
     facts, path = bundle.graph(name, precision)
-    source = GraphSource(path, bundle)
-    return OrtBackend(source, model, bundle.heads, name=name, precision=facts.precision, threads=threads)
+    source = CheckedGraph(path, bundle)
+    return OrtCpuBackend(source, model, bundle.heads, name=name, precision=facts.precision, threads=threads)
 
 
-class OrtBackend:
+class OrtCpuBackend:
     """Runs a graph with the CPU provider, one sequence at a time.
 
     All layers' keys and values lie in one arena (2·layers, kv_heads, capacity + SPARE_ROWS, head_dim), bound where it
@@ -50,7 +50,7 @@ class OrtBackend:
 
     def __init__(
         self,
-        graph: Path | GraphSource,
+        graph: Path | CheckedGraph,
         model: ModelFacts,
         heads: HeadFacts,
         *,
@@ -64,15 +64,15 @@ class OrtBackend:
         """
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.prefill_chunk = PREFILL_CHUNK
-        self.pasts: tuple[int, ...] = ()
+        self.padded_past_lengths: tuple[int, ...] = ()
         self.run_seconds = 0.0
         self.exclusive_use, self.logits_on_host = ExclusiveUse(f"the backend {name!r}"), True
-        source = graph if isinstance(graph, GraphSource) else GraphSource(graph)
+        source = graph if isinstance(graph, CheckedGraph) else CheckedGraph(graph)
         self._weight_bytes = source.weight_bytes
         self._session = _session(source, threads or default_threads())
         state = state_size(model, heads)
         specs = contract.in_place_specs(model.layers, state, model.vocab_size, model.kv_heads, model.head_dim)
-        check_tensors(self._session, *specs, source.path)
+        check_signature(self._session, *specs, source.path)
         self._capacity = 0
         self._arena = np.zeros((2 * model.layers, model.kv_heads, 0, model.head_dim), dtype=np.float32)
         self._draft_hidden = np.zeros((1, state_size(model, heads)), dtype=np.float32)
@@ -85,7 +85,7 @@ class OrtBackend:
 
     def facts(self) -> BackendFacts:
         """Describe processor and library; how fast its memory is, is not known."""
-        version, row = find_library("cpu").__version__, self.model.kv_bytes_per_token(self._arena.itemsize)
+        version, row = import_onnxruntime("cpu").__version__, self.model.kv_bytes_per_token(self._arena.itemsize)
         return BackendFacts(processor_name(), "", "", "onnxruntime", version, self._weight_bytes, row, None)
 
     @exclusive
@@ -122,7 +122,7 @@ class OrtBackend:
         try:
             self._session.run_with_iobinding(binding.io)
         except Exception as error:  # the library raises many kinds
-            raise failed(self.name, self.precision, binding.nodes, int(binding.past_length[0]), error) from error
+            raise step_error(self.name, self.precision, binding.nodes, int(binding.past_length[0]), error) from error
         self.run_seconds = time.perf_counter() - started
         self._moving = False
         self._ran = threading.get_ident(), binding
@@ -140,13 +140,13 @@ class OrtBackend:
         logits: FloatArray = self._results().logits[sequence, row]
         return logits
 
-    def read_outputs(self) -> Outputs:
+    def read_outputs(self) -> StepOutputs:
         """Return copies of all that the last run gave; its keys and values lie behind the past."""
         ran, layers = self._results(), self.model.layers
         length, T = ran.past_length[0], ran.nodes
         written = ran.arena[:, :, length : length + T]  # (2·layers, kv_heads, T, head_dim)
         new = written.transpose(0, 2, 1, 3).reshape(2 * layers, 1, T, self.model.kv_row)
-        return all_outputs(
+        return name_outputs(
             np.array(ran.tokens), np.array(ran.argmax), ran.logits.copy(), np.array(ran.hidden), new.copy()
         )
 
@@ -175,7 +175,7 @@ class OrtBackend:
         ran = self._ran
         if ran is None:
             raise RuntimeError("no step has been run")
-        check_reader(self.name, ran[0])
+        check_reading_thread(self.name, ran[0])
         return ran[1]
 
     def _bind(self, step: Step) -> _Binding:
@@ -186,7 +186,7 @@ class OrtBackend:
                 binding = _Binding(self._session, self.model, step, self._draft_hidden, self._arena)
             except Exception as error:  # of the library, or of numpy for want of memory
                 T, length = step.input_ids.shape[1], int(step.past_length.max())
-                raise failed(self.name, self.precision, T, length, error) from error
+                raise step_error(self.name, self.precision, T, length, error) from error
             self._bindings[step] = binding
         self._step = None  # at no moment a step with the binding of another
         self._binding = binding
@@ -238,8 +238,8 @@ def _rows(array: NDArray[Any]) -> list[memoryview]:
     return [row.data for row in array]
 
 
-def _session(graph: GraphSource, threads: int) -> Any:
-    onnxruntime = find_library("cpu")
+def _session(graph: CheckedGraph, threads: int) -> Any:
+    onnxruntime = import_onnxruntime("cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from medusa_runtime.backends import graph_source, load_backend
-from medusa_runtime.backends.graph_source import GraphSource
-from medusa_runtime.backends.ort import OrtBackend
+from medusa_runtime.backends import checked_graph, load_backend
+from medusa_runtime.backends.checked_graph import CheckedGraph
+from medusa_runtime.backends.ort_cpu import OrtCpuBackend
 from medusa_runtime.backends.ort_session import open_session
 from medusa_runtime.bundle import Bundle, reseal
 from medusa_runtime.engine import Engine
@@ -46,9 +46,9 @@ def test_bytes_of_weights_count_each_place_once(tmp_path: Path) -> None:
     file.write_bytes(model(inside, *(tensor(f"w{at}", place) for at, place in enumerate(places))))
     (tmp_path / "shared.data").write_bytes(bytes(1600))
     (tmp_path / "other.data").write_bytes(bytes(40))
-    assert GraphSource(file).weight_bytes == 60 + 400 + 1200 + 40
+    assert CheckedGraph(file).weight_bytes == 60 + 400 + 1200 + 40
     file.write_bytes(model())
-    assert GraphSource(file).weight_bytes == 0
+    assert CheckedGraph(file).weight_bytes == 0
 
 
 def test_a_shared_file_counts_only_as_far_as_a_graph_refers_to_it(tiny_precisions: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_shared_file_counts_only_as_far_as_a_graph_refers_to_it(tiny_precision
         path = bundle.graph("ort-cpu", precision)[1]
         own = onnx.load(path, load_external_data=False).graph.initializer
         places = {place(one): one for one in own}
-        sizes.append(GraphSource(path, bundle).weight_bytes)
+        sizes.append(CheckedGraph(path, bundle).weight_bytes)
         assert sizes[-1] == sum(size(one) for one in places.values())
     assert sizes == sorted(sizes, reverse=True)
 
@@ -93,7 +93,7 @@ def test_what_a_graph_claims_is_checked(
         weight.data_type = dtype
     (tmp_path / "graph.onnx").write_bytes(model(*weights))
     with pytest.raises(BundleError, match=message):
-        GraphSource(tmp_path / "graph.onnx")
+        CheckedGraph(tmp_path / "graph.onnx")
 
 
 def test_a_weight_in_a_file_that_the_manifest_does_not_list(folder: Path) -> None:
@@ -112,14 +112,14 @@ def test_a_weight_in_a_file_that_the_manifest_does_not_list(folder: Path) -> Non
 def test_operators_that_are_not_onnx_runtimes_own(tmp_path: Path, domain: str, operator: str) -> None:
     (tmp_path / "graph.onnx").write_bytes(model(nodes=(helper.make_node(operator, [], ["y"], domain=domain),)))
     with pytest.raises(BundleError, match=f"operator '{operator}' of domain '{domain}', expected operators of"):
-        GraphSource(tmp_path / "graph.onnx")
+        CheckedGraph(tmp_path / "graph.onnx")
 
 
 def test_a_graph_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_source, "MAX_GRAPH", 100)
+    monkeypatch.setattr(checked_graph, "MAX_GRAPH", 100)
     (tmp_path / "graph.onnx").write_bytes(model())
     with pytest.raises(BundleError, match=r"has \d+ bytes, expected at most 100"):
-        GraphSource(tmp_path / "graph.onnx")
+        CheckedGraph(tmp_path / "graph.onnx")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "w8a8", "int4"])
@@ -198,7 +198,7 @@ def test_a_graph_of_another_models_sizes(tiny_precisions: Path) -> None:
         ({"head_dim": 8}, r"input 'past_key_0' is a tensor\(float\) of .*16\], expected a .*8\]"),
     ):
         with pytest.raises(BundleError, match=message):
-            OrtBackend(path, replace(bundle.model, **changed), bundle.heads, threads=1)
+            OrtCpuBackend(path, replace(bundle.model, **changed), bundle.heads, threads=1)
 
 
 def test_onnx_runtimes_own_format_is_not_taken(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_onnx_runtimes_own_format_is_not_taken(tmp_path: Path) -> None:
     )
     onnxruntime.InferenceSession(plain.SerializeToString(), options, providers=["CPUExecutionProvider"])
     (tmp_path / "plain.onnx").write_bytes(plain.SerializeToString())
-    source = GraphSource(tmp_path / "plain.onnx")
+    source = CheckedGraph(tmp_path / "plain.onnx")
     source.data = (tmp_path / "graph.ort").read_bytes()  # as if they had passed for an ONNX file
     with pytest.raises(BundleError, match="cannot load"):
         open_session(onnxruntime, source, onnxruntime.SessionOptions(), ["CPUExecutionProvider"])

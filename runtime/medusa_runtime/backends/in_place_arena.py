@@ -11,15 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from medusa_runtime import contract
-from medusa_runtime.backends.arena import Tensor, names, runs
 from medusa_runtime.backends.base import FloatArray
 from medusa_runtime.backends.device import Device
-from medusa_runtime.backends.elements import INT32, Element
+from medusa_runtime.backends.element_types import INT32, Element
+from medusa_runtime.backends.kv_arena import Tensor, contiguous_runs, kv_tensor_names
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import ModelFacts
 
 
-class HeadArena:
+class InPlaceArena:
     """The arena of one backend and one sequence: `capacity` rows and, behind those that are bound, a step's `nodes`."""
 
     def __init__(
@@ -46,7 +46,9 @@ class HeadArena:
         shape = (1, model.kv_heads, self._rows, model.head_dim)
         size = model.kv_heads * self._rows * self._row
         given, made = {contract.PAST_ROWS: Tensor(INT32, (P,), self._numbers.address)}, {}
-        for number, (past, present) in enumerate(names(model.layers, contract.present_key, contract.present_value)):
+        for number, (past, present) in enumerate(
+            kv_tensor_names(model.layers, contract.present_key, contract.present_value)
+        ):
             given[past] = made[present] = Tensor(kind, shape, self._past.address + number * size)
         return given, made
 
@@ -54,7 +56,7 @@ class HeadArena:
         """Move the rows of `path`, which a step wrote behind `length` real ones, together."""
         if length + len(path) > self.capacity:
             raise RuntimeError(f"{length} + {len(path)} rows do not fit an arena of {self.capacity}")
-        for first, node, count in runs(path):
+        for first, node, count in contiguous_runs(path):
             far = node - first
             for start in range(0, count if far else 0, far or 1):  # so that no copy reads where it writes
                 self._move(length + node + start, length + first + start, min(far, count - start))
@@ -76,7 +78,7 @@ class HeadArena:
         new: FloatArray = rows.reshape(2 * self._model.layers, 1, nodes, heads * size)
         return new
 
-    def take_over(self, other: HeadArena) -> None:
+    def take_over(self, other: InPlaceArena) -> None:
         """Copy all the rows that fit from the arena before."""
         self._device.copy_rows(
             self._past.address,
@@ -87,8 +89,8 @@ class HeadArena:
             self._height,
         )
 
-    def widened(self, nodes: int) -> HeadArena:
+    def widened(self, nodes: int) -> InPlaceArena:
         """Return a copy with more room behind the rows: they lie head by head, so all of them move."""
-        arena = HeadArena(self._device, self._model, self._element, self.batch, self.capacity, nodes)
+        arena = InPlaceArena(self._device, self._model, self._element, self.batch, self.capacity, nodes)
         arena.take_over(self)
         return arena

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from medusa_runtime.backends.arena import RowArena, runs
-from medusa_runtime.backends.elements import FLOAT32, INT32
-from medusa_runtime.backends.head_arena import HeadArena
-from medusa_runtime.backends.token_arena import TokenArena
+from medusa_runtime.backends.element_types import FLOAT32, INT32
+from medusa_runtime.backends.in_place_arena import InPlaceArena
+from medusa_runtime.backends.kv_arena import LayerMajorArena, contiguous_runs
+from medusa_runtime.backends.token_major_arena import TokenMajorArena
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import ModelFacts
 
@@ -27,13 +27,13 @@ GROUPED = ModelFacts("m", "llama", 2, 8, 4, 2, 4, 16, 64, ())  # of two key head
         ([], []),
     ],
 )
-def test_runs(path: list[int], expected: list[tuple[int, int, int]]) -> None:
-    assert list(runs(path)) == expected
+def test_contiguous_runs(path: list[int], expected: list[tuple[int, int, int]]) -> None:
+    assert list(contiguous_runs(path)) == expected
 
 
 def test_kept_rows_lie_behind_the_past_of_their_sequence_in_every_tensor() -> None:
     device = HostDevice()
-    arena = RowArena(device, MODEL, FLOAT32, batch=2, capacity=6, nodes=4)
+    arena = LayerMajorArena(device, MODEL, FLOAT32, batch=2, capacity=6, nodes=4)
     past = arena._past.array.view(np.float32).reshape(4, 2, 6, 4)
     new = arena._new.array.view(np.float32)
     new[:] = np.arange(new.size)
@@ -49,9 +49,9 @@ def test_kept_rows_lie_behind_the_past_of_their_sequence_in_every_tensor() -> No
 
 def test_a_larger_arena_takes_all_rows_over() -> None:
     device = HostDevice()
-    small = RowArena(device, MODEL, FLOAT32, batch=2, capacity=3, nodes=1)
+    small = LayerMajorArena(device, MODEL, FLOAT32, batch=2, capacity=3, nodes=1)
     small._past.array.view(np.float32)[:] = np.arange(4 * 2 * 3 * 4)
-    large = RowArena(device, MODEL, FLOAT32, batch=2, capacity=5, nodes=1)
+    large = LayerMajorArena(device, MODEL, FLOAT32, batch=2, capacity=5, nodes=1)
     large.take_over(small)
     before = small._past.array.view(np.float32).reshape(4, 2, 3, 4)
     after = large._past.array.view(np.float32).reshape(4, 2, 5, 4)
@@ -61,7 +61,7 @@ def test_a_larger_arena_takes_all_rows_over() -> None:
 
 def test_together_kept_rows_of_all_layers_are_one_copy() -> None:
     device = HostDevice()
-    arena = TokenArena(device, MODEL, FLOAT32, batch=2, capacity=6, nodes=4)
+    arena = TokenMajorArena(device, MODEL, FLOAT32, batch=2, capacity=6, nodes=4)
     [past], [new] = (list(tensors.values()) for tensors in arena.tensors(5, 3))
     assert (past.shape, new.shape) == ((2, 5, 16), (2, 3, 16))
     arena._new.array.view(np.float32)[:] = np.arange(2 * 4 * 16)
@@ -79,21 +79,21 @@ def test_together_kept_rows_of_all_layers_are_one_copy() -> None:
 
 def test_together_a_larger_arena_takes_all_rows_over() -> None:
     device = HostDevice()
-    small = TokenArena(device, MODEL, FLOAT32, batch=2, capacity=3, nodes=1)
+    small = TokenMajorArena(device, MODEL, FLOAT32, batch=2, capacity=3, nodes=1)
     small._past.array.view(np.float32)[:] = np.arange(2 * 3 * 16)
-    large = TokenArena(device, MODEL, FLOAT32, batch=2, capacity=5, nodes=1)
+    large = TokenMajorArena(device, MODEL, FLOAT32, batch=2, capacity=5, nodes=1)
     large.take_over(small)
     before, after = (one._past.array.view(np.float32).reshape(2, -1, 16) for one in (small, large))
     np.testing.assert_array_equal(after[:, :3], before)
     assert not after[:, 3:].any()
 
 
-def heads_of(arena: HeadArena) -> np.ndarray:
+def heads_of(arena: InPlaceArena) -> np.ndarray:
     return arena._past.array.view(np.float32).reshape(4, 2, arena.capacity + arena.nodes, 4)
 
 
 def test_in_place_a_step_reads_and_writes_the_same_tensors() -> None:
-    arena = HeadArena(HostDevice(), GROUPED, FLOAT32, batch=1, capacity=6, nodes=4)
+    arena = InPlaceArena(HostDevice(), GROUPED, FLOAT32, batch=1, capacity=6, nodes=4)
     given, made = arena.tensors(5, 3)
     numbers = given.pop("past_rows")
     assert (numbers.number, numbers.shape) == (INT32, (5,))
@@ -106,7 +106,7 @@ def test_in_place_a_step_reads_and_writes_the_same_tensors() -> None:
 @pytest.mark.parametrize("path", [[0], [0, 1, 2], [0, 2, 3], [0, 1, 3], [0, 1, 3, 4, 5, 6], [0, 3, 5]], ids=str)
 def test_in_place_kept_rows_move_together(path: list[int]) -> None:
     device = HostDevice()
-    arena = HeadArena(device, GROUPED, FLOAT32, batch=1, capacity=12, nodes=8)
+    arena = InPlaceArena(device, GROUPED, FLOAT32, batch=1, capacity=12, nodes=8)
     heads_of(arena)[:] = np.arange(4 * 2 * 20 * 4).reshape(4, 2, 20, 4)
     before = heads_of(arena).copy()
     device.copies.clear()
@@ -120,9 +120,9 @@ def test_in_place_kept_rows_move_together(path: list[int]) -> None:
 
 def test_in_place_a_larger_arena_takes_all_rows_over() -> None:
     device = HostDevice()
-    small = HeadArena(device, GROUPED, FLOAT32, batch=1, capacity=3, nodes=1)
+    small = InPlaceArena(device, GROUPED, FLOAT32, batch=1, capacity=3, nodes=1)
     heads_of(small)[:] = np.arange(4 * 2 * 4 * 4).reshape(4, 2, 4, 4)
-    large = HeadArena(device, GROUPED, FLOAT32, batch=1, capacity=5, nodes=2)
+    large = InPlaceArena(device, GROUPED, FLOAT32, batch=1, capacity=5, nodes=2)
     large.take_over(small)
     np.testing.assert_array_equal(heads_of(large)[:, :, :3], heads_of(small)[:, :, :3])
     assert not heads_of(large)[:, :, 3:].any()
@@ -130,4 +130,4 @@ def test_in_place_a_larger_arena_takes_all_rows_over() -> None:
 
 def test_in_place_there_is_one_sequence() -> None:
     with pytest.raises(CapacityError, match="one sequence at a time, got a batch of 2; load a backend for each"):
-        HeadArena(HostDevice(), GROUPED, FLOAT32, batch=2, capacity=6, nodes=4)
+        InPlaceArena(HostDevice(), GROUPED, FLOAT32, batch=2, capacity=6, nodes=4)

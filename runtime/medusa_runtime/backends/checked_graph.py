@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medusa_runtime.backends.onnx_file import Contents, Place, Weight, read_contents
+from medusa_runtime.backends.onnx_file import ExternalData, OnnxContents, Weight, read_contents
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError
 from medusa_runtime.verified import CheckedFile
@@ -36,7 +36,7 @@ TYPES: dict[int, type[np.generic]] = {
 }
 
 
-class GraphSource:
+class CheckedGraph:
     """An ONNX file and the files beside it that hold its weights; those of a bundle as its manifest lists them.
 
     data: the graph's bytes. contents: what they say. Raises BundleError for a graph that claims what does not hold:
@@ -49,7 +49,7 @@ class GraphSource:
         self.path = path
         self._bundle = bundle
         self.data = self._file(path.name).read(MAX_GRAPH)
-        self.contents: Contents = read_contents(self.data, str(path))
+        self.contents: OnnxContents = read_contents(self.data, str(path))
         self._files = {name: self._file(name) for name in sorted({place.file for place in self._places()})}
         self._check_operators()
         for weight in self.contents.weights:
@@ -77,7 +77,7 @@ class GraphSource:
                 if weight.place
             }
 
-    def _places(self) -> set[Place]:
+    def _places(self) -> set[ExternalData]:
         return {weight.place for weight in self.contents.weights if weight.place}
 
     def _file(self, name: str) -> CheckedFile:
@@ -94,7 +94,7 @@ class GraphSource:
                     f"{', '.join(map(repr, DOMAINS))} that read no files; build it again"
                 )
 
-    def _check_weight(self, weight: Weight, place: Place) -> None:
+    def _check_weight(self, weight: Weight, place: ExternalData) -> None:
         if weight.dtype not in TYPES:
             raise BundleError(f"{self.path}: {weight.name} is of ONNX's type {weight.dtype}, which lies in no file")
         size = math.prod(weight.shape) * np.dtype(TYPES[weight.dtype]).itemsize
@@ -117,7 +117,7 @@ class GraphSource:
             before = place
 
 
-def _array(weight: Weight, place: Place, file: NDArray[np.uint8]) -> NDArray[np.generic]:
+def _array(weight: Weight, place: ExternalData, file: NDArray[np.uint8]) -> NDArray[np.generic]:
     raw = file[place.offset : place.offset + place.length]
     dtype = np.dtype(TYPES[weight.dtype])
     if raw.ctypes.data % dtype.itemsize:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from medusa_runtime.backends.base import Step
-from medusa_runtime.backends.step_memory import ALIGNMENT, StepMemory
+from medusa_runtime.backends.host_buffers import ALIGNMENT, HostBuffers
 
 from .host_device import HostDevice
 
 
 def test_a_smaller_step_is_padded_by_nodes_that_see_themselves_alone() -> None:
-    memory = StepMemory(HostDevice(), batch=1, nodes=4, rows=3)
+    memory = HostBuffers(HostDevice(), batch=1, nodes=4, rows=3)
     step = Step(
         input_ids=np.array([[7, -1]], np.int32),
         position_ids=np.array([[5, 6]], np.int32),
@@ -33,7 +33,7 @@ def test_a_smaller_step_is_padded_by_nodes_that_see_themselves_alone() -> None:
 
 
 def test_steps_of_one_size_and_of_others_find_no_trace_of_each_other() -> None:
-    rng, memory = np.random.default_rng(2), StepMemory(HostDevice(), batch=1, nodes=6, rows=6)
+    rng, memory = np.random.default_rng(2), HostBuffers(HostDevice(), batch=1, nodes=6, rows=6)
     for nodes in (2, 2, 6, 2, 1, 1, 4, 6, 4):
         length = int(rng.integers(1, 50))
         step = Step(
@@ -45,7 +45,7 @@ def test_steps_of_one_size_and_of_others_find_no_trace_of_each_other() -> None:
             draft=True,
         )
         memory.write(step)
-        fresh = StepMemory(HostDevice(), batch=1, nodes=6, rows=6)
+        fresh = HostBuffers(HostDevice(), batch=1, nodes=6, rows=6)
         fresh.write(step)
         for one, other in zip(memory._given, fresh._given, strict=True):
             np.testing.assert_array_equal(one, other)

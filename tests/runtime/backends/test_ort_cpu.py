@@ -14,7 +14,7 @@ import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import BACKENDS, load_backend
 from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
-from medusa_runtime.backends.ort import OrtBackend
+from medusa_runtime.backends.ort_cpu import OrtCpuBackend
 from medusa_runtime.bundle import Bundle, reseal
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import BackendError, BundleError, BusyError, CapacityError, MissingExtraError
@@ -30,9 +30,9 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 @pytest.fixture
-def backend(bundle: Bundle) -> OrtBackend:
+def backend(bundle: Bundle) -> OrtCpuBackend:
     loaded = load_backend(bundle, threads=1)
-    assert isinstance(loaded, OrtBackend)
+    assert isinstance(loaded, OrtCpuBackend)
     return loaded
 
 
@@ -40,11 +40,11 @@ def literal(ids: list[int], length: int) -> Step:
     return literal_step(np.array(ids, np.int32), length, np.arange(len(ids), dtype=np.int32))
 
 
-def logits(backend: OrtBackend, rows: int, sequence: int = 0) -> np.ndarray:
+def logits(backend: OrtCpuBackend, rows: int, sequence: int = 0) -> np.ndarray:
     return np.stack([backend.read_logits(row, sequence) for row in range(rows)]).copy()
 
 
-def test_committed_rows_stand_in_for_the_tokens_they_came_from(backend: OrtBackend) -> None:
+def test_committed_rows_stand_in_for_the_tokens_they_came_from(backend: OrtCpuBackend) -> None:
     ids = [5, 9, 17, 3, 44, 23]
     cache = KvCache(backend)
     backend.run(literal(ids, 0))
@@ -58,7 +58,7 @@ def test_committed_rows_stand_in_for_the_tokens_they_came_from(backend: OrtBacke
 
 
 @pytest.mark.parametrize("path", [[0, 1, 2], [0, 3], [0, 2, 3]])
-def test_only_the_rows_of_the_path_are_kept(backend: OrtBackend, path: list[int]) -> None:
+def test_only_the_rows_of_the_path_are_kept(backend: OrtCpuBackend, path: list[int]) -> None:
     cache = KvCache(backend)
     backend.run(literal([4, 8, 15], 0))
     cache.commit(range(3))
@@ -85,7 +85,7 @@ def test_only_the_rows_of_the_path_are_kept(backend: OrtBackend, path: list[int]
     np.testing.assert_allclose(grown, logits(backend, 4 + len(path))[-1], atol=1e-4)
 
 
-def test_all_that_a_step_gave_can_be_read(backend: OrtBackend) -> None:
+def test_all_that_a_step_gave_can_be_read(backend: OrtCpuBackend) -> None:
     model, cache = backend.model, KvCache(backend)
     with pytest.raises(RuntimeError, match="no step has been run"):
         backend.read_outputs()
@@ -119,7 +119,7 @@ def test_all_that_a_step_gave_can_be_read(backend: OrtBackend) -> None:
     np.testing.assert_array_equal(backend._draft_hidden, outputs["hidden"][:, 1])
 
 
-def test_growth_keeps_every_row(backend: OrtBackend) -> None:
+def test_growth_keeps_every_row(backend: OrtCpuBackend) -> None:
     ids = np.random.default_rng(3).integers(0, backend.model.vocab_size, size=40).tolist()
     backend.allocate(1, 16)
     backend.run(literal(ids[:16], 0))
@@ -131,12 +131,12 @@ def test_growth_keeps_every_row(backend: OrtBackend) -> None:
     np.testing.assert_allclose(grown, logits(backend, 40)[16:], atol=1e-4)
 
 
-def test_a_batch_is_refused(backend: OrtBackend) -> None:
+def test_a_batch_is_refused(backend: OrtCpuBackend) -> None:
     with pytest.raises(CapacityError, match=r"one sequence at a time, got a batch of 2; load a backend for each"):
         KvCache(backend, batch=2)
 
 
-def test_keeping_the_first_rows_of_a_step_copies_none(backend: OrtBackend) -> None:
+def test_keeping_the_first_rows_of_a_step_copies_none(backend: OrtCpuBackend) -> None:
     cache = KvCache(backend)
     backend.run(literal([4, 8, 15, 16], 0))
     written = backend._arena.copy()
@@ -148,7 +148,7 @@ def test_keeping_the_first_rows_of_a_step_copies_none(backend: OrtBackend) -> No
     np.testing.assert_array_equal(backend._arena[:, :, 4], moved)
 
 
-def test_a_step_that_the_arena_cannot_hold_is_refused(backend: OrtBackend) -> None:
+def test_a_step_that_the_arena_cannot_hold_is_refused(backend: OrtCpuBackend) -> None:
     backend.allocate(1, 8)
     with pytest.raises(RuntimeError, match="9 rows do not lie in an arena of 8"):
         backend.run(literal([3] * 4, 5))
@@ -168,13 +168,15 @@ def test_an_int8_row_is_the_same_bits_whatever_stands_beside_it(tiny_precisions:
 
 
 def test_a_step_is_bound_once_and_reads_what_its_arrays_hold_now(
-    backend: OrtBackend, monkeypatch: pytest.MonkeyPatch
+    backend: OrtCpuBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medusa_runtime.backends import ort
+    from medusa_runtime.backends import ort_cpu
 
     made: list[Step] = []
-    original = ort._Binding.__init__
-    monkeypatch.setattr(ort._Binding, "__init__", lambda self, *args: (made.append(args[2]), original(self, *args))[1])
+    original = ort_cpu._Binding.__init__
+    monkeypatch.setattr(
+        ort_cpu._Binding, "__init__", lambda self, *args: (made.append(args[2]), original(self, *args))[1]
+    )
     KvCache(backend)
     first, second = literal([5, 9, 17], 0), literal([5, 9, 17], 0)
     backend.run(first)
@@ -190,7 +192,7 @@ def test_a_step_is_bound_once_and_reads_what_its_arrays_hold_now(
     np.testing.assert_array_equal(logits(backend, 3), after)
 
 
-def test_the_buffers_of_a_step_go_with_it(backend: OrtBackend) -> None:
+def test_the_buffers_of_a_step_go_with_it(backend: OrtCpuBackend) -> None:
     KvCache(backend)
     for _ in range(3):
         backend.run(literal([7, 8], 0))
@@ -198,7 +200,7 @@ def test_the_buffers_of_a_step_go_with_it(backend: OrtBackend) -> None:
 
 
 @pytest.mark.parametrize("name", ["chain-2", "tree-8", "mc_sim_7b_63"])
-def test_a_tree_gives_the_tokens_of_plain_decoding(bundle: Bundle, backend: OrtBackend, name: str) -> None:
+def test_a_tree_gives_the_tokens_of_plain_decoding(bundle: Bundle, backend: OrtCpuBackend, name: str) -> None:
     decoder = Decoder(backend)
     rng = np.random.default_rng(11)
     for length in (1, 7, PREFILL_CHUNK - 1 if bundle.model.context > PREFILL_CHUNK else bundle.model.context // 2):
@@ -217,7 +219,7 @@ def test_a_tree_gives_the_tokens_of_plain_decoding(bundle: Bundle, backend: OrtB
         assert len(answers[0]) == min(40, bundle.model.context - length)
 
 
-def test_decoding_grows_past_the_first_capacity(bundle: Bundle, backend: OrtBackend) -> None:
+def test_decoding_grows_past_the_first_capacity(bundle: Bundle, backend: OrtCpuBackend) -> None:
     decoder = Decoder(backend, bundle.profile("tree-4"))
     start = min(FIRST_CAPACITY, bundle.model.context) - 20
     decoder.start([3] * start, max_new_tokens=10_000, stop_ids=())
@@ -229,7 +231,7 @@ def test_decoding_grows_past_the_first_capacity(bundle: Bundle, backend: OrtBack
     assert sequence.length == bundle.model.context
 
 
-def test_an_interrupt_anywhere_in_a_step_costs_no_token(backend: OrtBackend, bundle: Bundle) -> None:
+def test_an_interrupt_anywhere_in_a_step_costs_no_token(backend: OrtCpuBackend, bundle: Bundle) -> None:
     """The backend's and the cache's own lines; the cache grows in the step."""
     decoder = Decoder(backend, bundle.profile("tree-4"))
 
@@ -246,7 +248,7 @@ def test_an_interrupt_anywhere_in_a_step_costs_no_token(backend: OrtBackend, bun
     while came_so_far:
         sequence = started()
         decoder.cache.capacity = 3
-        came_so_far = interrupted(decoder.step, number, ("backends/ort.py", "kv_cache.py"))
+        came_so_far = interrupted(decoder.step, number, ("backends/ort_cpu.py", "kv_cache.py"))
         while sequence.finish_reason is None:
             decoder.step()
         assert sequence.answer == wanted, number
@@ -254,7 +256,7 @@ def test_an_interrupt_anywhere_in_a_step_costs_no_token(backend: OrtBackend, bun
     assert number > 50
 
 
-def test_a_step_is_never_run_with_the_binding_of_another(backend: OrtBackend) -> None:
+def test_a_step_is_never_run_with_the_binding_of_another(backend: OrtCpuBackend) -> None:
     KvCache(backend)
     first, second = literal([5, 9, 17], 0), literal([23, 4], 0)
     backend.run(first)
@@ -264,7 +266,7 @@ def test_a_step_is_never_run_with_the_binding_of_another(backend: OrtBackend) ->
     number, came_so_far = 0, True
     while came_so_far:
         backend.run(first)
-        came_so_far = interrupted(partial(backend.run, second), number, ("backends/ort.py",))
+        came_so_far = interrupted(partial(backend.run, second), number, ("backends/ort_cpu.py",))
         for step, wanted in zip((first, second, first), (*expected, expected[0]), strict=True):
             backend.run(step)
             assert backend.read_argmax() == wanted, number
@@ -273,7 +275,7 @@ def test_a_step_is_never_run_with_the_binding_of_another(backend: OrtBackend) ->
 
 
 def test_results_of_a_run_that_was_interrupted_cannot_be_read(
-    backend: OrtBackend, monkeypatch: pytest.MonkeyPatch
+    backend: OrtCpuBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Interrupted:
         def run_with_iobinding(self, _io: object) -> None:
@@ -308,7 +310,7 @@ class Fails:
     [("[ONNXRuntimeError] : 1 : FAIL : a node broke", BackendError), ("Failed to allocate memory", CapacityError)],
 )
 def test_what_the_library_says_when_it_fails_comes_in_a_typed_error(
-    backend: OrtBackend, monkeypatch: pytest.MonkeyPatch, method: str, words: str, kind: type[Exception]
+    backend: OrtCpuBackend, monkeypatch: pytest.MonkeyPatch, method: str, words: str, kind: type[Exception]
 ) -> None:
     decoder = Decoder(backend)
     sequence = decoder.begin([5, 9], 6, ())
@@ -324,14 +326,14 @@ def test_what_the_library_says_when_it_fails_comes_in_a_typed_error(
     assert sequence.answer == whole.answer
 
 
-def test_an_error_of_the_library_itself_is_wrapped(backend: OrtBackend) -> None:
+def test_an_error_of_the_library_itself_is_wrapped(backend: OrtCpuBackend) -> None:
     """Ids that the embedding does not have: ONNX Runtime refuses the step."""
     KvCache(backend)
     with pytest.raises(BackendError, match=r"ort-cpu failed in a step of 2 tokens behind 0 in fp32: .*indices"):
         backend.run(literal([5, 1 << 30], 0))
 
 
-def test_two_threads_on_a_backend_alone(backend: OrtBackend) -> None:
+def test_two_threads_on_a_backend_alone(backend: OrtCpuBackend) -> None:
     KvCache(backend)
     backend.run(literal([5, 9, 17], 0))
     for work in (backend.read_argmax, backend.read_outputs, partial(backend.commit, 0, [0], 0)):
@@ -344,7 +346,7 @@ def test_two_threads_on_a_backend_alone(backend: OrtBackend) -> None:
     assert backend.read_argmax() == mine
 
 
-def test_threads_do_not_spin_between_steps(backend: OrtBackend) -> None:
+def test_threads_do_not_spin_between_steps(backend: OrtCpuBackend) -> None:
     options = backend._session.get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
     with pytest.raises(RuntimeError, match="does not have"):  # within a step they do, as is the library's habit

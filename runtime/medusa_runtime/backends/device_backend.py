@@ -13,41 +13,34 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from medusa_runtime import contract
-from medusa_runtime.backends.arena import Arena, NewArena, RowArena, Tensor
-from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, IntArray, Outputs, Step, all_outputs
+from medusa_runtime.backends.base import (
+    PREFILL_CHUNK,
+    BackendFacts,
+    FloatArray,
+    IntArray,
+    Step,
+    StepOutputs,
+    name_outputs,
+)
 from medusa_runtime.backends.device import Device, Memory
-from medusa_runtime.backends.elements import BOOL, FLOAT32, INT32, element
-from medusa_runtime.backends.failures import check_reader, failed
-from medusa_runtime.backends.results import Results
-from medusa_runtime.backends.step_memory import StepMemory
+from medusa_runtime.backends.device_outputs import DeviceOutputs
+from medusa_runtime.backends.element_types import BOOL, FLOAT32, INT32, element
+from medusa_runtime.backends.host_buffers import HostBuffers
+from medusa_runtime.backends.kv_arena import ArenaFactory, KvArena, LayerMajorArena, Tensor
+from medusa_runtime.backends.step_errors import check_reading_thread, step_error
+from medusa_runtime.backends.step_shape import StepShape, is_causal, padded_past_length, padded_past_lengths
 from medusa_runtime.errors import CapacityError, MedusaError, WrongThreadError
 from medusa_runtime.exclusive import ExclusiveUse, exclusive
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
-from medusa_runtime.sizes import doubled
 
-FIRST_PAST = 256  # rows of the shortest past that is bound; each longer one is twice the one before
 KEPT = 128  # shapes whose bindings are held, more than usually come up: one that is let go has to be captured anew
-
-
-class Shape(NamedTuple):
-    """B sequences, T nodes, R rows with logits, whether the heads run, P rows of the past bound.
-
-    causal: whether each row sees all that is before it, as tokens in a row do.
-    """
-
-    B: int
-    T: int
-    R: int
-    draft: bool
-    P: int
-    causal: bool = False
 
 
 class Binding(Protocol):
     """What steps of one shape run with."""
 
-    shape: Shape
-    memory: StepMemory
+    shape: StepShape
+    memory: HostBuffers
 
     def run(self) -> None:
         """Run and wait."""
@@ -57,16 +50,16 @@ class _Bound(NamedTuple):
     """A binding and the results that it writes, which live as long as it does: larger ones may have come since."""
 
     binding: Binding
-    results: Results
+    results: DeviceOutputs
 
 
 class _Memory(NamedTuple):
     """What is allocated for one batch, and what is bound to it: always replaced as a whole, once it is complete."""
 
-    arena: Arena
-    results: Results
+    arena: KvArena
+    results: DeviceOutputs
     draft: Memory
-    bound: OrderedDict[Shape, _Bound]
+    bound: OrderedDict[StepShape, _Bound]
 
 
 class _Ran(NamedTuple):
@@ -76,7 +69,7 @@ class _Ran(NamedTuple):
     thread: int
 
 
-class OnDevice(ABC):
+class DeviceBackend(ABC):
     """A backend on a device (`medusa_runtime.backends.base.Backend`).
 
     Keys and values lie in an arena of the model's whole context (as `model` says: a backend may have been built for
@@ -90,12 +83,12 @@ class OnDevice(ABC):
         """Nothing is allocated yet."""
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.prefill_chunk = PREFILL_CHUNK
-        self.pasts = _pasts(model.context)
+        self.padded_past_lengths = padded_past_lengths(model.context)
         self.run_seconds = 0.0
         self.exclusive_use, self.logits_on_host = ExclusiveUse(f"the backend {name!r}"), False
         self._device, self._element = device, element(precision)
         self._state = state_size(model, heads) * FLOAT32.size  # bytes of one row of `hidden`
-        self._new_arena: NewArena = RowArena  # what its graph works on
+        self._new_arena: ArenaFactory = LayerMajorArena  # what its graph works on
         self._memory: _Memory | None = None
         self._ran: _Ran | None = None
         self._thread: threading.Thread | None = None  # that runs all steps, where one must
@@ -111,12 +104,12 @@ class OnDevice(ABC):
         """Let go of the library's sessions or engines, of which some may not have been made."""
 
     @abstractmethod
-    def _served(self, shape: Shape) -> Shape:
+    def _served(self, shape: StepShape) -> StepShape:
         """Return the shape that a step of this one runs in: itself, or a larger one that it is padded to."""
 
     @abstractmethod
     def _new_binding(
-        self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]
+        self, shape: StepShape, memory: HostBuffers, given: dict[str, Tensor], made: dict[str, Tensor]
     ) -> Binding:
         """Make what steps of a served shape run with. given, made: all inputs and outputs by name."""
 
@@ -128,7 +121,9 @@ class OnDevice(ABC):
         if memory is not None and memory.arena.batch == batch and memory.arena.capacity >= rows:
             return
         arena = self._new_arena(self._device, self.model, self._element, batch, rows, self.prefill_chunk)
-        results = Results.of(self._device, batch, 1, arena.nodes, self.model.vocab_size * FLOAT32.size, self._state)
+        results = DeviceOutputs.of(
+            self._device, batch, 1, arena.nodes, self.model.vocab_size * FLOAT32.size, self._state
+        )
         draft = self._device.allocate(batch * self._state)
         if memory is not None:  # another batch keeps the sequences that both have
             arena.take_over(memory.arena)
@@ -162,7 +157,7 @@ class OnDevice(ABC):
             raise
         except Exception as error:
             length = int(step.past_length.max())
-            raise failed(self.name, self.precision, step.input_ids.shape[1], length, error) from error
+            raise step_error(self.name, self.precision, step.input_ids.shape[1], length, error) from error
 
     def _check_thread(self) -> None:
         """Raise WrongThreadError in another thread than the one that ran the first step, where that matters."""
@@ -193,7 +188,7 @@ class OnDevice(ABC):
         self._device.read(logits, results.logits.address + (sequence * binding.shape.R + row) * logits.nbytes)
         return logits
 
-    def read_outputs(self) -> Outputs:
+    def read_outputs(self) -> StepOutputs:
         """Return copies of all that the last run gave, without what it was padded by."""
         binding, results = self._last()
         memory = self._memory
@@ -212,7 +207,7 @@ class OnDevice(ABC):
         logits = read(results.logits.address, B, rows, self.model.vocab_size)
         hidden = read(results.hidden.address, B, nodes, self._state // FLOAT32.size)
         new = memory.arena.read_new(nodes, binding.memory.past_length)[:, :, :T]  # (2·layers, B, T, W)
-        return all_outputs(ids(self.read_tokens), ids(self.read_argmax), logits[:, :R], hidden[:, :T], new)
+        return name_outputs(ids(self.read_tokens), ids(self.read_argmax), logits[:, :R], hidden[:, :T], new)
 
     @exclusive
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
@@ -241,7 +236,7 @@ class OnDevice(ABC):
         ran = self._ran
         if ran is None:
             raise RuntimeError("no step has been run")
-        check_reader(self.name, ran.thread)
+        check_reading_thread(self.name, ran.thread)
         return ran.bound
 
     def _put(self, memory: _Memory) -> None:
@@ -260,7 +255,7 @@ class OnDevice(ABC):
         if memory.arena.batch != B:
             raise CapacityError(f"a step of {B} sequences, arenas for {memory.arena.batch}")
         past = self._past(memory.arena, int(step.past_length.max()))
-        shape = self._served(Shape(B, T, R, step.draft, past, _is_causal(step)))
+        shape = self._served(StepShape(B, T, R, step.draft, past, is_causal(step)))
         bound = memory.bound.get(shape)
         if bound is not None:
             memory.bound.move_to_end(shape)
@@ -272,7 +267,7 @@ class OnDevice(ABC):
             memory.bound.popitem(last=False)
         return bound
 
-    def _with_room(self, memory: _Memory, shape: Shape) -> _Memory:
+    def _with_room(self, memory: _Memory, shape: StepShape) -> _Memory:
         """Return memory that steps of this shape fit in; what there was stays as it is if that cannot be had.
 
         Only what is too small is allocated again. What was bound to smaller results keeps them.
@@ -287,16 +282,16 @@ class OnDevice(ABC):
         self._put(memory)
         return memory
 
-    def _past(self, arena: Arena, length: int) -> int:
+    def _past(self, arena: KvArena, length: int) -> int:
         """P: how many rows to bind."""
         if arena.batch > 1:  # sequences lie `capacity` rows apart
             return arena.capacity
-        return min(past_shape(length), arena.capacity)
+        return min(padded_past_length(length), arena.capacity)
 
-    def _make(self, memory: _Memory, shape: Shape) -> Binding:
+    def _make(self, memory: _Memory, shape: StepShape) -> Binding:
         B, T, R, drafts, P, _ = shape
         state = self._state // FLOAT32.size
-        small_memory = StepMemory(self._device, B, T, R)
+        small_memory = HostBuffers(self._device, B, T, R)
 
         def small(arrays: Mapping[str, tuple[tuple[int, ...], Any]]) -> dict[str, Tensor]:
             return {
@@ -310,21 +305,3 @@ class OnDevice(ABC):
         made[contract.HIDDEN] = Tensor(FLOAT32.onnx, (B, T, state), memory.results.hidden.address)
         past, new = memory.arena.tensors(P, T)
         return self._new_binding(shape, small_memory, given | past, made | new)
-
-
-def past_shape(length: int) -> int:
-    """Rows that steps behind a past of `length` bind, one sequence at a time, where there is room for so many."""
-    return doubled(FIRST_PAST, length)
-
-
-def _is_causal(step: Step) -> bool:
-    T = step.input_ids.shape[1]
-    return T == 1 or (not step.draft and bool((step.tree_mask == np.tri(T, dtype=np.bool_)).all()))
-
-
-def _pasts(context: int) -> tuple[int, ...]:
-    """All that `past_shape` gives, the last one cut to the context."""
-    sizes = [FIRST_PAST]
-    while sizes[-1] < context:
-        sizes.append(2 * sizes[-1])
-    return (*sizes[:-1], min(sizes[-1], context))

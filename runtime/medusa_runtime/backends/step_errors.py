@@ -11,7 +11,7 @@ NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "bad allocation", 
 LONGEST = 600  # characters of the library's own words
 
 
-def failed(name: str, precision: str, nodes: int, length: int, error: object) -> MedusaError:
+def step_error(name: str, precision: str, nodes: int, length: int, error: object) -> MedusaError:
     """Return the error for a step that a library could not run, with the library's own words.
 
     nodes: of the step. length: rows of the past. It is a CapacityError where memory was wanted, else a BackendError.
@@ -26,7 +26,7 @@ def failed(name: str, precision: str, nodes: int, length: int, error: object) ->
     )
 
 
-def check_reader(name: str, ran_in: int) -> None:
+def check_reading_thread(name: str, ran_in: int) -> None:
     """Raise BusyError unless this thread ran the last step. ran_in: the number of the thread that did."""
     if ran_in != threading.get_ident():
         raise BusyError(

@@ -7,13 +7,13 @@ rows of one sequence is one piece of memory.
 from __future__ import annotations
 
 from medusa_runtime import contract
-from medusa_runtime.backends.arena import RowArena, Tensor
 from medusa_runtime.backends.base import FloatArray
 from medusa_runtime.backends.device import Memory
+from medusa_runtime.backends.kv_arena import LayerMajorArena, Tensor
 from medusa_runtime.facts import ModelFacts
 
 
-class TokenArena(RowArena):
+class TokenMajorArena(LayerMajorArena):
     """The arenas of one backend as one tensor each, whose rows hold every layer's."""
 
     def tensors(self, P: int, T: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from medusa_runtime import contract
-from medusa_runtime.backends.arena import NewArena, RowArena, Tensor
 from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
-from medusa_runtime.backends.head_arena import HeadArena
-from medusa_runtime.backends.on_device import OnDevice, Shape
-from medusa_runtime.backends.step_memory import StepMemory
-from medusa_runtime.backends.token_arena import TokenArena
+from medusa_runtime.backends.device_backend import DeviceBackend
+from medusa_runtime.backends.host_buffers import HostBuffers
+from medusa_runtime.backends.in_place_arena import InPlaceArena
+from medusa_runtime.backends.kv_arena import ArenaFactory, LayerMajorArena, Tensor
+from medusa_runtime.backends.step_shape import StepShape
+from medusa_runtime.backends.token_major_arena import TokenMajorArena
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import BackendError, BusyError, CapacityError, MedusaError, WrongThreadError
 from medusa_runtime.facts import HeadFacts, ModelFacts
@@ -56,7 +57,9 @@ class Counting(HostDevice):
 class Run:
     """The next token is the sum of all before it, and of 7; a row's key is its token, its value that negated."""
 
-    def __init__(self, toy: Toy, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]):
+    def __init__(
+        self, toy: Toy, shape: StepShape, memory: HostBuffers, given: dict[str, Tensor], made: dict[str, Tensor]
+    ):
         self.shape, self.memory, self.toy = shape, memory, toy
         for name, tensor in (given | made).items():
             start = max(start for start in toy.device.blocks if start <= tensor.address)
@@ -87,11 +90,11 @@ class Run:
         self.array(contract.new_value(0), np.float32)[:, :, 0] = -tokens
 
 
-class Toy(OnDevice):
+class Toy(DeviceBackend):
     failure: Exception | None = None  # of a run
     refusal: Exception | None = None  # of what it runs with
 
-    def __init__(self, arena: NewArena = RowArena) -> None:
+    def __init__(self, arena: ArenaFactory = LayerMajorArena) -> None:
         self.device = Counting()
         super().__init__("toy", "fp32", MODEL, HEADS, self.device)
         self._new_arena = arena
@@ -99,10 +102,12 @@ class Toy(OnDevice):
     def _unload(self) -> None:
         pass
 
-    def _served(self, shape: Shape) -> Shape:
+    def _served(self, shape: StepShape) -> StepShape:
         return shape
 
-    def _new_binding(self, shape: Shape, memory: StepMemory, given: dict[str, Tensor], made: dict[str, Tensor]) -> Run:
+    def _new_binding(
+        self, shape: StepShape, memory: HostBuffers, given: dict[str, Tensor], made: dict[str, Tensor]
+    ) -> Run:
         if self.refusal is not None:
             raise self.refusal
         return Run(self, shape, memory, given, made)
@@ -129,7 +134,7 @@ def test_the_first_tree_step_allocates_no_second_arena() -> None:
     assert [size for size in toy.device.asked if size >= arena] == [arena]
 
 
-@pytest.mark.parametrize("arena", [RowArena, HeadArena, TokenArena])
+@pytest.mark.parametrize("arena", [LayerMajorArena, InPlaceArena, TokenMajorArena])
 def test_an_arena_with_room_for_more_nodes_has_all_the_rows(arena: Any) -> None:
     device = Counting()
     small = arena(device, MODEL, Toy()._element, 1, 64, 4)
@@ -139,7 +144,7 @@ def test_an_arena_with_room_for_more_nodes_has_all_the_rows(arena: Any) -> None:
     large = small.widened(32)
     assert (small.nodes, large.nodes, large.capacity) == (4, 32, 64)
     kept = large._past.array.view(np.float32)
-    if arena is HeadArena:
+    if arena is InPlaceArena:
         np.testing.assert_array_equal(kept.reshape(2, 96)[:, :64], rows.reshape(2, 68)[:, :64])
     else:
         np.testing.assert_array_equal(kept, rows)
@@ -215,7 +220,7 @@ def test_a_batch_that_an_arena_refuses_changes_nothing() -> None:
     toy.allocate(1, 8)
     toy.run(literal([3, 4]))
     toy.commit(0, [0, 1], 0)
-    toy._new_arena = HeadArena
+    toy._new_arena = InPlaceArena
     with pytest.raises(CapacityError, match="one sequence at a time, got a batch of 2"):
         toy.allocate(2, 16)
     toy.run(literal([5], 2))
@@ -232,7 +237,7 @@ def answer(decoder: Decoder, tokens: int = 6) -> list[int]:
 
 def test_an_interrupt_anywhere_in_a_step_costs_no_token() -> None:
     wanted, number, came_so_far, held = answer(Decoder(Toy())), 0, True, []
-    files = ("on_device.py", "results.py", "arena.py", "step_memory.py", "kv_cache.py")
+    files = ("device_backend.py", "device_outputs.py", "kv_arena.py", "host_buffers.py", "kv_cache.py")
     while came_so_far:
         decoder = Decoder(Toy())
         held.append(decoder)  # or one would be freed, and that interrupted, while another is tried

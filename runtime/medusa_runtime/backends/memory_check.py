@@ -7,7 +7,9 @@ from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import ModelFacts
 
 
-def check_room(device: Device, name: str, model: ModelFacts, itemsize: int, weights: int, workspace: int) -> None:
+def check_device_memory(
+    device: Device, name: str, model: ModelFacts, itemsize: int, weights: int, workspace: int
+) -> None:
     """Raise CapacityError where weights, KV rows and workspace (all in bytes) do not fit, before anything is loaded."""
     rows = model.context
     cache = rows * model.kv_bytes_per_token(itemsize)

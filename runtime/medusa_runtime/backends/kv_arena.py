@@ -15,7 +15,7 @@ import numpy as np
 from medusa_runtime import contract
 from medusa_runtime.backends.base import FloatArray
 from medusa_runtime.backends.device import Device, Memory
-from medusa_runtime.backends.elements import Element
+from medusa_runtime.backends.element_types import Element
 from medusa_runtime.facts import ModelFacts
 
 
@@ -27,7 +27,7 @@ class Tensor(NamedTuple):
     address: int
 
 
-class Arena(Protocol):
+class KvArena(Protocol):
     """Where keys and values lie: `batch` sequences of `capacity` rows, and room for steps of `nodes` nodes."""
 
     batch: int
@@ -46,17 +46,17 @@ class Arena(Protocol):
     def take_over(self, other: Any) -> None:
         """Copy all that fits from an arena of the same kind."""
 
-    def widened(self, nodes: int) -> Arena:
+    def widened(self, nodes: int) -> KvArena:
         """Return an arena of the same rows with room for steps of `nodes` nodes; this one stays as it is.
 
         Raises CapacityError.
         """
 
 
-NewArena = Callable[[Device, ModelFacts, Element, int, int, int], Arena]  # batch, capacity and nodes last
+ArenaFactory = Callable[[Device, ModelFacts, Element, int, int, int], KvArena]  # batch, capacity and nodes last
 
 
-class RowArena:
+class LayerMajorArena:
     """The arenas of one backend, laid out for `batch` sequences of `capacity` rows and steps of `nodes` nodes."""
 
     def __init__(
@@ -74,7 +74,7 @@ class RowArena:
         """What a step of T nodes reads, the first P rows of the past, and the new rows that it gives."""
         kind, B, row = self._element.onnx, self.batch, self._row
         given, made = {}, {}
-        for number, (past, new) in enumerate(names(self._model.layers, contract.new_key, contract.new_value)):
+        for number, (past, new) in enumerate(kv_tensor_names(self._model.layers, contract.new_key, contract.new_value)):
             address = self._past.address + number * B * self.capacity * row
             given[past] = Tensor(kind, (B, P, self._model.kv_row), address)
             made[new] = Tensor(kind, (B, T, self._model.kv_row), self._new.address + number * B * T * row)
@@ -84,7 +84,7 @@ class RowArena:
         """Copy the rows of `path`, of a step of `nodes` nodes, behind the first `length` rows of a sequence."""
         if length + len(path) > self.capacity:
             raise RuntimeError(f"{length} + {len(path)} rows do not fit an arena of {self.capacity}")
-        for first, node, count in runs(path):
+        for first, node, count in contiguous_runs(path):
             to = sequence * self.capacity + length + first
             self._copy(to, self._new, sequence * nodes + node, self.batch * nodes, count)
 
@@ -95,14 +95,14 @@ class RowArena:
         self._device.read(array, self._new.address)
         return self._element.widened(array)
 
-    def take_over(self, other: RowArena) -> None:
+    def take_over(self, other: LayerMajorArena) -> None:
         """Copy all that fits from the arena before: sequences and rows."""
         rows = min(self.capacity, other.capacity)
         for sequence in range(min(self.batch, other.batch)):
             to, first = sequence * self.capacity, sequence * other.capacity
             self._copy(to, other._past, first, other.batch * other.capacity, rows)
 
-    def widened(self, nodes: int) -> RowArena:
+    def widened(self, nodes: int) -> LayerMajorArena:
         """Return an arena with the same past, which both hold, and room for new rows of its own."""
         arena = copy.copy(self)
         arena.nodes, arena._new = nodes, self._device.allocate(self._tensors * self.batch * nodes * self._row)
@@ -124,14 +124,14 @@ class RowArena:
         )
 
 
-def names(layers: int, key: Callable[[int], str], value: Callable[[int], str]) -> Iterator[tuple[str, str]]:
+def kv_tensor_names(layers: int, key: Callable[[int], str], value: Callable[[int], str]) -> Iterator[tuple[str, str]]:
     """Name the tensors of an arena in order: what a step reads, and what it gives for it; keys first."""
     for past, given in ((contract.past_key, key), (contract.past_value, value)):
         for layer in range(layers):
             yield past(layer), given(layer)
 
 
-def runs(path: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def contiguous_runs(path: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Cut an ascending path into runs of neighbours: (where it begins in the path, its first node, how many)."""
     first = 0
     for index in range(1, len(path) + 1):

@@ -12,7 +12,7 @@ ALIGNMENT = 256  # bytes; of every array, as device memory is
 INT32, BOOL = np.dtype(np.int32), np.dtype(np.bool_)
 
 
-class StepMemory:
+class HostBuffers:
     """The inputs and the two small outputs of steps of one shape: B sequences, T nodes, R rows with logits."""
 
     def __init__(self, device: Device, batch: int, nodes: int, rows: int) -> None:
