@@ -21,7 +21,10 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 add_module_names = False
 
+smartquotes_action = "qe"  # quotes and ellipses; `--option` keeps its dashes
+
 html_theme = "furo"
 html_title = "medusa-export"
 html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 copybutton_prompt_text = "$ "
