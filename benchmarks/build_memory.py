@@ -38,8 +38,8 @@ from onnxscript import optimizer
 from transformers.models.llama import modeling_llama
 from medusa_exporter.build import build
 from medusa_exporter.build import model_facts
-from medusa_exporter.graph import check, dialects
-from medusa_exporter.graph.release import release
+from medusa_exporter.graph import check, variants
+from medusa_exporter.graph.memory import release_memory
 from medusa_exporter.graph.trace import trace
 from medusa_exporter.heads.layout import load_heads
 from medusa_exporter.heads.modules import MedusaHeads
@@ -56,7 +56,7 @@ def trace_tiny():
     trace(tiny, MedusaHeads(16, 2, 1).requires_grad_(False).eval(), facts, 5)
 
 trace_tiny()
-release()
+release_memory()
 say("ready")
 model, heads, bundle, options = sys.argv[1:]
 build(model, heads, Path(bundle), report=say, **json.loads(options))

@@ -134,10 +134,10 @@ def _fill(
     """Write every file of the bundle into `folder`, the manifest last; `replaced` is the bundle before, if any."""
     import torch
 
-    from medusa_exporter.graph import dialects
-    from medusa_exporter.graph.in_place import angles, spare_positions
-    from medusa_exporter.graph.ranges import write_texts
-    from medusa_exporter.graph.release import release
+    from medusa_exporter.graph import variants
+    from medusa_exporter.graph.calibration import generate_texts
+    from medusa_exporter.graph.memory import release_memory
+    from medusa_exporter.graph.rotary_tables import rotary_tables, spare_positions
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
     from medusa_exporter.heads.layout import load_heads
@@ -164,13 +164,13 @@ def _fill(
     texts: list[list[int]] = []
     if not FIXED_SCALES.isdisjoint(precision for _, precision in pairs):
         report("let the model write some text, to see how large its activations get")
-        texts = write_texts(model, text_opening(tokenizer, facts.eos_token_ids), facts.context)
+        texts = generate_texts(model, text_opening(tokenizer, facts.eos_token_ids), facts.context)
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     traced = trace(model, medusa, facts, top_k)
-    tables = angles(model, facts.context + spare_positions(backend for backend, _ in pairs))
+    tables = rotary_tables(model, facts.context + spare_positions(backend for backend, _ in pairs))
     windowed = models.hiding_window(model, facts.context) is not None
-    source_of = dialects.Traced(traced, facts, medusa.input_size, medusa.heads, tables, windowed, texts, folder)
-    made, fixed = dialects.make_graphs(source_of, pairs, steps, fused)
+    source_of = variants.TracedGraph(traced, facts, medusa.input_size, medusa.heads, tables, windowed, texts, folder)
+    made, fixed = variants.make_graphs(source_of, pairs, steps, fused)
     report(f"write {', '.join(one.key for one in graphs)}")
     save_graphs({folder / file: graph for file, graph in made.items()}, SHARED_DATA)
     head_facts = HeadFacts(
@@ -178,7 +178,7 @@ def _fill(
     )
     files = list(made)
     del traced, source_of, made, medusa, model
-    release()
+    release_memory()
     checks = prove(folder, files, graphs, fixed, Proof(reference, facts, head_facts), report)
 
     report("write tokenizer and profiles, hash every file")

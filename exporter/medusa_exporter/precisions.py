@@ -40,7 +40,7 @@ PRECISIONS = {  # of each backend; the first where none is named
 }
 
 # Precisions in which products of what norms and attention give are of whole numbers, activations under fixed scales
-# (`graph.integers`); FORMATS says what the other products are in.
+# (`graph.integer_matmul`); FORMATS says what the other products are in.
 FIXED_SCALES = frozenset({"w8a8"})
 
 # Nodes of the tree with the most tokens per millisecond. On a CPU: two cores (AVX-512 with VNNI), measured on training

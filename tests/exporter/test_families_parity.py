@@ -8,12 +8,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from medusa_exporter.engines.plan import StepSize
-from medusa_exporter.graph import dialects
+from medusa_exporter.graph import variants
 from medusa_exporter.precisions import FORMATS
 
-from .graph import test_causal, test_dialects, test_lengths
+from .graph import test_causal, test_past_lengths, test_variants
 from .graph.conftest import NEWER, OTHERS, Traced, load, make_model, trace_model
-from .graph.test_in_place import Arrays, garbage, random_tree, run, step
+from .graph.test_in_place_kv import Arrays, garbage, random_tree, run, step
 
 NEAR = 2e-6  # of the largest value of a row, in fp32
 QUANTISED = {"int8": 0.08, "w8a8": 0.2, "int4": 0.7}  # of tiny models, whose channels are few
@@ -80,8 +80,8 @@ def test_another_member(member: str, tmp_path: Path) -> None:
 def test_quantised_weights(family: Traced, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     texts = rng.integers(0, family.facts.vocab_size, size=(8, 24)).tolist()
-    source = test_dialects.source(family, texts)
-    graphs = dialects.ort_cpu(source, tuple(FORMATS))
+    source = test_variants.source(family, texts)
+    graphs = variants.ort_cpu_graphs(source, tuple(FORMATS))
     inputs = step(family, texts[0], 0)
     expected = run(load(graphs.pop("fp32"), tmp_path / "fp32.onnx"), inputs, garbage(family))
     for precision, graph in graphs.items():
@@ -92,15 +92,15 @@ def test_quantised_weights(family: Traced, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("draft", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_graphs_for_gpus_in_fp32(family: Traced, tmp_path: Path, draft: bool) -> None:
-    given = test_dialects.inputs(family, [7], draft=draft)
-    expected, gpu, size = family.run(**given), test_dialects.on_gpu(family), StepSize(1, 5, 5, draft)
+    given = test_variants.inputs(family, [7], draft=draft)
+    expected, gpu, size = family.run(**given), test_variants.on_gpu(family), StepSize(1, 5, 5, draft)
     for graph in (gpu.ort_cuda("fp32"), gpu.tensorrt("fp32", size), gpu.tensorrt("fp32", size, fused=True)):
-        test_dialects.agree(test_dialects.run(graph, tmp_path, given), expected, 1e-4)
+        test_variants.agree(test_variants.run(graph, tmp_path, given), expected, 1e-4)
 
 
 def test_a_factor_that_16_bits_round_is_applied_in_fp32(family: Traced) -> None:
     factor = getattr(family.model.config, "residual_multiplier", None)
-    products = [node for node in test_dialects.on_gpu(family).typed("bf16").graph if node.op_type == "Mul"]
+    products = [node for node in test_variants.on_gpu(family).cast("bf16").graph if node.op_type == "Mul"]
     held = [[value.const_value for value in node.inputs if value is not None] for node in products]
     found = [
         (node, tensor)
@@ -114,24 +114,24 @@ def test_a_factor_that_16_bits_round_is_applied_in_fp32(family: Traced) -> None:
 
 @pytest.mark.slow
 def test_fused_graphs_in_16_bits(family: Traced, tmp_path: Path) -> None:
-    given = test_dialects.inputs(family, [7], draft=False)
+    given = test_variants.inputs(family, [7], draft=False)
     expected = family.run(**given)
-    graph = test_dialects.on_gpu(family).tensorrt("fp16", StepSize(1, 5, 5, draft=False), fused=True)
+    graph = test_variants.on_gpu(family).tensorrt("fp16", StepSize(1, 5, 5, draft=False), fused=True)
     kinds = {node.op_type for node in graph.graph}
     assert ("Attention" in kinds) is (family.facts.family != "gemma2")  # TensorRT's own bounds no scores
     assert kinds >= {"RotaryEmbedding"}
     scale = max(1.0, float(np.abs(expected["logits"]).max()))
-    test_dialects.agree(test_dialects.run(graph, tmp_path, given), expected, 0.004 * scale)
+    test_variants.agree(test_variants.run(graph, tmp_path, given), expected, 0.004 * scale)
 
 
 @pytest.mark.slow
 def test_graphs_for_gpus_in_16_bits(family: Traced, tmp_path: Path) -> None:
-    test_lengths.test_a_prefill_in_chunks_and_a_tree(
-        family, load(test_dialects.on_gpu(family).ort_cuda("fp16"), tmp_path / "bound.onnx"), 0
+    test_past_lengths.test_a_prefill_in_chunks_and_a_tree(
+        family, load(test_variants.on_gpu(family).ort_cuda("fp16"), tmp_path / "bound.onnx"), 0
     )
     test_causal.test_prompts_in_chunks_and_rows_alone(family)
-    test_dialects.test_16_bits_stay_near(family, tmp_path)
-    test_dialects.test_tensorrts_graph_in_fp16_bears_16_bits_everywhere(family, tmp_path, 7)
-    test_dialects.test_rope_at_a_far_position_in_16_bits(family, tmp_path)
-    test_dialects.test_softmax_norms_and_angles_are_in_fp32_whatever_the_rows(family, tmp_path)
-    test_lengths.test_in_bf16_it_is_a_valid_graph_without_a_copy_of_the_past(family, tmp_path)
+    test_variants.test_16_bits_stay_near(family, tmp_path)
+    test_variants.test_tensorrts_graph_in_fp16_bears_16_bits_everywhere(family, tmp_path, 7)
+    test_variants.test_rope_at_a_far_position_in_16_bits(family, tmp_path)
+    test_variants.test_softmax_norms_and_angles_are_in_fp32_whatever_the_rows(family, tmp_path)
+    test_past_lengths.test_in_bf16_it_is_a_valid_graph_without_a_copy_of_the_past(family, tmp_path)

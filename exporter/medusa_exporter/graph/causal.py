@@ -10,12 +10,12 @@ import onnx_ir as ir
 from medusa_runtime import contract
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.fixed import drop_draft
-from medusa_exporter.graph.lone_row import MASK
-from medusa_exporter.graph.tidy import strip
+from medusa_exporter.graph.cleanup import strip_metadata
+from medusa_exporter.graph.freeze_shapes import remove_draft
+from medusa_exporter.graph.single_row_padding import MASK
 
 
-def causal(model: ir.Model) -> ir.Model:
+def causal_graph(model: ir.Model) -> ir.Model:
     """Return a copy, without draft and tree, of a graph in place whose layers all see the whole past.
 
     Each row sees the past and the rows up to itself: the operator's own rule, by the number of real rows that it is
@@ -23,12 +23,12 @@ def causal(model: ir.Model) -> ir.Model:
     """
     found = model.clone()
     graph = found.graph
-    drop_draft(graph)
+    remove_draft(graph)
     for node in graph:
         if node.op_type == "GroupQueryAttention":
             node.replace_input_with(MASK, None)
     common.RemoveUnusedNodesPass()(found)
     for value in [value for value in graph.inputs if value.name in contract.CAUSAL_LACKS]:
         graph.inputs.remove(value)
-    strip(found)
+    strip_metadata(found)
     return found

@@ -15,7 +15,7 @@ from medusa_exporter.engines.plan import StepSize
 
 
 @dataclass(frozen=True)
-class Declared:
+class SavedGraph:
     """A saved graph whose inputs and outputs are the contract's, in its order.
 
     dtype: of keys and values. size: of the steps that it is fixed to, None where it takes any.
@@ -33,7 +33,7 @@ class Declared:
         return frozenset(spec.name for spec in self.inputs)
 
 
-def check_declared(path: Path, facts: ModelFacts, heads: HeadFacts, size: StepSize | None = None) -> Declared:
+def check_saved_graph(path: Path, facts: ModelFacts, heads: HeadFacts, size: StepSize | None = None) -> SavedGraph:
     """Return what the graph at `path` declares.
 
     size: of the steps that it is fixed to, None where it takes any. Raises RuntimeError, or onnx's own checker error,
@@ -62,7 +62,7 @@ def check_declared(path: Path, facts: ModelFacts, heads: HeadFacts, size: StepSi
         for got, wanted in zip(map(_spec, values), specs, strict=True):
             if got != wanted:
                 raise RuntimeError(f"{path.name} declares {got}, the contract says {wanted}")
-    return Declared(path, inputs, outputs, dtype, size)
+    return SavedGraph(path, inputs, outputs, dtype, size)
 
 
 def _fixed(spec: TensorSpec, size: StepSize) -> TensorSpec:

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from medusa_runtime.contract import PAST
 from numpy.typing import NDArray
 
-DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
-END = int(np.iinfo(np.int64).max)  # where a Slice goes to the end of an axis
+ORT_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
+SLICE_END = int(np.iinfo(np.int64).max)  # where a Slice goes to the end of an axis
 
 
 def constant(graph: ir.Graph, name: str, array: NDArray[Any] | ir.TensorProtocol) -> ir.Value:
@@ -48,7 +48,7 @@ def replace(old: ir.Value, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
-def is_past(value: ir.Value) -> bool:
+def is_past_input(value: ir.Value) -> bool:
     """Whether a value is one of the contract's inputs of past rows, of whatever type they are."""
     floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     return (value.name or "").startswith(PAST) and value.dtype in floats
@@ -70,7 +70,7 @@ def past_and_new(rows: ir.Value | None) -> tuple[ir.Value, ir.Value]:
     return past, new
 
 
-class Before:
+class NodeBuilder:
     """Puts nodes in front of one that they take the place of."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:

@@ -17,26 +17,26 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import DOMAIN, constant, only_consumer, replace
-from medusa_exporter.graph.lazy import SideBySide
-from medusa_exporter.graph.tidy import strip
+from medusa_exporter.graph.cleanup import strip_metadata
+from medusa_exporter.graph.edit import ORT_DOMAIN, constant, only_consumer, replace
+from medusa_exporter.graph.lazy_weights import ConcatenatedColumns
 
 
 def fuse(model: ir.Model) -> None:
     """Apply all three in place. Inputs and outputs keep their names."""
     graph = model.graph
-    graph.opset_imports[DOMAIN] = 1
-    pack(graph)
+    graph.opset_imports[ORT_DOMAIN] = 1
+    merge_matmuls(graph)
     for node in list(graph):
         if node.op_type == "RMSNormalization":
             _norm_the_sum(graph, node)
         elif node.op_type == "GroupQueryAttention":
             _attend_unsplit(node)
     common.RemoveUnusedNodesPass()(model)
-    strip(model)
+    strip_metadata(model)
 
 
-def pack(graph: ir.Graph) -> None:
+def merge_matmuls(graph: ir.Graph) -> None:
     """Make one product of all those of the same rows, in place; its operators are ONNX's own."""
     together: dict[ir.Value, list[ir.Node]] = defaultdict(list)
     for node in graph:
@@ -44,10 +44,10 @@ def pack(graph: ir.Graph) -> None:
             together[node.inputs[0]].append(node)
     for nodes in together.values():
         if len(nodes) > 1:
-            _pack(graph, nodes)
+            _merge(graph, nodes)
 
 
-def _pack(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
+def _merge(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     """Make one product, with one sum of all biases if each product has a bias, and a Split behind it."""
     rows, first = nodes[0].inputs[0], nodes[0]
     assert rows is not None  # noqa: S101 -- `fuse` has looked
@@ -86,7 +86,7 @@ def _norm_the_sum(graph: ir.Graph, norm: ir.Node) -> None:
         "SkipSimplifiedLayerNormalization",
         [*add.inputs, gain],
         attributes={"epsilon": epsilon.as_float()},
-        domain=DOMAIN,
+        domain=ORT_DOMAIN,
         num_outputs=4,
         name=f"{norm.name}_sum",
     )
@@ -117,7 +117,7 @@ def _side_by_side(graph: ir.Graph, values: Sequence[ir.Value | None]) -> ir.Valu
     """Constants next to each other along their last axis; joined when they are read, so that no copy is held."""
     tensors = [value.const_value for value in values if value is not None and value.const_value is not None]
     name = "|".join(value.name or "" for value in values if value is not None)
-    joined = SideBySide(tensors, name)
+    joined = ConcatenatedColumns(tensors, name)
     value = ir.Value(name=name, type=ir.TensorType(joined.dtype), shape=joined.shape, const_value=joined)
     graph.register_initializer(value)
     return value

@@ -11,15 +11,15 @@ import onnx_ir as ir
 from medusa_runtime import contract
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import DOMAIN, constant, insert
+from medusa_exporter.graph.edit import ORT_DOMAIN, constant, insert
 
 ELEMENTWISE = ("Mul", "Div", "Tanh")  # what families do to logits: a scale, a cap
 
 
-def straight_logits(model: ir.Model) -> None:
+def single_sequence_logits(model: ir.Model) -> None:
     """Rewrite, in place, the end of a graph for one sequence: hidden (1, T, H) -> logits (1, R, V) in one product."""
     graph = model.graph
-    graph.opset_imports[DOMAIN] = 1
+    graph.opset_imports[ORT_DOMAIN] = 1
     [logits] = [value for value in graph.outputs if value.name == contract.LOGITS]
     [wanted] = [value for value in graph.inputs if value.name == contract.LOGIT_ROWS]
     end = _maker(logits, "Reshape").inputs[0]  # of the product, or of what scales or caps it
@@ -31,7 +31,7 @@ def straight_logits(model: ir.Model) -> None:
         graph, product, "Reshape", [wanted, constant(graph, "logits.flat", np.array([-1]))], ir.DataType.INT32
     )
     picked = insert(graph, product, "Gather", [hidden, rows], hidden.dtype, {"axis": 1})  # (1, R, H)
-    new = ir.node("FusedMatMul", [picked, product.inputs[1]], attributes={"transB": 1}, domain=DOMAIN)
+    new = ir.node("FusedMatMul", [picked, product.inputs[1]], attributes={"transB": 1}, domain=ORT_DOMAIN)
     graph.insert_before(product, new)
     result = new.outputs[0]
     result.type = logits.type

@@ -15,12 +15,12 @@ from medusa_runtime.contract import TOKENS
 from medusa_runtime.errors import UnsupportedModelError
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import DOMAIN, constant
-from medusa_exporter.graph.integers import with_integers
-from medusa_exporter.graph.lazy import PickedRows, SideBySide
-from medusa_exporter.graph.lone_row import pair_lone_rows
-from medusa_exporter.graph.packed import PackedWeight, Read
-from medusa_exporter.graph.ranges import Ranges
+from medusa_exporter.graph.calibration import Ranges
+from medusa_exporter.graph.edit import ORT_DOMAIN, constant
+from medusa_exporter.graph.integer_matmul import use_integer_matmuls
+from medusa_exporter.graph.lazy_weights import ConcatenatedColumns, SelectedRows
+from medusa_exporter.graph.nbits_weight import NBitsWeight, Read
+from medusa_exporter.graph.single_row_padding import pad_single_rows
 from medusa_exporter.precisions import FIXED_SCALES, FORMATS, WeightFormat
 
 ACCURACY_LEVEL = 4  # activations in 8 bits; the levels below it compute in floats and are several times slower
@@ -33,10 +33,10 @@ def with_precision(model: ir.Model, precision: str, ranges: Ranges) -> ir.Model:
     """
     found, to = model.clone(), FORMATS[precision]
     if precision in FIXED_SCALES:
-        with_integers(found, ranges)
+        use_integer_matmuls(found, ranges)
     if to is not None:
         quantise(found, to)
-        pair_lone_rows(found)
+        pad_single_rows(found)
     return found
 
 
@@ -53,7 +53,7 @@ def quantise(model: ir.Model, to: WeightFormat) -> ir.Model:
 
 def _quantise(model: ir.Model, nodes: Iterable[ir.Node], to: WeightFormat) -> ir.Model:
     graph = model.graph
-    graph.opset_imports[DOMAIN] = 1
+    graph.opset_imports[ORT_DOMAIN] = 1
     for node in list(nodes):
         _quantise_product(graph, node, to)
     common.RemoveUnusedNodesPass()(model)
@@ -135,7 +135,7 @@ def _operands(
     to: WeightFormat,
 ) -> tuple[Sequence[ir.Value | None], dict[str, int]]:
     """Register what MatMulNBits multiplies `rows` by; return its inputs and attributes. read: a weight (in, out)."""
-    weight = PackedWeight(read, shape, to, str(name))
+    weight = NBitsWeight(read, shape, to, str(name))
     operands = [rows, *(constant(graph, str(one.name), one) for one in (weight.packed, weight.scales))]
     size = {"K": shape[0], "N": shape[1]}
     return operands, {**size, "bits": to.bits, "block_size": to.block, "accuracy_level": ACCURACY_LEVEL}
@@ -145,14 +145,14 @@ def _product(
     graph: ir.Graph, before: ir.Node, inputs: Sequence[ir.Value | None], attributes: dict[str, int]
 ) -> ir.Value:
     """Put a MatMulNBits in front of a node and return what it gives."""
-    new = ir.node("MatMulNBits", inputs, attributes=attributes, domain=DOMAIN)
+    new = ir.node("MatMulNBits", inputs, attributes=attributes, domain=ORT_DOMAIN)
     new.outputs[0].type, new.outputs[0].shape = before.outputs[0].type, before.outputs[0].shape
     graph.insert_before(before, new)
     return new.outputs[0]
 
 
 def _become(
-    node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int], domain: str = DOMAIN
+    node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int], domain: str = ORT_DOMAIN
 ) -> None:
     """Turn a node into another that gives the same value, whose name may be an output of the graph."""
     node.op_type, node.domain = op_type, domain
@@ -166,14 +166,14 @@ def _become(
 
 def _reader(tensor: ir.TensorProtocol) -> Read:
     """How to get columns of a weight (in, out) when they are asked for; no copy is held meanwhile."""
-    if isinstance(tensor, SideBySide):
+    if isinstance(tensor, ConcatenatedColumns):
         return lambda some: np.asarray(tensor.columns(some), dtype=np.float32)
     return lambda some: np.asarray(tensor.numpy()[:, some], dtype=np.float32)
 
 
 def _transposed_reader(tensor: ir.TensorProtocol) -> Read:
     """The same of a weight that is stored as (out, in)."""
-    if isinstance(tensor, PickedRows):
+    if isinstance(tensor, SelectedRows):
         return lambda some: tensor.rows(some).T
     return lambda some: np.asarray(tensor.numpy()[some], dtype=np.float32).T
 

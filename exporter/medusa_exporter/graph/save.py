@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir import external_data
 
-from medusa_exporter.graph.release import trim
+from medusa_exporter.graph.memory import trim_heap
 
 LEAST_BYTES = 256  # smaller tensors stay in the graph's own file
 
@@ -45,4 +45,4 @@ def _write(tensors: dict[int, ir.TensorProtocol], file: Path) -> dict[int, ir.Ex
 
 def _after_tensor(_tensor: ir.TensorProtocol, _progress: object) -> None:
     """Return what making the tensors before this one took: else their memory would add up."""
-    trim()
+    trim_heap()

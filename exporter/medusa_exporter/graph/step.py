@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from medusa_exporter.graph.rows import ATTENTION, RowCache
+from medusa_exporter.graph.row_attention import ATTENTION_NAME, RowMajorCache
 from medusa_exporter.heads.taps import tapped
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Step(torch.nn.Module):
         """
         super().__init__()
         self.model, self.heads, self.top_k = model, heads, top_k
-        self.model.config._attn_implementation = ATTENTION
+        self.model.config._attn_implementation = ATTENTION_NAME
         self.window: int | None = getattr(model.config, "sliding_window", None)
         self._wanted_rows: Tensor | None = None
         self._hidden: Tensor | None = None
@@ -96,7 +96,7 @@ class Step(torch.nn.Module):
         if self.window is not None:
             near = _distance(position_ids, past_keys[0].shape[1]) < self.window
             more["windowed_mask"] = _additive(seen & near)
-        cache = RowCache(past_keys, past_values)
+        cache = RowMajorCache(past_keys, past_values)
         self._wanted_rows = logit_rows
         hook = self.model.get_output_embeddings().register_forward_pre_hook(self._keep_wanted_rows)
         with tapped(self.model, self.heads.taps) as caught, hook:

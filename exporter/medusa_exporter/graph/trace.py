@@ -9,11 +9,11 @@ import torch
 from medusa_runtime import contract
 from medusa_runtime.contract import TensorSpec
 
-from medusa_exporter.graph.lazy import PickedRows
-from medusa_exporter.graph.release import release
-from medusa_exporter.graph.scaled_rope import scale_angles, unscaled_rope
+from medusa_exporter.graph.cleanup import clean_up, declare_signature
+from medusa_exporter.graph.lazy_weights import SelectedRows
+from medusa_exporter.graph.memory import release_memory
+from medusa_exporter.graph.rotary_scaling import apply_attention_factor, without_attention_factor
 from medusa_exporter.graph.step import Step
-from medusa_exporter.graph.tidy import declare, tidy
 from medusa_exporter.quiet import quiet
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medusa_exporter.heads.modules import MedusaHeads
 
 OPSET = 23
-FOLDED = 512 * 512  # numbers in a constant that the exporter may compute with
+FOLD_LIMIT = 512 * 512  # numbers in a constant that the exporter may compute with
 # Example sizes, pairwise different where the dimensions are: none is 0 or 1, which the tracer would take as fixed.
 EXAMPLE = {"B": 3, "T": 5, "P": 7, "R": 4, "N": 2}
 
@@ -36,12 +36,12 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
     """
     inputs = contract.input_specs(facts.layers, heads.input_size, facts.kv_row)
     outputs = contract.output_specs(facts.layers, heads.input_size, facts.vocab_size, facts.kv_row)
-    release()  # what loading has left
+    release_memory()  # what loading has left
     graph, factor = _exported(model, heads, inputs, outputs, top_k)
-    release()  # what the exporter has left
-    tidy(graph)
-    scale_angles(graph.graph, factor)
-    declare(graph, inputs, outputs)
+    release_memory()  # what the exporter has left
+    clean_up(graph)
+    apply_attention_factor(graph.graph, factor)
+    declare_signature(graph, inputs, outputs)
     return graph
 
 
@@ -64,7 +64,7 @@ def _exported(
     )
     rows = _stand_in(model, heads)
     step = Step(model, heads, top_k, rows).eval()
-    with torch.no_grad(), quiet("torch.onnx"), unscaled_rope(model) as factor:
+    with torch.no_grad(), quiet("torch.onnx"), without_attention_factor(model) as factor:
         program = torch.onnx.export(
             step,
             arguments,
@@ -95,7 +95,7 @@ def _stand_in(model: PreTrainedModel, heads: MedusaHeads) -> torch.Tensor | None
         return None
     weight = model.get_output_embeddings().weight
     rows = torch.empty(heads.token_map.numel(), weight.shape[1], dtype=weight.dtype)
-    return rows if rows.numel() > FOLDED else None
+    return rows if rows.numel() > FOLD_LIMIT else None
 
 
 def _replace_stand_in(graph: ir.Model, rows: torch.Tensor, weight: torch.Tensor, token_map: torch.Tensor) -> None:
@@ -104,7 +104,7 @@ def _replace_stand_in(graph: ir.Model, rows: torch.Tensor, weight: torch.Tensor,
         return isinstance(raw, torch.Tensor) and raw.data_ptr() == rows.data_ptr()
 
     [value] = [one for one in graph.graph.initializers.values() if stands_in(one.const_value)]
-    value.const_value = PickedRows(weight, token_map, str(value.name))
+    value.const_value = SelectedRows(weight, token_map, str(value.name))
 
 
 def _forget_origin(model: ir.Model) -> None:

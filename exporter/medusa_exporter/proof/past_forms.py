@@ -15,7 +15,7 @@ from medusa_runtime import contract
 from medusa_runtime.backends.tensorrt import PAST_MULTIPLE
 from numpy.typing import NDArray
 
-from medusa_exporter.graph.check import Declared
+from medusa_exporter.graph.check import SavedGraph
 from medusa_exporter.proof.errors import GraphMismatchError
 from medusa_exporter.proof.steps import FloatArray, Past
 
@@ -35,7 +35,7 @@ class PastForm(Protocol):
         """
 
 
-def past_form(graph: Declared, onnxruntime: Any) -> PastForm:
+def past_form(graph: SavedGraph, onnxruntime: Any) -> PastForm:
     """Return the form of a graph."""
     names = {spec.name for spec in graph.outputs}
     if contract.NEW in names:
@@ -46,7 +46,7 @@ def past_form(graph: Declared, onnxruntime: Any) -> PastForm:
 class _Apart:
     """(1, P and garbage, W) a layer, read only; new rows come as outputs of their own."""
 
-    def __init__(self, graph: Declared) -> None:
+    def __init__(self, graph: SavedGraph) -> None:
         self._dtype = graph.dtype
         self._pasts = [spec.name for spec in graph.inputs if spec.name.startswith("past_") and len(spec.shape) == 3]
         self._news = [name.replace("past_", "new_") for name in self._pasts]
@@ -64,7 +64,7 @@ class _Apart:
 class _Together:
     """(1, P and garbage, 2 · L · W): a token's keys of all layers, then its values; read only."""
 
-    def __init__(self, graph: Declared) -> None:
+    def __init__(self, graph: SavedGraph) -> None:
         self._dtype = graph.dtype
         self._others = [spec.name for spec in graph.outputs if spec.name != contract.NEW]
 
@@ -79,7 +79,7 @@ class _Together:
 class _InPlace:
     """(1, kv_heads, C, head_dim) a layer: a buffer that is input and output, new rows behind the P real ones."""
 
-    def __init__(self, graph: Declared, onnxruntime: Any) -> None:
+    def __init__(self, graph: SavedGraph, onnxruntime: Any) -> None:
         self._dtype, self._name, self._ort = graph.dtype, graph.path.name, onnxruntime
         self._pasts = {spec.name: spec.shape for spec in graph.inputs if len(spec.shape) == 4}
         self._others = [spec.name for spec in graph.outputs if len(spec.shape) != 4]

@@ -11,7 +11,7 @@ from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.graph_check import DIFFERENCES, GraphCheck
 
 from medusa_exporter.engines.plan import StepSize
-from medusa_exporter.graph.check import Declared, check_declared
+from medusa_exporter.graph.check import SavedGraph, check_saved_graph
 from medusa_exporter.proof.errors import GraphMismatchError
 from medusa_exporter.proof.limits import Difference, Limits, differences, draft_error, limits
 from medusa_exporter.proof.run import GraphRunner, NotServedError
@@ -55,7 +55,7 @@ def prove(
     checks = {}
     for file in files:
         key = next(key for key in of_key if file.startswith((f"graphs/{key}.", f"graphs/{key}-")))
-        declared = check_declared(folder / file, proof.model, proof.heads, sizes.get(file))
+        declared = check_saved_graph(folder / file, proof.model, proof.heads, sizes.get(file))
         runner = SIZE_LEFT_OUT if file in left_out else _runner(declared, of_key[key])
         if isinstance(runner, str):
             report(f"check {Path(file).stem}: ONNX checker, inputs and outputs; not run here: {runner}")
@@ -67,7 +67,7 @@ def prove(
     return checks
 
 
-def _runner(graph: Declared, facts: GraphFacts) -> GraphRunner | str:
+def _runner(graph: SavedGraph, facts: GraphFacts) -> GraphRunner | str:
     """Load a graph, or say why the CPU cannot run it; a graph for the CPU must load."""
     if graph.dtype == "bfloat16":
         return BF16
@@ -128,7 +128,7 @@ def _check_draft(runner: GraphRunner, limit: Limits, proof: Proof) -> bool:
     return True
 
 
-def _words(graph: Declared, step: str, one: Difference, layers: int) -> str:
+def _words(graph: SavedGraph, step: str, one: Difference, layers: int) -> str:
     """Name the graph, the step, where it first differs and by how much."""
     where = {
         "hidden state": f"the hidden state behind layer {layers - 1}, the last",

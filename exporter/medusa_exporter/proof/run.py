@@ -14,7 +14,7 @@ from medusa_runtime import contract
 from medusa_runtime.backends.ort_library import import_onnxruntime
 from numpy.typing import NDArray
 
-from medusa_exporter.graph.check import Declared
+from medusa_exporter.graph.check import SavedGraph
 from medusa_exporter.proof.errors import GraphMismatchError
 from medusa_exporter.proof.past_forms import past_form
 from medusa_exporter.proof.steps import BoolArray, FloatArray, IntArray, Past, ReferenceDraft, ReferenceStep, Rows
@@ -42,7 +42,7 @@ class Found:
 class GraphRunner:
     """One graph in a session of its own, which ends with this object."""
 
-    def __init__(self, graph: Declared, *, packed: bool = False) -> None:
+    def __init__(self, graph: SavedGraph, *, packed: bool = False) -> None:
         """Load the graph. Raises NotServedError where the CPU lacks an operator, GraphMismatchError for other causes.
 
         packed: whether weights are packed anew, as for serving, which takes memory: quantised ones then run in the

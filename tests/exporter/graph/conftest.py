@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 import torch
 from medusa_exporter.graph.fuse import fuse
-from medusa_exporter.graph.in_place import angles, in_place, spare_positions
+from medusa_exporter.graph.in_place_kv import write_kv_in_place
+from medusa_exporter.graph.rotary_tables import rotary_tables, spare_positions
 from medusa_exporter.graph.trace import trace
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.loading.rope import fix_longrope
@@ -201,7 +202,7 @@ def trace_model(model: Any, conditioning: str, folder: Path) -> Traced:
     fix_longrope(model)
     graph = trace(model, heads, facts, TOP_K)
     dialect = graph.clone()
-    in_place(dialect, facts, heads.input_size, angles(model, CONTEXT + spare_positions(["ort-cpu"])))
+    write_kv_in_place(dialect, facts, heads.input_size, rotary_tables(model, CONTEXT + spare_positions(["ort-cpu"])))
     fuse(dialect)
     path = folder / "step.onnx"
     sessions = [load(one, path) for one in (dialect, graph)]

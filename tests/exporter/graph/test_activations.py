@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from medusa_exporter.families import ACTIVATIONS
-from medusa_exporter.graph.primitives import IR_VERSION, OPSET, lower_all
+from medusa_exporter.graph.decompose import IR_VERSION, OPSET, decompose_all
 from medusa_exporter.graph.trace import OPSET as TRACED
 from medusa_exporter.quiet import quiet
 from medusa_runtime.contract import POSITION_IDS
@@ -47,7 +47,7 @@ def graph() -> ir.Model:
     assert program is not None
     found = program.model.clone()
     table = ir.tensor(np.ones((4, 2), np.float32))
-    lower_all(found, 1, 4, (table, table))
+    decompose_all(found, 1, 4, (table, table))
     return found
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 from medusa_exporter.engines.plan import causal_file
-from medusa_exporter.graph.causal import causal
-from medusa_exporter.graph.dialects import make_graphs
-from medusa_exporter.graph.lone_row import MASK
+from medusa_exporter.graph.causal import causal_graph
+from medusa_exporter.graph.single_row_padding import MASK
+from medusa_exporter.graph.variants import make_graphs
 from medusa_runtime import contract
 
 from .conftest import Traced, load
-from .test_dialects import on_gpu, source, windowed
-from .test_in_place import garbage, step
-from .test_lengths import compare
+from .test_in_place_kv import garbage, step
+from .test_past_lengths import compare
+from .test_variants import on_gpu, source, windowed
 
 FILE = causal_file("ort-cuda", "fp16")
 
@@ -34,7 +34,7 @@ def test_prompts_in_chunks_and_rows_alone(traced: Traced) -> None:
 
 def test_it_is_the_contract_and_holds_the_other_graphs_weights(traced: Traced) -> None:
     graph = on_gpu(traced).ort_cuda("bf16")
-    found = causal(graph)
+    found = causal_graph(graph)
     names = [value.name for value in graph.graph.inputs if value.name not in contract.CAUSAL_LACKS]
     assert [value.name for value in found.graph.inputs] == names
     assert [value.name for value in found.graph.outputs] == [value.name for value in graph.graph.outputs]

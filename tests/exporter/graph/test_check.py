@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from medusa_exporter.graph.check import check_declared
+from medusa_exporter.graph.check import check_saved_graph
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
@@ -20,7 +20,7 @@ def graph(tiny_bundle: Path, tmp_path: Path) -> tuple[Path, ModelFacts, HeadFact
 
 
 def test_a_built_graph_passes(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
-    declared = check_declared(*graph)
+    declared = check_saved_graph(*graph)
     assert declared.dtype == "float32" and declared.size is None
     assert [spec.name for spec in declared.inputs[:2]] == ["input_ids", "position_ids"]
 
@@ -33,7 +33,7 @@ def test_a_renamed_output_is_refused(graph: tuple[Path, ModelFacts, HeadFacts]) 
     model.graph.output[1].name = "greedy"
     onnx.save(model, path)
     with pytest.raises(RuntimeError, match=r"declares .*'greedy'.*contract says .*'argmax'"):
-        check_declared(path, *facts)
+        check_saved_graph(path, *facts)
 
 
 def test_rows_of_another_width_are_refused(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
@@ -43,7 +43,7 @@ def test_rows_of_another_width_are_refused(graph: tuple[Path, ModelFacts, HeadFa
     hidden.type.tensor_type.shape.dim[2].dim_value = 7
     onnx.save(model, path)
     with pytest.raises(Exception, match=r"declares .*'hidden'.*the contract says"):
-        check_declared(path, *facts)
+        check_saved_graph(path, *facts)
 
 
 def test_an_input_of_another_type_is_refused(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
@@ -53,11 +53,11 @@ def test_an_input_of_another_type_is_refused(graph: tuple[Path, ModelFacts, Head
     given.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     onnx.save(model, path)
     with pytest.raises(Exception, match=r"float16|[Tt]ype"):
-        check_declared(path, *facts)
+        check_saved_graph(path, *facts)
 
 
 def test_a_truncated_graph_is_refused(graph: tuple[Path, ModelFacts, HeadFacts]) -> None:
     path, *facts = graph
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(Exception, match=r"(?i)parse|protobuf|decod"):
-        check_declared(path, *facts)
+        check_saved_graph(path, *facts)

@@ -6,12 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from medusa_exporter.graph.edit import constant
-from medusa_exporter.graph.in_place import angles, in_place
-from medusa_exporter.graph.logits import straight_logits
+from medusa_exporter.graph.in_place_kv import write_kv_in_place
+from medusa_exporter.graph.logits import single_sequence_logits
+from medusa_exporter.graph.rotary_tables import rotary_tables
 from medusa_runtime import contract
 
 from .conftest import CONTEXT, Traced, load
-from .test_in_place import garbage, random_tree, run, step
+from .test_in_place_kv import garbage, random_tree, run, step
 
 
 def logits_of(graph: ir.Model) -> ir.Value:
@@ -27,9 +28,9 @@ def test_the_same_logits_and_no_copy(traced: Traced, bias: bool) -> None:
         numbers = np.linspace(-1, 1, traced.facts.vocab_size, dtype=np.float32)
         product.resize_inputs(3)
         product.replace_input_with(2, constant(before.graph, "bias", numbers))
-    in_place(before, traced.facts, traced.heads.input_size, angles(traced.model, CONTEXT))
+    write_kv_in_place(before, traced.facts, traced.heads.input_size, rotary_tables(traced.model, CONTEXT))
     after = before.clone()
-    straight_logits(after)
+    single_sequence_logits(after)
     assert len(after.graph) < len(before.graph) - 3
     assert logits_of(after).producer().op_type == ("Add" if bias else "FusedMatMul")
     rng = np.random.default_rng(4)
@@ -48,7 +49,7 @@ def test_the_same_logits_and_no_copy(traced: Traced, bias: bool) -> None:
 
 def test_another_end_is_refused(traced: Traced) -> None:
     graph = ir.load(traced.path)
-    in_place(graph, traced.facts, traced.heads.input_size, angles(traced.model, CONTEXT))
-    straight_logits(graph)
+    write_kv_in_place(graph, traced.facts, traced.heads.input_size, rotary_tables(traced.model, CONTEXT))
+    single_sequence_logits(graph)
     with pytest.raises(RuntimeError, match="expected a Reshape on the way to the logits"):
-        straight_logits(graph)
+        single_sequence_logits(graph)

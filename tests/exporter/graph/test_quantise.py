@@ -126,7 +126,7 @@ def test_precisions_share_what_is_not_quantised(rng: np.random.Generator) -> Non
 
 def test_logging_is_left_alone() -> None:
     code = (
-        "import logging, numpy; from medusa_exporter.graph.packed import quantise_blocks\n"
+        "import logging, numpy; from medusa_exporter.graph.nbits_weight import quantise_blocks\n"
         "from medusa_exporter.precisions import WeightFormat\n"
         "quantise_blocks(numpy.ones((32, 4), numpy.float32), WeightFormat(8, 32)); assert not logging.root.handlers"
     )

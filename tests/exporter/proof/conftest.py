@@ -11,9 +11,9 @@ import onnx
 import pytest
 import torch
 from medusa_exporter.engines.plan import StepSize, step_sizes
-from medusa_exporter.graph import dialects
-from medusa_exporter.graph.check import check_declared
-from medusa_exporter.graph.in_place import angles
+from medusa_exporter.graph import variants
+from medusa_exporter.graph.check import check_saved_graph
+from medusa_exporter.graph.rotary_tables import rotary_tables
 from medusa_exporter.graph.save import save_graphs
 from medusa_exporter.graph.trace import trace
 from medusa_exporter.heads.modules import MedusaHeads
@@ -69,8 +69,10 @@ def proven(tmp_path_factory: pytest.TempPathFactory) -> Proven:
     graph = trace(model, heads, facts, TOP_K)
     steps = step_sizes([catalogue.load(name) for name in TREES], 1)
     texts = [np.random.default_rng(at).integers(2, 250, 60).tolist() for at in range(4)]
-    source = dialects.Traced(graph, facts, heads.input_size, HEADS, angles(model, CONTEXT + 1024), True, texts, folder)
-    made, sizes = dialects.make_graphs(source, PAIRS, steps)
+    source = variants.TracedGraph(
+        graph, facts, heads.input_size, HEADS, rotary_tables(model, CONTEXT + 1024), True, texts, folder
+    )
+    made, sizes = variants.make_graphs(source, PAIRS, steps)
     files = list(made)
     save_graphs({folder / file: one for file, one in made.items()}, "shared.data")
     graphs = [GraphFacts(backend, precision, f"graphs/{backend}-{precision}.onnx") for backend, precision in PAIRS]
@@ -89,7 +91,7 @@ class Changed:
 
     def check(self) -> GraphCheck:
         onnx.save(self.model, self.path)
-        declared = check_declared(self.path, self.proven.proof.model, self.proven.proof.heads)
+        declared = check_saved_graph(self.path, self.proven.proof.model, self.proven.proof.heads)
         runner = GraphRunner(declared, packed=as_served(self.backend, self.precision))
         return check_graph(runner, limits(self.backend, self.precision), self.proven.proof)
 

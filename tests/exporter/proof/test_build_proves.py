@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from medusa_exporter.build import build
-from medusa_exporter.graph import dialects
+from medusa_exporter.graph import variants
 from medusa_exporter.proof.errors import GraphMismatchError
 from medusa_exporter.proof.run import Found, GraphRunner
 from medusa_exporter.proof.steps import ReferenceStep
@@ -26,7 +26,7 @@ def test_the_manifest_keeps_the_differences(tiny_precisions: Path) -> None:
 def test_no_bundle_appears_where_a_graph_is_another_model(
     tiny_model: Path, tiny_heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = dialects.make_graphs
+    made = variants.make_graphs
 
     def faulty(*arguments: object) -> object:
         graphs, sizes = made(*arguments)
@@ -34,7 +34,7 @@ def test_no_bundle_appears_where_a_graph_is_another_model(
         table.const_value = ir.tensor(np.negative(table.const_value.numpy()))
         return graphs, sizes
 
-    monkeypatch.setattr(dialects, "make_graphs", faulty)
+    monkeypatch.setattr(variants, "make_graphs", faulty)
     with pytest.raises(GraphMismatchError, match=r"ort-cpu-fp32\.onnx is not the model: .* keys of layer 0 differ"):
         build(str(tiny_model), str(tiny_heads), tmp_path / "bundle", profiles=("tree-4",))
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from medusa_exporter.graph.check import Declared
+from medusa_exporter.graph.check import SavedGraph
 from medusa_exporter.proof import prove
 from medusa_exporter.proof.errors import GraphMismatchError
 from medusa_exporter.proof.limits import FP32
@@ -73,7 +73,7 @@ def test_quantised_graphs_for_the_cpu_are_checked_in_the_kernels_that_serve_them
 ) -> None:
     seen: dict[str, bool] = {}
 
-    def look(graph: Declared, *, packed: bool) -> None:
+    def look(graph: SavedGraph, *, packed: bool) -> None:
         seen[graph.path.stem] = packed
         raise GraphMismatchError("seen")
 

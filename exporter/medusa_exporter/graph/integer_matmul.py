@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from medusa_exporter.graph.edit import DOMAIN, constant, insert
-from medusa_exporter.graph.ranges import Ranges, bounded_products
+from medusa_exporter.graph.calibration import Ranges, bounded_matmuls
+from medusa_exporter.graph.edit import ORT_DOMAIN, constant, insert
 
 STRENGTH = 0.65  # how much of the range moves into the weights: mean KL 0.013; 0.5: 0.020, 0.8: 0.015
 ZERO = 128  # of activations, which are unsigned: ONNX Runtime has fast products of unsigned rows and signed weights
@@ -27,15 +27,15 @@ GAIN = {"RMSNormalization": (1,), "SkipSimplifiedLayerNormalization": (2,), "Lay
 Matrix = NDArray[np.float32]
 
 
-def with_integers(model: ir.Model, ranges: Ranges) -> None:
+def use_integer_matmuls(model: ir.Model, ranges: Ranges) -> None:
     """Give every bounded product fixed scales, in place; other products stay as they are."""
     graph = model.graph
-    graph.opset_imports[DOMAIN] = 1
-    for number, node in enumerate(bounded_products(graph)):
-        _become_integer(graph, node, ranges, f"integers.{number}")
+    graph.opset_imports[ORT_DOMAIN] = 1
+    for number, node in enumerate(bounded_matmuls(graph)):
+        _to_integer_matmul(graph, node, ranges, f"integers.{number}")
 
 
-def _become_integer(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -> None:
+def _to_integer_matmul(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -> None:
     rows, weight = node.inputs[:2]
     assert rows is not None and weight is not None and weight.const_value is not None  # noqa: S101
     tensor = weight.const_value
@@ -52,7 +52,7 @@ def _become_integer(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -
     product = ir.node(
         "MatMulIntegerToFloat",
         [rounded, whole, scale, constant(graph, f"{name}.columns", columns.astype(np.float32)), zero],
-        domain=DOMAIN,
+        domain=ORT_DOMAIN,
     )
     product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     graph.insert_before(node, product)

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from medusa_exporter.graph import dialects, release
+from medusa_exporter.graph import memory, variants
 from medusa_exporter.graph import trace as tracing
-from medusa_exporter.graph.in_place import angles, spare_positions
-from medusa_exporter.graph.lazy import PickedRows
-from medusa_exporter.graph.packed import quantise_blocks
+from medusa_exporter.graph.lazy_weights import SelectedRows
+from medusa_exporter.graph.nbits_weight import quantise_blocks
+from medusa_exporter.graph.rotary_tables import rotary_tables, spare_positions
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.precisions import DRAFT, choose
 from onnxscript import optimizer
@@ -27,8 +27,8 @@ def traced_nodes() -> int:
 
 
 def test_no_weight_outlives_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "FOLDED", 10_000)
-    release.release()
+    monkeypatch.setattr(tracing, "FOLD_LIMIT", 10_000)
+    memory.release_memory()
     before = traced_nodes()
     model = make_model("llama3-rope")  # whose embedding is tied to its lm_head
     facts = facts_of(model)
@@ -36,25 +36,25 @@ def test_no_weight_outlives_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = {name: weakref.ref(weight) for module in (model, heads) for name, weight in module.named_parameters()}
     graph = tracing.trace(model, heads, facts, TOP_K)
     assert traced_nodes() <= before  # of the program that the graph was made from, though the graph lives
-    rows = [one.const_value for one in graph.graph.initializers.values() if isinstance(one.const_value, PickedRows)]
+    rows = [one.const_value for one in graph.graph.initializers.values() if isinstance(one.const_value, SelectedRows)]
     draft = model.get_output_embeddings().weight[heads.token_map].detach().numpy()
     assert [np.array_equal(one.numpy(), draft) for one in rows] == [True]  # made when they are asked for
-    tables = angles(model, CONTEXT + spare_positions(["ort-cpu"]))
-    source = dialects.Traced(graph, facts, heads.input_size, heads.heads, tables)
-    made, _ = dialects.make_graphs(source, choose(("ort-cpu",), ("fp32", "int4")), [])
+    tables = rotary_tables(model, CONTEXT + spare_positions(["ort-cpu"]))
+    source = variants.TracedGraph(graph, facts, heads.input_size, heads.heads, tables)
+    made, _ = variants.make_graphs(source, choose(("ort-cpu",), ("fp32", "int4")), [])
     packed, _ = quantise_blocks(draft.T, DRAFT)
-    monkeypatch.setattr(PickedRows, "numpy", lambda _rows: pytest.fail("all rows were copied at once"))
+    monkeypatch.setattr(SelectedRows, "numpy", lambda _rows: pytest.fail("all rows were copied at once"))
     held = [one.const_value for one in made["graphs/ort-cpu-fp32.onnx"].graph.initializers.values()]
-    held = [one for one in held if not isinstance(one, PickedRows)]
+    held = [one for one in held if not isinstance(one, SelectedRows)]
     assert any(one.shape == packed.shape and np.array_equal(one.numpy(), packed) for one in held if one is not None)
     assert all(weight() is not None for weight in weights.values())
     del model, heads, graph, source, made, rows, held
-    release.release()
+    memory.release_memory()
     assert [name for name, weight in weights.items() if weight() is not None] == []
 
 
 def test_rules_still_match_after_their_matchers_were_reset() -> None:
-    release.release()
+    memory.release_memory()
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2]))
     zero = ir.Value(name="zero", const_value=ir.tensor(np.array(0, np.float32), name="zero"))
     sum_ = ir.node("Add", [x, zero])
@@ -73,9 +73,9 @@ def test_freed_pages_are_returned_where_the_library_can(monkeypatch: pytest.Monk
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: Library())
     for platform, wanted in (("linux", [0]), ("darwin", []), ("win32", [])):
         asked.clear()
-        monkeypatch.setattr(release.sys, "platform", platform)
-        release.release()
+        monkeypatch.setattr(memory.sys, "platform", platform)
+        memory.release_memory()
         assert asked == wanted, platform
-    monkeypatch.setattr(release.sys, "platform", "linux")
+    monkeypatch.setattr(memory.sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())  # a C library without it, such as musl
-    release.release()
+    memory.release_memory()

@@ -10,11 +10,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from medusa_exporter.graph.dialects import OnGpu, Traced
 from medusa_exporter.graph.fuse import fuse
-from medusa_exporter.graph.in_place import angles, in_place, spare_positions
-from medusa_exporter.graph.scaled_rope import scale_angles, unscaled_rope
+from medusa_exporter.graph.in_place_kv import write_kv_in_place
+from medusa_exporter.graph.rotary_scaling import apply_attention_factor, without_attention_factor
+from medusa_exporter.graph.rotary_tables import rotary_tables, spare_positions
 from medusa_exporter.graph.trace import trace
+from medusa_exporter.graph.variants import GpuVariants, TracedGraph
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.loading.rope import fix_longrope
 from medusa_runtime import contract
@@ -57,7 +58,7 @@ def looked_at(length: int) -> list[int]:
 @pytest.mark.parametrize("kind", ROPES)
 def test_tables_are_those_of_transformers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference, length = made(kind, monkeypatch)
-    tables = angles(model, length + 1)
+    tables = rotary_tables(model, length + 1)
     assert [table.shape for table in tables] == [(length + 1, 8)] * 2
     for position in looked_at(length):
         expected = reference.base_model.rotary_emb(torch.zeros(1), torch.tensor([[position]]))
@@ -71,16 +72,16 @@ def test_graphs_turn_as_transformers_does(kind: str, monkeypatch: pytest.MonkeyP
     facts = facts_of(model)
     heads = MedusaHeads(facts.hidden_size, 3, 1, "none")
     graph = trace(model, heads, facts, TOP_K)
-    tables = angles(model, length + spare_positions(["ort-cpu"]))
+    tables = rotary_tables(model, length + spare_positions(["ort-cpu"]))
     ids = np.random.default_rng(0).integers(0, facts.vocab_size, (1, length)).astype(np.int32)
     with torch.no_grad():
         expected = reference(torch.from_numpy(ids).long()).logits[0, looked_at(length)].numpy()
     on_cpu = graph.clone()
-    in_place(on_cpu, facts, heads.input_size, tables)
+    write_kv_in_place(on_cpu, facts, heads.input_size, tables)
     fuse(on_cpu)
     attention = [node for node in on_cpu.graph if node.op_type == "GroupQueryAttention"]
     assert [node.attributes["do_rotary"].as_int() for node in attention] == [1] * facts.layers
-    spelt_out = OnGpu(Traced(graph, facts, heads.input_size, heads.heads, tables)).ort_cuda("fp32")
+    spelt_out = GpuVariants(TracedGraph(graph, facts, heads.input_size, heads.heads, tables)).ort_cuda("fp32")
     for dialect, shape in (
         (graph, (1, 0, facts.kv_row)),
         (spelt_out, (1, 0, facts.kv_row)),
@@ -107,7 +108,7 @@ def _logits(graph: ir.Model, ids: np.ndarray, past: tuple[int, ...], rows: list[
 
 def test_the_factor_comes_back_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, _ = made("yarn-attention", monkeypatch)
-    with pytest.raises(ZeroDivisionError), unscaled_rope(model) as factor:
+    with pytest.raises(ZeroDivisionError), without_attention_factor(model) as factor:
         assert (factor, model.base_model.rotary_emb.attention_scaling) == (1.7, 1.0)
         raise ZeroDivisionError
     assert model.base_model.rotary_emb.attention_scaling == 1.7
@@ -115,6 +116,6 @@ def test_the_factor_comes_back_whatever_happens(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_factor_without_a_place_is_refused() -> None:
     graph = ir.Graph([], [], nodes=[])
-    scale_angles(graph, 1.0)
+    apply_attention_factor(graph, 1.0)
     with pytest.raises(RuntimeError, match="no cosines and sines"):
-        scale_angles(graph, 1.5)
+        apply_attention_factor(graph, 1.5)

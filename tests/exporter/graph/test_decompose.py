@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from medusa_exporter.graph.primitives import lower_all
+from medusa_exporter.graph.decompose import decompose_all
 from medusa_runtime.contract import POSITION_IDS
 from onnx import TensorProto, helper, numpy_helper
 
@@ -40,7 +40,7 @@ def test_a_norm_in_16_bits(tmp_path: Path, largest: float, others: float) -> Non
     rows[..., 7] = largest
     rows = rows.astype(np.float16).astype(np.float32)
     graph, table = norm(), ir.tensor(np.ones((4, 2), np.float32))
-    lower_all(graph, 1, 4, (table, table))
+    decompose_all(graph, 1, 4, (table, table))
     in_16_bits_throughout(graph)
     ir.save(graph, tmp_path / "norm.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "norm.onnx"), providers=["CPUExecutionProvider"])

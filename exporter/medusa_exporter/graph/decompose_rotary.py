@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from medusa_exporter.graph.edit import END, Before, constant
-from medusa_exporter.graph.ropes import number
+from medusa_exporter.graph.edit import SLICE_END, NodeBuilder, constant
+from medusa_exporter.graph.rotary_fusion import number
 
 FLOAT = ir.DataType.FLOAT
 
 
-class Turning:
+class RotaryFactors:
     """What ropes multiply columns by: cosines and sines (B, T, D / 2) of a step's nodes, in the order of each rope."""
 
-    def __init__(self, add: Before, cos: ir.Value, sin: ir.Value) -> None:
+    def __init__(self, add: NodeBuilder, cos: ir.Value, sin: ir.Value) -> None:
         self._add, self._cos, self._sin = add, cos, sin
         self._made: dict[bool, tuple[ir.Value, ir.Value]] = {}
 
@@ -41,7 +41,7 @@ def turn(graph: ir.Graph, node: ir.Node, along: ir.Value, across: ir.Value) -> N
     The halves of a head turn against each other, or neighbouring elements. What each turns against is the row by its
     own columns in another order: slices that are joined again would be copies.
     """
-    add, rows = Before(graph, node), node.inputs[0]
+    add, rows = NodeBuilder(graph, node), node.inputs[0]
     if len(node.inputs) > 3:
         raise RuntimeError(f"rope {node.name} reads tables of its own, expected cosines and sines of the step")
     assert rows is not None and rows.dtype is not None and rows.shape is not None  # noqa: S101
@@ -56,5 +56,5 @@ def turn(graph: ir.Graph, node: ir.Node, along: ir.Value, across: ir.Value) -> N
     swapped = constant(graph, f"swapped.{part}.{interleaved}", order)
     turned = add("Add", add("Mul", exact, along), add("Mul", add("Gather", exact, swapped, axis=-1), across))
     if part != size:
-        turned = add("Concat", turned, add.slice(whole, part, END), axis=-1)
+        turned = add("Concat", turned, add.slice(whole, part, SLICE_END), axis=-1)
     add.replace(add.cast(add.reshape(turned, 0, 0, width), rows.dtype))

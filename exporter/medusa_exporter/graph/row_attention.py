@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-ATTENTION = "medusa_rows"  # the name under which `row_attention` is registered
+ATTENTION_NAME = "medusa_rows"  # the name under which `row_attention` is registered
 
 
-class RowCache(Cache):  # type: ignore[misc]  # transformers is not typed
+class RowMajorCache(Cache):  # type: ignore[misc]  # transformers is not typed
     """The past of every layer as (B, P, W) rows, read only; `update` keeps this step's rows apart."""
 
     def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
@@ -69,7 +69,7 @@ def row_attention(
 ) -> tuple[Tensor, None]:
     """Attention as one ONNX `Attention` node over row-major keys and values.
 
-    query (B, Hq, T, D); key, value (B, P + T, W) as `RowCache.update` returns them; masks (B, 1, T, P + T), added to
+    query (B, Hq, T, D); key, value (B, P + T, W) from `RowMajorCache.update`; masks (B, 1, T, P + T), added to
     the scores; `windowed_mask` is taken instead of `attention_mask` where the layer has a sliding window. softcap: what
     tanh bounds the scores by before the mask is added. Returns (B, T, Hq, D). Raises UnsupportedModelError for
     attention of a further kind.
@@ -97,4 +97,4 @@ def _to_rows(heads_first: Tensor) -> Tensor:
     return heads_first.transpose(1, 2).reshape(B, T, heads * D)
 
 
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, row_attention)
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, row_attention)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from medusa_exporter.graph.ranges import LENGTH, ROWS, write_texts
+from medusa_exporter.graph.calibration import LENGTH, ROWS, generate_texts
 
 from .conftest import make_model
 
@@ -15,7 +15,7 @@ from .conftest import make_model
 def test_texts_end_within_the_context(opening: int, context: int, length: int) -> None:
     model = make_model("llama")
     model.config.eos_token_id = None
-    texts = write_texts(model, list(range(2, 2 + opening)), context)
+    texts = generate_texts(model, list(range(2, 2 + opening)), context)
     assert {len(text) for text in texts} == {length} and len(texts) == ROWS
     kept = min(opening, context // 2)
     assert all(text[:kept] == list(range(2, 2 + kept)) for text in texts)

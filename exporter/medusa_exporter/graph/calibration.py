@@ -25,7 +25,7 @@ ROWS, LENGTH, SEED = 16, 192, 0  # texts that the model writes, tokens of each a
 BOUNDED = ("RMSNormalization", "SkipSimplifiedLayerNormalization", "LayerNormalization", "GroupQueryAttention")
 
 
-def write_texts(model: Any, opening: Sequence[int], context: int) -> list[list[int]]:
+def generate_texts(model: Any, opening: Sequence[int], context: int) -> list[list[int]]:
     """Let the decoder write texts that begin with `opening`, the same each time.
 
     context: tokens of the bundle, which no text exceeds, for a graph's rope tables end there. An opening that would
@@ -46,7 +46,7 @@ def write_texts(model: Any, opening: Sequence[int], context: int) -> list[list[i
     return texts
 
 
-def bounded_products(graph: ir.Graph) -> list[ir.Node]:
+def bounded_matmuls(graph: ir.Graph) -> list[ir.Node]:
     """The products with a weight whose rows come from BOUNDED operators."""
     return [
         node
@@ -59,20 +59,20 @@ def bounded_products(graph: ir.Graph) -> list[ir.Node]:
     ]
 
 
-def input_ranges(
+def measure_ranges(
     model: ir.Model,
     facts: ModelFacts,
     state_size: int,
     texts: Sequence[Sequence[int]],
     scratch: Path | None = None,
 ) -> Ranges:
-    """Run a graph of the CPU's dialect over `texts` and watch what its `bounded_products` multiply.
+    """Run a graph of the CPU's dialect over `texts` and watch what its `bounded_matmuls` multiply.
 
     scratch: folder to write the graph and its weights to for a while; None for the system's.
     """
     onnxruntime = import_onnxruntime("export")
     watched = model.clone()
-    values = list(dict.fromkeys(node.inputs[0] for node in bounded_products(watched.graph)))
+    values = list(dict.fromkeys(node.inputs[0] for node in bounded_matmuls(watched.graph)))
     names = [str(value.name) for value in values if value is not None]
     watched.graph.outputs.extend(value for value in values if value is not None and not value.is_graph_output())
     largest: dict[str, NDArray[np.float32]] = {}

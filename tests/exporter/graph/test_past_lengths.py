@@ -12,8 +12,8 @@ import pytest
 from medusa_runtime import contract
 
 from .conftest import Traced, load
-from .test_dialects import on_gpu
-from .test_in_place import Arrays, garbage, random_tree, rows, run, step
+from .test_in_place_kv import Arrays, garbage, random_tree, rows, run, step
+from .test_variants import on_gpu
 
 BOUND = 20  # rows of the past that a step may see, however many are real
 

@@ -4,12 +4,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from medusa_exporter.graph.lazy import PickedRows, SideBySide
+from medusa_exporter.graph.lazy_weights import ConcatenatedColumns, SelectedRows
 
 
 def test_rows_are_picked_in_the_order_of_the_numbers() -> None:
     weight, picked = torch.randn(9, 4), torch.tensor([7, 0, 3, 3])
-    rows = PickedRows(weight, picked, "rows")
+    rows = SelectedRows(weight, picked, "rows")
     assert (rows.name, rows.shape.numpy(), rows.dtype) == ("rows", (4, 4), ir.DataType.FLOAT)
     np.testing.assert_array_equal(rows.numpy(), weight[picked].numpy())
     np.testing.assert_array_equal(rows.rows(slice(1, 3)), weight[picked[1:3]].numpy())
@@ -19,7 +19,7 @@ def test_rows_are_picked_in_the_order_of_the_numbers() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_columns_of_tensors_next_to_each_other(some: slice, dtype: type) -> None:
     parts = [np.random.default_rng(width).normal(size=(3, width)).astype(dtype) for width in (2, 1, 5)]
-    joined = SideBySide([ir.tensor(part) for part in parts], "joined")
+    joined = ConcatenatedColumns([ir.tensor(part) for part in parts], "joined")
     whole = np.concatenate(parts, axis=-1)
     assert (joined.name, joined.shape.numpy(), joined.dtype.numpy()) == ("joined", (3, 8), dtype)
     np.testing.assert_array_equal(joined.numpy(), whole)

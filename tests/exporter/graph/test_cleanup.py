@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
-from medusa_exporter.graph.tidy import tidy
+from medusa_exporter.graph.cleanup import clean_up
 
 ROPE = """
 <ir_version: 10, opset_import: ["": 23]>
@@ -36,7 +36,7 @@ step (float[B,T,64] x) => (float[B,T,64] y, float[B,T,32] z)
 def tidied(text: str) -> ir.Model:
     proto = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text))
     model = ir.serde.deserialize_model(proto)
-    tidy(model)
+    clean_up(model)
     onnx.checker.check_model(ir.serde.serialize_model(model), full_check=True)
     return model
 

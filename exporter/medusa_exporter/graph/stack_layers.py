@@ -12,7 +12,7 @@ from medusa_runtime.backends.kv_arena import kv_tensor_names
 from medusa_exporter.graph.edit import insert
 
 
-def together(graph: ir.Graph, layers: int) -> None:
+def stack_layers(graph: ir.Graph, layers: int) -> None:
     """Put `past` and `new` (`contract.together_specs`) in the place of each layer's own rows, in place."""
     order = list(kv_tensor_names(layers, contract.new_key, contract.new_value))
     given, made = ({value.name: value for value in values} for values in (graph.inputs, graph.outputs))

@@ -10,14 +10,14 @@ import numpy as np
 import onnx_ir as ir
 from medusa_runtime import contract
 
-from medusa_exporter.graph.edit import END, constant, insert
+from medusa_exporter.graph.edit import SLICE_END, constant, insert
 
 BOOL, FLOAT, INT32, INT64 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
 # of what a mask hides, by the type of the mask
 LOWEST = {ir.DataType.FLOAT16: float(np.finfo(np.float16).min), ir.DataType.BFLOAT16: -3.0e38}
 
 
-class RealLengths:
+class LengthsFromValues:
     """P is the number of real rows. A CPU counts it as it goes.
 
     rows: P, (1,) int64. total: S, last: S - 1, (1,) int32.
@@ -39,7 +39,7 @@ class RealLengths:
         return mask
 
 
-class BoundLengths:
+class LengthsFromShapes:
     """P is the length of an input of its own, `past_rows`, which a host knows: sizes do not depend on numbers on a GPU.
 
     rows: P, (1,) int64. total: P + T, (1,) int32, on the host. last: the last real row, (1,) int32, on the device.
@@ -57,7 +57,7 @@ class BoundLengths:
             return insert(graph, first, op_type, inputs, dtype, attributes)
 
         zero, one = (constant(graph, f"bound.{n}", np.array(n, dtype=np.int32)) for n in (0, 1))
-        start, end = (constant(graph, f"bound.{n}", np.array([n])) for n in (-1, END))
+        start, end = (constant(graph, f"bound.{n}", np.array([n])) for n in (-1, SLICE_END))
         axis, scalar = (
             constant(graph, "bound.axis", np.array([0])),
             constant(graph, "bound.scalar", np.array([], np.int64)),

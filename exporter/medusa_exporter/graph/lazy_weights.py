@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 EVERY = slice(None)
 
 
-class PickedRows(ir.LazyTensor):
+class SelectedRows(ir.LazyTensor):
     """The rows `picked` (D,) of a weight (V, H), in that order, in fp32; no copy is held.
 
     name: of the tensor.
@@ -32,7 +32,7 @@ class PickedRows(ir.LazyTensor):
         return copied
 
 
-class SideBySide(ir.LazyTensor):
+class ConcatenatedColumns(ir.LazyTensor):
     """Tensors next to each other along their last axis; no copy is held.
 
     name: of the tensor.

@@ -9,12 +9,12 @@ import onnx_ir as ir
 from medusa_runtime.contract import DRAFT_HIDDEN, INPUT_IDS, TOKENS
 from onnx_ir.passes import common
 
+from medusa_exporter.graph.cleanup import strip_metadata
 from medusa_exporter.graph.edit import constant
-from medusa_exporter.graph.tidy import strip
 from medusa_exporter.quiet import quiet
 
 
-def fixed(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
+def freeze_shapes(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
     """Return a copy, for steps of these sizes, of a graph in which all heads run; it shares the tensors.
 
     sizes: of the contract's dimensions B, T, R and N; P may be left out and stays symbolic. Where N is 0 no head runs,
@@ -23,7 +23,7 @@ def fixed(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
     found = model.clone()
     graph = found.graph
     if not sizes["N"]:
-        drop_draft(graph)
+        remove_draft(graph)
         common.RemoveUnusedNodesPass()(found)
     for value in (*graph.inputs, *graph.outputs):
         value.shape = None if value.shape is None else ir.Shape([_size(one, sizes) for one in value.shape])
@@ -35,7 +35,7 @@ def fixed(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
     _fold(found)
     for index, name in enumerate([name for name in graph.initializers if name not in before]):
         graph.initializers[name].name = f"fixed.{index}"  # those of nodes are given anew
-    strip(found)
+    strip_metadata(found)
     return found
 
 
@@ -59,7 +59,7 @@ def run_all_heads(model: ir.Model, heads: int) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
-def drop_draft(graph: ir.Graph) -> None:
+def remove_draft(graph: ir.Graph) -> None:
     """Leave the draft out, in place: all tokens are literal, and `draft_hidden` is no input any more."""
     given = {value.name: value for value in graph.inputs}
     [tokens] = [value for value in graph.outputs if value.name == TOKENS]

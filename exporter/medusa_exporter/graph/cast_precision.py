@@ -2,7 +2,7 @@
 
 In fp32 stay the residual stream with its norms, hence `hidden`, and the lm_head, hence `logits`, where neighbours are
 nearer to each other than 16 bits can tell; angles and masks too. The lowering adds softmax and rope
-(`graph.primitives`). The heads only guess: all that they compute is in 16 bits.
+(`graph.decompose`). The heads only guess: all that they compute is in 16 bits.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from medusa_runtime.contract import LOGITS
 from medusa_runtime.errors import UnsupportedModelError
 from numpy.typing import NDArray
 
-from medusa_exporter.graph.edit import insert, is_past
+from medusa_exporter.graph.edit import insert, is_past_input
 
 FLOAT = ir.DataType.FLOAT
-TYPES = {"fp32": FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+DTYPES = {"fp32": FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 PRODUCTS = ("MatMul", "Gemm")
 ATTENTION_INPUTS = 3  # queries, keys, values; the mask behind them stays in fp32
 
 
-def typed(model: ir.Model, dtype: ir.DataType) -> None:
+def cast_precision(model: ir.Model, dtype: ir.DataType) -> None:
     """Retype in place. The past's rows and the new ones become `dtype`; all names stay.
 
     Raises UnsupportedModelError for a weight that `dtype` cannot hold.
     """
     if dtype != FLOAT:
-        _Typing(model.graph, dtype).apply()
+        _PrecisionCaster(model.graph, dtype).apply()
 
 
-class _Typing:
+class _PrecisionCaster:
     """One graph on its way to `dtype`; `exact` are the values that stay in fp32."""
 
     def __init__(self, graph: ir.Graph, dtype: ir.DataType) -> None:
@@ -45,7 +45,7 @@ class _Typing:
     def apply(self) -> None:
         """Go through the nodes in order."""
         for value in self._graph.inputs:
-            if is_past(value):
+            if is_past_input(value):
                 value.type = ir.TensorType(self._dtype)  # not its dtype: copies of a graph share what a type is
         for node in list(self._graph):
             if self._stays_exact(node):
@@ -133,7 +133,7 @@ class _Typing:
 
 
 def _is_float(value: ir.Value) -> bool:
-    return value.dtype in TYPES.values()
+    return value.dtype in DTYPES.values()
 
 
 def _target(node: ir.Node) -> ir.DataType | None:

@@ -18,7 +18,7 @@ TO_HEADS_FIRST = (0, 2, 1, 3)  # (B, T, heads, D) <-> (B, heads, T, D)
 LAST = 3  # axis of a head's elements
 
 
-def join_ropes(graph: ir.Graph) -> None:
+def fuse_rotary_embeddings(graph: ir.Graph) -> None:
     """Make one RotaryEmbedding of each rope, in place; heads stand first, as traced."""
     for node in list(graph):
         if node.op_type == "Split":

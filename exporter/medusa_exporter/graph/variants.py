@@ -12,27 +12,27 @@ from medusa_runtime.facts import ModelFacts
 from numpy.typing import NDArray
 
 from medusa_exporter.engines.plan import StepSize, causal_file, graph_file, in_place_on_gpu
-from medusa_exporter.graph.causal import causal
-from medusa_exporter.graph.fixed import fixed, run_all_heads
-from medusa_exporter.graph.fuse import fuse, pack
-from medusa_exporter.graph.in_place import in_place
-from medusa_exporter.graph.largest import in_two_rounds
-from medusa_exporter.graph.logits import straight_logits
-from medusa_exporter.graph.masks import narrow_masks
-from medusa_exporter.graph.primitives import capped, lower_all, lower_attention
+from medusa_exporter.graph.attention_masks import cast_masks
+from medusa_exporter.graph.calibration import measure_ranges
+from medusa_exporter.graph.cast_precision import DTYPES, cast_precision
+from medusa_exporter.graph.causal import causal_graph
+from medusa_exporter.graph.cleanup import strip_metadata
+from medusa_exporter.graph.decompose import decompose_all, decompose_attention, softcap_of
+from medusa_exporter.graph.freeze_shapes import freeze_shapes, run_all_heads
+from medusa_exporter.graph.fuse import fuse, merge_matmuls
+from medusa_exporter.graph.in_place_kv import write_kv_in_place
+from medusa_exporter.graph.logits import single_sequence_logits
 from medusa_exporter.graph.quantise import quantise_draft, with_precision
-from medusa_exporter.graph.ranges import input_ranges
-from medusa_exporter.graph.tidy import strip
-from medusa_exporter.graph.together import together
-from medusa_exporter.graph.typed import TYPES, typed
+from medusa_exporter.graph.stack_layers import stack_layers
+from medusa_exporter.graph.topk import two_stage_topk
 from medusa_exporter.precisions import DRAFT
 
 
 @dataclass(frozen=True)
-class Traced:
-    """A traced graph and what its dialects need to know.
+class TracedGraph:
+    """A traced graph and what its variants need to know.
 
-    state_size: S. heads: how many there are. angles: the decoder's, as `in_place.angles` gives them. windowed: whether
+    state_size: S. heads: how many there are. angles: the decoder's, from `rotary_tables`. windowed: whether
     some layers see the nearest rows alone. texts: what activations are measured on, where a precision fixes their
     scales. scratch: folder that a copy of the weights may lie in for a while; None for the system's.
     """
@@ -48,7 +48,7 @@ class Traced:
 
 
 def make_graphs(
-    traced: Traced, pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize], fused: Container[str] = ()
+    traced: TracedGraph, pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize], fused: Container[str] = ()
 ) -> tuple[dict[str, ir.Model], dict[str, StepSize]]:
     """Return the graph of each file, and the size of step that it is fixed to, if it is.
 
@@ -56,18 +56,18 @@ def make_graphs(
     operators. Graphs share the tensors that they have in common.
     """
     pairs = list(pairs)
-    on_cpu = ort_cpu(traced, [precision for backend, precision in pairs if backend == "ort-cpu"])
+    on_cpu = ort_cpu_graphs(traced, [precision for backend, precision in pairs if backend == "ort-cpu"])
     graphs = {graph_file("ort-cpu", precision): graph for precision, graph in on_cpu.items()}
     sizes: dict[str, StepSize] = {}
     on_gpu = [pair for pair in pairs if pair[0] != "ort-cpu"]
     if not on_gpu:
         return graphs, sizes
-    gpu = OnGpu(traced)
+    gpu = GpuVariants(traced)
     for backend, precision in on_gpu:
         if backend == "ort-cuda":
             graph = graphs[graph_file(backend, precision)] = gpu.ort_cuda(precision)
             if in_place_on_gpu(precision) and not traced.windowed:
-                graphs[causal_file(backend, precision)] = causal(graph)
+                graphs[causal_file(backend, precision)] = causal_graph(graph)
         else:
             for size in steps:
                 file = graph_file(backend, precision, size)
@@ -75,31 +75,31 @@ def make_graphs(
     return graphs, sizes
 
 
-def ort_cpu(traced: Traced, precisions: Sequence[str]) -> dict[str, ir.Model]:
+def ort_cpu_graphs(traced: TracedGraph, precisions: Sequence[str]) -> dict[str, ir.Model]:
     """Give the CPU's graph in each precision: rows in place, fused operators, quantised weights."""
     if not precisions:
         return {}
     graph = traced.graph.clone()
-    in_place(graph, traced.facts, traced.state_size, traced.angles)
+    write_kv_in_place(graph, traced.facts, traced.state_size, traced.angles)
     fuse(graph)
     quantise_draft(graph, DRAFT)
     model = traced.facts, traced.state_size
-    ranges = input_ranges(graph, *model, traced.texts, traced.scratch) if traced.texts else {}
+    ranges = measure_ranges(graph, *model, traced.texts, traced.scratch) if traced.texts else {}
     return {precision: with_precision(graph, precision, ranges) for precision in precisions}
 
 
-class OnGpu:
-    """The dialects of GPU backends; graphs of one precision share its weights.
+class GpuVariants:
+    """The variants of GPU backends; graphs of one precision share its weights.
 
     All heads run: a count that the graph makes would have to come back to the host, and no CUDA graph be captured.
     """
 
-    def __init__(self, traced: Traced) -> None:
+    def __init__(self, traced: TracedGraph) -> None:
         """Take what was traced; its graph stays as it is."""
         self._traced, self._graph = traced, traced.graph.clone()
         run_all_heads(self._graph, traced.heads)
-        self._typed: dict[str, ir.Model] = {}
-        self._of_one_product: dict[str, ir.Model] = {}
+        self._cast_graphs: dict[str, ir.Model] = {}
+        self._merged_graphs: dict[str, ir.Model] = {}
         cos, sin = traced.angles
         self._angles = ir.tensor(cos), ir.tensor(sin)  # once for all graphs that read them
 
@@ -109,12 +109,12 @@ class OnGpu:
         In 16 bits keys and values are written in place. The operator that does so knows no fp32: there attention is
         spelt out, for `Attention` itself has a slow kernel for more than one row under a mask.
         """
-        graph, traced = self.typed(precision).clone(), self._traced
+        graph, traced = self.cast(precision).clone(), self._traced
         if in_place_on_gpu(precision):
-            in_place(graph, traced.facts, traced.state_size, traced.angles, TYPES[precision])
-            straight_logits(graph)
+            write_kv_in_place(graph, traced.facts, traced.state_size, traced.angles, DTYPES[precision])
+            single_sequence_logits(graph)
         else:
-            lower_attention(graph)
+            decompose_attention(graph)
         fuse(graph)
         return graph
 
@@ -123,28 +123,28 @@ class OnGpu:
 
         fused: whether attention, norms and ropes stay one operator each, or are spelt out, as every version reads them.
         """
-        graph = fixed(self._packed(precision), size.sizes)
-        together(graph.graph, self._traced.facts.layers)
-        in_two_rounds(graph.graph)
+        graph = freeze_shapes(self._merged(precision), size.sizes)
+        stack_layers(graph.graph, self._traced.facts.layers)
+        two_stage_topk(graph.graph)
         if fused:
-            if any(capped(node) for node in graph.graph):  # which TensorRT's own attention does not know
-                lower_attention(graph, size.nodes)
-            narrow_masks(graph.graph)
-            strip(graph)
+            if any(softcap_of(node) for node in graph.graph):  # which TensorRT's own attention does not know
+                decompose_attention(graph, size.nodes)
+            cast_masks(graph.graph)
+            strip_metadata(graph)
         else:
-            lower_all(graph, size.nodes, self._traced.facts.context, self._angles)
+            decompose_all(graph, size.nodes, self._traced.facts.context, self._angles)
         return graph
 
-    def _packed(self, precision: str) -> ir.Model:
+    def _merged(self, precision: str) -> ir.Model:
         """Give `typed`'s graph with one product of each that read the same rows; made once."""
-        if precision not in self._of_one_product:
-            self._of_one_product[precision] = self.typed(precision).clone()
-            pack(self._of_one_product[precision].graph)
-        return self._of_one_product[precision]
+        if precision not in self._merged_graphs:
+            self._merged_graphs[precision] = self.cast(precision).clone()
+            merge_matmuls(self._merged_graphs[precision].graph)
+        return self._merged_graphs[precision]
 
-    def typed(self, precision: str) -> ir.Model:
-        """Give the graph in a precision of TYPES, otherwise as traced; made once."""
-        if precision not in self._typed:
-            self._typed[precision] = self._graph.clone()
-            typed(self._typed[precision], TYPES[precision])
-        return self._typed[precision]
+    def cast(self, precision: str) -> ir.Model:
+        """Give the graph in a precision of DTYPES, otherwise as traced; made once."""
+        if precision not in self._cast_graphs:
+            self._cast_graphs[precision] = self._graph.clone()
+            cast_precision(self._cast_graphs[precision], DTYPES[precision])
+        return self._cast_graphs[precision]

@@ -14,7 +14,7 @@ INT64 = ir.DataType.INT64
 MOST_PARTS = 64  # of a row
 
 
-def in_two_rounds(graph: ir.Graph) -> None:
+def two_stage_topk(graph: ir.Graph) -> None:
     """Rewrite every TopK and ArgMax over a last axis of known length, in place. Of equal numbers the first one wins."""
     for node in list(graph):
         if node.op_type in ("TopK", "ArgMax") and node.attributes["axis"].as_int() == -1:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from medusa_exporter.graph.cast_precision import ATTENTION_INPUTS
 from medusa_exporter.graph.edit import constant, insert
-from medusa_exporter.graph.lengths import LOWEST
-from medusa_exporter.graph.typed import ATTENTION_INPUTS
+from medusa_exporter.graph.past_lengths import LOWEST
 
 
-def narrow_masks(graph: ir.Graph) -> None:
+def cast_masks(graph: ir.Graph) -> None:
     """Cast each Attention's mask, in place: what hides a row becomes the lowest number of the type, never infinity.
 
     A row that sees nothing, as those that pad a step may, is then spread evenly, where infinities would make it NaN.

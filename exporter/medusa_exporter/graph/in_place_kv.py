@@ -1,4 +1,4 @@
-"""Keys and values are written where they stay, and never copied: ONNX Runtime's dialects on a CPU, and in 16 bits.
+"""Keys and values are written where they stay, and never copied: ONNX Runtime's variants on a CPU, and in 16 bits.
 
 Of the traced graph each layer's Concat of past and new rows, Attention and rope become one GroupQueryAttention over a
 buffer that is input and output at once. Its limits: steps of several rows take one sequence at a time, and its CUDA
@@ -7,23 +7,21 @@ kernel knows no fp32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from medusa_runtime import contract
-from medusa_runtime.backends.base import MAX_PREFILL_CHUNK
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import DOMAIN, constant, insert, is_past, past_and_new
-from medusa_exporter.graph.lengths import BoundLengths, RealLengths
-from medusa_exporter.graph.primitives import capped
-from medusa_exporter.graph.ropes import number
-from medusa_exporter.graph.tidy import declare, strip
+from medusa_exporter.graph.cleanup import declare_signature, strip_metadata
+from medusa_exporter.graph.decompose import softcap_of
+from medusa_exporter.graph.edit import ORT_DOMAIN, constant, insert, is_past_input, past_and_new
+from medusa_exporter.graph.past_lengths import LengthsFromShapes, LengthsFromValues
+from medusa_exporter.graph.rotary_fusion import number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from medusa_runtime.facts import ModelFacts
     from numpy.typing import NDArray
@@ -34,31 +32,7 @@ ROPE_INPUTS = 3  # rows, cosines, sines; behind them may be the positions to rea
 ROPE_MULTIPLE = 16  # of head sizes, and of parts of heads, that the operator turns by itself
 
 
-def angles(model: Any, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines by which the decoder's rope turns each position, (positions, D / 2) each.
-
-    D: the elements of a head that turn. A rope's attention factor (YaRN's) is multiplied in. As many positions are
-    needed as a step may see rows, which is `spare_positions` more than the context.
-    """
-    every = torch.arange(positions).unsqueeze(0)
-    with torch.no_grad():
-        tables = model.base_model.rotary_emb(torch.zeros(1), every)
-    # each angle stands there twice: for the two halves of a head, or (Cohere) for neighbouring elements
-    half, pairs = tables[0].shape[-1] // 2, bool((tables[0][..., ::2] == tables[0][..., 1::2]).all())
-    once = slice(0, None, 2) if pairs and half > 1 else slice(half)
-    cos, sin = (table[0, :, once].float().contiguous().numpy() for table in tables)
-    return cos, sin
-
-
-def spare_positions(backends: Iterable[str]) -> int:
-    """Rows behind the context that steps of these backends may reach, whose angles are read for nothing.
-
-    A GPU pads a step to one of few sizes; the CPU's graph puts one dummy next to a row that stands alone.
-    """
-    return max(contract.SPARE_ROWS if backend == "ort-cpu" else MAX_PREFILL_CHUNK for backend in backends)
-
-
-def in_place(
+def write_kv_in_place(
     model: ir.Model,
     facts: ModelFacts,
     state_size: int,
@@ -67,16 +41,16 @@ def in_place(
 ) -> None:
     """Turn a traced graph into this dialect.
 
-    tables: the decoder's `angles`. dtype: of rows that a GPU reads, of which as many are bound as `past_rows` says;
+    tables: the decoder's `rotary_tables`. dtype: of rows that a GPU reads, `past_rows` of which are bound;
     None for a CPU, which reads those that are real, in fp32.
     """
     graph = model.graph
-    graph.opset_imports[DOMAIN] = 1
-    lengths = RealLengths(graph) if dtype is None else BoundLengths(graph, dtype)
+    graph.opset_imports[ORT_DOMAIN] = 1
+    lengths = LengthsFromValues(graph) if dtype is None else LengthsFromShapes(graph, dtype)
     dialect = _Dialect(graph, lengths, tables, dtype, absorbs_rope=facts.head_dim % ROPE_MULTIPLE == 0)
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Shape" else None
-        if source is not None and is_past(source) and _axis(node) == 1:
+        if source is not None and is_past_input(source) and _axis(node) == 1:
             ir.convenience.replace_all_uses_with(node.outputs[0], lengths.rows)
     outputs = [value for value in graph.outputs if not _name(value).startswith("new_")]
     presents: dict[str, ir.Value] = {}
@@ -95,9 +69,9 @@ def in_place(
     graph.outputs.clear()
     graph.outputs.extend([*outputs, *(presents[spec.name] for spec in results[len(outputs) :])])
     common.RemoveUnusedNodesPass()(model)
-    declare(model, inputs, results)
+    declare_signature(model, inputs, results)
     graph.sort()
-    strip(model)
+    strip_metadata(model)
 
 
 class _Dialect:
@@ -106,7 +80,7 @@ class _Dialect:
     def __init__(
         self,
         graph: ir.Graph,
-        lengths: RealLengths | BoundLengths,
+        lengths: LengthsFromValues | LengthsFromShapes,
         tables: Sequence[NDArray[np.float32]],
         dtype: ir.DataType | None,
         *,
@@ -145,9 +119,9 @@ class _Dialect:
                 "scale": node.attributes["scale"].as_float(),
                 "do_rotary": int(rope),
                 "rotary_interleaved": number(ropes[0], "interleaved") if rope and ropes[0] is not None else 0,
-                "softcap": capped(node),
+                "softcap": softcap_of(node),
             },
-            domain=DOMAIN,
+            domain=ORT_DOMAIN,
             num_outputs=3,
         )
         self._graph.insert_before(node, new)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from medusa_exporter.graph.lone_row import pair_lone_rows
+from medusa_exporter.graph.single_row_padding import pad_single_rows
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import contract
 
@@ -108,7 +108,7 @@ def test_a_draft(traced: Traced) -> None:
 def test_a_row_alone_has_the_bits_of_one_among_others(traced: Traced) -> None:
     """Only with a dummy beside it: ONNX Runtime's product of one row adds up in another order."""
     graph = traced.cpu_graph.clone()
-    pair_lone_rows(graph)
+    pad_single_rows(graph)
     paired = load(graph, traced.path.with_name("paired.onnx"))
     ids = np.random.default_rng(4).integers(0, traced.facts.vocab_size, size=25).tolist()
     last = contract.past_value(traced.facts.layers - 1)  # a row of it is what attention below has given
@@ -153,11 +153,11 @@ def test_the_graph_is_made_of_few_fused_operators(traced: Traced) -> None:
 
 
 def test_attention_of_another_form_is_refused(traced: Traced) -> None:
-    from medusa_exporter.graph.in_place import in_place
+    from medusa_exporter.graph.in_place_kv import write_kv_in_place
 
     with pytest.raises(RuntimeError, match="expected past and new rows"):
         graph = ir.load(traced.path)
         for node in list(graph.graph):
             if node.op_type == "Concat" and any(value and value.name == "past_key_0" for value in node.inputs):
                 ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[1])
-        in_place(graph, traced.facts, traced.heads.input_size, (np.zeros((1, 1), np.float32),) * 2)
+        write_kv_in_place(graph, traced.facts, traced.heads.input_size, (np.zeros((1, 1), np.float32),) * 2)

@@ -8,13 +8,13 @@ from medusa_runtime.contract import TensorSpec
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import constant, only_consumer
-from medusa_exporter.graph.ropes import join_ropes, producer, swaps_heads
+from medusa_exporter.graph.rotary_fusion import fuse_rotary_embeddings, producer, swaps_heads
 
 
-def tidy(model: ir.Model) -> None:
+def clean_up(model: ir.Model) -> None:
     """Apply all rewrites in place."""
     graph = model.graph
-    join_ropes(graph)
+    fuse_rotary_embeddings(graph)
     common.RemoveUnusedNodesPass()(model)  # what spelt a rope out, so that each value has its last users alone
     for node in list(graph):
         if node.op_type == "RotaryEmbedding":
@@ -28,7 +28,7 @@ def tidy(model: ir.Model) -> None:
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
     )(model)
-    strip(model)
+    strip_metadata(model)
 
 
 def _rope_on_rows(graph: ir.Graph, rope: ir.Node) -> None:
@@ -95,7 +95,7 @@ def _replace(old: ir.Value, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
-def strip(model: ir.Model) -> None:
+def strip_metadata(model: ir.Model) -> None:
     """Drop the tracer's notes (most of the file) and give inner values short names that cannot clash with outputs."""
     model.metadata_props.clear()
     model.producer_name, model.producer_version, model.doc_string = "medusa-export", None, None
@@ -116,7 +116,7 @@ def strip(model: ir.Model) -> None:
         value.doc_string = None
 
 
-def declare(graph: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+def declare_signature(graph: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
     """Give every input and output the contract's name, and its symbolic dimensions in place of those of the tracer."""
     for values, specs in ((graph.graph.inputs, inputs), (graph.graph.outputs, outputs)):
         if len(values) != len(specs):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from medusa_exporter.graph.integers import with_integers
-from medusa_exporter.graph.ranges import bounded_products, input_ranges
+from medusa_exporter.graph.calibration import bounded_matmuls, measure_ranges
+from medusa_exporter.graph.integer_matmul import use_integer_matmuls
 from medusa_runtime import contract
 
 from .conftest import Traced, load
-from .test_in_place import garbage, run, step
+from .test_in_place_kv import garbage, run, step
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +20,12 @@ def texts() -> list[list[int]]:
 
 def test_ranges_are_the_largest_magnitudes_of_each_channel(traced: Traced, texts: list[list[int]]) -> None:
     size = traced.heads.input_size
-    products = bounded_products(traced.cpu_graph.graph)
+    products = bounded_matmuls(traced.cpu_graph.graph)
     # queries with keys and values, output, gate with up
     assert len(products) == 3 * traced.facts.layers
-    whole = input_ranges(traced.cpu_graph, traced.facts, size, texts)
+    whole = measure_ranges(traced.cpu_graph, traced.facts, size, texts)
     assert set(whole) == {str(node.inputs[0].name) for node in products if node.inputs[0] is not None}
-    parts = [input_ranges(traced.cpu_graph, traced.facts, size, [text]) for text in texts]
+    parts = [measure_ranges(traced.cpu_graph, traced.facts, size, [text]) for text in texts]
     for name, found in whole.items():
         np.testing.assert_array_equal(found, np.max([part[name] for part in parts], axis=0))
         assert found.shape == (64 if found.size == 64 else traced.facts.attention_heads * traced.facts.head_dim,)
@@ -34,7 +34,7 @@ def test_ranges_are_the_largest_magnitudes_of_each_channel(traced: Traced, texts
 
 def test_whole_numbers_are_near_the_floats(traced: Traced, texts: list[list[int]]) -> None:
     graph = traced.cpu_graph.clone()
-    with_integers(graph, input_ranges(graph, traced.facts, traced.heads.input_size, texts))
+    use_integer_matmuls(graph, measure_ranges(graph, traced.facts, traced.heads.input_size, texts))
     kinds = [node.op_type for node in graph.graph]
     assert kinds.count("MatMulIntegerToFloat") == kinds.count("QuantizeLinear") == 3 * traced.facts.layers
     session = load(graph, traced.path.with_name("integers.onnx"))
@@ -48,7 +48,7 @@ def test_whole_numbers_are_near_the_floats(traced: Traced, texts: list[list[int]
 
 def test_a_row_does_not_see_another(traced: Traced, texts: list[list[int]]) -> None:
     graph = traced.cpu_graph.clone()
-    with_integers(graph, input_ranges(graph, traced.facts, traced.heads.input_size, texts))
+    use_integer_matmuls(graph, measure_ranges(graph, traced.facts, traced.heads.input_size, texts))
     session = load(graph, traced.path.with_name("integers.onnx"))
     found = []
     for beside in ([3, 4], [200, 250], [9, 9, 9, 9]):

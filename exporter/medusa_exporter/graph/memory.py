@@ -7,7 +7,7 @@ import gc
 import sys
 
 
-def release() -> None:
+def release_memory() -> None:
     """Free all memory that nothing refers to any more, and return it to the operating system where that is possible.
 
     onnxscript's rewrite rules live as long as the process, and the matcher of each keeps the last graph that it was
@@ -17,10 +17,10 @@ def release() -> None:
     _forget_graphs()
     _forget_programs()
     gc.collect()
-    trim()
+    trim_heap()
 
 
-def trim() -> None:
+def trim_heap() -> None:
     """Return freed pages to the operating system: glibc, on Linux, holds them in reserve."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone

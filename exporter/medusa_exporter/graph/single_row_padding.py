@@ -17,7 +17,7 @@ POSITIONS, MASK = 9, 10  # inputs of GroupQueryAttention
 LENGTHS = (5, 6)
 
 
-def pair_lone_rows(model: ir.Model) -> None:
+def pad_single_rows(model: ir.Model) -> None:
     """Behind a step's only row put one of zeros, on the way into every GroupQueryAttention, in place."""
     graph = model.graph
     nodes = [node for node in graph if node.op_type == "GroupQueryAttention"]

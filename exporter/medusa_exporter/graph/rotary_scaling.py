@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def unscaled_rope(model: PreTrainedModel) -> Iterator[float]:
+def without_attention_factor(model: PreTrainedModel) -> Iterator[float]:
     """Within the block the decoder's rope leaves its attention factor out; give that factor, 1 where it has none."""
     rope: Any = getattr(model.base_model, "rotary_emb", None)
     factor = getattr(rope, "attention_scaling", 1.0)
@@ -34,7 +34,7 @@ def unscaled_rope(model: PreTrainedModel) -> Iterator[float]:
         rope.attention_scaling = factor
 
 
-def scale_angles(graph: ir.Graph, factor: float) -> None:
+def apply_attention_factor(graph: ir.Graph, factor: float) -> None:
     """Multiply cosines and sines by the factor, in place. Raises RuntimeError where the graph has none."""
     if factor == 1.0:
         return

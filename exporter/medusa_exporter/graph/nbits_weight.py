@@ -19,7 +19,7 @@ Matrix = npt.NDArray[np.float32]
 Read = Callable[[slice], Matrix]  # gives some columns of a weight (in, out)
 
 
-class PackedWeight:
+class NBitsWeight:
     """A weight (in, out) as MatMulNBits takes it: `packed` (out, blocks, bytes of a block), `scales` (out, blocks).
 
     read: returns some columns; called whenever a tensor's values are asked for. Only the scales, which are small, are

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from medusa_exporter.graph.largest import in_two_rounds
+from medusa_exporter.graph.topk import two_stage_topk
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -62,7 +62,7 @@ def test_the_same_are_found(length: int, count: int) -> None:
     ):
         graph = model(length, count)
         wanted = run(graph, rows)
-        in_two_rounds(graph.graph)
+        two_stage_topk(graph.graph)
         assert kinds(graph) == ["TopK"] * 4
         for found, expected in zip(run(graph, rows), wanted, strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -70,12 +70,12 @@ def test_the_same_are_found(length: int, count: int) -> None:
 
 def test_a_prime_length_stays_one_round() -> None:
     graph = model(257, 3)
-    in_two_rounds(graph.graph)
+    two_stage_topk(graph.graph)
     assert kinds(graph) == ["TopK", "ArgMax"]
 
 
 def test_values_that_are_asked_for_are_not_lost() -> None:
     graph = model(64, 2, values=True)
-    in_two_rounds(graph.graph)
+    two_stage_topk(graph.graph)
     assert kinds(graph) == ["TopK", "TopK", "TopK"]  # it, and two rounds in place of ArgMax
     assert run(graph, np.zeros((1, ROWS, 64), np.float32))[2].shape == (1, ROWS, 2)

@@ -11,10 +11,10 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from medusa_exporter.engines.plan import StepSize
-from medusa_exporter.graph import dialects
-from medusa_exporter.graph.in_place import angles
-from medusa_exporter.graph.primitives import OPSET
-from medusa_exporter.graph.typed import TYPES, typed
+from medusa_exporter.graph import variants
+from medusa_exporter.graph.cast_precision import DTYPES, cast_precision
+from medusa_exporter.graph.decompose import OPSET
+from medusa_exporter.graph.rotary_tables import rotary_tables
 from medusa_runtime import contract
 from medusa_runtime.backends.kv_arena import kv_tensor_names
 from medusa_runtime.errors import UnsupportedModelError
@@ -29,18 +29,18 @@ DEPTHS = np.array([0, 1, 2, 1, 2], np.int32)
 MASK = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]], np.bool_)
 
 
-def source(traced: Traced, texts: Sequence[Sequence[int]] = ()) -> dialects.Traced:
-    tables = angles(traced.model, CONTEXT)
+def source(traced: Traced, texts: Sequence[Sequence[int]] = ()) -> variants.TracedGraph:
+    tables = rotary_tables(traced.model, CONTEXT)
     facts, size = traced.facts, traced.heads.input_size
-    return dialects.Traced(ir.load(traced.path), facts, size, HEADS, tables, windowed(traced), texts)
+    return variants.TracedGraph(ir.load(traced.path), facts, size, HEADS, tables, windowed(traced), texts)
 
 
 def windowed(traced: Traced) -> bool:
     return getattr(traced.model.config, "sliding_window", None) is not None
 
 
-def on_gpu(traced: Traced) -> dialects.OnGpu:
-    return dialects.OnGpu(source(traced))
+def on_gpu(traced: Traced) -> variants.GpuVariants:
+    return variants.GpuVariants(source(traced))
 
 
 def inputs(traced: Traced, lengths: list[int], *, draft: bool) -> dict[str, np.ndarray]:
@@ -117,7 +117,7 @@ def test_fused_with_fixed_sizes(
     graph = on_gpu(traced).tensorrt(precision, StepSize(len(lengths), T, T, draft), fused=True)
     kinds = [node.op_type for node in graph.graph]
     assert set(kinds) >= FUSED
-    assert {node.inputs[3].dtype for node in graph.graph if node.op_type == "Attention"} == {TYPES[precision]}
+    assert {node.inputs[3].dtype for node in graph.graph if node.op_type == "Attention"} == {DTYPES[precision]}
     wanted = traced.run(**given)
     scale = max(1.0, float(np.abs(wanted["logits"]).max()))
     agree(run(graph, tmp_path, given), wanted, 1e-4 if precision == "fp32" else 0.004 * scale)
@@ -163,7 +163,7 @@ def test_softmax_norms_and_angles_are_in_fp32_whatever_the_rows(traced: Traced, 
         }
         assert set().union(*of.values()) == {ir.DataType.FLOAT}
         products = [node for node in graph.graph if node.op_type in ("MatMul", "Gemm")]
-        assert {node.inputs[1].dtype for node in products} == {TYPES[precision], ir.DataType.FLOAT}
+        assert {node.inputs[1].dtype for node in products} == {DTYPES[precision], ir.DataType.FLOAT}
         wide = [node for node in products if node.inputs[1].dtype == ir.DataType.FLOAT]
         assert [node.op_type for node in wide] == ["Gemm"]  # the lm_head
 
@@ -198,4 +198,4 @@ def test_a_weight_beyond_16_bits_is_refused_by_name(traced: Traced) -> None:
     value.const_value = ir.tensor(value.const_value.numpy() * 1e6, name=value.name)
     expected = rf"{value.name} has values up to .*build with --precision bf16 or fp32"
     with pytest.raises(UnsupportedModelError, match=expected):
-        typed(graph, TYPES["fp16"])
+        cast_precision(graph, DTYPES["fp16"])

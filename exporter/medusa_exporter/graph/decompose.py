@@ -14,9 +14,9 @@ from medusa_runtime.backends.tensorrt import PAST_MULTIPLE
 from medusa_runtime.contract import POSITION_IDS
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import END, Before, constant, insert, is_past, past_and_new
-from medusa_exporter.graph.primitive_ropes import Turning, turn
-from medusa_exporter.graph.tidy import strip
+from medusa_exporter.graph.cleanup import strip_metadata
+from medusa_exporter.graph.decompose_rotary import RotaryFactors, turn
+from medusa_exporter.graph.edit import SLICE_END, NodeBuilder, constant, insert, is_past_input, past_and_new
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 OPSET, IR_VERSION = 17, 8  # of a graph with no fused operator left; what TensorRT 8.6 reads
@@ -24,7 +24,7 @@ SHRUNK = 256.0  # what rows are divided by so that fp16 holds the square of any 
 LARGEST = 0.9  # of the squares of a row so shrunk, if they add up to less, no square of the row itself is beyond fp16
 
 
-def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
+def decompose_attention(model: ir.Model, nodes: int | None = None) -> None:
     """Spell every Attention out, in place.
 
     nodes: T, where a graph is for TensorRT. 8.6 crashes on past and new rows as one where no heads share their keys:
@@ -36,18 +36,20 @@ def lower_attention(model: ir.Model, nodes: int | None = None) -> None:
         if node.op_type == "Attention":
             _attend(graph, node, masks, nodes)
     common.RemoveUnusedNodesPass()(model)
-    strip(model)
+    strip_metadata(model)
 
 
-def capped(node: ir.Node) -> float:
+def softcap_of(node: ir.Node) -> float:
     """Return what bounds an attention's scores, 0 where nothing does."""
     return node.attributes["softcap"].as_float() if "softcap" in node.attributes else 0.0
 
 
-def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.TensorProtocol, ir.TensorProtocol]) -> None:
+def decompose_all(
+    model: ir.Model, nodes: int, context: int, angles: tuple[ir.TensorProtocol, ir.TensorProtocol]
+) -> None:
     """Spell attention, norms and rope out and make the graph one of OPSET, in place.
 
-    nodes: T. context: rows of the past at most. angles: `in_place.angles`, of which each position's are read: where
+    nodes: T. context: rows of the past at most. angles: `rotary_tables`, of which each position's are read: where
     types are weak they would be products in 16 bits, wrong by radians at large positions. TensorRT 8.6 counts up to no
     length that it does not know, joins no truth values and takes no part of a shape: the first becomes a slice of a
     constant, the second is done in floats, the third is cut from the whole shape.
@@ -56,12 +58,12 @@ def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.Tensor
     _in_units(graph)
     narrow = any(value.dtype == ir.DataType.FLOAT16 for value in graph.inputs)
     [positions] = [value for value in graph.inputs if value.name == POSITION_IDS]
-    add = Before(graph, graph[0])
+    add = NodeBuilder(graph, graph[0])
     cos, sin = (
         add("Gather", constant(graph, f"angles.{name}", table), positions, axis=0)
         for name, table in zip(("cos", "sin"), angles, strict=True)
     )
-    turning = Turning(add, cos, sin)
+    turning = RotaryFactors(add, cos, sin)
     for node in list(graph):
         if node.op_type == "Range":
             _count(graph, node, context)
@@ -79,15 +81,15 @@ def lower_all(model: ir.Model, nodes: int, context: int, angles: tuple[ir.Tensor
             _gelu(graph, node)
         elif node.op_type == "ReduceMean":
             _mean(node)
-    lower_attention(model, nodes)
+    decompose_attention(model, nodes)
     graph.opset_imports[""] = OPSET
     model.ir_version = IR_VERSION
     ir.passes.Sequential(common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass())(model)
-    strip(model)
+    strip_metadata(model)
 
 
 def _attend(graph: ir.Graph, node: ir.Node, masks: dict[ir.Value, ir.Value], nodes: int | None) -> None:
-    add = Before(graph, node)
+    add = NodeBuilder(graph, node)
     query, keys, values, mask = node.inputs[:4]
     assert query is not None and mask is not None and query.dtype is not None  # noqa: S101 -- all are traced with a mask
     heads, key_heads = (node.attributes[name].as_int() for name in ("q_num_heads", "kv_num_heads"))
@@ -109,12 +111,12 @@ def _attend(graph: ir.Graph, node: ir.Node, masks: dict[ir.Value, ir.Value], nod
     scores = [add("MatMul", rows, split_heads(part, [0, 2, 3, 1])) for part in all_keys if part is not None]
     joined = add("Concat", *scores, axis=-1) if len(scores) > 1 else scores[0]  # (B, Hkv, G * T, S)
     scaled = add("Mul", add.cast(joined, FLOAT), add.number(scale))
-    if cap := capped(node):
+    if cap := softcap_of(node):
         scaled = add("Mul", add("Tanh", add("Mul", scaled, add.number(1 / cap))), add.number(cap))
     if mask not in masks:
         masks[mask] = mask if group == 1 else add("Concat", *[mask] * group, axis=2)  # (B, 1, G * T, S)
     weights = add.cast(add("Softmax", add("Add", scaled, masks[mask]), axis=-1), query.dtype)
-    shares = [add.slice(weights, 0, -apart), add.slice(weights, -apart, END)] if apart else [weights]
+    shares = [add.slice(weights, 0, -apart), add.slice(weights, -apart, SLICE_END)] if apart else [weights]
     sums = [
         add("MatMul", share, split_heads(part, [0, 2, 1, 3]))
         for share, part in zip(shares, all_values, strict=True)
@@ -131,7 +133,7 @@ def _norm(graph: ir.Graph, node: ir.Node, *, narrow: bool) -> None:
     narrow: where they may be in fp16 all the same, which holds no square of a large element. Then squares are taken of
     the row as it is and of the row over SHRUNK, and those of the first count where none can be too large.
     """
-    add, (rows, gain) = Before(graph, node), node.inputs[:2]
+    add, (rows, gain) = NodeBuilder(graph, node), node.inputs[:2]
     assert rows is not None and rows.dtype is not None  # noqa: S101
     if "axis" in node.attributes and node.attributes["axis"].as_int() != -1:
         raise RuntimeError(f"norm {node.name} is not over the last axis")
@@ -167,7 +169,7 @@ def _mean(node: ir.Node) -> None:
 
 def _gelu(graph: ir.Graph, node: ir.Node) -> None:
     """X * Phi(x), by the error function or by tanh as the node says; inside in fp32."""
-    add, rows = Before(graph, node), node.inputs[0]
+    add, rows = NodeBuilder(graph, node), node.inputs[0]
     assert rows is not None and rows.dtype is not None  # noqa: S101 -- typed before
     exact = add.cast(rows, FLOAT)
     if "approximate" in node.attributes and node.attributes["approximate"].as_string() == "tanh":
@@ -181,9 +183,9 @@ def _gelu(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _in_units(graph: ir.Graph) -> None:
-    """Reshape the past twice to PAST_MULTIPLE rows a unit: else TensorRT pads copies of them for every product."""
-    add = Before(graph, graph[0])
-    for value in filter(is_past, graph.inputs):
+    """Let the past arrive in units of PAST_MULTIPLE rows, or TensorRT pads a copy of it for every product."""
+    add = NodeBuilder(graph, graph[0])
+    for value in filter(is_past_input, graph.inputs):
         width = None if value.shape is None else value.shape[2]
         assert isinstance(width, int)  # noqa: S101 -- the contract's W
         uses = list(value.uses())
@@ -194,7 +196,7 @@ def _in_units(graph: ir.Graph) -> None:
 
 def _count(graph: ir.Graph, node: ir.Node, context: int) -> None:
     """0, 1, … up to a size of the past, by a slice of a constant."""
-    add, source = Before(graph, node), node.inputs[1]
+    add, source = NodeBuilder(graph, node), node.inputs[1]
     while source is not None and (made := source.producer()) is not None and made.op_type in ("Cast", "Squeeze"):
         source = made.inputs[0]
     if source is None or (made := source.producer()) is None or made.op_type not in ("Shape", "Slice"):
@@ -208,14 +210,14 @@ def _whole_shape(graph: ir.Graph, node: ir.Node) -> None:
     start, end = (node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end"))
     if start is None and end is None:
         return
-    add = Before(graph, node)
+    add = NodeBuilder(graph, node)
     whole = insert(graph, node, "Shape", node.inputs, INT64)
-    add.replace(add("Slice", whole, add.ints(start or 0), add.ints(END if end is None else end), add.ints(0)))
+    add.replace(add("Slice", whole, add.ints(start or 0), add.ints(SLICE_END if end is None else end), add.ints(0)))
 
 
 def _in_floats(graph: ir.Graph, node: ir.Node) -> None:
     """Join or spread truth values as 0 and 1."""
-    add = Before(graph, node)
+    add = NodeBuilder(graph, node)
     inputs = [
         value if value is None or value.dtype != ir.DataType.BOOL else add.cast(value, FLOAT) for value in node.inputs
     ]
