@@ -48,17 +48,22 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(  # by transformers' model typ
         "llama": Family("Llama", ran=("ort-cpu", "ort-cuda", "tensorrt")),
         "mistral": Family("Mistral", "sliding window"),
         "qwen2": Family("Qwen2", "biases"),
-        "qwen3": Family("Qwen3", "norms of queries and keys"),
-        "smollm3": Family("SmolLM3", "some layers without rope"),
-        "olmo2": Family("OLMo 2", "norms behind blocks, of queries and keys; heads without taps", taps=False),
-        "phi3": Family("Phi-3, Phi-4", "rope of a part of each head; longrope up to where it changes"),
-        "granite": Family("Granite 3", "factors of embedding, scores, blocks and logits"),
-        "cohere": Family("Cohere", "layer norms, parallel blocks, rope of neighbouring elements, logit scale"),
-        "gpt_neox": Family("GPT-NeoX, Pythia", "layer norms and biases, parallel blocks, GELU, rope of a part"),
-        "gemma": Family("Gemma", "norms by 1 + weight, scaled embedding, GELU"),
+        "qwen3": Family("Qwen3", "RMS norms of queries and keys"),
+        "smollm3": Family("SmolLM3", "no rotary embedding in some layers"),
+        "olmo2": Family("OLMo 2", "norms after each block, norms of queries and keys; heads without taps", taps=False),
+        "phi3": Family(
+            "Phi-3, Phi-4",
+            "partial rotary embedding; longrope up to where its factors change",
+        ),
+        "granite": Family("Granite 3", "multipliers for embeddings, attention scores, residual blocks and logits"),
+        "cohere": Family("Cohere", "layer norms, parallel blocks, interleaved rotary embedding, logit scale"),
+        "gpt_neox": Family(
+            "GPT-NeoX, Pythia", "layer norms and biases, parallel blocks, GELU, partial rotary embedding"
+        ),
+        "gemma": Family("Gemma", "norms multiply by 1 + weight, scaled embedding, GELU"),
         "gemma2": Family(
             "Gemma 2",
-            "as Gemma; bounded scores and logits, a window in every other layer, norms before and behind",
+            "as Gemma; soft-capped scores and logits, sliding window in every other layer, norms after blocks",
             attention="eager",  # whose scores are bounded; the fused ones of torch bound none
         ),
     }
@@ -91,17 +96,27 @@ def in_place_attention(backend: str, precision: str) -> bool:
     return backend == "ort-cpu" or (backend == "ort-cuda" and precision != "fp32")
 
 
-def table(precisions: Mapping[str, Sequence[str]]) -> str:
-    """Return the README's table: what is run, what is built and what is refused, by family and backend.
+def support_table(precisions: Mapping[str, Sequence[str]]) -> str:
+    """Return the README's support matrix as Markdown: run, built or refused, by family and backend.
 
-    precisions: of each backend.
+    Args:
+        precisions: The precisions of each backend.
     """
-    heads = [f"`{backend}` {', '.join(kinds)}" for backend, kinds in precisions.items()]
-    lines = [["model type", "family", "unlike Llama", *heads], ["---"] * (3 + len(heads))]
-    for model_type, family in FAMILIES.items():
-        states = [_state(family, backend, kinds) for backend, kinds in precisions.items()]
-        lines.append([f"`{model_type}`", family.name, family.differs, *states])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    lines = [["model family", *(f"`{backend}` {', '.join(kinds)}" for backend, kinds in precisions.items())]]
+    for family in FAMILIES.values():
+        lines.append([family.name, *(_state(family, backend, kinds) for backend, kinds in precisions.items())])
+    return _markdown(lines)
+
+
+def differences_table() -> str:
+    """Return a Markdown table of each family's model type and of what distinguishes the family from Llama."""
+    rows = [[f"`{model_type}`", family.name, family.differs] for model_type, family in FAMILIES.items()]
+    return _markdown([["model type", "family", "unlike Llama"], *rows])
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    header, *rows = lines
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
 
 
 def _state(family: Family, backend: str, kinds: Sequence[str]) -> str:

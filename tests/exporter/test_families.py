@@ -202,13 +202,15 @@ def test_heads_with_taps_are_refused_where_layers_have_no_norm_to_see(tmp_path: 
             check_fit(source, str(tmp_path / "tapping"), print)
 
 
-def test_the_readme_has_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_and_documentation_have_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert families.table(PRECISIONS) in readme
+    assert families.support_table(PRECISIONS) in readme
+    details = (Path(__file__).parents[2] / "docs/reference/models.md").read_text(encoding="utf-8")
+    assert families.differences_table() in details
     refused = {("ort-cuda", kind): "no reason" for kind in PRECISIONS["ort-cuda"]} | {("ort-cpu", "w8a8"): "none"}
     monkeypatch.setattr(families, "FAMILIES", {"llama": replace(FAMILIES["llama"], refused=refused)})
-    assert families.table(PRECISIONS).splitlines()[-1] == (
-        "| `llama` | Llama |  | run; w8a8 refused | refused | run | built |"
+    assert (
+        families.support_table(PRECISIONS).splitlines()[-1] == "| Llama | run; w8a8 refused | refused | run | built |"
     )
 
 
