@@ -41,7 +41,7 @@ from medusa_exporter.build import model_facts
 from medusa_exporter.graph import check, variants
 from medusa_exporter.graph.memory import release_memory
 from medusa_exporter.graph.trace import trace
-from medusa_exporter.heads.layout import load_heads
+from medusa_exporter.heads.storage import load_heads
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.models import ModelSource
 
@@ -170,7 +170,7 @@ def weights_of(model: str, heads: str) -> int:
     """Bytes of the decoder and its heads in fp32, tied weights counted once."""
     import torch
     from medusa_exporter import models
-    from medusa_exporter.heads.layout import load_heads
+    from medusa_exporter.heads.storage import load_heads
 
     loaded = models.load_model(models.ModelSource.resolve(model), torch.float32)
     H, V = loaded.config.hidden_size, loaded.get_output_embeddings().weight.shape[0]

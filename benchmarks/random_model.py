@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from medusa_exporter.heads.layout import save_heads
 from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.heads.storage import save_heads
 from medusa_exporter.outputs import HEADS
 from medusa_exporter.replacing import JsonKind, Kind, ReplaceError, check_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -76,8 +76,8 @@ def tiny_heads(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def _save_heads(tiny_model: Path, folder: Path) -> None:
     import torch
-    from medusa_exporter.heads.layout import save_heads
     from medusa_exporter.heads.modules import MedusaHeads
+    from medusa_exporter.heads.storage import save_heads
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(tiny_model).requires_grad_(False).eval()

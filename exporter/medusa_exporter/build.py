@@ -21,13 +21,13 @@ from medusa_exporter.engines.flavours import FLAVOURS, fusing
 from medusa_exporter.engines.plan import StepSize, graph_file, graph_files, step_sizes
 from medusa_exporter.extras import import_extra
 from medusa_exporter.fitting import check_fit
-from medusa_exporter.heads.facts import read_head_facts
+from medusa_exporter.generation_start import generation_start_ids
+from medusa_exporter.heads.architecture import read_architecture
 from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.loading.rope import fix_longrope
 from medusa_exporter.loading.templates import ChatTemplates, choose_template, try_template
 from medusa_exporter.loading.vocabulary import ids_beyond, token_count
 from medusa_exporter.models import ModelSource
-from medusa_exporter.opening import text_opening
 from medusa_exporter.placing import appearing, check_target, claimed
 from medusa_exporter.precisions import FIXED_SCALES, choose, default_profile
 from medusa_exporter.site import Site
@@ -80,7 +80,7 @@ def build(
     check_target(bundle)
     pairs = choose(backends, precisions)
     source = ModelSource.resolve(model)
-    count, *_ = read_head_facts(heads)
+    count = read_architecture(heads).heads
     trees = choose_profiles(profiles, count)
     steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch)
     fused = fusing(backend for backend, _ in pairs)
@@ -140,7 +140,7 @@ def _fill(
     from medusa_exporter.graph.rotary_tables import rotary_tables, spare_positions
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
-    from medusa_exporter.heads.layout import load_heads
+    from medusa_exporter.heads.storage import load_heads
     from medusa_exporter.proof import Proof, prove, record, window_out_of_reach
 
     tokenizer = models.load_tokenizer(source)
@@ -164,7 +164,7 @@ def _fill(
     texts: list[list[int]] = []
     if not FIXED_SCALES.isdisjoint(precision for _, precision in pairs):
         report("let the model write some text, to see how large its activations get")
-        texts = generate_texts(model, text_opening(tokenizer, facts.eos_token_ids), facts.context)
+        texts = generate_texts(model, generation_start_ids(tokenizer, facts.eos_token_ids), facts.context)
     report(f"trace {facts.layers} layers and {medusa.heads} heads (the longest stage: about two minutes for 30 layers)")
     traced = trace(model, medusa, facts, top_k)
     tables = rotary_tables(model, facts.context + spare_positions(backend for backend, _ in pairs))

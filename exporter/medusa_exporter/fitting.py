@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from medusa_exporter.families import FAMILIES
-from medusa_exporter.heads.bases import other_base
-from medusa_exporter.heads.chosen import check_heads
+from medusa_exporter.heads.architecture import HeadArchitecture, parameter_count
+from medusa_exporter.heads.base_model import base_model_mismatch
+from medusa_exporter.heads.compatibility import check_heads
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.facts import HeadFacts, parameters
 from medusa_exporter.loading.memory import check_memory
 from medusa_exporter.loading.sizes import DecoderSizes
 from medusa_exporter.models import ModelSource, check_family, read_sizes
@@ -34,15 +34,15 @@ def check_fit(source: ModelSource, heads: str, report: Callable[[str], None]) ->
             f"{heads}: heads with taps, but the layers of {family.name} read their input without a norm; "
             "give heads without taps for this model"
         )
-    weights = 4 * (sizes.parameters + parameters(facts)) // 10**6
+    weights = 4 * (sizes.parameters + parameter_count(facts)) // 10**6
     check_memory(
         needed(sizes, facts), f"{source.gguf or source.location}: building it ({weights:,} MB of fp32 weights)"
     )
-    if other := other_base(heads, source.names):
+    if other := base_model_mismatch(heads, source.names):
         report(f"warning: {other}")
 
 
-def needed(sizes: DecoderSizes, facts: HeadFacts) -> int:
+def needed(sizes: DecoderSizes, facts: HeadArchitecture) -> int:
     """The bytes that a build takes at its peak: the weights, and a copy of the largest one or what a trace takes."""
-    weights = 4 * (sizes.parameters + parameters(facts))
+    weights = 4 * (sizes.parameters + parameter_count(facts))
     return round(weights * PEAK) + max(4 * sizes.largest, sizes.layers * OF_A_LAYER) + BESIDES

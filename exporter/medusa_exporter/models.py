@@ -13,7 +13,7 @@ from medusa_runtime.errors import MedusaError, UnsupportedModelError
 
 from medusa_exporter.extras import import_extra
 from medusa_exporter.families import FAMILIES, Decoder
-from medusa_exporter.heads.bases import model_names
+from medusa_exporter.heads.base_model import model_names
 from medusa_exporter.loading import rope, sizes
 from medusa_exporter.loading.config import (
     check_architecture,

@@ -15,7 +15,7 @@ from medusa_runtime.errors import BundleError
 from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, Manifest
 
 from medusa_exporter import installed
-from medusa_exporter.heads.facts import heads_files
+from medusa_exporter.heads.architecture import heads_files
 from medusa_exporter.loading.templates import describe_wanted
 from medusa_exporter.models import ModelSource
 

@@ -118,8 +118,8 @@ def model_folder(tmp_path_factory, model, tokenizer):
 @pytest.fixture(scope="session")
 def counting_data(model):
     """Rows that count upwards modulo 32: what follows a token is certain, so heads can learn it."""
-    from medusa_exporter.distillation.data import DataFacts, from_rows, group_of
-    from medusa_exporter.training.identity import model_digest
+    from medusa_exporter.distillation.dataset import DataFacts, from_rows, group_of
+    from medusa_exporter.training.model_digest import model_digest
 
     facts = DataFacts("tiny-llama", model_digest(model), 256, (1,), 0, {})
     rows = []

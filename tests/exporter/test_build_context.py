@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 import torch
 from medusa_exporter.build import build
-from medusa_exporter.heads.layout import save_heads
 from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.heads.storage import save_heads
 from medusa_runtime import contract
 from medusa_runtime.backends import load_backend
 from medusa_runtime.backends.base import literal_step

@@ -11,8 +11,8 @@ TREE = 'name = "deep"\nsource = "a test"\npaths = [[0], [0, 0], [0, 0, 0], [0, 0
 
 
 def three_heads(folder: Path) -> Path:
-    from medusa_exporter.heads.layout import save_heads
     from medusa_exporter.heads.modules import MedusaHeads
+    from medusa_exporter.heads.storage import save_heads
 
     save_heads(MedusaHeads(64, 3, 1), folder, {"base_model_name_or_path": "tiny", "vocab_size": 300})
     return folder

@@ -16,8 +16,8 @@ from medusa_exporter.cli import group
 from medusa_exporter.families import ACTIVATIONS, FAMILIES, Decoder
 from medusa_exporter.fitting import check_fit
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.layout import save_heads
 from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.heads.storage import save_heads
 from medusa_exporter.models import ModelSource, check_family, read_decoder
 from medusa_exporter.precisions import PRECISIONS, choose, served
 from medusa_runtime.errors import UnsupportedModelError

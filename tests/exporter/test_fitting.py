@@ -4,11 +4,11 @@ import pytest
 import torch
 from medusa_exporter import fitting, models
 from medusa_exporter.build import build
+from medusa_exporter.heads.architecture import stored_architecture
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.facts import stored_facts
-from medusa_exporter.heads.layout import save_heads
+from medusa_exporter.heads.headers import find_heads
 from medusa_exporter.heads.modules import MedusaHeads
-from medusa_exporter.heads.stored import find_heads
+from medusa_exporter.heads.storage import save_heads
 from medusa_exporter.loading import memory
 from medusa_runtime.errors import CapacityError
 
@@ -63,7 +63,7 @@ def test_heads_that_name_another_base_are_warned_of(model_folder, tmp_path, base
 def test_a_model_that_cannot_fit_ends_a_build_before_it_loads(model_folder, tmp_path, monkeypatch):
     folder = saved(tmp_path / "heads", MedusaHeads(64, 3, 1))
     source = models.ModelSource.resolve(str(model_folder))
-    needed = fitting.needed(models.read_sizes(source), stored_facts(find_heads(folder)))
+    needed = fitting.needed(models.read_sizes(source), stored_architecture(find_heads(folder)))
     monkeypatch.setattr(memory, "available_memory", lambda _root: needed)
     fitting.check_fit(source, folder, print)
     monkeypatch.setattr(memory, "available_memory", lambda _root: needed - 1)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from medusa_exporter import outputs
 from medusa_exporter.compare import reference_file
-from medusa_exporter.distillation import partial, review
-from medusa_exporter.distillation.data import DataFacts, from_rows, load_data, save_data
-from medusa_exporter.distillation.streams import Line
+from medusa_exporter.distillation import checkpoint as batch_checkpoint
+from medusa_exporter.distillation import review
+from medusa_exporter.distillation.dataset import DataFacts, from_rows, load_data, save_data
+from medusa_exporter.distillation.scripts import GeneratedRow
 from medusa_exporter.files import write_json
-from medusa_exporter.heads.layout import load_heads, save_heads
 from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.heads.storage import load_heads, save_heads
 from medusa_exporter.outputs import CHECKPOINT
 from medusa_exporter.replacing import check_file, check_folder
 from medusa_exporter.report import page
@@ -153,7 +154,7 @@ def test_a_checkpoint(tmp_path: Path, first: bool) -> None:
         return checkpoint.load(tmp_path, {"model": "tiny"}, torch.nn.Linear(2, 2), optimiser).step
 
     def restore() -> None:
-        checkpoint.drop(tmp_path)
+        checkpoint.remove(tmp_path)
         if not first:
             save(1)
 
@@ -173,24 +174,24 @@ def test_a_checkpoint(tmp_path: Path, first: bool) -> None:
 
 
 def test_waves_and_the_plan_of_a_distillation(tmp_path: Path) -> None:
-    lines = [Line(np.array([1, 2, 3]), np.array([0, 1, 1]))]
+    lines = [GeneratedRow(np.array([1, 2, 3]), np.array([0, 1, 1]))]
 
     def work() -> None:
-        folder = partial.open_partial(tmp_path / "out", FACTS)
-        if not partial.is_finished(folder, 0):
-            partial.put_away(folder, 0, lines)
+        folder = batch_checkpoint.open_checkpoint(tmp_path / "out", FACTS)
+        if not batch_checkpoint.is_saved(folder, 0):
+            batch_checkpoint.save_batch(folder, 0, lines)
 
     for _number in cuts(work):
         check_folder(tmp_path / "out", outputs.DATA)
         work()
         assert sorted(files(tmp_path)) == ["out/partial/plan.json", "out/partial/wave-00000.npz"]
-        assert partial.read_wave(tmp_path / "out" / "partial", 0)[0].tokens.tolist() == [1, 2, 3]
+        assert batch_checkpoint.load_batch(tmp_path / "out" / "partial", 0)[0].tokens.tolist() == [1, 2, 3]
         shutil.rmtree(tmp_path / "out")
 
 
 def test_a_distillation_that_was_removing_its_unfinished_work(tmp_path: Path) -> None:
-    folder = partial.open_partial(tmp_path / "out", FACTS)
-    partial.put_away(folder, 0, [Line(np.array([1, 2, 3]), np.array([0, 1, 1]))])
+    folder = batch_checkpoint.open_checkpoint(tmp_path / "out", FACTS)
+    batch_checkpoint.save_batch(folder, 0, [GeneratedRow(np.array([1, 2, 3]), np.array([0, 1, 1]))])
     save_data(data(1), tmp_path / "out")
     left = {"plan.json", "wave-00000.npz"}
     for gone in (set(), {"plan.json"}, {"wave-00000.npz"}, left):

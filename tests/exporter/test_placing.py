@@ -80,8 +80,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from medusa_exporter.heads.layout import save_heads
     from medusa_exporter.heads.modules import MedusaHeads
+    from medusa_exporter.heads.storage import save_heads
 
     folder = tmp_path_factory.mktemp("heads")
     save_heads(MedusaHeads(64, 3, 1, "none"), folder, {"vocab_size": 300})

@@ -35,7 +35,7 @@ def prepare(state: Path) -> Context:
 def run(context: Context, case: dict[str, Any]) -> dict[str, Any]:
     """Write a mutated copy of one layout and load it."""
     from medusa_exporter.heads.errors import HeadsError
-    from medusa_exporter.heads.layout import load_heads
+    from medusa_exporter.heads.storage import load_heads
     from medusa_runtime.errors import MedusaError
 
     files = dict(context.layouts[case["layout"]])

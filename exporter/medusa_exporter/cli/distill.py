@@ -82,14 +82,14 @@ def command(
         check_file(review_out, REVIEW, inputs=given)
 
     from medusa_exporter.distillation.conversations import read_conversations
-    from medusa_exporter.distillation.data import META_NAME, DataError, save_data
+    from medusa_exporter.distillation.dataset import META_NAME, DataError, save_data
     from medusa_exporter.distillation.distill import Plan, distill
     from medusa_exporter.distillation.review import read_review, write_review
     from medusa_exporter.distillation.sampling import Sampling
     from medusa_exporter.loading.templates import choose_template, describe_wanted
     from medusa_exporter.models import ModelSource, load_model, load_tokenizer
     from medusa_exporter.prompts import read_prompts
-    from medusa_exporter.training.backbone import pick_device, pick_dtype
+    from medusa_exporter.training.hidden_states import pick_device, pick_dtype
 
     def echo(line: str) -> None:
         click.echo(line, err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from medusa_exporter.heads.convert import Converted
+    from medusa_exporter.heads.convert import Conversion
 
 
 @click.group(name="heads")
@@ -45,7 +45,7 @@ def convert_command(source: str, output: Path, base: Path | None, force: bool) -
     click.echo(f"wrote {output}")
 
 
-def _found(converted: Converted) -> str:
+def _found(converted: Conversion) -> str:
     facts = converted.facts
     own = f"own lm_heads of {facts.own_lm_head_size} tokens" if facts.own_lm_head_size else "the model's lm_head"
     draft = f"draft vocabulary of {facts.draft_vocabulary} tokens" if facts.draft_vocabulary else "whole vocabulary"

@@ -49,21 +49,21 @@ def command(
     if write_profiles:
         check_folder(write_profiles, {f"tree-{nodes}.toml": TREE for nodes in SIZES})
 
-    from medusa_exporter.distillation.data import concatenate, load_data
-    from medusa_exporter.heads.bases import other_base
-    from medusa_exporter.heads.chosen import check_heads
-    from medusa_exporter.heads.layout import load_heads
+    from medusa_exporter.distillation.dataset import concatenate, load_data
+    from medusa_exporter.heads.base_model import base_model_mismatch
+    from medusa_exporter.heads.compatibility import check_heads
+    from medusa_exporter.heads.storage import load_heads
     from medusa_exporter.models import ModelSource, load_model, read_sizes
     from medusa_exporter.prompts import read_prompts
     from medusa_exporter.training import report
-    from medusa_exporter.training.backbone import pick_device, pick_dtype
+    from medusa_exporter.training.hidden_states import pick_device, pick_dtype
 
     source = ModelSource.resolve(model)
     data = concatenate([load_data(folder) for folder in folders])
     device = pick_device(device)
     sizes = read_sizes(source)
     check_heads(heads, sizes.hidden_size, sizes.vocab_size, sizes.layers)
-    if other := other_base(heads, source.names):
+    if other := base_model_mismatch(heads, source.names):
         click.echo(f"warning: {other}", err=True)
     loaded = load_model(source, pick_dtype(dtype, device), device)
     trained = load_heads(heads, loaded.config.hidden_size, loaded.config.vocab_size).to(device)

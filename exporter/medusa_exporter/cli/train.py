@@ -52,11 +52,11 @@ def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output:
     """
     check_folder(output, TRAINING, inputs=map(Path, folders))
 
-    from medusa_exporter.distillation.data import concatenate, load_data
+    from medusa_exporter.distillation.dataset import concatenate, load_data
     from medusa_exporter.models import ModelSource, load_model
-    from medusa_exporter.training.backbone import pick_device, pick_dtype
+    from medusa_exporter.training.distributed import WorkerGroup
+    from medusa_exporter.training.hidden_states import pick_device, pick_dtype
     from medusa_exporter.training.train import Settings, train
-    from medusa_exporter.training.workers import Workers
 
     settings = Settings(
         heads=options["heads"],
@@ -79,7 +79,7 @@ def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output:
     )
     source = ModelSource.resolve(model)
     data = concatenate([load_data(folder) for folder in folders])
-    workers, device = Workers.join(pick_device(options["device"]))
+    workers, device = WorkerGroup.join(pick_device(options["device"]))
     loaded = load_model(source, pick_dtype(options["dtype"], device), device)
     name = source.name
     line = shlex.join([*ctx.command_path.split(), name, *_words(ctx.command, options)])

@@ -102,7 +102,7 @@ PROBE_IDS = ((5, 2, 7, 3), (3, 7, 2, 5))
 
 
 @torch.inference_mode()
-def unserved(model: Any, context: int) -> str | None:
+def lockstep_obstacle(model: Any, context: int) -> str | None:
     """Why rows in lockstep cannot serve `model` in rows of `context` tokens, None where they can.
 
     Four steps are taken and compared with the model's own forward pass.

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from medusa_runtime.errors import PromptError
 
-from medusa_exporter.distillation.data import Array, Row, group_of
-from medusa_exporter.distillation.frame import Ids
+from medusa_exporter.distillation.dataset import Array, Row, group_of
+from medusa_exporter.distillation.template_parts import Ids
 from medusa_exporter.prompts import Message, Turns, read_objects, render
 
-NOT_THE_MODELS = float("nan")  # the temperature of answers that the model did not write
+NOT_GENERATED = float("nan")  # the temperature of answers that the model did not write
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ def conversation_rows(
     """The data set's rows of conversations, cut at `context` tokens; one without an answer in them is left out."""
     rows: list[Row] = []
     for conversation in conversations:
-        tokens, marks = lay_out_answers(tokenizer, conversation, eos)
+        tokens, marks = tokenize_conversation(tokenizer, conversation, eos)
         spoken = np.flatnonzero(marks[:context])
         if len(spoken):
             end = int(spoken[-1]) + 1
-            rows.append((tokens[:end], marks[:end], NOT_THE_MODELS, group_of(conversation.turns[0])))
+            rows.append((tokens[:end], marks[:end], NOT_GENERATED, group_of(conversation.turns[0])))
     return rows
 
 
-def lay_out_answers(tokenizer: Any, conversation: Conversation, eos: tuple[int, ...]) -> tuple[Ids, Array]:
+def tokenize_conversation(tokenizer: Any, conversation: Conversation, eos: tuple[int, ...]) -> tuple[Ids, Array]:
     """Token ids (n,) as the chat template writes the conversation, and marks (n,) bool.
 
     Marked are the answers' tokens and the end token behind each. Raises PromptError naming the conversation where the

@@ -14,22 +14,29 @@ from typing import Any
 from medusa_runtime.errors import CapacityError, PromptError
 
 from medusa_exporter import prompts
-from medusa_exporter.distillation import data, partial
-from medusa_exporter.distillation.attention import unserved
-from medusa_exporter.distillation.clean import clean
+from medusa_exporter.distillation import checkpoint, dataset
+from medusa_exporter.distillation.attention import lockstep_obstacle
+from medusa_exporter.distillation.batches import generate_batches, split_batches
+from medusa_exporter.distillation.cleaning import clean_rows
 from medusa_exporter.distillation.conversations import Conversation, conversation_rows
-from medusa_exporter.distillation.data import DataError, DataFacts, DataSet, Row
-from medusa_exporter.distillation.fallback import Generate
-from medusa_exporter.distillation.frame import Ends, Frame, Ids, cut_frame
-from medusa_exporter.distillation.generate import Lockstep
+from medusa_exporter.distillation.dataset import DataError, DataFacts, DataSet, Row
+from medusa_exporter.distillation.lockstep import LockstepGenerator
 from medusa_exporter.distillation.review import without_review
 from medusa_exporter.distillation.sampling import Sampling
-from medusa_exporter.distillation.streams import Stream, Terms, Writer, fits, make_scripts, shuffled
-from medusa_exporter.distillation.waves import split, write_waves
+from medusa_exporter.distillation.scripts import (
+    Request,
+    RowGenerator,
+    ScriptSettings,
+    drop_long_prompts,
+    make_scripts,
+    shuffle_requests,
+)
+from medusa_exporter.distillation.template_parts import EndTokens, Ids, TemplateParts, split_template
+from medusa_exporter.distillation.transformers_generate import TransformersGenerator
 from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.loading.rope import changes_at
 from medusa_exporter.outputs import DATA, PARTIAL
-from medusa_exporter.training.identity import is_distilled_from, model_digest
+from medusa_exporter.training.model_digest import is_distilled_from, model_digest
 
 MIN_P = Sampling()
 
@@ -69,7 +76,7 @@ class Plan:
             "prompts": len(self.conversations),
             "excluded": len(self.excluded),
             "answers": len(self.answers),
-            "texts": f"{data.group_of(chr(10).join(texts)):016x}",
+            "texts": f"{dataset.group_of(chr(10).join(texts)):016x}",
             "synthesize": self.synthesize,
             "follow_ups": self.follow_ups,
             "temperatures": list(self.temperatures),
@@ -92,8 +99,8 @@ def distill(
     began = time.monotonic()
     eos = end_token_ids(model, tokenizer)
     facts = DataFacts(name, model_digest(model), int(model.config.vocab_size), eos, plan.seed, plan.settings())
-    if (folder / data.META_NAME).is_file():
-        found = without_review(data.load_facts(folder))
+    if (folder / dataset.META_NAME).is_file():
+        found = without_review(dataset.load_facts(folder))
         if is_distilled_from(found.digest, model):  # an earlier version's digest is of less
             found = replace(found, digest=facts.digest)
         if found != facts:
@@ -101,7 +108,7 @@ def distill(
         if DATA[PARTIAL].is_ours(folder / PARTIAL):  # a killed run was removing it
             shutil.rmtree(folder / PARTIAL)
         echo(f"{folder}: already complete")
-        return data.load_data(folder)
+        return dataset.load_data(folder)
     if plan.context > model.config.max_position_embeddings:
         raise CapacityError(
             f"rows of {plan.context} tokens exceed the model's {model.config.max_position_embeddings}; "
@@ -113,13 +120,13 @@ def distill(
             f"rows that one set serves: give --context {change} or less"
         )
     frame, follow_ups = _frame(tokenizer, plan, eos, echo)
-    waves = split(_streams(tokenizer, plan, echo), plan.rows)
-    unfinished = partial.open_partial(folder, facts)
+    waves = split_batches(_streams(tokenizer, plan, echo), plan.rows)
+    unfinished = checkpoint.open_checkpoint(folder, facts)
     pace = None
     if waves:
-        terms = Terms(plan.context, plan.max_new_tokens, frame, follow_ups)
-        ends = frame.ends if frame else Ends(eos)
-        pace = write_waves(
+        terms = ScriptSettings(plan.context, plan.max_new_tokens, frame, follow_ups)
+        ends = frame.ends if frame else EndTokens(eos)
+        pace = generate_batches(
             waves,
             _writer(model, len(waves[0]), plan, ends, echo),
             lambda wave: make_scripts(tokenizer, wave, terms),
@@ -131,8 +138,8 @@ def distill(
     rows = _cleaned(tokenizer, plan, waves, unfinished) + _ready(tokenizer, plan, eos, echo)
     if not rows:
         raise DataError("no answer was finished; give more prompts, more time or a larger --context")
-    result = data.from_rows(facts, rows)
-    data.save_data(result, folder)
+    result = dataset.from_rows(facts, rows)
+    dataset.save_data(result, folder)
     shutil.rmtree(unfinished)
     rate = (
         f", {pace.answer_tokens / pace.seconds:,.0f} answer tokens/s while writing"
@@ -144,14 +151,14 @@ def distill(
     return result
 
 
-def _frame(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> tuple[Frame | None, bool]:
+def _frame(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> tuple[TemplateParts | None, bool]:
     """Cut the template and say whether the model can go on with user turns of its own.
 
     Raises PromptError when it cannot open conversations, but is to.
     """
     frame, reason = None, "no special token ends a user turn in the chat template"
     try:
-        frame = cut_frame(tokenizer, eos)
+        frame = split_template(tokenizer, eos)
     except PromptError as error:
         reason = str(error)
     able = frame is not None and frame.ends.user is not None
@@ -165,25 +172,25 @@ def _frame(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> tupl
     return frame, plan.follow_ups and able
 
 
-def _streams(tokenizer: Any, plan: Plan, echo: Echo) -> list[Stream]:
+def _streams(tokenizer: Any, plan: Plan, echo: Echo) -> list[Request]:
     """The plan's streams, less the prompts that are excluded or too long, which is said."""
     allowed = prompts.without(plan.conversations, plan.excluded)
-    short = fits(tokenizer, allowed, plan.context - plan.max_new_tokens)
+    short = drop_long_prompts(tokenizer, allowed, plan.context - plan.max_new_tokens)
     left_out = f"{len(plan.conversations) - len(allowed)} left out by --exclude"
     echo(f"{len(short)} prompts; {left_out}, {len(allowed) - len(short)} too long for --context")
-    return shuffled(short, plan.synthesize, plan.temperatures, plan.seed)
+    return shuffle_requests(short, plan.synthesize, plan.temperatures, plan.seed)
 
 
-def _writer(model: Any, rows: int, plan: Plan, ends: Ends, echo: Echo) -> Writer:
+def _writer(model: Any, rows: int, plan: Plan, ends: EndTokens, echo: Echo) -> RowGenerator:
     """Rows in lockstep where they serve the model, else transformers' `generate`, which is said."""
-    reason = unserved(model, plan.context)
+    reason = lockstep_obstacle(model, plan.context)
     if reason is None:
-        return Lockstep(model, rows, plan.context, ends, plan.sampling, echo)
+        return LockstepGenerator(model, rows, plan.context, ends, plan.sampling, echo)
     echo(f"transformers' generate writes the answers, slowly: {reason}")
-    return Generate(model, plan.context, ends, plan.sampling)
+    return TransformersGenerator(model, plan.context, ends, plan.sampling)
 
 
-def _cleaned(tokenizer: Any, plan: Plan, waves: Sequence[Sequence[Stream]], unfinished: Path) -> list[Row]:
+def _cleaned(tokenizer: Any, plan: Plan, waves: Sequence[Sequence[Request]], unfinished: Path) -> list[Row]:
     """The data set's rows of all finished waves."""
     refused = prompts.turn_keys(plan.excluded)
     openings = prompts.turn_keys(turns[:1] for turns in plan.conversations)
@@ -194,8 +201,8 @@ def _cleaned(tokenizer: Any, plan: Plan, waves: Sequence[Sequence[Stream]], unfi
 
     rows: list[Row] = []
     for number, wave in enumerate(waves):
-        if partial.is_finished(unfinished, number):
-            rows += clean(wave, partial.read_wave(unfinished, number), decode, refused, openings)
+        if checkpoint.is_saved(unfinished, number):
+            rows += clean_rows(wave, checkpoint.load_batch(unfinished, number), decode, refused, openings)
     return rows
 
 

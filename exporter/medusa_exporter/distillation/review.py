@@ -15,19 +15,19 @@ import numpy as np
 from medusa_runtime.errors import PromptError
 
 from medusa_exporter.distillation.conversations import Conversation, conversation_rows, read_conversations
-from medusa_exporter.distillation.data import Array, DataError, DataFacts, DataSet, Row, from_rows
-from medusa_exporter.distillation.frame import SENTINELS, Ids, cut_frame
+from medusa_exporter.distillation.dataset import Array, DataError, DataFacts, DataSet, Row, from_rows
+from medusa_exporter.distillation.template_parts import SENTINELS, Ids, split_template
 from medusa_exporter.files import written_whole
 from medusa_exporter.prompts import Message, render
 
 REVIEWED = "reviewed"  # the key of DataFacts.settings that names the corrections taken in
 
 
-class Reader:
+class ConversationReader:
     """Reads a row's tokens back as messages, by the template's frame. Raises PromptError where there is none."""
 
     def __init__(self, tokenizer: Any, eos: tuple[int, ...]) -> None:
-        frame = cut_frame(tokenizer, eos)
+        frame = split_template(tokenizer, eos)
         self.tokenizer = tokenizer
         user_end = [] if frame.ends.user is None else [frame.ends.user]
         opening, middle, following, end = (
@@ -124,7 +124,7 @@ def without_review(facts: DataFacts) -> DataFacts:
 
 
 def _all_messages(data: DataSet, tokenizer: Any) -> Iterator[tuple[int, tuple[Message, ...] | None]]:
-    reader = Reader(tokenizer, data.facts.eos)
+    reader = ConversationReader(tokenizer, data.facts.eos)
     for number in range(data.rows):
         yield number, reader.messages(*data.row(number))
 

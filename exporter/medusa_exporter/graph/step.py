@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medusa_exporter.graph.row_attention import ATTENTION_NAME, RowMajorCache
-from medusa_exporter.heads.taps import tapped
+from medusa_exporter.heads.taps import capture_taps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +99,7 @@ class Step(torch.nn.Module):
         cache = RowMajorCache(past_keys, past_values)
         self._wanted_rows = logit_rows
         hook = self.model.get_output_embeddings().register_forward_pre_hook(self._keep_wanted_rows)
-        with tapped(self.model, self.heads.taps) as caught, hook:
+        with capture_taps(self.model, self.heads.taps) as caught, hook:
             logits = self.model(
                 input_ids=tokens,
                 position_ids=position_ids,

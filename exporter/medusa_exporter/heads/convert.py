@@ -10,26 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medusa_exporter.heads.bases import BASE_KEY, model_names, other_base
-from medusa_exporter.heads.chosen import check_sizes
-from medusa_exporter.heads.configs import compare_config, read_config
+from medusa_exporter.heads.architecture import HeadArchitecture, infer_architecture
+from medusa_exporter.heads.base_model import BASE_KEY, base_model_mismatch, model_names
+from medusa_exporter.heads.compatibility import check_sizes
+from medusa_exporter.heads.config import read_config, warn_of_mismatches
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.facts import HeadFacts, layout_facts
 from medusa_exporter.heads.files import CONFIG_NAME, WEIGHTS_NAME, pickle_file
-from medusa_exporter.heads.layout import (
+from medusa_exporter.heads.headers import find_heads, read_header
+from medusa_exporter.heads.layouts import MAP_NAME, Layout, canonical_names, detect_layout
+from medusa_exporter.heads.pickles import check_types, read_pickle
+from medusa_exporter.heads.storage import (
+    add_zero_biases,
     check_values,
-    draft_rows,
-    read_entries,
+    read_taps,
     read_tensors,
-    taps_of,
-    with_biases,
+    read_weights,
+    select_draft_rows,
     write_tensors,
 )
-from medusa_exporter.heads.layouts import MAP_NAME, Layout, canonical_names, recognise
-from medusa_exporter.heads.padding import scored_rows
-from medusa_exporter.heads.pickles import check_types, read_pickle
-from medusa_exporter.heads.stored import find_heads, read_header
 from medusa_exporter.heads.taps import check_taps
+from medusa_exporter.heads.vocabulary_padding import scored_tokens
 from medusa_exporter.outputs import CONVERTED
 from medusa_exporter.replacing import check_folder
 
@@ -38,15 +38,15 @@ LM_HEADS = ("lm_head.weight", "embed_out.weight", "model.embed_tokens.weight")
 
 
 @dataclass(frozen=True)
-class Converted:
+class Conversion:
     """What was found and written. `shared`: the heads' lm_heads were the model's own and were left out."""
 
-    facts: HeadFacts
+    facts: HeadArchitecture
     layout: Layout
     shared: bool
 
 
-def convert(source: str | Path, folder: Path, *, base: Path | None = None, force: bool = False) -> Converted:
+def convert(source: str | Path, folder: Path, *, base: Path | None = None, force: bool = False) -> Conversion:
     """Read the heads of `source`, of any layout, and write them into `folder` in ours, each weight as it was stored.
 
     source: folder, hub name or pickle (.pt, .pth, .bin). base: the folder of the model that the heads are for; they are
@@ -55,20 +55,20 @@ def convert(source: str | Path, folder: Path, *, base: Path | None = None, force
     """
     _check_target(source, folder, force)
     where, layout, tensors = _read(source)
-    facts = layout_facts({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
+    facts = infer_architecture({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
     config = read_config(source)
     sizes = _base_sizes(base) if base else None
     if sizes:
         check_sizes(facts, *sizes, source)
     vocab_size = sizes[1] if sizes else _vocab_size(facts, config)
-    check_values(tensors, where, None if vocab_size is None else scored_rows(facts, vocab_size))
-    compare_config(source, layout, facts, vocab_size, taps_of(tensors))
+    check_values(tensors, where, None if vocab_size is None else scored_tokens(facts, vocab_size))
+    warn_of_mismatches(source, layout, facts, vocab_size, read_taps(tensors))
     if base:
         if isinstance(layers := read_config(base).get("num_hidden_layers"), int):
-            check_taps(taps_of(tensors), layers, str(source))
-        if other := other_base(source, model_names(base)):
+            check_taps(read_taps(tensors), layers, str(source))
+        if other := base_model_mismatch(source, model_names(base)):
             warnings.warn(other, stacklevel=2)
-    tensors = draft_rows(tensors)
+    tensors = select_draft_rows(tensors)
     shared = base is not None and _is_the_models(tensors, facts, base)
     if shared:
         tensors = {name: tensor for name, tensor in tensors.items() if not _is_lm_head(name, facts)}
@@ -78,7 +78,7 @@ def convert(source: str | Path, folder: Path, *, base: Path | None = None, force
     }
     write_tensors(tensors, folder, {key: value for key, value in extras.items() if value is not None}, where)
     own_size = None if shared else facts.own_lm_head_size and (facts.draft_vocabulary or facts.own_lm_head_size)
-    return Converted(replace(facts, own_lm_head_size=own_size), layout, shared)
+    return Conversion(replace(facts, own_lm_head_size=own_size), layout, shared)
 
 
 def _read(source: str | Path) -> tuple[str, Layout, dict[str, Tensor]]:
@@ -86,14 +86,14 @@ def _read(source: str | Path) -> tuple[str, Layout, dict[str, Tensor]]:
     path = pickle_file(source)
     if path is None:
         stored = find_heads(source)
-        layout_facts(stored.shapes, stored.where, stored.names)  # before anything large is read
+        infer_architecture(stored.shapes, stored.where, stored.names)  # before anything large is read
         return stored.where, stored.layout, read_tensors(stored)
     held = read_pickle(path)
-    layout = recognise(held, str(path))
+    layout = detect_layout(held, str(path))
     mapped = canonical_names(held, layout, str(path))
     tensors = {name: held[stored_name] for name, stored_name in mapped.items() if stored_name}
     check_types(tensors, path)
-    return str(path), layout, with_biases(tensors, mapped)
+    return str(path), layout, add_zero_biases(tensors, mapped)
 
 
 def _check_target(source: str | Path, folder: Path, force: bool) -> None:
@@ -116,7 +116,7 @@ def _base_sizes(base: Path) -> tuple[int, int]:
     return hidden_size, vocab_size
 
 
-def _vocab_size(facts: HeadFacts, config: dict[str, Any]) -> int | None:
+def _vocab_size(facts: HeadArchitecture, config: dict[str, Any]) -> int | None:
     """V by the heads' own lm_heads, or as config.json states it, or None where neither says it."""
     if facts.own_lm_head_size and facts.own_lm_head_size != facts.draft_vocabulary:
         return facts.own_lm_head_size
@@ -124,11 +124,11 @@ def _vocab_size(facts: HeadFacts, config: dict[str, Any]) -> int | None:
     return stated if isinstance(stated, int) and stated > 0 else None
 
 
-def _is_lm_head(name: str, facts: HeadFacts) -> bool:
+def _is_lm_head(name: str, facts: HeadArchitecture) -> bool:
     return name.endswith(f".{facts.layers}.weight")
 
 
-def _is_the_models(tensors: dict[str, Tensor], facts: HeadFacts, base: Path) -> bool:
+def _is_the_models(tensors: dict[str, Tensor], facts: HeadArchitecture, base: Path) -> bool:
     """Whether all heads' own lm_heads equal the model's lm_head, value for value."""
     if not facts.own_lm_head_size:
         return False
@@ -136,7 +136,7 @@ def _is_the_models(tensors: dict[str, Tensor], facts: HeadFacts, base: Path) -> 
     held = next((entries[name] for name in LM_HEADS if name in entries), None)
     if held is None:
         return False
-    rows = read_entries({"lm_head": held})["lm_head"].float()
+    rows = read_weights({"lm_head": held})["lm_head"].float()
     rows = rows[tensors[MAP_NAME]] if MAP_NAME in tensors else rows
     owned = [tensors[f"{head}.{facts.layers}.weight"].float() for head in range(facts.heads)]
     return all(torch.equal(one[: len(rows)], rows[: len(one)]) for one in owned)  # their padding may differ

@@ -10,7 +10,7 @@ from typing import Any
 from medusa_exporter.extras import import_extra
 from medusa_exporter.files import finish
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.layouts import recognise
+from medusa_exporter.heads.layouts import detect_layout
 
 WEIGHTS_NAME = "medusa_lm_head.safetensors"
 CONFIG_NAME = "config.json"
@@ -116,7 +116,7 @@ def _indexed_shards(index: Path) -> list[str]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise HeadsError(f"{index}: no weight_map from weights to files in it; fetch or make it again")
-    layout = recognise(places, str(index))
+    layout = detect_layout(places, str(index))
     shards = sorted({file for name, file in places.items() if layout.owns(name)})
     for shard in shards:
         if Path(shard).name != shard or not shard.endswith(".safetensors"):

@@ -122,14 +122,14 @@ LAYOUTS = (
     ),
 )
 
-OTHERS = {  # what the names of other kinds of draft model begin with
+OTHER_DRAFT_MODELS = {  # what the names of other kinds of draft model begin with
     "speculator.": "an MLP speculator (a recurrent state, not Medusa's ResBlocks on the hidden state)",
     "midlayer.": "an EAGLE draft model (a decoder layer of its own)",
     "eagle_module.": "an EAGLE draft model (a decoder layer of its own)",
 }
 
 
-def recognise(names: Collection[str], where: str) -> Layout:
+def detect_layout(names: Collection[str], where: str) -> Layout:
     """Return the layout that these names follow; raise HeadsError when they follow none, or two at once.
 
     names: all weights of a file or of several. where: the file, for messages.
@@ -140,7 +140,7 @@ def recognise(names: Collection[str], where: str) -> Layout:
     if found:
         titles = " and ".join(layout.title for layout in found)
         raise HeadsError(f"{where}: its names follow {titles} at once; expected one. Keep one of the two")
-    for start, kind in OTHERS.items():
+    for start, kind in OTHER_DRAFT_MODELS.items():
         if any(name.startswith(start) for name in names):
             raise HeadsError(f"{where}: holds {kind}, which cannot be expressed as Medusa heads; give Medusa heads")
     examples = ", ".join(repr(name) for name in sorted(names)[:3]) or "nothing"

@@ -22,7 +22,7 @@ def check_taps(taps: tuple[int, ...], layers: int, whose: str) -> None:
 
 
 @contextmanager
-def tapped(model: Any, taps: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
+def capture_taps(model: Any, taps: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
     """Catch, while the block runs, what the decoder's layers `taps` read: their input after its norm, (B, T, H).
 
     Raises HeadsError for a layer that the decoder lacks, and for a decoder without norms in front of its attention.

@@ -18,7 +18,7 @@ import torch
 from medusa_profiles.profile import TreeProfile
 from transformers import DynamicCache
 
-from medusa_exporter.heads.taps import tapped
+from medusa_exporter.heads.taps import capture_taps
 from medusa_exporter.proof.finite import check_finite
 from medusa_exporter.proof.steps import FloatArray, IntArray, Past, Reference, ReferenceDraft, ReferenceStep, Rows
 
@@ -150,7 +150,7 @@ def _forward(
     if logits_to_keep:
         more["logits_to_keep"] = logits_to_keep
     hook = model.get_output_embeddings().register_forward_pre_hook(keep)
-    with hook, tapped(model, heads.taps) as caught:
+    with hook, capture_taps(model, heads.taps) as caught:
         given = torch.from_numpy(ids.astype(np.int64))
         logits = model(input_ids=given, past_key_values=cache, use_cache=True, **more).logits
     last = slice(-logits_to_keep, None) if logits_to_keep else slice(None)

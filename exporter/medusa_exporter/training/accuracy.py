@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from medusa_exporter.heads.modules import MedusaHeads
-from medusa_exporter.training.backbone import IGNORED, Positions
-from medusa_exporter.training.states import rows_of
-from medusa_exporter.training.vocabulary import draft_lm_head, rows_of_tokens
+from medusa_exporter.training.draft_vocabulary import draft_lm_head, tokens_to_rows
+from medusa_exporter.training.hidden_states import IGNORED, Positions
+from medusa_exporter.training.state_storage import gather_rows
 
 RANKS_KEPT = 64
 ACCURACY_RANKS = (1, 5, 10)
@@ -34,10 +34,10 @@ def measure_hits(heads: MedusaHeads, model: Any, found: Positions) -> Hits:
     parts: list[Hits] = []
     for start in range(0, len(found), size):
         chosen = torch.arange(start, min(start + size, len(found)), device=device)
-        hidden, root = rows_of(found.hidden, chosen), embedding(found.root[chosen])
+        hidden, root = gather_rows(found.hidden, chosen), embedding(found.root[chosen])
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             features = heads.features(hidden, root).to(dtype)  # (K, n, H)
-        targets = rows_of_tokens(heads, found.targets[chosen], model.config.vocab_size)
+        targets = tokens_to_rows(heads, found.targets[chosen], model.config.vocab_size)
         ranks = []
         for k in range(heads.heads):
             own = heads.own_lm_head

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from medusa_exporter.distillation.data import DataError
+from medusa_exporter.distillation.dataset import DataError
 from medusa_exporter.files import write_json
 from medusa_exporter.outputs import CHECKPOINT as FOLDER
 
@@ -82,7 +82,7 @@ def load(folder: Path, run: dict[str, Any], model: torch.nn.Module, optimiser: A
     return progress
 
 
-def drop(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """Remove the checkpoint of a training that has ended."""
     for name in (FOLDER, f"{FOLDER}.new", f"{FOLDER}.old"):
         shutil.rmtree(folder / name, ignore_errors=True)

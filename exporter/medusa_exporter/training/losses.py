@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medusa_exporter.heads.modules import MedusaHeads
-from medusa_exporter.training.backbone import IGNORED, Positions
-from medusa_exporter.training.states import rows_of
-from medusa_exporter.training.vocabulary import rows_of_tokens
+from medusa_exporter.training.draft_vocabulary import tokens_to_rows
+from medusa_exporter.training.hidden_states import IGNORED, Positions
+from medusa_exporter.training.state_storage import gather_rows
 
 # (features (n, H) of one head, lm_head (D, H), target, valid (n,) bool) -> the sum of the losses where valid
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -35,7 +35,7 @@ def kl_loss(features: Tensor, lm_head: Tensor, target: Tensor, valid: Tensor) ->
 
 def token_targets(heads: MedusaHeads, found: Positions, vocab_size: int) -> Targets:
     """Targets for `token_loss`: tokens outside the draft vocabulary do not count."""
-    rows = rows_of_tokens(heads, found.targets, vocab_size).to(torch.int32)
+    rows = tokens_to_rows(heads, found.targets, vocab_size).to(torch.int32)
 
     def targets(head: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
         target = rows[chosen, head].long()
@@ -50,7 +50,7 @@ def kl_targets(heads: MedusaHeads, found: Positions) -> Targets:
     def targets(head: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
         ahead = (chosen + 1 + head).clamp(max=len(found) - 1)
         valid = found.place[ahead] == found.place[chosen] + 1 + head
-        return rows_of(found.hidden, ahead)[:, : heads.hidden_size], valid
+        return gather_rows(found.hidden, ahead)[:, : heads.hidden_size], valid
 
     return targets
 

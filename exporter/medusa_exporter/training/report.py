@@ -16,13 +16,13 @@ import numpy as np
 from medusa_profiles.decoding import best_decoding_tree, tokens_per_step
 from medusa_profiles.profile import ProfileError, TreeProfile
 
-from medusa_exporter.distillation.data import Array, DataError, DataSet, group_of
+from medusa_exporter.distillation.dataset import Array, DataError, DataSet, group_of
 from medusa_exporter.files import write_bytes
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.prompts import Turns
 from medusa_exporter.training.accuracy import Hits, accuracies, measure_hits
-from medusa_exporter.training.backbone import Positions, check_model, positions
-from medusa_exporter.training.vocabulary import most_frequent
+from medusa_exporter.training.draft_vocabulary import most_frequent
+from medusa_exporter.training.hidden_states import Positions, check_model, collect_positions
 
 SIZES = (2, 4, 6, 8, 12, 16, 32, 64, 128)  # nodes, root included
 VOCABULARIES = (2_048, 4_096, 8_192, 16_384, 32_768)
@@ -102,7 +102,7 @@ def report(
     """
     check_model(data, model, name)
     rows, greedy = choose_rows(data, hold_out, opened_by)
-    found = positions(model, rows, heads.heads, taps=heads.taps)
+    found = collect_positions(model, rows, heads.heads, taps=heads.taps)
     hits, answers = measure_hits(heads, model, found), answers_of(found)
     first = (rows.groups[found.row.numpy()] % np.uint64(2)) == 0  # by conversation, so that the halves are strangers
     known = np.maximum(hits, -1)

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from medusa_runtime.errors import UnsupportedModelError
 
-from medusa_exporter.distillation.data import DataError, DataSet
-from medusa_exporter.heads.layout import save_heads
+from medusa_exporter.distillation.dataset import DataError, DataSet
 from medusa_exporter.heads.modules import Conditioning, MedusaHeads
+from medusa_exporter.heads.storage import save_heads
 from medusa_exporter.training import checkpoint
 from medusa_exporter.training.accuracy import accuracies, measure_hits
-from medusa_exporter.training.backbone import check_model, positions
-from medusa_exporter.training.optimise import Checkpoints, Echo, Schedule, optimise
-from medusa_exporter.training.vocabulary import coverage, most_frequent
-from medusa_exporter.training.workers import Workers
+from medusa_exporter.training.distributed import WorkerGroup
+from medusa_exporter.training.draft_vocabulary import coverage, most_frequent
+from medusa_exporter.training.hidden_states import check_model, collect_positions
+from medusa_exporter.training.training_loop import Checkpoints, Echo, Schedule, run_training_loop
 
 EVALUATION_SHARE = 0.03  # of --minutes
 TRAINING_NAME = "training.json"
@@ -68,7 +68,7 @@ def train(
     echo: Echo,
     resume: bool = False,
     disk: Path | None = None,
-    workers: Workers | None = None,
+    workers: WorkerGroup | None = None,
 ) -> MedusaHeads:
     """Train heads on `data`, write them and training.json into `folder`, and return them.
 
@@ -76,7 +76,7 @@ def train(
     disk: a folder for hidden states that fit no memory. Raises DataError when the data is another model's or leaves
     nothing to train on, CapacityError when the hidden states fit nowhere.
     """
-    began, workers = time.monotonic(), workers or Workers()
+    began, workers = time.monotonic(), workers or WorkerGroup()
     check_model(data, model, name)
     _check_head(model)
     held = data.held_back(settings.hold_out)
@@ -104,7 +104,7 @@ def train(
         trunk=settings.trunk,
         dropout=settings.dropout,
     ).to(model.device)
-    found = positions(model, _share(learnt, workers), settings.heads, taps=settings.taps, disk=disk)
+    found = collect_positions(model, _share(learnt, workers), settings.heads, taps=settings.taps, disk=disk)
     cached = time.monotonic() - began
     echo(f"{len(found):,} positions to train on, states on {found.hidden.device}, {cached:.0f} s")
     deadline = None if settings.minutes is None else began + 60 * settings.minutes * (1 - EVALUATION_SHARE)
@@ -118,7 +118,9 @@ def train(
         settings.seed,
         settings.compiled,
     )
-    done = optimise(heads, model, found, settings.target, schedule, Checkpoints(folder, run, resume), workers, echo)
+    done = run_training_loop(
+        heads, model, found, settings.target, schedule, Checkpoints(folder, run, resume), workers, echo
+    )
     del found
     heads.requires_grad_(False).eval()
     if not workers.first:
@@ -137,7 +139,7 @@ def train(
     }
     extras = {"base_model_name_or_path": name, "vocab_size": int(model.config.vocab_size)}
     save_heads(heads, folder, extras, others={TRAINING_NAME: facts})
-    checkpoint.drop(folder)
+    checkpoint.remove(folder)
     echo(f"{done.step} steps, {facts['positions_per_second']:,} positions/s, {done.seconds:.0f} s -> {folder}")
     return heads
 
@@ -148,7 +150,7 @@ def _digest(data: DataSet) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 
-def _share(data: DataSet, workers: Workers) -> DataSet:
+def _share(data: DataSet, workers: WorkerGroup) -> DataSet:
     """The rows of this worker: every count-th one."""
     if workers.count == 1:
         return data
@@ -158,7 +160,7 @@ def _share(data: DataSet, workers: Workers) -> DataSet:
 def _evaluate(heads: MedusaHeads, model: Any, held: DataSet, echo: Echo) -> dict[str, list[float]]:
     """Return the share of held-back targets within each head's first 1, 5 and 10 ranks."""
     try:
-        found = positions(model, held, heads.heads, taps=heads.taps, label="held back")
+        found = collect_positions(model, held, heads.heads, taps=heads.taps, label="held back")
     except DataError:  # too short to have a target
         return {}
     accuracy = accuracies(measure_hits(heads, model, found))

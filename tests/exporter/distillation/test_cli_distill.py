@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 from medusa_exporter.cli import distill as distill_cli
 from medusa_exporter.cli import heads_report, main, train
-from medusa_exporter.distillation import data
+from medusa_exporter.distillation import dataset
 
 COMMON = ("--max-new-tokens", 24, "--context", 128, "--batch", 16)
 
@@ -25,7 +25,7 @@ def prompts(tmp_path):
 def test_the_commands_from_prompts_to_trees(model_folder, prompts, tmp_path):
     answers, heads = tmp_path / "answers", tmp_path / "heads"
     call(distill_cli.command, model_folder, "--prompts", prompts, "--limit", 20, "-o", answers, *COMMON)
-    assert data.load_facts(answers).model == "tiny-llama"
+    assert dataset.load_facts(answers).model == "tiny-llama"
     call(
         train.command, model_folder, "--data", answers, "-o", heads, "--epochs", 3, "--batch", 64, "--heads", 2,
         "--layers", 1, "--hold-out", 0.3,
@@ -50,14 +50,14 @@ def test_conversations_go_out_and_come_back(model_folder, prompts, tmp_path):
         "--temperature", 0, "--temperature", 0.7, "--top-k", 20, "--top-p", 0.9, "--min-p", 0, *COMMON,
     )  # fmt: skip
     assert "7 conversations" in call(*command, "--review-out", out)
-    before = data.load_data(folder)
+    before = dataset.load_data(folder)
     assert before.facts.settings["sampling"] == {"top_k": 20, "top_p": 0.9, "min_p": 0}
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert lines[6] == {"id": 6, "messages": talk}
     lines[6]["messages"][1]["content"] = "good day"
     out.write_text("\n".join(json.dumps(line) for line in lines[1:]))
     assert "5 unchanged, 1 changed, 1 dropped" in call(*command, "--review-in", out)
-    after = data.load_data(folder)
+    after = dataset.load_data(folder)
     assert after.rows == before.rows - 1
     assert after.row(0)[0].tolist() == before.row(1)[0].tolist()
     assert "already complete" in call(*command)  # the corrections are no other arguments
@@ -68,7 +68,7 @@ def test_a_ready_conversation_is_enough(model_folder, tmp_path):
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     ready.write_text(json.dumps({"messages": talk}))
     call(distill_cli.command, model_folder, "--answers", ready, "-o", tmp_path / "data", *COMMON)
-    assert data.load_data(tmp_path / "data").rows == 1
+    assert dataset.load_data(tmp_path / "data").rows == 1
 
 
 @pytest.mark.parametrize(

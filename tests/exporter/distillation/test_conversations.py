@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from medusa_exporter.distillation import conversations
-from medusa_exporter.distillation.data import group_of
+from medusa_exporter.distillation.dataset import group_of
 from medusa_runtime.errors import PromptError
 
 TALK = [

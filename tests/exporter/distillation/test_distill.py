@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from medusa_exporter.distillation import data, distill, waves
+from medusa_exporter.distillation import batches, dataset, distill
 from medusa_exporter.distillation.conversations import Conversation
-from medusa_exporter.distillation.data import DataError
-from medusa_exporter.distillation.review import Reader
+from medusa_exporter.distillation.dataset import DataError
+from medusa_exporter.distillation.review import ConversationReader
 from medusa_exporter.distillation.sampling import Sampling
 from medusa_runtime.errors import CapacityError, PromptError
 
@@ -37,7 +37,7 @@ def continued(model, prompt, limit=12):
 def same(left, right):
     return left.facts == right.facts and all(
         np.array_equal(getattr(left, name), getattr(right, name), equal_nan=name == "temperature")
-        for name in data.ARRAYS
+        for name in dataset.ARRAYS
     )
 
 
@@ -46,18 +46,18 @@ def test_rows_hold_whole_conversations(model, tokenizer, tmp_path):
     found = run(model, tokenizer, tmp_path, lines=lines)
     assert lines[0] == "2 prompts; 1 left out by --exclude, 0 too long for --context"
     assert sorted(found.temperature.tolist()) == pytest.approx([0, 0, 0.8, 0.8])
-    assert sorted(set(found.groups.tolist())) == sorted(map(data.group_of, ("hello there", "one two")))
+    assert sorted(set(found.groups.tolist())) == sorted(map(dataset.group_of, ("hello there", "one two")))
     for number in np.flatnonzero(found.temperature == 0):
         tokens, marks = found.row(number)
         edges = np.flatnonzero(np.diff(marks)) + 1
         parts = np.split(tokens, edges)
-        assert len(parts) == (4 if found.groups[number] == data.group_of("hello there") else 2)
+        assert len(parts) == (4 if found.groups[number] == dataset.group_of("hello there") else 2)
         for before, answer in zip(edges[::2], parts[1::2], strict=True):
             assert answer.tolist() == continued(model, tokens[:before])
     texts = [tokenizer.decode(found.row(number)[0]) for number in range(4)]
     assert sum("and then?<|im_end|>\n<|im_start|>assistant\n" in text for text in texts) == 2
     assert not (tmp_path / "partial").exists()
-    assert same(data.load_data(tmp_path), found)
+    assert same(dataset.load_data(tmp_path), found)
     assert f"{found.rows} rows, {found.answer.sum():,} answer tokens, " in lines[-1]
     assert "answer tokens/s" in lines[-1]
 
@@ -79,7 +79,7 @@ def test_a_broken_off_run_goes_on_and_gives_the_same(model, tokenizer, tmp_path,
     plan = replace(PLAN, follow_ups=True, synthesize=6, rows=2, context=100)
     whole = run(model, tokenizer, tmp_path / "whole", plan)
     assert not same(whole, run(model, tokenizer, tmp_path / "other", replace(plan, seed=1)))
-    real, begun = waves.put_away, []
+    real, begun = batches.save_batch, []
 
     def broken(partial, number, lines):
         begun.append(number)
@@ -87,13 +87,13 @@ def test_a_broken_off_run_goes_on_and_gives_the_same(model, tokenizer, tmp_path,
             raise KeyboardInterrupt
         real(partial, number, lines)
 
-    monkeypatch.setattr(waves, "put_away", broken)
+    monkeypatch.setattr(batches, "save_batch", broken)
     broken_off = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
         run(model, tokenizer, broken_off, plan)
     with pytest.raises(DataError, match="other arguments"):
         run(model, tokenizer, broken_off, replace(plan, rows=3))
-    monkeypatch.setattr(waves, "put_away", lambda *arguments: (begun.append(arguments[1]), real(*arguments)))
+    monkeypatch.setattr(batches, "save_batch", lambda *arguments: (begun.append(arguments[1]), real(*arguments)))
     assert same(run(model, tokenizer, broken_off, plan), whole)
     assert begun == [0, 1, 2, 2, 3, 4]
     assert same(run(model, tokenizer, broken_off, plan), whole)  # complete: nothing is done again
@@ -119,7 +119,7 @@ def test_a_row_ends_before_an_excluded_turn_of_the_model_s_own(model, tokenizer,
     talk = tuple((f"number {number}",) for number in range(10))
     plan = replace(PLAN, conversations=talk, follow_ups=True, temperatures=(0.0,), rows=10, context=256)
     found = run(model, tokenizer, tmp_path / "all", plan)
-    reader = Reader(tokenizer, found.facts.eos)
+    reader = ConversationReader(tokenizer, found.facts.eos)
     owns = [reader.messages(*found.row(number))[2::2] for number in range(found.rows)]
     number = int(np.argmax([len(own) for own in owns]))
     own = owns[number]
@@ -159,7 +159,7 @@ def test_where_a_template_shows_too_little_it_is_told(model, template, tmp_path,
     tokenizer, lines = template(text), []
     plan = replace(PLAN, temperatures=(0.0,), follow_ups=True)
     found = run(model, tokenizer, tmp_path, plan, lines=lines)
-    row = int(np.flatnonzero(found.groups == data.group_of("hello there"))[0])
+    row = int(np.flatnonzero(found.groups == dataset.group_of("hello there"))[0])
     tokens, marks = found.row(row)
     assert tokenizer.decode(tokens[: np.argmax(marks)]) == "user: hello there\nassistant: "
     assert (np.diff(marks.astype(int)) == 1).sum() == turns
@@ -186,7 +186,7 @@ def test_what_lockstep_cannot_serve_goes_through_generate(mistral, tokenizer, tm
     model = mistral(128)
     fast = run(model, tokenizer, tmp_path / "fast", replace(plan, temperatures=(0.0,), follow_ups=False), lines=[])
     assert fast.rows == 2
-    (row,) = np.flatnonzero(fast.groups == data.group_of("one two"))
+    (row,) = np.flatnonzero(fast.groups == dataset.group_of("one two"))
     tokens, marks = fast.row(row)
     assert tokens[marks].tolist() == continued(model, tokens[~marks])
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from medusa_exporter.distillation import review
 from medusa_exporter.distillation.conversations import Conversation, conversation_rows
-from medusa_exporter.distillation.data import DataError, DataFacts, from_rows, group_of
-from medusa_exporter.distillation.frame import encode
+from medusa_exporter.distillation.dataset import DataError, DataFacts, from_rows, group_of
+from medusa_exporter.distillation.template_parts import encode
 from medusa_runtime.errors import PromptError
 
 EOS = (1,)
@@ -127,8 +127,8 @@ def test_a_template_without_system_messages_can_be_read(made, template):
         "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    reader = review.Reader(template(own), EOS)
+    reader = review.ConversationReader(template(own), EOS)
     assert list(reader.messages(*made.row(1))) == MESSAGES[1]
     assert reader.messages(*made.row(3)) is None
     with pytest.raises(PromptError, match="in their order"):
-        review.Reader(template("deaf"), EOS)
+        review.ConversationReader(template("deaf"), EOS)

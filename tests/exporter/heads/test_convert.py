@@ -12,9 +12,9 @@ from medusa_exporter.cli import main
 from medusa_exporter.cli.heads import command
 from medusa_exporter.heads.convert import convert
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.layout import load_heads, save_heads
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.heads.pickles import read_pickle
+from medusa_exporter.heads.storage import load_heads, save_heads
 from safetensors.torch import load_file
 
 from . import published

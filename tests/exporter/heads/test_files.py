@@ -6,8 +6,8 @@ import huggingface_hub
 import pytest
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.files import INDEX_NAME, pickle_file, read_json, weights_files
-from medusa_exporter.heads.layout import load_heads
-from medusa_exporter.heads.stored import find_heads
+from medusa_exporter.heads.headers import find_heads
+from medusa_exporter.heads.storage import load_heads
 
 from . import published
 from .published import H, V, check, linears, lm_heads, write, write_shards

@@ -5,10 +5,10 @@ import json
 import pytest
 import safetensors
 import torch
+from medusa_exporter.heads.architecture import heads_files, read_architecture
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.facts import read_head_facts
-from medusa_exporter.heads.layout import heads_files, load_heads
-from medusa_exporter.heads.layouts import LAYOUTS, canonical_names, recognise
+from medusa_exporter.heads.layouts import LAYOUTS, canonical_names, detect_layout
+from medusa_exporter.heads.storage import load_heads
 
 from . import published
 from .published import TOKENS, H, K, V, check, linears, lm_heads, write, write_shards
@@ -28,10 +28,11 @@ def test_version_2_and_tgi(tmp_path, layers, lm):
 @pytest.mark.parametrize("layers", [1, 2])
 def test_heads_merged_with_the_decoder(tmp_path, prefix, layout, layers):
     heads = published.authors(layers, prefix)
-    assert recognise(heads, "here") is layout
+    assert detect_layout(heads, "here") is layout
     write(tmp_path, published.decoder() | heads, config={"hidden_size": H, "vocab_size": V, "num_hidden_layers": 32})
     check(load_heads(tmp_path, H, V), linears(layers), lm_heads())
-    assert read_head_facts(tmp_path) == (K, layers, "none")
+    found = read_architecture(tmp_path)
+    assert (found.heads, found.layers, found.conditioning) == (K, layers, "none")
 
 
 def test_of_merged_shards_only_the_heads_are_read(tmp_path, monkeypatch):
@@ -185,7 +186,7 @@ def test_the_mapping_is_pure_and_total():
     assert [layout for layout, _ in made] == list(LAYOUTS)
     for layout, tensors in made:
         names = [*tensors, *(published.decoder() if layout.prefix else ())]
-        assert recognise(names, "here") is layout
+        assert detect_layout(names, "here") is layout
         mapped = canonical_names(names, layout, "here")
         assert mapped.keys() == published.authors(2).keys()
         assert sorted(mapped.values()) == sorted(tensors)
@@ -197,4 +198,4 @@ def test_a_large_index_of_heads_is_counted_quickly(tmp_path):
     raw = json.dumps({f"{head}.{layer}.linear.weight": entry for head in range(300) for layer in range(300)}).encode()
     (tmp_path / "medusa_lm_head.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
     with pytest.raises(HeadsError, match="bias has shape missing"):
-        read_head_facts(tmp_path)
+        read_architecture(tmp_path)

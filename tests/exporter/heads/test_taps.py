@@ -3,7 +3,7 @@
 import pytest
 import torch
 from medusa_exporter.heads.errors import HeadsError
-from medusa_exporter.heads.taps import check_taps, tapped
+from medusa_exporter.heads.taps import capture_taps, check_taps
 from transformers import LlamaConfig, LlamaForCausalLM, Olmo2Config, Olmo2ForCausalLM
 
 IDS = torch.tensor([[3, 1, 2]])
@@ -19,7 +19,7 @@ def model():
 @torch.no_grad()
 def test_what_layers_read_is_caught_while_the_block_runs(model):
     norms = [layer.input_layernorm for layer in model.base_model.layers]
-    with tapped(model, (1, 0)) as caught:
+    with capture_taps(model, (1, 0)) as caught:
         assert caught == {}
         states = model(IDS, output_hidden_states=True).hidden_states
         assert sorted(caught) == [0, 1]
@@ -30,7 +30,7 @@ def test_what_layers_read_is_caught_while_the_block_runs(model):
 
 @torch.no_grad()
 def test_an_error_in_the_block_takes_the_hooks_off_too(model):
-    with pytest.raises(KeyError), tapped(model, (1,)):
+    with pytest.raises(KeyError), capture_taps(model, (1,)):
         raise KeyError
     assert not model.base_model.layers[1].input_layernorm._forward_hooks
 
@@ -38,7 +38,7 @@ def test_an_error_in_the_block_takes_the_hooks_off_too(model):
 @pytest.mark.parametrize(("taps", "wrong"), [((2,), 2), ((0, 5), 5), ((-1,), -1)])
 def test_layers_that_the_decoder_lacks_are_refused(model, taps, wrong):
     with pytest.raises(HeadsError, match=rf"no decoder layer {wrong} to tap, the model's are 0 to 1; tap one of"):
-        tapped(model, taps).__enter__()
+        capture_taps(model, taps).__enter__()
     with pytest.raises(HeadsError, match=rf"^some/heads: no decoder layer {wrong} "):
         check_taps(taps, 2, "some/heads")
 
@@ -52,6 +52,6 @@ def test_layers_without_a_norm_in_front_are_refused():
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 10, "pad_token_id": 0}
     model = Olmo2ForCausalLM(Olmo2Config(num_hidden_layers=2, **sizes))
     with pytest.raises(HeadsError, match="layers of Olmo2ForCausalLM read their input without a norm; train or give"):
-        tapped(model, (1,)).__enter__()
-    with tapped(model, ()) as caught:
+        capture_taps(model, (1,)).__enter__()
+    with capture_taps(model, ()) as caught:
         assert caught == {}

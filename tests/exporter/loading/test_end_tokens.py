@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from medusa_exporter.build import build
-from medusa_exporter.distillation.data import load_facts
+from medusa_exporter.distillation.dataset import load_facts
 from medusa_exporter.distillation.distill import Plan, distill
 from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.models import ModelSource, load_model, load_tokenizer

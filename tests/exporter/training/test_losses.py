@@ -1,15 +1,15 @@
 import pytest
 import torch
 from medusa_exporter.heads.modules import MedusaHeads
-from medusa_exporter.training import backbone, losses
-from medusa_exporter.training.vocabulary import draft_lm_head
+from medusa_exporter.training import hidden_states, losses
+from medusa_exporter.training.draft_vocabulary import draft_lm_head
 
 HEADS = 3
 
 
 @pytest.fixture(scope="module")
 def found(model, counting_data):
-    return backbone.positions(model, counting_data, HEADS)
+    return hidden_states.collect_positions(model, counting_data, HEADS)
 
 
 def random_heads(**more):

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from medusa_exporter.distillation.data import DataError, DataFacts, from_rows
-from medusa_exporter.heads.layout import load_heads
+from medusa_exporter.distillation.dataset import DataError, DataFacts, from_rows
 from medusa_exporter.heads.modules import MedusaHeads
-from medusa_exporter.training import backbone, identity, optimise, report, train
+from medusa_exporter.heads.storage import load_heads
+from medusa_exporter.training import hidden_states, model_digest, report, train, training_loop
 from medusa_exporter.training.accuracy import measure_hits, top_accuracy
 from medusa_runtime.errors import UnsupportedModelError
 
@@ -14,15 +14,15 @@ SETTINGS = train.Settings(heads=3, layers=1, epochs=20, batch=256, learning_rate
 
 
 def small(model, *rows):
-    facts = DataFacts("tiny-llama", identity.model_digest(model), 256, (1,), 0, {})
+    facts = DataFacts("tiny-llama", model_digest.model_digest(model), 256, (1,), 0, {})
     marks = [np.arange(len(prompt) + len(answer)) >= len(prompt) for prompt, answer in rows]
     return from_rows(facts, [(np.array(a + b), answer, 0.0, 1) for (a, b), answer in zip(rows, marks, strict=True)])
 
 
 def test_positions_are_those_before_an_answer(model):
     data = small(model, ([10, 11], [12, 13, 14]), ([20], [21]), ([30, 31, 32], [33, 34]))
-    found = backbone.positions(model, data, heads=3)
-    ignored = backbone.IGNORED
+    found = hidden_states.collect_positions(model, data, heads=3)
+    ignored = hidden_states.IGNORED
     assert found.row.tolist() == [0, 0, 2]
     assert found.root.tolist() == [12, 13, 33]
     assert found.targets.tolist() == [[13, 14, ignored], [14, ignored, ignored], [34, ignored, ignored]]
@@ -32,16 +32,16 @@ def test_positions_are_those_before_an_answer(model):
 
 
 def test_positions_do_not_depend_on_how_rows_are_batched(model, counting_data, monkeypatch):
-    together = backbone.positions(model, counting_data, 2)
-    monkeypatch.setitem(backbone.TOKENS_PER_PASS, "cpu", 100)
-    apart = backbone.positions(model, counting_data, 2)
+    together = hidden_states.collect_positions(model, counting_data, 2)
+    monkeypatch.setitem(hidden_states.TOKENS_PER_PASS, "cpu", 100)
+    apart = hidden_states.collect_positions(model, counting_data, 2)
     torch.testing.assert_close(together.hidden, apart.hidden, atol=1e-5, rtol=1e-5)
     assert torch.equal(together.targets, apart.targets)
 
 
 def test_rows_without_targets_are_refused(model):
     with pytest.raises(DataError, match="no answer"):
-        backbone.positions(model, small(model, ([1, 2], [3])), 2)
+        hidden_states.collect_positions(model, small(model, ([1, 2], [3])), 2)
 
 
 def test_heads_learn_what_can_be_learnt(model, counting_data, tmp_path):
@@ -50,7 +50,7 @@ def test_heads_learn_what_can_be_learnt(model, counting_data, tmp_path):
     facts = json.loads((tmp_path / "training.json").read_text())
     assert min(facts["held_back_accuracy"]["top1"]) > 0.9
     assert facts["held_back_rows"] == int(counting_data.held_back(0.2).sum())
-    held = backbone.positions(model, counting_data.select(counting_data.held_back(0.2)), 3)
+    held = hidden_states.collect_positions(model, counting_data.select(counting_data.held_back(0.2)), 3)
     assert max(top_accuracy(measure_hits(MedusaHeads(64, 3, 1, "root"), model, held), 1)) < 0.3
     back = load_heads(tmp_path, 64, 256)
     torch.testing.assert_close(back.weights[0], heads.weights[0], atol=1e-3, rtol=1e-2)
@@ -68,13 +68,13 @@ def test_heads_learn_what_can_be_learnt(model, counting_data, tmp_path):
 
 def test_held_back_rows_are_never_trained_on(model, counting_data, tmp_path, monkeypatch):
     seen = []
-    real = train.positions
+    real = train.collect_positions
 
     def recorded(model, data, heads, **more):
         seen.append((more.get("label"), set(data.groups.tolist())))
         return real(model, data, heads, **more)
 
-    monkeypatch.setattr(train, "positions", recorded)
+    monkeypatch.setattr(train, "collect_positions", recorded)
     settings = train.Settings(heads=1, layers=1, epochs=0.01, hold_out=0.3)
     train.train(model, counting_data, settings, tmp_path, name="m", command="", echo=lambda _: None)
     (_, trained), (label, held) = seen
@@ -89,7 +89,7 @@ def test_minutes_bound_the_run(model, counting_data, tmp_path):
     settings = train.Settings(heads=1, layers=1, minutes=0.02, batch=64)
     train.train(model, counting_data, settings, tmp_path, name="m", command="", echo=lines.append)
     facts = json.loads((tmp_path / "training.json").read_text())
-    assert facts["steps"] >= optimise.PROBE_STEPS
+    assert facts["steps"] >= training_loop.PROBE_STEPS
     assert sum(facts["seconds"].values()) < 6
     assert any("positions/s" in line for line in lines)
 
@@ -111,11 +111,11 @@ def test_a_hold_out_that_leaves_nothing_is_refused(model, counting_data, tmp_pat
 
 def test_devices_and_dtypes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert backbone.pick_device("auto") == "cpu"
-    assert backbone.pick_dtype("auto", "cpu") is torch.float32
-    assert backbone.pick_dtype("auto", "cuda:0") is torch.bfloat16
+    assert hidden_states.pick_device("auto") == "cpu"
+    assert hidden_states.pick_dtype("auto", "cpu") is torch.float32
+    assert hidden_states.pick_dtype("auto", "cuda:0") is torch.bfloat16
     with pytest.raises(UnsupportedModelError, match="no GPU"):
-        backbone.pick_device("cuda")
+        hidden_states.pick_device("cuda")
 
 
 def test_half_precision_trains_too(model, counting_data, tmp_path):

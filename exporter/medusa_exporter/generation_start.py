@@ -1,0 +1,34 @@
+"""How a text begins that a model is to write by itself."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from medusa_runtime.errors import PromptError, UnsupportedModelError
+
+from medusa_exporter.distillation.template_parts import first_turn_prefix
+from medusa_exporter.precisions import FIXED_SCALES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def generation_start_ids(tokenizer: PreTrainedTokenizerBase, eos_token_ids: tuple[int, ...]) -> list[int]:
+    """Token ids before a first user turn, or the token that begins a text, from which the model can go on by itself.
+
+    Raises UnsupportedModelError where there is neither.
+    """
+    opening: list[int] = []
+    if tokenizer.chat_template:
+        with contextlib.suppress(PromptError):  # a template that wants something else first: a text begins without it
+            opening = first_turn_prefix(tokenizer).tolist()
+    begin = [token for token in (tokenizer.bos_token_id, *eos_token_ids) if token is not None][:1]
+    if not opening and not begin:
+        raise UnsupportedModelError(
+            "the model has neither a chat template that writes something before a user turn nor a bos or eos token; "
+            f"expected one, from which the model can write the text that precisions {', '.join(sorted(FIXED_SCALES))} "
+            "are measured on: give --chat-template FILE, name a bos_token in tokenizer_config.json, or choose another "
+            "--precision"
+        )
+    return opening or begin

@@ -1,0 +1,73 @@
+"""Where hidden states are kept while heads learn: on the device, else in host memory, else in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from medusa_runtime.errors import CapacityError
+from torch import Tensor
+
+SHARE = 0.8  # of what is free; training needs the rest
+
+
+def allocate_states(
+    count: int, width: int, dtype: torch.dtype, device: torch.device, disk: Path | None = None, beside: int = 0
+) -> Tensor:
+    """Return an uninitialised (count, width) tensor where it fits first: `device`, host memory, a file under `disk`.
+
+    beside: bytes that each row takes on the device besides, whatever its place. Raises CapacityError when it fits
+    nowhere.
+    """
+    needed = count * width * dtype.itemsize
+    free = {device: free_bytes(device)} | ({} if device.type == "cpu" else {torch.device("cpu"): free_bytes()})
+    for place, bytes_free in free.items():
+        extra = count * beside if place == device else 0
+        if bytes_free is None or needed + extra <= SHARE * bytes_free:
+            return torch.empty(count, width, dtype=dtype, device=place)
+    has = ", ".join(f"{place} has {amount / 1e9:.1f} GB free" for place, amount in free.items() if amount is not None)
+    if disk is None:
+        raise CapacityError(
+            f"the hidden states of {count:,} positions take {needed / 1e9:.1f} GB and may take {SHARE:.0%} of what is "
+            f"free, but {has}; give less data, or a folder for them with --disk"
+        )
+    disk.mkdir(parents=True, exist_ok=True)
+    on_disk = shutil.disk_usage(disk).free
+    if needed > SHARE * on_disk:
+        raise CapacityError(
+            f"the hidden states of {count:,} positions take {needed / 1e9:.1f} GB, but {has} and {disk} "
+            f"{on_disk / 1e9:.1f} GB; give less data or a larger disk"
+        )
+    return _mapped(count * width, dtype, disk).reshape(count, width)
+
+
+def gather_rows(states: Tensor, chosen: Tensor) -> Tensor:
+    """Return states[chosen] on `chosen`'s device, wherever the states are kept: (n,) int64 -> (n, width)."""
+    if states.device == chosen.device:
+        return states[chosen]
+    return states[chosen.to(states.device)].to(chosen.device)
+
+
+def free_bytes(device: torch.device | None = None) -> int | None:
+    """Bytes free on a GPU, or in this machine's memory; None where the system does not say."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _mapped(size: int, dtype: torch.dtype, disk: Path) -> Tensor:
+    """A tensor whose memory is a file without a name, so that it is gone with the process."""
+    with tempfile.NamedTemporaryFile(dir=disk, prefix="hidden-states-", delete=False) as file:
+        file.truncate(size * dtype.itemsize)
+    try:
+        return torch.from_file(file.name, shared=True, size=size, dtype=dtype)
+    finally:
+        with contextlib.suppress(OSError):
+            Path(file.name).unlink()

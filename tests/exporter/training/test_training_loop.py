@@ -1,0 +1,115 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from medusa_exporter.distillation.dataset import DataError, save_data
+from medusa_exporter.heads.modules import MedusaHeads
+from medusa_exporter.heads.storage import load_heads
+from medusa_exporter.training import checkpoint, train, training_loop
+
+SETTINGS = train.Settings(heads=2, layers=1, epochs=3, batch=256, learning_rate=1e-2, hold_out=0.2, trunk=8)
+
+
+class Broken(Exception):
+    pass
+
+
+def run(model, data, folder, settings=SETTINGS, resume=False, break_at=None):
+    def echo(line):
+        if break_at and line.startswith(f"step {break_at}/"):
+            raise Broken
+
+    return train.train(model, data, settings, folder, name="m", command="", echo=echo, resume=resume)
+
+
+@pytest.fixture
+def often(monkeypatch):
+    monkeypatch.setattr(training_loop, "STEPS_PER_LINE", 5)
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", 0.0)
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    rates = [training_loop.learning_rate(step, 1000, 2.0) for step in range(1000)]
+    assert rates[0] == 0.1
+    assert max(rates) == rates[19] == 2.0
+    assert rates == sorted(rates[:20]) + sorted(rates[20:], reverse=True)
+    assert rates[-1] < 1e-4
+    assert training_loop.learning_rate(0, 1, 2.0) == 2.0
+
+
+def test_a_run_that_was_broken_off_goes_on_exactly(model, counting_data, tmp_path, often):
+    whole = run(model, counting_data, tmp_path / "whole")
+    with pytest.raises(Broken):
+        run(model, counting_data, tmp_path / "broken", break_at=20)
+    assert (tmp_path / "broken" / checkpoint.FOLDER).is_dir()
+    resumed = run(model, counting_data, tmp_path / "broken", resume=True)
+    assert SETTINGS.dropout > 0  # its masks are to come back as well
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not (tmp_path / "broken" / checkpoint.FOLDER).exists()
+
+
+def test_a_checkpoint_of_another_run_or_none_is_refused(model, counting_data, tmp_path, often):
+    with pytest.raises(DataError, match="no checkpoint"):
+        run(model, counting_data, tmp_path, resume=True)
+    with pytest.raises(Broken):
+        run(model, counting_data, tmp_path, break_at=10)
+    other = train.Settings(**{**SETTINGS.__dict__, "learning_rate": 2e-2})
+    with pytest.raises(DataError, match="another settings"):
+        run(model, counting_data, tmp_path, other, resume=True)
+    less = counting_data.select(counting_data.groups != counting_data.groups[0])
+    with pytest.raises(DataError, match="another data"):
+        run(model, less, tmp_path, resume=True)
+    state = tmp_path / checkpoint.FOLDER / checkpoint.STATE
+    state.write_bytes(state.read_bytes()[:-9])
+    with pytest.raises(DataError, match="damaged checkpoint"):
+        run(model, counting_data, tmp_path, resume=True)
+
+
+def test_matrices_decay_and_biases_do_not():
+    heads = MedusaHeads(8, 2, 1, trunk=4)
+    groups = training_loop._groups(heads, 0.3)
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert groups[1]["params"] == list(heads.biases)
+    assert sum(len(group["params"]) for group in groups) == len(list(heads.parameters()))
+
+
+def test_the_order_is_that_of_its_epoch_and_worker():
+    orders = [training_loop._order(50, 0, *of, torch.device("cpu")).tolist() for of in ((0, 0), (1, 0), (0, 1), (0, 0))]
+    assert orders[0] == orders[3]
+    assert sorted(orders[0]) == list(range(50))
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_the_decoders_distribution_teaches_too(model, counting_data, tmp_path):
+    settings = train.Settings(**{**SETTINGS.__dict__, "target": "kl", "epochs": 0.5})
+    heads = run(model, counting_data, tmp_path, settings)
+    assert all(parameter.abs().max() > 0 for parameter in heads.parameters())
+
+
+def test_two_processes_train_one_set_of_heads(model_folder, counting_data, tmp_path):
+    """Each has half of the rows; after the mean of the gradients both hold the same weights, and one writes them."""
+    save_data(counting_data, tmp_path / "data")
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "medusa_exporter", "train", str(model_folder), "--data", str(tmp_path / "data")]
+    command += ["-o", str(tmp_path / "heads"), "--heads", "2", "--layers", "1", "--epochs", "20", "--batch", "256"]
+    command += ["--lr", "1e-2", "--hold-out", "0.2", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("positions to train on") == 1
+    top1 = next(line for line in done.stderr.splitlines() if line.startswith("held back, top1:"))
+    assert min(map(float, top1.split(":")[1].split())) > 0.9
+    load_heads(tmp_path / "heads", 64, 256)
