@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from medusa_exporter.files import write_json
-from medusa_exporter.replacing import JsonKind, check_file
+from medusa_exporter.overwrite_check import JsonKind, check_output_file
 
 OUTPUT = JsonKind("benchmarks/build_memory.py", frozenset({"weights", "builds"}))
 INTERVAL = 0.002  # seconds between samples
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="File to write the figures to.")
     options = parser.parse_args()
     if options.json:
-        check_file(options.json, OUTPUT)
+        check_output_file(options.json, OUTPUT)
     weights = weights_of(options.model, options.heads)
     print(f"fp32 weights of {options.model} and its heads: {weights / 1e6:.0f} MB")
     print(

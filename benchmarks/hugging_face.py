@@ -26,9 +26,9 @@ from medusa_exporter.bench.timing import WARM_TOKENS, Generation, Measurement, Q
 from medusa_exporter.bench.worker import LoadedBackend, Worker, WorkerSettings
 from medusa_exporter.files import write_json
 from medusa_exporter.models import ModelSource
-from medusa_exporter.outputs import BENCH
+from medusa_exporter.output_kinds import BENCH
+from medusa_exporter.overwrite_check import JsonKind, check_output_file
 from medusa_exporter.prompts import load_prompts
-from medusa_exporter.replacing import JsonKind, check_file
 from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import MedusaError
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    check_file(options.json, OUTPUT, inputs=[options.prompts], bundle=options.bundle)
+    check_output_file(options.json, OUTPUT, inputs=[options.prompts], bundle=options.bundle)
     bundle = Bundle.open(options.bundle)
     layout, trees = Layout(bundle), [bundle.profile(name) for name in options.profile]
     prompts = [

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from medusa_exporter.files import write_json
-from medusa_exporter.replacing import JsonKind, ReplaceError, check_file
+from medusa_exporter.overwrite_check import JsonKind, OverwriteError, check_output_file
 from peers_report import (
     ASIDE,
     GENAI,
@@ -121,12 +121,12 @@ def make_models(arguments: argparse.Namespace) -> dict[str, str]:
 def check_outputs(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End the command where an output would replace what this script did not write."""
     try:
-        check_file(arguments.json, OUTPUT, inputs=[arguments.prompts], bundle=arguments.bundle)
+        check_output_file(arguments.json, OUTPUT, inputs=[arguments.prompts], bundle=arguments.bundle)
         if arguments.plot:
             if arguments.plot.suffix not in PLOT_TYPES:
                 parser.error(f"--plot {arguments.plot}: expected a name that ends in {' or '.join(PLOT_TYPES)}")
-            check_file(arguments.plot, PLOT, inputs=[arguments.prompts, arguments.json], bundle=arguments.bundle)
-    except ReplaceError as error:
+            check_output_file(arguments.plot, PLOT, inputs=[arguments.prompts, arguments.json], bundle=arguments.bundle)
+    except OverwriteError as error:
         parser.error(str(error))
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medusa_exporter.files import written_whole
-from medusa_exporter.replacing import Kind, starts_with
+from medusa_exporter.files import atomic_write
+from medusa_exporter.overwrite_check import Kind, starts_with
 
 PLOT = Kind("benchmarks/peers.py --plot", starts_with(b"benchmarks/peers.py --plot"))
 PLOT_TYPES = (".svg", ".png")
@@ -220,5 +220,5 @@ def plot(precisions: dict[str, dict[str, Any]], file: Path) -> None:
         panel.set_xlabel("tokens per second")
     FigureCanvasAgg(figure)
     named = {"Creator": PLOT.maker, "Date": None} if file.suffix == ".svg" else {"Software": PLOT.maker}
-    with written_whole(file) as target:
+    with atomic_write(file) as target:
         figure.savefig(target, format=file.suffix[1:], metadata=named)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.heads.storage import save_heads
-from medusa_exporter.outputs import HEADS
-from medusa_exporter.replacing import JsonKind, Kind, ReplaceError, check_folder
+from medusa_exporter.output_kinds import HEADS
+from medusa_exporter.overwrite_check import JsonKind, Kind, OverwriteError, check_output_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -80,9 +80,9 @@ def main() -> None:
     options = parser.parse_args()
     try:
         weights = [file.name for file in (options.output / "model").glob("*.safetensors")]
-        check_folder(options.output / "model", dict.fromkeys([*MODEL_FILES, *weights], MODEL))
-        check_folder(options.output / "heads", HEADS)
-    except ReplaceError as error:
+        check_output_folder(options.output / "model", dict.fromkeys([*MODEL_FILES, *weights], MODEL))
+        check_output_folder(options.output / "heads", HEADS)
+    except OverwriteError as error:
         parser.error(str(error))
     shape = dict(SHAPES[options.shape], max_position_embeddings=options.context)
     if options.layers:

@@ -16,11 +16,11 @@ from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import Manifest
 
 from medusa_exporter import models
-from medusa_exporter.engines.carried import carry_over
+from medusa_exporter.build_inputs import describe_inputs, producer_versions, unchanged_manifest
 from medusa_exporter.engines.flavours import FLAVOURS, fusing
-from medusa_exporter.engines.plan import StepSize, graph_file, graph_files, step_sizes
+from medusa_exporter.engines.reuse import reuse_engines
+from medusa_exporter.engines.step_sizes import StepSize, graph_file, graph_files, step_sizes
 from medusa_exporter.extras import import_extra
-from medusa_exporter.fitting import check_fit
 from medusa_exporter.generation_start import generation_start_ids
 from medusa_exporter.heads.architecture import read_architecture
 from medusa_exporter.loading.end_tokens import end_token_ids
@@ -28,10 +28,10 @@ from medusa_exporter.loading.rope import fix_longrope
 from medusa_exporter.loading.templates import ChatTemplates, choose_template, try_template
 from medusa_exporter.loading.vocabulary import ids_beyond, token_count
 from medusa_exporter.models import ModelSource
-from medusa_exporter.placing import appearing, check_target, claimed
 from medusa_exporter.precisions import FIXED_SCALES, choose, default_profile
-from medusa_exporter.site import Site
-from medusa_exporter.sources import describe_sources, unchanged, versions
+from medusa_exporter.preflight import check_build
+from medusa_exporter.publish import check_target, lock_bundle, replace_bundle
+from medusa_exporter.staging import Staging
 from medusa_exporter.tokenizer_files import special_tokens, write_tokenizer
 
 if TYPE_CHECKING:
@@ -84,18 +84,18 @@ def build(
     trees = choose_profiles(profiles, count)
     steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch)
     fused = fusing(backend for backend, _ in pairs)
-    sources = describe_sources(source, heads, graph_files(pairs, steps), trees, fused, chat_template, context)
-    if not force and Site(bundle.resolve()).at_rest and (manifest := unchanged(bundle, sources)):
+    sources = describe_inputs(source, heads, graph_files(pairs, steps), trees, fused, chat_template, context)
+    if not force and Staging(bundle.resolve()).at_rest and (manifest := unchanged_manifest(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
     choose(backends, precisions, models.read_decoder(source))
     tokens = models.choose_context(source, context)
-    check_fit(source, heads, report)
+    check_build(source, heads, report)
     import_extra("onnxscript", "export")
     import_onnxruntime("export")
-    with claimed(bundle, report) as site:
-        if not force and (manifest := unchanged(bundle, sources)):  # another command made it while this one waited
+    with lock_bundle(bundle, report) as staging:
+        if not force and (manifest := unchanged_manifest(bundle, sources)):  # built while this one waited
             return BuildResult(bundle, manifest, built=False)
-        with appearing(site) as folder:
+        with replace_bundle(staging) as folder:
             if context is None and (longest := models.longest_context(source)) > tokens:
                 report(f"the bundle is for {tokens:,} tokens; --context {longest} makes one for all that YaRN reaches")
             report(f"load model {source.gguf or source.location}")
@@ -141,7 +141,7 @@ def _fill(
     from medusa_exporter.graph.save import save_graphs
     from medusa_exporter.graph.trace import trace
     from medusa_exporter.heads.storage import load_heads
-    from medusa_exporter.proof import Proof, prove, record, window_out_of_reach
+    from medusa_exporter.validation import GroundTruth, record_reference, unvalidated_window, validate_graphs
 
     tokenizer = models.load_tokenizer(source)
     templates = choose_template(tokenizer, chat_template)
@@ -155,8 +155,8 @@ def _fill(
     graphs = [_graph_facts(backend, precision, steps, trees) for backend, precision in pairs]
     (folder / "graphs").mkdir(parents=True)
 
-    reference = record(model, medusa, facts, tokenizer)  # of the model as loaded: nothing here has changed it
-    if window := window_out_of_reach(model.config, facts.context):
+    reference = record_reference(model, medusa, facts, tokenizer)  # of the model as loaded: nothing here has changed it
+    if window := unvalidated_window(model.config, facts.context):
         report(
             f"window of {window:,} tokens: the check of graphs does not reach beyond it, what it hides is not compared"
         )
@@ -179,19 +179,19 @@ def _fill(
     files = list(made)
     del traced, source_of, made, medusa, model
     release_memory()
-    checks = prove(folder, files, graphs, fixed, Proof(reference, facts, head_facts), report)
+    checks = validate_graphs(folder, files, graphs, fixed, GroundTruth(reference, facts, head_facts), report)
 
     report("write tokenizer and profiles, hash every file")
     write_tokenizer(folder, tokenizer, templates)
     (folder / "profiles").mkdir()
     for tree in trees:
         (folder / "profiles" / f"{tree.name}.toml").write_text(to_toml(tree), encoding="utf-8")
-    kept, known = carry_over(replaced, folder)
+    kept, known = reuse_engines(replaced, folder)
     if kept:
         report(f"keep {len(kept)} engines, whose graphs and weights have not changed")
     return seal(
         folder,
-        producer=versions(),
+        producer=producer_versions(),
         model=facts,
         heads=head_facts,
         graphs={one.key: one for one in graphs},

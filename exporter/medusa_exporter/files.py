@@ -31,7 +31,7 @@ _NUMBERS = re.compile(r"\[\n[\s\d,-]+\]")  # of whole numbers, over several line
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a scratch file next to `path` that takes its place when the block ends, and is removed when it raises.
 
     The folder is made. Where `path` is a link, the file that it leads to is replaced and the link stays. Scratch files
@@ -55,14 +55,14 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def written_together(folder: Path) -> Iterator[Path]:
+def atomic_write_files(folder: Path) -> Iterator[Path]:
     """Give an empty folder whose files come into `folder` together when the block ends, or not at all when it raises.
 
-    A process killed while they are moved leaves them to `finish`, which the next reader or writer calls. A second
-    writer of the folder waits for the first one. Raises OSError, and BusyError after WAIT seconds.
+    A process killed while they are moved leaves them to `finish_interrupted_write`, which the next reader or writer
+    calls. A second writer of the folder waits for the first one. Raises OSError, and BusyError after WAIT seconds.
     """
     with _alone(folder):
-        finish(folder)
+        finish_interrupted_write(folder)
         new = folder / f".{MARK}" / "new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -72,7 +72,7 @@ def written_together(folder: Path) -> Iterator[Path]:
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
             new.rename(new.with_name("ready"))
-            finish(folder)
+            finish_interrupted_write(folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
@@ -110,8 +110,8 @@ def _alone(folder: Path) -> Iterator[None]:
             workshop.rmdir()
 
 
-def finish(folder: Path) -> None:
-    """Move the files of a killed `written_together` to their places, where it was complete. Raises OSError.
+def finish_interrupted_write(folder: Path) -> None:
+    """Move the files of a killed `atomic_write_files` to their places, where it was complete. Raises OSError.
 
     Several may do so at once: what one of them has moved is gone for the others.
     """
@@ -139,7 +139,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 
@@ -152,7 +152,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def try_place(path: Path) -> None:
+def check_can_create(path: Path) -> None:
     """Make and remove a scratch file, so that a place where none can be written shows before hours of work: OSError."""
     scratch = _scratch(path)
     scratch.touch(exist_ok=False)

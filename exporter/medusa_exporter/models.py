@@ -14,6 +14,7 @@ from medusa_runtime.errors import MedusaError, UnsupportedModelError
 from medusa_exporter.extras import import_extra
 from medusa_exporter.families import FAMILIES, Decoder
 from medusa_exporter.heads.base_model import model_names
+from medusa_exporter.library_logging import log_errors_only
 from medusa_exporter.loading import rope, sizes
 from medusa_exporter.loading.config import (
     check_architecture,
@@ -30,7 +31,6 @@ from medusa_exporter.loading.memory import check_memory
 from medusa_exporter.loading.sizes import DecoderSizes
 from medusa_exporter.loading.stdin import closed_stdin
 from medusa_exporter.loading.weights import check_files, check_loaded
-from medusa_exporter.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -213,7 +213,7 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
         if (generation := Path(source.location) / "generation_config.json").is_file():
             read_object(generation)  # transformers takes a damaged one for none, and end tokens would be lost
     _check_memory(source, config, dtype)
-    with quiet("transformers"):
+    with log_errors_only("transformers"):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             source.location,
             dtype=dtype,

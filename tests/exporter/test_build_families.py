@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from medusa_exporter.build import build
-from medusa_exporter.engines.make import make_engines
+from medusa_exporter.engines.add import add_engines
 from medusa_exporter.families import FAMILIES
 from medusa_exporter.models import ModelSource, load_model
 from medusa_exporter.precisions import FORMATS, ON_GPU
@@ -52,4 +52,4 @@ def test_engines_are_built_ahead_of_time(family: str, tiny_model: Path, tiny_hea
     folder, bundle = save_family(family, tiny_model, tmp_path / "model"), tmp_path / "bundle"
     kinds = {"backends": ("tensorrt-rtx",), "precisions": ("fp16",), "profiles": ("tree-8",)}
     build(str(folder), str(tiny_heads), bundle, **kinds)
-    assert make_engines(bundle, "tensorrt-rtx", targets=["sm86"], max_length=384, steps=["plain", "t8"])
+    assert add_engines(bundle, "tensorrt-rtx", targets=["sm86"], max_length=384, steps=["plain", "t8"])

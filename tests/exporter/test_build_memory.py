@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from medusa_exporter.fitting import needed
 from medusa_exporter.heads.architecture import stored_architecture
 from medusa_exporter.heads.headers import find_heads
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.heads.storage import save_heads
 from medusa_exporter.models import ModelSource, read_sizes
+from medusa_exporter.preflight import needed
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "build_memory.py"
 HIDDEN, VOCABULARY = 1024, 16_384

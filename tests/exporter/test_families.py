@@ -14,12 +14,12 @@ from medusa_exporter import families, models
 from medusa_exporter.build import build
 from medusa_exporter.cli import group
 from medusa_exporter.families import ACTIVATIONS, FAMILIES, Decoder
-from medusa_exporter.fitting import check_fit
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.heads.storage import save_heads
 from medusa_exporter.models import ModelSource, check_family, read_decoder
 from medusa_exporter.precisions import PRECISIONS, choose, served
+from medusa_exporter.preflight import check_build
 from medusa_runtime.errors import UnsupportedModelError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -194,12 +194,12 @@ def test_heads_with_taps_are_refused_where_layers_have_no_norm_to_see(tmp_path: 
         save_heads(MedusaHeads(64, 2, 1, "root", taps=taps), tmp_path / name, {"vocab_size": 300})
     for family in ("olmo2", "cohere"):
         source = config_of(tmp_path / family, {"model_type": family, "vocab_size": 300, **sizes})
-        check_fit(source, str(tmp_path / "plain"), print)
+        check_build(source, str(tmp_path / "plain"), print)
         if family == "cohere":
-            check_fit(source, str(tmp_path / "tapping"), print)
+            check_build(source, str(tmp_path / "tapping"), print)
             continue
         with pytest.raises(HeadsError, match="tapping: heads with taps, but the layers of OLMo 2 read their input"):
-            check_fit(source, str(tmp_path / "tapping"), print)
+            check_build(source, str(tmp_path / "tapping"), print)
 
 
 def test_readme_and_documentation_have_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from medusa_exporter.engines.plan import StepSize
+from medusa_exporter.engines.step_sizes import StepSize
 from medusa_exporter.graph import variants
 from medusa_exporter.precisions import FORMATS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from medusa_exporter import files
-from medusa_exporter.files import finish, write_json, written_together, written_whole
+from medusa_exporter.files import atomic_write, atomic_write_files, finish_interrupted_write, write_json
 from medusa_runtime.errors import BusyError
 
 
@@ -16,7 +16,7 @@ def test_a_file_appears_when_all_of_it_is_written(tmp_path):
     path = tmp_path / "data"
     for content in (b"old", b"new"):
         before = path.read_bytes() if path.exists() else None
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(content)
             file.flush()
             assert (path.read_bytes() if path.exists() else None) == before
@@ -28,7 +28,7 @@ def test_a_file_appears_when_all_of_it_is_written(tmp_path):
 def test_a_broken_off_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "data"
     path.write_bytes(b"old")
-    with pytest.raises(error), written_whole(path) as file:
+    with pytest.raises(error), atomic_write(path) as file:
         file.write(b"half")
         raise error
     assert path.read_bytes() == b"old"
@@ -68,14 +68,14 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
 def test_scratch_files_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     if (child := os.fork()) == 0:
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"half")
             os._exit(0)
     os.waitpid(child, 0)
     (left,) = tmp_path.iterdir()
     theirs = tmp_path / ".out.json.backup.tmp"
     theirs.write_text("years")
-    with written_whole(path) as slow:
+    with atomic_write(path) as slow:
         slow.write(b"slow")
         write_json(path, {})
         assert not left.exists()
@@ -87,14 +87,14 @@ def test_scratch_files_of_killed_processes_go_and_those_of_living_ones_stay(tmp_
 def test_files_come_together_or_not_at_all(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "folder"
     for content in (b"old", b"new"):
-        with written_together(folder) as new:
+        with atomic_write_files(folder) as new:
             for name in ("a", "b"):
                 (new / name).write_bytes(content)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a": content, "b": content}
-    with pytest.raises(KeyboardInterrupt), written_together(folder) as new:
+    with pytest.raises(KeyboardInterrupt), atomic_write_files(folder) as new:
         (new / "a").write_bytes(b"half")
         raise KeyboardInterrupt
-    finish(folder)
+    finish_interrupted_write(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a": b"new", "b": b"new"}
 
 
@@ -115,9 +115,9 @@ def test_a_scratch_file_swept_away_before_it_was_locked(tmp_path: Path, monkeypa
 
 def test_a_second_writer_of_a_folder_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "WAIT", 0.1)
-    with written_together(tmp_path) as first:
+    with atomic_write_files(tmp_path) as first:
         (first / "a").write_text("1")
-        with pytest.raises(BusyError, match="another command is writing to"), written_together(tmp_path):
+        with pytest.raises(BusyError, match="another command is writing to"), atomic_write_files(tmp_path):
             pytest.fail("two writers at once")
         (first / "b").write_text("1")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "1", "b": "1"}
@@ -125,10 +125,10 @@ def test_a_second_writer_of_a_folder_waits_for_the_first(tmp_path: Path, monkeyp
 
 def test_many_writers_of_a_folder_leave_what_one_of_them_wrote(tmp_path: Path) -> None:
     def write(number: int) -> None:
-        with written_together(tmp_path / "out") as new:
+        with atomic_write_files(tmp_path / "out") as new:
             for name in "abc":
                 (new / name).write_text(str(number))
-        finish(tmp_path / "out")
+        finish_interrupted_write(tmp_path / "out")
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(60)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from medusa_exporter import outputs
+from medusa_exporter import output_kinds
 from medusa_exporter.compare import reference_file
 from medusa_exporter.distillation import checkpoint as batch_checkpoint
 from medusa_exporter.distillation import review
@@ -21,8 +21,8 @@ from medusa_exporter.distillation.scripts import GeneratedRow
 from medusa_exporter.files import write_json
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.heads.storage import load_heads, save_heads
-from medusa_exporter.outputs import CHECKPOINT
-from medusa_exporter.replacing import check_file, check_folder
+from medusa_exporter.output_kinds import CHECKPOINT
+from medusa_exporter.overwrite_check import check_output_file, check_output_folder
 from medusa_exporter.report import page
 from medusa_exporter.training import checkpoint, report
 from medusa_profiles.profile import TreeProfile
@@ -60,8 +60,8 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 FILES: dict[str, tuple[Any, Callable[[Path, int, Any], object]]] = {
-    "json": (outputs.BENCH, lambda file, value, _: write_json(file, outputs.BENCH.marked({"value": value}))),
-    "recording": (outputs.REFERENCE, lambda file, value, _: record(file, value)),
+    "json": (output_kinds.BENCH, lambda file, value, _: write_json(file, output_kinds.BENCH.marked({"value": value}))),
+    "recording": (output_kinds.REFERENCE, lambda file, value, _: record(file, value)),
     "review": (None, write_review),
 }
 
@@ -81,7 +81,7 @@ def test_a_file(tmp_path: Path, name: str, first: bool, monkeypatch: pytest.Monk
     for _number in cuts(lambda: write(place, 2, monkeypatch)):
         seen.add(place.read_bytes() if place.exists() else None)
         if kind is not None:
-            check_file(place, kind)
+            check_output_file(place, kind)
         write(place, 2, monkeypatch)
         assert files(tmp_path) == {"place/out": new}
         shutil.rmtree(place.parent)
@@ -112,8 +112,8 @@ def read_data(folder: Path) -> tuple[int, ...]:
 
 
 FOLDERS = {
-    "heads": (outputs.TRAINING, heads, read_heads),
-    "data": (outputs.DATA, lambda folder, value: save_data(data(value), folder), read_data),
+    "heads": (output_kinds.TRAINING, heads, read_heads),
+    "data": (output_kinds.DATA, lambda folder, value: save_data(data(value), folder), read_data),
 }
 
 
@@ -128,7 +128,7 @@ def test_a_folder_of_files_that_belong_together(tmp_path: Path, name: str, first
     if first:
         shutil.rmtree(place)
     for _number in cuts(lambda: write(place, 2)):
-        check_folder(place, kinds)
+        check_output_folder(place, kinds)
         if not first or any(path.is_file() and path.parent == place for path in place.rglob("*")):
             seen.add(read(place))
         write(place, 2)
@@ -161,7 +161,7 @@ def test_a_checkpoint(tmp_path: Path, first: bool) -> None:
     seen: set[int | None] = set()
     restore()
     for _number in cuts(lambda: save(2)):
-        check_folder(tmp_path, outputs.TRAINING)
+        check_output_folder(tmp_path, output_kinds.TRAINING)
         if first and not any((path / "state.json").is_file() for path in tmp_path.iterdir()):
             seen.add(None)
         else:
@@ -182,7 +182,7 @@ def test_waves_and_the_plan_of_a_distillation(tmp_path: Path) -> None:
             batch_checkpoint.save_batch(folder, 0, lines)
 
     for _number in cuts(work):
-        check_folder(tmp_path / "out", outputs.DATA)
+        check_output_folder(tmp_path / "out", output_kinds.DATA)
         work()
         assert sorted(files(tmp_path)) == ["out/partial/plan.json", "out/partial/wave-00000.npz"]
         assert batch_checkpoint.load_batch(tmp_path / "out" / "partial", 0)[0].tokens.tolist() == [1, 2, 3]
@@ -197,16 +197,16 @@ def test_a_distillation_that_was_removing_its_unfinished_work(tmp_path: Path) ->
     for gone in (set(), {"plan.json"}, {"wave-00000.npz"}, left):
         for name in gone:
             (folder / name).unlink(missing_ok=True)
-        check_folder(tmp_path / "out", outputs.DATA)
-        assert outputs.DATA["partial"].is_ours(folder)
+        check_output_folder(tmp_path / "out", output_kinds.DATA)
+        assert output_kinds.DATA["partial"].is_ours(folder)
 
 
 def test_trees_of_heads_report(tmp_path: Path) -> None:
     def trees(value: int) -> dict[int, TreeProfile]:
-        source = f"{outputs.FITTED}tiny by heads {value}"
+        source = f"{output_kinds.FITTED}tiny by heads {value}"
         return {nodes: TreeProfile(f"tree-{nodes}", ((0,), (1,)), source) for nodes in (2, 4)}
 
-    kinds = {f"tree-{nodes}.toml": outputs.TREE for nodes in report.SIZES}
+    kinds = {f"tree-{nodes}.toml": output_kinds.TREE for nodes in report.SIZES}
     report.write_profiles(trees(2), tmp_path)
     new = files(tmp_path)
     report.write_profiles(trees(1), tmp_path)
@@ -214,13 +214,13 @@ def test_trees_of_heads_report(tmp_path: Path) -> None:
     for _number in cuts(lambda: report.write_profiles(trees(2), tmp_path)):
         for name in new:
             assert files(tmp_path)[name] in (old[name], new[name])
-        check_folder(tmp_path, kinds)
+        check_output_folder(tmp_path, kinds)
         report.write_profiles(trees(2), tmp_path)
         assert files(tmp_path) == new
         report.write_profiles(trees(1), tmp_path)
 
 
 def test_the_page_and_the_mark_by_which_it_is_known(tmp_path: Path) -> None:
-    assert outputs.GENERATOR in Path(page.__file__).with_name("page.html.jinja").read_text()
-    (tmp_path / "out.html").write_text(f"<!DOCTYPE html>{outputs.GENERATOR}")
-    check_file(tmp_path / "out.html", outputs.REPORT)
+    assert output_kinds.GENERATOR in Path(page.__file__).with_name("page.html.jinja").read_text()
+    (tmp_path / "out.html").write_text(f"<!DOCTYPE html>{output_kinds.GENERATOR}")
+    check_output_file(tmp_path / "out.html", output_kinds.REPORT)

@@ -90,7 +90,7 @@ def add_engine(folder: Path) -> None:
     """Give a bundle of TensorRT graphs one engine, whose bytes are none."""
     import hashlib
 
-    from medusa_exporter.engines.carried import external_files
+    from medusa_exporter.engines.reuse import external_files
     from medusa_runtime.bundle import Bundle, reseal
 
     from ..runtime.test_engine_facts import DATA, FACTS

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from medusa_exporter.cli import group
-from medusa_exporter.engines.plan import PLAIN_ENGINE_NODES
+from medusa_exporter.engines.step_sizes import PLAIN_ENGINE_NODES
 from medusa_runtime.bundle import Bundle
 
 from .conftest import HEADS

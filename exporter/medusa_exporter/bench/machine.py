@@ -8,7 +8,7 @@ from typing import Any
 
 from medusa_runtime.threads import default_threads, physical_cores, processor_name
 
-from medusa_exporter import installed
+from medusa_exporter.package_versions import installed_versions
 
 PACKAGES = (
     "medusa-export",
@@ -39,4 +39,4 @@ def machine(threads: int | None) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape bundle and run, those that are installed."""
-    return {"python": platform.python_version(), **installed.versions(PACKAGES)}
+    return {"python": platform.python_version(), **installed_versions(PACKAGES)}

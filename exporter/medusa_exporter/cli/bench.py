@@ -33,9 +33,9 @@ from medusa_exporter.cli.options import (
     split_numbers,
 )
 from medusa_exporter.files import write_json
-from medusa_exporter.outputs import BENCH
+from medusa_exporter.output_kinds import BENCH
+from medusa_exporter.overwrite_check import check_output_file
 from medusa_exporter.prompts import load_prompts, read_categories
-from medusa_exporter.replacing import check_file
 from medusa_exporter.verify import Difference
 
 
@@ -121,7 +121,7 @@ def command(
     logits in fp32, where weights are quantised 1% of the row's range); the JSON is written all the same. Lines that
     have a "category" are counted by it too.
     """
-    check_file(output, BENCH, inputs=[file, *([forced] if forced else [])], bundle=bundle)
+    check_output_file(output, BENCH, inputs=[file, *([forced] if forced else [])], bundle=bundle)
     prompts, kinds = load_prompts(file, limit), read_categories(file)
     opened = Bundle.open(bundle, expected_digest=expected_digest)
     for name in backends:

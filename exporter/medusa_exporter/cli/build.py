@@ -10,13 +10,13 @@ from types import FrameType
 import click
 
 from medusa_exporter.build import BACKENDS, build
+from medusa_exporter.build_inputs import read_manifest
 from medusa_exporter.cli.options import Progress, capacity_options, chat_template_option, gpu_option, split_commas
 from medusa_exporter.engines import flavours
+from medusa_exporter.engines.add import add_engines, find_targets
 from medusa_exporter.engines.flavours import FLAVOURS
-from medusa_exporter.engines.make import find_targets, make_engines
-from medusa_exporter.engines.plan import capacity
+from medusa_exporter.engines.step_sizes import capacity
 from medusa_exporter.precisions import PRECISIONS, choose
-from medusa_exporter.sources import read_manifest
 
 
 @click.command(name="build")
@@ -112,7 +112,7 @@ def command(
     engines: list[str] = []
     for backend, precision in choose(backends, precisions):
         if backend in with_engines:
-            engines += make_engines(
+            engines += add_engines(
                 bundle,
                 backend,
                 precision,

@@ -24,9 +24,9 @@ from medusa_exporter.compare.steps import Plan, Reference, ReferenceStep, StepRu
 from medusa_exporter.compare.summary import ComparisonSummary
 from medusa_exporter.compare.tolerances import tolerance
 from medusa_exporter.files import write_json
-from medusa_exporter.outputs import COMPARE, REFERENCE
+from medusa_exporter.output_kinds import COMPARE, REFERENCE
+from medusa_exporter.overwrite_check import check_output_file
 from medusa_exporter.prompts import load_prompts
-from medusa_exporter.replacing import check_file
 from medusa_exporter.verify import PROMPTS
 
 STEPS = 8
@@ -111,7 +111,7 @@ def command(
         raise click.UsageError("--save compares nothing yet; give --json with --against")
     for place, kind in ((save, REFERENCE), (output, COMPARE)):
         if place is not None:
-            check_file(place, kind, inputs=[source for source in (file, against) if source], bundle=bundle)
+            check_output_file(place, kind, inputs=[source for source in (file, against) if source], bundle=bundle)
     if save is None:
         load_polygraphy()  # before any work
     opened = Bundle.open(bundle, expected_digest=expected_digest)

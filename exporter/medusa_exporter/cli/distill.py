@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from medusa_exporter.cli.options import chat_template_option
-from medusa_exporter.outputs import DATA, REVIEW
-from medusa_exporter.replacing import check_file, check_folder
+from medusa_exporter.output_kinds import DATA, REVIEW
+from medusa_exporter.overwrite_check import check_output_file, check_output_folder
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -77,9 +77,9 @@ def command(
         raise click.UsageError(f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in --context {context}")
 
     given = [*files, *exclude, *answers, *([review_in] if review_in else [])]
-    check_folder(output, DATA, inputs=[Path(model)] if Path(model).exists() else [])
+    check_output_folder(output, DATA, inputs=[Path(model)] if Path(model).exists() else [])
     if review_out:
-        check_file(review_out, REVIEW, inputs=given)
+        check_output_file(review_out, REVIEW, inputs=given)
 
     from medusa_exporter.distillation.conversations import read_conversations
     from medusa_exporter.distillation.dataset import META_NAME, DataError, save_data

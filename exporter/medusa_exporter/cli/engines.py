@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from medusa_runtime.errors import BundleError
 
+from medusa_exporter.build_inputs import read_manifest
 from medusa_exporter.cli.options import (
     Progress,
     capacity_options,
@@ -15,9 +16,8 @@ from medusa_exporter.cli.options import (
     precision_option,
     split_commas,
 )
+from medusa_exporter.engines.add import add_engines
 from medusa_exporter.engines.flavours import FLAVOURS
-from medusa_exporter.engines.make import make_engines
-from medusa_exporter.sources import read_manifest
 
 
 @click.command(name="engines")
@@ -61,7 +61,7 @@ def command(
             has = ", ".join(found) or "neither"
             raise BundleError(f"{bundle} has graphs for {has} of {', '.join(FLAVOURS)}; name one with --backend")
         backend = found[0]
-    built = make_engines(
+    built = add_engines(
         bundle,
         backend,
         precision,

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from medusa_exporter.files import write_json
-from medusa_exporter.outputs import FITTED, HEADS_REPORT, TREE
-from medusa_exporter.replacing import check_file, check_folder
+from medusa_exporter.output_kinds import FITTED, HEADS_REPORT, TREE
+from medusa_exporter.overwrite_check import check_output_file, check_output_folder
 
 
 @click.command(name="heads-report")
@@ -45,9 +45,9 @@ def command(
     from medusa_exporter.training.report import SIZES
 
     if json_file:
-        check_file(json_file, HEADS_REPORT, inputs=map(Path, files))
+        check_output_file(json_file, HEADS_REPORT, inputs=map(Path, files))
     if write_profiles:
-        check_folder(write_profiles, {f"tree-{nodes}.toml": TREE for nodes in SIZES})
+        check_output_folder(write_profiles, {f"tree-{nodes}.toml": TREE for nodes in SIZES})
 
     from medusa_exporter.distillation.dataset import concatenate, load_data
     from medusa_exporter.heads.base_model import base_model_mismatch

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from medusa_exporter.files import write_bytes
-from medusa_exporter.outputs import REPORT
-from medusa_exporter.replacing import check_file
+from medusa_exporter.output_kinds import REPORT
+from medusa_exporter.overwrite_check import check_output_file
 from medusa_exporter.report.page import render
 from medusa_exporter.report.runs import read_runs
 
@@ -24,7 +24,7 @@ def command(files: tuple[Path, ...], output: Path) -> None:
     So backends that do not share a Python are joined: measure in each, then report in one. The page is a single HTML
     file that needs no network. Ratios between different runs are marked: only within a run did backends take turns.
     """
-    check_file(output, REPORT, inputs=files)
+    check_output_file(output, REPORT, inputs=files)
     runs = read_runs(files)
     text = render(runs)
     write_bytes(output, text.encode())

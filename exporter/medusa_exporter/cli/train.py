@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from medusa_exporter.outputs import TRAINING
-from medusa_exporter.replacing import check_folder
+from medusa_exporter.output_kinds import TRAINING
+from medusa_exporter.overwrite_check import check_output_folder
 
 if TYPE_CHECKING:
     from medusa_exporter.heads.modules import Conditioning
@@ -50,7 +50,7 @@ def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output:
     in a file under --disk. A checkpoint is put into HEADS every minute. For several GPUs, start the same command by
     `accelerate launch -m medusa_exporter`.
     """
-    check_folder(output, TRAINING, inputs=map(Path, folders))
+    check_output_folder(output, TRAINING, inputs=map(Path, folders))
 
     from medusa_exporter.distillation.dataset import concatenate, load_data
     from medusa_exporter.models import ModelSource, load_model

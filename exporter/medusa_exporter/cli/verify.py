@@ -19,11 +19,11 @@ from medusa_exporter.bench.machine import versions
 from medusa_exporter.bench.timing import Measurement, TimedDecoder
 from medusa_exporter.cli.options import choose_trees, digest_option, gpu_option, precision_option, split_commas
 from medusa_exporter.files import write_json
-from medusa_exporter.outputs import VERIFY
+from medusa_exporter.output_kinds import VERIFY
+from medusa_exporter.overwrite_check import check_output_file
 from medusa_exporter.precisions import FORMATS
 from medusa_exporter.prompts import load_prompts
 from medusa_exporter.quality import Quality, Text, as_table, measure
-from medusa_exporter.replacing import check_file
 from medusa_exporter.verify import (
     PROMPTS,
     Difference,
@@ -79,7 +79,7 @@ def command(
     both find the same token likeliest, KL divergence, perplexity.
     """
     if output is not None:
-        check_file(output, VERIFY, inputs=[] if file is None else [file], bundle=bundle)
+        check_output_file(output, VERIFY, inputs=[] if file is None else [file], bundle=bundle)
     prompts = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
     engine = Engine.load(
         bundle, backend=backend, profile=PLAIN, precision=precision, gpu=gpu, expected_digest=expected_digest

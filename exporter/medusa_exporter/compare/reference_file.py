@@ -32,9 +32,9 @@ from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 
 from medusa_exporter.compare.steps import Plan, StepInputs
 from medusa_exporter.compare.tolerances import tolerance
-from medusa_exporter.files import written_whole
-from medusa_exporter.outputs import REFERENCE_FORMAT as FORMAT
-from medusa_exporter.outputs import REFERENCE_HEADER as HEADER
+from medusa_exporter.files import atomic_write
+from medusa_exporter.output_kinds import REFERENCE_FORMAT as FORMAT
+from medusa_exporter.output_kinds import REFERENCE_HEADER as HEADER
 
 SCHEMA = 1
 MAX_HEADER = 16 << 20  # bytes
@@ -71,7 +71,7 @@ def write_reference(file: Path, bundle: Bundle, side: Side, plan: Plan) -> Itera
         "prompts": plan.prompts,
         "steps": plan.steps,
     }
-    with written_whole(file) as raw, zipfile.ZipFile(raw, "w") as archive:
+    with atomic_write(file) as raw, zipfile.ZipFile(raw, "w") as archive:
         archive.writestr(zipfile.ZipInfo(HEADER, STAMP), json.dumps(content))
         yield ReferenceWriter(archive)
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from medusa_exporter.distillation.dataset import DataError, DataFacts
 from medusa_exporter.distillation.scripts import GeneratedRow
-from medusa_exporter.files import written_whole
-from medusa_exporter.outputs import PARTIAL
+from medusa_exporter.files import atomic_write
+from medusa_exporter.output_kinds import PARTIAL
 
 
 def open_checkpoint(folder: Path, facts: DataFacts) -> Path:
@@ -23,14 +23,14 @@ def open_checkpoint(folder: Path, facts: DataFacts) -> Path:
     plan, path = json.dumps(asdict(facts)), partial / "plan.json"
     if path.is_file() and path.read_text(encoding="utf-8") != plan:
         raise DataError(f"{partial}: work begun with other arguments; give the same ones, or another folder")
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(plan.encode())
     return partial
 
 
 def save_batch(partial: Path, wave: int, lines: Sequence[GeneratedRow]) -> None:
     """Write a wave's lines; the file is whole or not there."""
-    with written_whole(_path(partial, wave)) as file:
+    with atomic_write(_path(partial, wave)) as file:
         np.savez(
             file,
             lengths=np.array([len(line.tokens) for line in lines], np.int64),

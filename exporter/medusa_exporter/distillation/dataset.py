@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from medusa_runtime.errors import MedusaError
 
-from medusa_exporter.files import finish, write_json, written_together
-from medusa_exporter.outputs import DATA_ARRAYS as ARRAYS
-from medusa_exporter.outputs import DATA_FORMAT as FORMAT
+from medusa_exporter.files import atomic_write_files, finish_interrupted_write, write_json
+from medusa_exporter.output_kinds import DATA_ARRAYS as ARRAYS
+from medusa_exporter.output_kinds import DATA_FORMAT as FORMAT
 
 META_NAME = "meta.json"
 
@@ -146,7 +146,7 @@ def concatenate(sets: list[DataSet]) -> DataSet:
 
 def save_data(data: DataSet, folder: str | Path) -> None:
     """Write `data` into `folder`; all of its files appear together, or those before stay."""
-    with written_together(Path(folder)) as new:
+    with atomic_write_files(Path(folder)) as new:
         for name in ARRAYS:
             array = getattr(data, name)
             np.save(new / f"{name}.npy", np.packbits(array) if name == "answer" else array, allow_pickle=False)
@@ -156,7 +156,7 @@ def save_data(data: DataSet, folder: str | Path) -> None:
 def load_facts(folder: str | Path) -> DataFacts:
     """Read meta.json; raise DataError when there is none or it lacks a key."""
     path = Path(folder) / META_NAME
-    finish(path.parent)
+    finish_interrupted_write(path.parent)
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:

@@ -35,7 +35,7 @@ from medusa_exporter.distillation.template_parts import EndTokens, Ids, Template
 from medusa_exporter.distillation.transformers_generate import TransformersGenerator
 from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.loading.rope import changes_at
-from medusa_exporter.outputs import DATA, PARTIAL
+from medusa_exporter.output_kinds import DATA, PARTIAL
 from medusa_exporter.training.model_digest import is_distilled_from, model_digest
 
 MIN_P = Sampling()

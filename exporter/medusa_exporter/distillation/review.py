@@ -17,7 +17,7 @@ from medusa_runtime.errors import PromptError
 from medusa_exporter.distillation.conversations import Conversation, conversation_rows, read_conversations
 from medusa_exporter.distillation.dataset import Array, DataError, DataFacts, DataSet, Row, from_rows
 from medusa_exporter.distillation.template_parts import SENTINELS, Ids, split_template
-from medusa_exporter.files import written_whole
+from medusa_exporter.files import atomic_write
 from medusa_exporter.prompts import Message, render
 
 REVIEWED = "reviewed"  # the key of DataFacts.settings that names the corrections taken in
@@ -76,7 +76,7 @@ class ConversationReader:
 def write_review(data: DataSet, tokenizer: Any, path: Path) -> tuple[int, int]:
     """Write one JSON line a row, with the row's number as its "id"; return how many rows could and could not be."""
     written = 0
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         for number, messages in _all_messages(data, tokenizer):
             if messages is not None:
                 line = json.dumps({"id": number, "messages": messages}, ensure_ascii=False) + "\n"

@@ -14,7 +14,7 @@ from medusa_runtime.backends.tensorrt import round_past_down
 from medusa_runtime.errors import BundleError
 
 from medusa_exporter.engines.flavours import Flavour
-from medusa_exporter.engines.plan import Capacity, StepSize
+from medusa_exporter.engines.step_sizes import Capacity, StepSize
 
 Report = Callable[[str], None]
 WORKSPACE = 4 << 30  # bytes that the builder may use for a tactic's scratch memory

@@ -11,7 +11,7 @@ from medusa_runtime.contract import TensorSpec
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from onnx import ValueInfoProto, helper
 
-from medusa_exporter.engines.plan import StepSize
+from medusa_exporter.engines.step_sizes import StepSize
 
 
 @dataclass(frozen=True)

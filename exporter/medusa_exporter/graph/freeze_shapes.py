@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 
 from medusa_exporter.graph.cleanup import strip_metadata
 from medusa_exporter.graph.edit import constant
-from medusa_exporter.quiet import quiet
+from medusa_exporter.library_logging import log_errors_only
 
 
 def freeze_shapes(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
@@ -78,7 +78,7 @@ def _fold(model: ir.Model) -> None:
     """Compute what is known now; constants become initializers."""
     from onnxscript import optimizer
 
-    with quiet("onnxscript.optimizer"):
+    with log_errors_only("onnxscript.optimizer"):
         optimizer.fold_constants(model, onnx_shape_inference=True)
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),

@@ -14,7 +14,7 @@ from medusa_exporter.graph.lazy_weights import SelectedRows
 from medusa_exporter.graph.memory import release_memory
 from medusa_exporter.graph.rotary_scaling import apply_attention_factor, without_attention_factor
 from medusa_exporter.graph.step import Step
-from medusa_exporter.quiet import quiet
+from medusa_exporter.library_logging import log_errors_only
 
 if TYPE_CHECKING:
     from medusa_runtime.facts import ModelFacts
@@ -64,7 +64,7 @@ def _exported(
     )
     rows = _stand_in(model, heads)
     step = Step(model, heads, top_k, rows).eval()
-    with torch.no_grad(), quiet("torch.onnx"), without_attention_factor(model) as factor:
+    with torch.no_grad(), log_errors_only("torch.onnx"), without_attention_factor(model) as factor:
         program = torch.onnx.export(
             step,
             arguments,

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from medusa_runtime.facts import ModelFacts
 from numpy.typing import NDArray
 
-from medusa_exporter.engines.plan import StepSize, causal_file, graph_file, in_place_on_gpu
+from medusa_exporter.engines.step_sizes import StepSize, causal_file, graph_file, in_place_on_gpu
 from medusa_exporter.graph.attention_masks import cast_masks
 from medusa_exporter.graph.calibration import measure_ranges
 from medusa_exporter.graph.cast_precision import DTYPES, cast_precision

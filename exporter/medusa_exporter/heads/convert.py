@@ -30,8 +30,8 @@ from medusa_exporter.heads.storage import (
 )
 from medusa_exporter.heads.taps import check_taps
 from medusa_exporter.heads.vocabulary_padding import scored_tokens
-from medusa_exporter.outputs import CONVERTED
-from medusa_exporter.replacing import check_folder
+from medusa_exporter.output_kinds import CONVERTED
+from medusa_exporter.overwrite_check import check_output_folder
 
 # Where a decoder keeps its lm_head; the last where it is tied to the embedding
 LM_HEADS = ("lm_head.weight", "embed_out.weight", "model.embed_tokens.weight")
@@ -101,7 +101,7 @@ def _check_target(source: str | Path, folder: Path, force: bool) -> None:
     home = place if place.is_dir() else place.parent
     if place.exists() and folder.resolve() == home.resolve():
         raise HeadsError(f"{folder}: the heads to convert lie there; give another folder to write to")
-    check_folder(folder, CONVERTED)
+    check_output_folder(folder, CONVERTED)
     taken = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if (folder / name).exists()]
     if taken and not force:
         raise HeadsError(f"{folder}: has {' and '.join(taken)} already; give another folder, or --force to overwrite")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medusa_exporter.extras import import_extra
-from medusa_exporter.files import finish
+from medusa_exporter.files import finish_interrupted_write
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.layouts import detect_layout
 
@@ -25,7 +25,7 @@ def weights_files(source: str | Path) -> list[Path]:
     """The safetensors files of a folder or hub name that may hold heads; raise HeadsError when there are none."""
     folder = Path(source).expanduser()
     if folder.is_dir():
-        finish(folder)
+        finish_interrupted_write(folder)
         if (folder / WEIGHTS_NAME).is_file():
             return [folder / WEIGHTS_NAME]
         if (folder / PICKLE_NAME).is_file():

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from medusa_exporter.files import write_json, written_together
+from medusa_exporter.files import atomic_write_files, write_json
 from medusa_exporter.heads.architecture import infer_architecture, stored_architecture
 from medusa_exporter.heads.compatibility import check_indices, check_sizes
 from medusa_exporter.heads.config import warn_of_mismatches
@@ -72,7 +72,7 @@ def write_tensors(
         **({"medusa_trunk": facts.trunk} if facts.trunk else {}),
         **extras,
     }
-    with written_together(Path(folder)) as new:
+    with atomic_write_files(Path(folder)) as new:
         # One key, since the order of several would change from run to run
         data = safetensors.torch.save(_apart(tensors), metadata={"format": "pt"})
         (new / WEIGHTS_NAME).write_bytes(data)  # save_file makes it readable for its owner alone

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medusa_exporter.distillation.dataset import DataError
 from medusa_exporter.files import write_json
-from medusa_exporter.outputs import CHECKPOINT as FOLDER
+from medusa_exporter.output_kinds import CHECKPOINT as FOLDER
 
 STATE, META = "state.safetensors", "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medusa_exporter.engines import make
+from medusa_exporter.engines import add
 from medusa_exporter.engines.timing import RUNS, WARM, step_ms
 from medusa_runtime.backends import cuda
 from medusa_runtime.backends.tensorrt import TensorRtBackend
@@ -47,8 +47,8 @@ def test_an_engine_that_cannot_run_ends_the_build(  # which leaves the bundle as
 ) -> None:
     facts, path = next(iter(engines(bundle, tmp_path).items()))
     monkeypatch.setattr(cuda, "CudaDevice", lambda _gpu: Gpu())
-    timed = make._timed(facts, path, bundle.manifest)
+    timed = add._timed(facts, path, bundle.manifest)
     assert timed.step_ms is not None and timed.step_ms > 0
     monkeypatch.setattr(cuda, "CudaDevice", lambda _gpu: Gpu(free=1000))
     with pytest.raises(CapacityError, match=r"0\.0 GB are free"):
-        make._timed(facts, path, bundle.manifest)
+        add._timed(facts, path, bundle.manifest)

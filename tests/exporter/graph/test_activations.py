@@ -12,7 +12,7 @@ import torch
 from medusa_exporter.families import ACTIVATIONS
 from medusa_exporter.graph.decompose import IR_VERSION, OPSET, decompose_all
 from medusa_exporter.graph.trace import OPSET as TRACED
-from medusa_exporter.quiet import quiet
+from medusa_exporter.library_logging import log_errors_only
 from medusa_runtime.contract import POSITION_IDS
 from onnx import defs
 from transformers.activations import ACT2FN
@@ -34,7 +34,7 @@ class Every(torch.nn.Module):
 @pytest.fixture(scope="module")
 def graph() -> ir.Model:
     positions = torch.zeros(1, 1, dtype=torch.int32)
-    with torch.no_grad(), quiet("torch.onnx"):
+    with torch.no_grad(), log_errors_only("torch.onnx"):
         program = torch.onnx.export(
             Every().eval(),
             (ROWS, positions),

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from medusa_exporter.engines.plan import StepSize
+from medusa_exporter.engines.step_sizes import StepSize
 from medusa_exporter.graph import variants
 from medusa_exporter.graph.cast_precision import DTYPES, cast_precision
 from medusa_exporter.graph.decompose import OPSET

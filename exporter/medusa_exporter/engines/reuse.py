@@ -1,0 +1,54 @@
+"""Which engines of a bundle that is being replaced stand in the new one: those of the same graphs and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medusa_runtime.backends.onnx_file import read_contents
+from medusa_runtime.engine_facts import EngineFacts
+from medusa_runtime.errors import BundleError
+from medusa_runtime.facts import FileFacts
+
+from medusa_exporter.engines import FOLDER
+from medusa_exporter.files import sha256
+from medusa_exporter.publish import link_or_copy
+
+
+def external_files(bundle: Path, graph: str) -> list[str]:
+    """Return the paths in a bundle of all files in which a graph's weights lie, sorted. Raises BundleError, OSError."""
+    contents = read_contents((bundle / graph).read_bytes(), str(bundle / graph))
+    places = {weight.place.file for weight in contents.weights if weight.place}
+    return sorted(f"{Path(graph).parent.as_posix()}/{file}" for file in places)
+
+
+def reuse_engines(old: Path, new: Path) -> tuple[list[str], dict[str, FileFacts]]:
+    """Put the engines of `old` that stand for graphs and weights of `new`, not yet sealed, into it.
+
+    Return their names, and the facts of the files that were hashed for it, which `seal` need not hash again. What
+    cannot be read or is damaged is left behind: it would be refused when it is used.
+    """
+    kept, hashed = [], dict[str, FileFacts]()
+    for file in sorted((old / FOLDER).glob("*.json")):
+        graph, engine = f"graphs/{file.stem}.onnx", file.with_suffix(".engine")
+        try:
+            facts = EngineFacts.from_file(file)
+            needed = [graph, *external_files(new, graph)]
+            for name in needed:
+                hashed.setdefault(name, _facts(new / name))
+            if facts.changed(graph, hashed) or {name for name, _ in facts.weights} != set(needed[1:]):
+                continue
+            found = _facts(engine)
+        except (BundleError, OSError):
+            continue
+        if found.sha256 != facts.engine:
+            continue
+        for one in (file, engine, *(old / FOLDER).glob("*.cache")):
+            if not (target := new / FOLDER / one.name).exists():
+                link_or_copy(one.resolve(), target)
+        hashed[f"{FOLDER}/{engine.name}"] = found
+        kept.append(file.stem)
+    return kept, hashed
+
+
+def _facts(file: Path) -> FileFacts:
+    return FileFacts(file.stat().st_size, sha256(file))

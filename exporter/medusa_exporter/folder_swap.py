@@ -1,0 +1,35 @@
+"""Swaps two folders in one step, so that whoever opens the place meanwhile finds the old one or the new one."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+_SWAP = 2  # RENAME_EXCHANGE of Linux's renameat2(2), RENAME_SWAP of macOS' renamex_np(2)
+_AT_FDCWD = -100
+
+
+def swap_folders(new: Path, place: Path, old: Path) -> None:
+    """Put the folder `new` at `place`, and what is there at `old`; all three lie on one file system. Raises OSError.
+
+    Where the system or the file system cannot swap, two renames do it, and between them there is nothing at `place`.
+    """
+    if _swapped(new, place):
+        new.rename(old)
+        return
+    place.rename(old)
+    new.rename(place)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; return False where that is not possible here."""
+    first, second = os.fsencode(one), os.fsencode(other)
+    try:
+        library = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return bool(library.renamex_np(first, second, _SWAP) == 0)
+        return bool(library.renameat2(_AT_FDCWD, first, _AT_FDCWD, second, _SWAP) == 0)
+    except (AttributeError, OSError, TypeError):  # no such function, or no such library (Windows)
+        return False

@@ -1,0 +1,113 @@
+"""The files that commands write, and by what each is known again (see `overwrite_check`)."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+from medusa_profiles.profile import ProfileError
+from medusa_profiles.toml import from_toml
+
+from medusa_exporter.overwrite_check import AnyKind, FolderKind, JsonKind, Kind, holds_only, starts_with
+
+REFERENCE_FORMAT, REFERENCE_HEADER = "medusa-export recording", "header.json"
+FITTED = "fitted on answers of "  # how the source of a tree begins that heads-report writes
+GENERATOR = '<meta name="generator" content="medusa-export report">'
+CHECKPOINT = "checkpoint"  # the folder of a training that has not ended
+PARTIAL = "partial"  # the folder of a distillation that has not ended
+DATA_FORMAT = "medusa-distilled 1"
+
+
+def _is_reference(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(REFERENCE_HEADER) as header:
+            return f'"format": {json.dumps(REFERENCE_FORMAT)}'.encode() in header.read(4096)
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError):
+        return False
+
+
+def _is_fitted(file: Path) -> bool:
+    try:
+        return from_toml(file.read_text(encoding="utf-8"), str(file)).source.startswith(FITTED)
+    except ProfileError:
+        return False
+
+
+def _is_report(file: Path) -> bool:
+    marked, older = starts_with(GENERATOR.encode()), starts_with(b": bench</title>", b"--series-6: ")
+    return marked(file) or older(file)
+
+
+BENCH = JsonKind("medusa-export bench", frozenset({"schema", "machine", "bundle", "settings", "results"}))
+COMPARE = JsonKind("medusa-export compare", frozenset({"bundle", "reference", "compared", "steps", "tensors"}))
+VERIFY = JsonKind("medusa-export verify", frozenset({"bundle", "profiles", "answers", "differences", "quality"}))
+HEADS_REPORT = JsonKind(
+    "medusa-export heads-report", frozenset({"rows", "positions", "greedy", "accuracy", "vocabularies", "trees"})
+)
+REFERENCE = Kind("medusa-export compare --save", _is_reference)
+REPORT = Kind("medusa-export report", _is_report)
+TREE = Kind("medusa-export heads-report --write-profiles", _is_fitted)
+REVIEW = Kind("medusa-export distill --review-out", lambda _file: False)  # people correct it: never replaced
+
+# Heads: their config, which appears together with the weights, has a key that no other layout has.
+_HEADS = JsonKind("medusa-export", frozenset({"medusa_num_heads", "medusa_conditioning"}))
+
+
+def _are_weights(file: Path) -> bool:
+    config = file.with_name("config.json")
+    return config.is_file() and _HEADS.is_ours(config)
+
+
+HEADS: dict[str, AnyKind] = {
+    "config.json": Kind("medusa-export", _HEADS.is_ours),
+    "medusa_lm_head.safetensors": Kind("medusa-export", _are_weights),
+}
+CONVERTED: dict[str, AnyKind] = {  # a record of training would stay with other heads
+    **HEADS,
+    "training.json": Kind("medusa-export heads convert", lambda _file: False),
+}
+_RECORD = JsonKind("medusa-export train", frozenset({"command", "settings", "data", "steps"}))
+
+
+def _are_trained(file: Path) -> bool:
+    record = file.with_name("training.json")
+    return _are_weights(file) and record.is_file() and _RECORD.is_ours(record)
+
+
+TRAINING: dict[str, AnyKind] = {
+    **{name: Kind("medusa-export train", _are_trained) for name in HEADS},
+    "training.json": _RECORD,
+    **{
+        f"{CHECKPOINT}{suffix}": FolderKind("medusa-export train", holds_only("state.safetensors", "state.json"))
+        for suffix in ("", ".new", ".old")
+    },
+}
+DATA_ARRAYS = ("tokens", "offsets", "answer", "temperature", "groups")
+
+
+def _is_data(file: Path) -> bool:
+    """Whether the folder of a file is a data set's, complete or begun."""
+    return _is_facts(file.with_name("meta.json")) or (file.parent / PARTIAL / "plan.json").is_file()
+
+
+def _is_facts(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return isinstance(content, dict) and content.get("format") == DATA_FORMAT
+
+
+def _is_partial(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    files = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    begun = not files or "plan.json" in files or _is_facts(folder.with_name("meta.json"))
+    return begun and holds_only("plan.json", "wave-*.npz")(folder)
+
+
+DATA: dict[str, AnyKind] = {
+    **{f"{name}.npy": Kind("medusa-export distill", _is_data) for name in DATA_ARRAYS},
+    "meta.json": Kind("medusa-export distill", _is_facts),
+    PARTIAL: FolderKind("medusa-export distill", _is_partial),
+}

@@ -1,0 +1,216 @@
+"""What the model itself computes for a few short steps: recorded before the model is traced, compared with each graph.
+
+Only transformers' own forward pass over whole sequences is used: its masks, its cache, its rope. A node of a tree is
+the last token of the sequence that leads to it. So nothing of what is under test takes part.
+
+Shapes: n tokens of a step, P rows of its past, L layers, W elements of one token's keys of one layer, S what the heads
+see of a token, V vocabulary, K heads, D tokens that the heads score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from medusa_profiles.profile import TreeProfile
+from transformers import DynamicCache
+
+from medusa_exporter.heads.taps import capture_taps
+from medusa_exporter.validation.finite import check_finite
+from medusa_exporter.validation.steps import FloatArray, IntArray, Past, Reference, ReferenceDraft, ReferenceStep, Rows
+
+if TYPE_CHECKING:
+    from medusa_runtime.facts import ModelFacts
+
+    from medusa_exporter.heads.modules import MedusaHeads
+
+PROMPT = 16  # tokens before the plain step and the tree step
+TREE = TreeProfile(
+    "validation", ((0,), (1,), (0, 0))
+)  # of the tree step: a root, two children, one of which has a child
+LONGEST_WINDOW = 256  # a window up to this length is reached beyond
+BEHIND = 8  # rows that such a window hides
+FAR_PAST = 2  # rows of the past before far positions: behind none, a CPU's operator takes positions for 0, 1, …
+TEXT = (
+    "The harbour opens at six. Before that, 12 boats wait outside the wall, and nobody on them says much: they drink "
+    "tea, count the nets, and look at the sky. What do they see there? Rain, mostly; sometimes a line of light."
+)
+
+
+def text_ids(tokenizer: Any, vocab_size: int, count: int) -> list[int]:
+    """Return `count` token ids below `vocab_size` of an English text, repeated as often as it takes."""
+    ids = [token for token in tokenizer.encode(TEXT, add_special_tokens=False) if token < vocab_size]
+    found: list[int] = np.resize(np.array(ids or range(min(vocab_size, count)), np.int32), count).tolist()
+    return found
+
+
+def record_reference(model: Any, heads: MedusaHeads, facts: ModelFacts, tokenizer: Any) -> Reference:
+    """Run the model over a short prompt, a plain step, a tree, far positions and, where it is short, past its window.
+
+    model: as loaded, before `trace` gives it another attention. The context must be 8 tokens or more. Raises
+    UnsupportedModelError for numbers that are not finite.
+    """
+    window = _window(model.config, facts.context)
+    prompt = min(PROMPT, facts.context - TREE.depth - 2)
+    behind = 0 if window is None else min(window + BEHIND, facts.context - 1)
+    ids = text_ids(tokenizer, facts.vocab_size, max(prompt + TREE.size, behind + 1))
+    with _eager(model), torch.no_grad():
+        steps, draft = _near_steps(model, heads, np.array(ids, np.int32), prompt)
+        if window is not None:
+            steps.append(_step_behind_window(model, heads, np.array(ids[: behind + 1], np.int32)))
+        steps.append(_far_step(model, heads, facts.context, np.array(ids, np.int32), whole=not _windowed(model.config)))
+    return check_finite(Reference(tuple(steps), draft), facts.name)
+
+
+def _near_steps(
+    model: Any, heads: MedusaHeads, ids: IntArray, prompt: int
+) -> tuple[list[ReferenceStep], ReferenceDraft]:
+    """Prompt, plain step and tree step: the tree's paths are sequences of one batch, padded behind their ends."""
+    leaves = [node for node in range(TREE.size) if not TREE.children[node]]
+    nodes = ids[prompt : prompt + TREE.size]
+    paths = [np.flatnonzero(TREE.mask[leaf]) for leaf in leaves]
+    length = prompt + max(map(len, paths))
+    sequences = np.stack([np.resize(np.concatenate((ids[:prompt], nodes[path])), length) for path in paths])
+    found = _forward(model, heads, sequences)
+    first = found[0]
+    past = Past(first.keys[:, :prompt], first.values[:, :prompt])
+    ends = {node: leaf for leaf, path in enumerate(paths) for node in path.tolist()}  # a sequence through each node
+    rows = (TREE.depths + prompt).tolist()
+    tree = _joined([found[ends[node]].take(slice(rows[node], rows[node] + 1)) for node in range(TREE.size)])
+    nothing = Past(first.keys[:, :0], first.values[:, :0])
+    every = np.arange(prompt, dtype=np.int32)
+    steps = [
+        ReferenceStep(
+            "prefill", ids[:prompt], every, np.tri(prompt, dtype=np.bool_), nothing, first.take(slice(0, prompt))
+        ),
+        ReferenceStep("plain", nodes[:1], every[:1] + prompt, np.eye(1, dtype=np.bool_), past, tree.take(slice(0, 1))),
+        ReferenceStep("tree", nodes, np.array(rows, np.int32), TREE.mask, past, tree),
+    ]
+    return steps, _draft(model, heads, int(nodes[0]), first.hidden[prompt - 1], past)
+
+
+def _step_behind_window(model: Any, heads: MedusaHeads, ids: IntArray) -> ReferenceStep:
+    """One token behind so many that some lie beyond the window."""
+    last = len(ids) - 1
+    [found] = _forward(model, heads, ids[None], logits_to_keep=1)
+    past = Past(found.keys[:, :last], found.values[:, :last])
+    expected = Rows(found.keys[:, last:], found.values[:, last:], found.hidden[-1:], found.logits[-1:])
+    at = np.array([last], np.int32)
+    return ReferenceStep("window", ids[last:], at, np.eye(1, dtype=np.bool_), past, expected)
+
+
+def _far_step(model: Any, heads: MedusaHeads, context: int, ids: IntArray, *, whole: bool) -> ReferenceStep:
+    """Tokens that see each other not, at the positions where a rope's table may be wrong, behind a short past.
+
+    whole: whether all is compared; else the first layer's keys and values, on which no mask bears: a window is counted
+    in positions by a graph, and in tokens by transformers.
+    """
+    positions = np.array(far_positions(model.config, context), np.int32)
+    n, first = len(positions), np.arange(FAR_PAST, dtype=np.int32)
+    tokens = np.resize(ids[FAR_PAST:], n)
+    sequences = np.concatenate((np.repeat(ids[None, :FAR_PAST], n, axis=0), tokens[:, None]), axis=1)
+    places = np.concatenate((np.repeat(first[None], n, axis=0), positions[:, None]), axis=1)
+    found = _forward(model, heads, sequences, places)
+    expected = _joined([one.take(slice(FAR_PAST, None)) for one in found])
+    past = Past(found[0].keys[:, :FAR_PAST], found[0].values[:, :FAR_PAST])
+    step = ReferenceStep("rope", tokens, positions, np.eye(n, dtype=np.bool_), past, expected, far=True)
+    return step if whole else step.first_layer()
+
+
+def far_positions(config: Any, context: int) -> list[int]:
+    """Return the first and last position of a context, its middle, and those around the length of an unscaled rope."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    original = rope.get("original_max_position_embeddings") if isinstance(rope, dict) else None
+    original = original or getattr(config, "original_max_position_embeddings", None)
+    around = [original - 1, original, original + 1] if isinstance(original, int) else []
+    return sorted({at for at in (0, context // 2, *around, context - 1) if 0 <= at < context})
+
+
+def _forward(
+    model: Any,
+    heads: MedusaHeads,
+    ids: IntArray,
+    positions: IntArray | None = None,
+    logits_to_keep: int = 0,
+) -> list[Rows]:
+    """Run sequences (B, n), each row seeing those before it; return their rows. positions (B, n): None for 0, 1, ….
+
+    logits_to_keep: of how many of the last tokens logits and the hidden state after the final norm are kept, 0 for all.
+    """
+    kept: list[torch.Tensor] = []
+
+    def keep(_module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        kept.append(arguments[0])
+
+    cache = DynamicCache()
+    more: dict[str, Any] = {}
+    if positions is not None:
+        more["position_ids"] = torch.from_numpy(positions.astype(np.int64))
+    if logits_to_keep:
+        more["logits_to_keep"] = logits_to_keep
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
+    with hook, capture_taps(model, heads.taps) as caught:
+        given = torch.from_numpy(ids.astype(np.int64))
+        logits = model(input_ids=given, past_key_values=cache, use_cache=True, **more).logits
+    last = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
+    hidden = torch.cat((kept[0], *(caught[layer][:, last] for layer in heads.taps)), dim=-1)
+    keys, values = (
+        np.stack([_rows(getattr(layer, part)) for layer in cache.layers], axis=1) for part in ("keys", "values")
+    )
+    return [Rows(*of_one) for of_one in zip(keys, values, hidden.float().numpy(), logits.float().numpy(), strict=True)]
+
+
+def _rows(heads_first: torch.Tensor) -> FloatArray:
+    """(B, heads, n, head_dim) -> (B, n, W)."""
+    rows: FloatArray = heads_first.transpose(1, 2).flatten(2).float().numpy()
+    return rows
+
+
+def _joined(rows: Sequence[Rows]) -> Rows:
+    return Rows(
+        np.concatenate([one.keys for one in rows], axis=1),
+        np.concatenate([one.values for one in rows], axis=1),
+        np.concatenate([one.hidden for one in rows]),
+        np.concatenate([one.logits for one in rows]),
+    )
+
+
+def _draft(model: Any, heads: MedusaHeads, root: int, hidden: FloatArray, past: Past) -> ReferenceDraft:
+    lm_head = model.get_output_embeddings()
+    chosen = slice(None) if heads.token_map is None else heads.token_map
+    weight, bias = lm_head.weight[chosen], None if lm_head.bias is None else lm_head.bias[chosen]
+    embedding = model.get_input_embeddings()(torch.tensor([root]))
+    features = heads.features(torch.from_numpy(hidden[None]), embedding)
+    logits = heads.logits(features, lambda rows: torch.nn.functional.linear(rows, weight, bias))[:, 0]
+    tokens = torch.arange(logits.shape[-1]) if heads.token_map is None else heads.token_map
+    return ReferenceDraft(root, hidden, past, logits.float().numpy(), tokens.numpy().astype(np.int32))
+
+
+def _windowed(config: Any) -> bool:
+    return bool(getattr(config, "sliding_window", None)) and bool(getattr(config, "use_sliding_window", True))
+
+
+def _window(config: Any, context: int) -> int | None:
+    """How many of the nearest tokens some layers see alone, where the context goes beyond and it is cheap to."""
+    window = int(config.sliding_window) if _windowed(config) else 0
+    return window if 0 < window <= LONGEST_WINDOW and window < context else None
+
+
+def unvalidated_window(config: Any, context: int) -> int | None:
+    """Return the window that no step goes beyond, as that would take too long; None where there is none."""
+    window = int(config.sliding_window) if _windowed(config) else 0
+    return window if LONGEST_WINDOW < window < context else None
+
+
+@contextmanager
+def _eager(model: Any) -> Iterator[None]:
+    """Let transformers spell attention out while the block runs, as every family's definition does."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
