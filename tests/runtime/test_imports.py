@@ -195,8 +195,8 @@ def test_decoding_with_onnx_runtime_loads_no_more_than_it(tmp_path):
     assert result["answers"] == expected_answers
     assert result["steps"] == expected_steps
     assert result["refused"] == [
-        "23 rows do not lie in an arena of 8",
-        "20 rows do not lie in an arena of 8",
+        "23 rows do not fit an arena of 8; allocate a larger one first",
+        "20 rows do not fit an arena of 8; allocate a larger one first",
     ]
     assert expected_steps[0] == 299 and expected_steps[1] < 200
 

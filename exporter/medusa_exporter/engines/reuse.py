@@ -17,7 +17,7 @@ from medusa_exporter.publish import link_or_copy
 def external_files(bundle: Path, graph: str) -> list[str]:
     """Return the paths in a bundle of all files in which a graph's weights lie, sorted. Raises BundleError, OSError."""
     contents = read_contents((bundle / graph).read_bytes(), str(bundle / graph))
-    places = {weight.place.file for weight in contents.weights if weight.place}
+    places = {weight.external.file for weight in contents.weights if weight.external}
     return sorted(f"{Path(graph).parent.as_posix()}/{file}" for file in places)
 
 

@@ -1,4 +1,4 @@
-"""Backends run the graph's steps; nothing outside a backend's module asks which one it has."""
+"""Backends: the libraries that can run a graph's steps, all behind the same protocol (`Backend`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medusa_runtime.errors import BundleError
 if TYPE_CHECKING:
     from medusa_runtime.bundle import Bundle
 
-BACKENDS = {  # name -> the module whose `load` makes it
+BACKENDS = {  # name -> the module whose `load` loads it
     "ort-cpu": "medusa_runtime.backends.ort_cpu",
     "ort-cuda": "medusa_runtime.backends.ort_cuda",
     "tensorrt": "medusa_runtime.backends.tensorrt",
@@ -31,12 +31,21 @@ def load_backend(
 ) -> Backend:
     """Load a bundle's graph for one backend.
 
-    `precision` may be None where the bundle holds one; `threads` None means `threads.default_threads`; `max_length`:
-    tokens that a sequence may come to, for which a GPU's memory is laid out, None for the model's context; `gpu`: the
-    number of the GPU, from 0, as the CUDA driver counts them; it means nothing to a CPU. Raises BundleError for a
-    backend or precision that the bundle lacks, ArgumentError for an argument of another type or out of its range,
-    MissingExtraError where the library that runs it is not installed, CapacityError where memory does not suffice,
-    MedusaError for a GPU that does not exist.
+    Args:
+        bundle: The bundle.
+        name: Name of the backend, one of `BACKENDS`.
+        precision: Precision of the graph; may be None where the bundle has only one for this backend.
+        threads: Number of CPU threads; None for `medusa_runtime.threads.default_threads`. Ignored on a GPU.
+        max_length: Tokens of a sequence at most, prompt included; a GPU backend allocates its KV cache for it. None
+            for the model's context.
+        gpu: Number of the GPU, from 0, in the order of the CUDA driver. Ignored on a CPU.
+
+    Raises:
+        BundleError: The backend is unknown, or the bundle has no graph for it in this precision.
+        ArgumentError: An argument has the wrong type or is out of range.
+        MissingExtraError: The library that runs it is not installed.
+        CapacityError: The memory is too small.
+        MedusaError: The GPU does not exist.
     """
     if text("backend", name) not in BACKENDS:
         raise BundleError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")

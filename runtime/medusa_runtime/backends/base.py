@@ -1,6 +1,8 @@
-"""What a backend is: it holds KV arenas and runs one step of the graph at a time.
+"""The backend protocol: what the decoding loop asks of the library that runs the graph.
 
-Shapes: B sequences, T nodes, R rows with logits, V vocabulary, capacity rows in each arena.
+A backend owns the KV cache of its sequences and runs one step of the graph at a time. Symbols for shapes, here and in
+all backends: B sequences, T nodes per sequence, R rows per sequence whose logits are computed, V vocabulary size,
+S elements of a hidden state, W = kv_heads · head_dim elements of one token's key (or value) of one layer.
 """
 
 from __future__ import annotations
@@ -21,31 +23,43 @@ if TYPE_CHECKING:
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
-PREFILL_CHUNK = 256  # tokens of a prompt that a step takes, usually
-MAX_PREFILL_CHUNK = 1024  # and at most, in any backend: so many rows behind the context a graph has room for
+PREFILL_CHUNK = 256  # tokens of a prompt that one step processes, in most backends
+MAX_PREFILL_CHUNK = 1024  # the same, at most in any backend: in-place graphs have so many rows behind the context
 StepOutputs = dict[str, FloatArray | IntArray]  # by the names of `medusa_runtime.contract`, in its order
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The inputs of one step (`medusa_runtime.contract`), but for the past, which the backend holds.
+    """The inputs of one step, except for the past, which the backend owns.
 
-    Run it again and again with other numbers in its arrays: a backend binds them where they lie, once, for as long as
-    the step lives. `draft` says whether the heads run, on the hidden row that the last commit kept.
+    A step can be run again after its arrays were changed in place. Backends rely on it: one may bind the arrays once
+    and read them again in every run, for as long as the step lives.
+
+    Args:
+        input_ids: (B, T) token ids; -1 - (head · top_k + rank) stands for the candidate of that rank that a head
+            proposes. Example: with top_k = 10, -13 is -1 - (1 · 10 + 2), rank 2 of head 1. Column 0 is the root.
+        position_ids: (B, T) position of each node: the length of the past plus the depth of the node.
+        tree_mask: (B, T, T), true where a node (second dimension) attends to a node of this step (third dimension).
+        past_length: (B,) rows of the past of each sequence.
+        logit_rows: (B, R) nodes whose logits are computed.
+        draft: Whether the Medusa heads run, on the hidden state that the last commit kept.
     """
 
-    input_ids: IntArray  # (B, T): literal tokens, or -1 - (head * top_k + rank)
-    position_ids: IntArray  # (B, T)
-    tree_mask: BoolArray  # (B, T, T)
-    past_length: IntArray  # (B,)
-    logit_rows: IntArray  # (B, R)
+    input_ids: IntArray
+    position_ids: IntArray
+    tree_mask: BoolArray
+    past_length: IntArray
+    logit_rows: IntArray
     draft: bool
 
 
 def literal_step(ids: IntArray, length: int, logit_rows: IntArray) -> Step:
-    """The step of one sequence's literal tokens (T,) in a row, behind a past of `length` rows; no draft.
+    """Return the causal step of consecutive tokens of one sequence, without a draft: prefill and plain decoding.
 
-    logit_rows (R,): the rows whose logits are wanted.
+    Args:
+        ids: (T,) token ids.
+        length: Rows of the past.
+        logit_rows: (R,) tokens whose logits are computed.
     """
     T = len(ids)
     return Step(
@@ -60,11 +74,17 @@ def literal_step(ids: IntArray, length: int, logit_rows: IntArray) -> Step:
 
 @dataclass(frozen=True)
 class BackendFacts:
-    """What a backend runs on, and what its steps read.
+    """A description of the hardware and the library that a backend uses, and of the memory that its steps read.
 
-    device: the processor's name. driver, capability: a GPU's driver and compute capability, "" elsewhere. library,
-    version: what runs the graph. weights: their bytes. row: bytes of one token's keys and values, all layers.
-    bandwidth: bytes a second of the device's memory, measured; None where it is not known.
+    Args:
+        device: Name of the processor.
+        driver: Version of the GPU's driver; "" on a CPU.
+        capability: Compute capability of the GPU, "9.0" for example; "" on a CPU.
+        library: Name of the library that runs the graph.
+        version: Its version.
+        weights: Bytes of the weights.
+        row: Bytes of the keys and values of one token, all layers.
+        bandwidth: Measured bandwidth of the device's memory in bytes per second; None where it is unknown.
     """
 
     device: str
@@ -80,7 +100,15 @@ class BackendFacts:
 def name_outputs(
     tokens: IntArray, argmax: IntArray, logits: FloatArray, hidden: FloatArray, new: FloatArray
 ) -> StepOutputs:
-    """Name what a step gives, in the contract's order. new (2 · layers, B, T, W): its keys, then its values."""
+    """Put the outputs of a step into a dict, by the names of the contract and in its order.
+
+    Args:
+        tokens: (B, T).
+        argmax: (B, R).
+        logits: (B, R, V).
+        hidden: (B, T, S).
+        new: (2 · layers, B, T, W): the new keys of all layers, then the new values of all layers.
+    """
     layers = len(new) // 2
     return {
         contract.TOKENS: tokens,
@@ -93,59 +121,129 @@ def name_outputs(
 
 
 class Backend(Protocol):
-    """Runs steps on one device. What it returns is valid until its next run.
+    """Runs steps of a graph on one device. To add a backend, implement this and list it in `backends.BACKENDS`.
 
-    One call at a time: `allocate`, `run` and `commit` raise BusyError while another thread's call has the `turn`. The
-    results of a run are for the thread that ran it: `commit` and the readers raise BusyError in another one. A backend
-    whose library keeps state for each thread runs all its steps in one (WrongThreadError).
+    Order of calls: `allocate` first; then for every step `run`, any of the readers, and `commit` once for each sequence
+    that keeps nodes. `allocate` may be called again at any time, with a larger capacity or another batch; the results
+    of the last run may then be lost. A run without a commit leaves the past as it was: this is how rejected tokens are
+    rolled back. The past of a sequence has no length of its own in the backend: every step and commit passes it, and
+    passing a smaller one truncates.
+
+    Threads: one call at a time. `allocate`, `run` and `commit` raise BusyError while another thread's call is at work
+    (use `medusa_runtime.exclusive.exclusive`). Results belong to the thread that ran the step: readers and `commit`
+    raise BusyError in any other thread. A backend whose library keeps state per thread raises WrongThreadError if `run`
+    is called in another thread than the first time.
+
+    Interrupts: a KeyboardInterrupt can occur at any line. After one in `allocate` or `run` the past is what it was
+    before and the step can be run again. After one in `commit` the step has to be run again before it is committed.
+
+    Calls in the wrong order are errors of the caller and raise RuntimeError.
+
+    Attributes:
+        name: Name of the backend, a key of `backends.BACKENDS`.
+        precision: Precision of the graph's weights.
+        model: The model; its `context` is the longest past plus step.
+        heads: The Medusa heads.
+        prefill_chunk: Tokens of a prompt that one step processes at most.
+        padded_past_lengths: Lengths to which the past is padded, ascending, so that all of them can be warmed up; empty
+            if the backend runs any length as it is.
+        run_seconds: Duration of the last run, in seconds. The rest of a step's time is spent on the host.
+        exclusive_use: Guards the calls. A decoder enters it for a whole step, so that no other call comes in between.
+        logits_on_host: Whether `read_logits` copies nothing from a device.
     """
 
     name: str
     precision: str
     model: ModelFacts
     heads: HeadFacts
-    prefill_chunk: int  # tokens of a prompt that a step is given at most
-    # Lengths that the past is padded to, ascending; empty where a past of any length runs as it is.
+    prefill_chunk: int
     padded_past_lengths: Sequence[int]
-    run_seconds: float  # how long the last run took, the device's own work; the rest of a step is the host's
-    exclusive_use: ExclusiveUse  # who holds it has the backend to itself: a decoder does for a whole step
-    logits_on_host: bool  # whether reading a row of logits copies nothing from a device
+    run_seconds: float
+    exclusive_use: ExclusiveUse
+    logits_on_host: bool
 
     def facts(self) -> BackendFacts:
-        """Describe device and library; may take a second, since memory is timed."""
+        """Describe device and library. May take a second, since the memory bandwidth is measured."""
 
     def allocate(self, batch: int, capacity: int) -> None:
-        """Lay out zero-filled KV arenas for `batch` sequences of `capacity` rows each.
+        """Make sure that the KV cache has room.
 
-        Growing keeps every row written so far, and another batch those of the sequences that both have. Raises
-        CapacityError when the memory cannot be had; all is then as it was before.
+        All rows written so far are kept; with another batch, those of the sequences that both have. New memory is
+        filled with zeros.
+
+        Args:
+            batch: Number of sequences.
+            capacity: Rows (tokens) of each sequence, at least.
+
+        Raises:
+            CapacityError: The memory is not available, or the backend does not decode so many sequences at once. The
+                backend is then as it was before.
+            BusyError: Another thread's call is at work.
         """
 
     def run(self, step: Step) -> None:
-        """Run one step over the past held and return when its results can be read.
+        """Run one step and return when its results can be read.
 
-        The arenas must have room for all its rows behind the past: a backend may write them there before any is kept.
-        Raises BackendError where the library fails; the past is then as it was before.
+        The KV cache must have room for T rows behind the past, because a backend may write them there before any is
+        accepted.
+
+        Args:
+            step: The inputs. B must be the allocated batch.
+
+        Raises:
+            BackendError: The library failed. The past is as it was before.
+            CapacityError: The memory for such a step is not available, or no engine fits it.
+            BundleError: An engine that only this step needs cannot be loaded.
+            WrongThreadError: The library requires the thread of the first step.
+            BusyError: Another thread's call is at work.
+            RuntimeError: Nothing was allocated, or the step does not fit the allocated rows.
         """
 
     def read_tokens(self, sequence: int = 0) -> list[int]:
-        """Return T ids: the last step's, with the candidates filled in."""
+        """Return the T token ids of the last step, with the heads' candidates filled in.
+
+        Args:
+            sequence: Index of the sequence.
+
+        Raises:
+            BusyError: Another thread ran the step.
+            RuntimeError: No step was run, or the last run did not succeed.
+        """
 
     def read_argmax(self, sequence: int = 0) -> list[int]:
-        """Return R ids: the greedy next token at each wanted row."""
+        """Return the R greedy next token ids, one per row of `logit_rows`. Raises as `read_tokens` does."""
 
     def read_logits(self, row: int, sequence: int = 0) -> FloatArray:
-        """Return (V,) float32: the logits at one of the R wanted rows."""
+        """Return the logits of one row: (V,) float32, valid until the next run. Raises as `read_tokens` does.
+
+        Args:
+            row: Index into `logit_rows`, from 0 to R - 1.
+            sequence: Index of the sequence.
+        """
 
     def read_outputs(self) -> StepOutputs:
-        """Return copies of all that the last run gave; for looking at it, not for the loop. Call it before `commit`.
+        """Return copies of all outputs of the last run, for comparisons; the decoding loop does not need it.
 
-        tokens (B, T) and argmax (B, R) int32; logits (B, R, V), hidden (B, T, S) and each layer's new_key_{i} and
-        new_value_{i} (B, T, W), all float32 however the backend keeps them.
+        Call it before `commit`, which may move rows. Raises as `read_tokens` does.
+
+        Returns:
+            tokens (B, T) and argmax (B, R) int32; logits (B, R, V), hidden (B, T, S) and for each layer i new_key_{i}
+            and new_value_{i} (B, T, W), all float32, whatever the precision that the backend computes in.
         """
 
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
-        """Write the rows of the nodes in `path`, which ascends, behind the first `length` rows of the sequence's past.
+        """Keep the accepted nodes of the last step.
 
-        The hidden state of the last of them becomes the one that the next draft starts from.
+        Their keys and values become the rows behind the first `length` rows of the sequence's past, and the hidden
+        state of the last one becomes the state that the next draft starts from. Example: with length = 5 and
+        path = [0, 2, 3], nodes 0, 2 and 3 become rows 5, 6 and 7, and the past then has 8 rows.
+
+        Args:
+            sequence: Index of the sequence.
+            path: Accepted nodes, ascending, at least one.
+            length: Rows of the sequence's past that the step was run behind.
+
+        Raises:
+            BusyError: Another thread ran the step, or its call is at work.
+            RuntimeError: No step was run, the rows do not fit, or an earlier commit of this step was interrupted.
         """

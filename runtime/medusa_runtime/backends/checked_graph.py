@@ -1,4 +1,7 @@
-"""A graph and its weights on their way into ONNX Runtime: only bytes that were checked, and no path that it opens."""
+"""A graph and its external weights, checked before ONNX Runtime gets them.
+
+ONNX Runtime is never given a path, only bytes that were compared with the bundle's manifest.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError
 from medusa_runtime.verified import CheckedFile
 
-MAX_GRAPH = 256 << 20  # bytes of an ONNX file; large tensors lie beside it
-DOMAINS = ("", "ai.onnx", "com.microsoft")  # of operators that ONNX Runtime brings along
-OUTSIDE = ("EPContext",)  # operators that open files of their own
-# ONNX's numbers of types to numpy's; bfloat16 (16) is held as its bits
-TYPES: dict[int, type[np.generic]] = {
+MAX_GRAPH = 256 << 20  # bytes of an ONNX file; large weights are in files next to it
+DOMAINS = ("", "ai.onnx", "com.microsoft")  # domains of the operators that are part of ONNX Runtime
+FILE_OPERATORS = ("EPContext",)  # operators that open files themselves
+# ONNX's type number -> numpy type; bfloat16 (16) is stored as its bits
+NUMPY_TYPES: dict[int, type[np.generic]] = {
     1: np.float32,
     2: np.uint8,
     3: np.int8,
@@ -37,48 +40,64 @@ TYPES: dict[int, type[np.generic]] = {
 
 
 class CheckedGraph:
-    """An ONNX file and the files beside it that hold its weights; those of a bundle as its manifest lists them.
+    """An ONNX file and the files next to it that hold its weights.
 
-    data: the graph's bytes. contents: what they say. Raises BundleError for a graph that claims what does not hold:
-    weights in a file that the manifest does not list, beyond its end, of another size than their shape takes, or across
-    each other; operators that are not ONNX Runtime's own.
+    Attributes:
+        path: Path of the ONNX file.
+        data: Its bytes.
+        contents: Its weights and operators.
     """
 
     def __init__(self, path: Path, bundle: Bundle | None = None) -> None:
-        """Read and check the graph. bundle: where it is listed; None takes the files as they are."""
+        """Read and check a graph.
+
+        Args:
+            path: Path of the ONNX file.
+            bundle: The bundle whose manifest lists the graph and its weights. With None the files are not compared with
+                any manifest.
+
+        Raises:
+            BundleError: The graph or a file of weights is not what the manifest lists; a weight does not have the size
+                that its shape needs, or is beyond the end of its file, or overlaps another one; or an operator is not
+                part of ONNX Runtime.
+        """
         self.path = path
         self._bundle = bundle
         self.data = self._file(path.name).read(MAX_GRAPH)
         self.contents: OnnxContents = read_contents(self.data, str(path))
-        self._files = {name: self._file(name) for name in sorted({place.file for place in self._places()})}
+        self._files = {name: self._file(name) for name in sorted({external.file for external in self._externals()})}
         self._check_operators()
         for weight in self.contents.weights:
-            if weight.place:
-                self._check_weight(weight, weight.place)
+            if weight.external:
+                self._check_weight(weight, weight.external)
         self._check_overlaps()
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights, in the graph's file and beside it; those that share a place count once."""
-        inside = sum(weight.inside for weight in self.contents.weights)
-        return inside + sum(place.length for place in self._places())
+        """Bytes of all weights, in the ONNX file and next to it; weights that share their data count once."""
+        inline = sum(weight.inline_bytes for weight in self.contents.weights)
+        return inline + sum(external.length for external in self._externals())
 
     @contextmanager
     def mapped(self) -> Iterator[dict[str, tuple[Weight, NDArray[np.generic]]]]:
-        """Map the weights that lie beside the graph, by name, each of its shape; they lie in files that were checked.
+        """Map the external weights into memory.
 
-        Raises BundleError if a file is not what was checked, at the beginning or at the end.
+        Yields:
+            Each external weight and its array, by name.
+
+        Raises:
+            BundleError: A file was changed, found out at the beginning or at the end.
         """
         with ExitStack() as stack:
             files = {name: stack.enter_context(file.mapped()) for name, file in self._files.items()}
             yield {
-                weight.name: (weight, _array(weight, weight.place, files[weight.place.file]))
+                weight.name: (weight, _array(weight, weight.external, files[weight.external.file]))
                 for weight in self.contents.weights
-                if weight.place
+                if weight.external
             }
 
-    def _places(self) -> set[ExternalData]:
-        return {weight.place for weight in self.contents.weights if weight.place}
+    def _externals(self) -> set[ExternalData]:
+        return {weight.external for weight in self.contents.weights if weight.external}
 
     def _file(self, name: str) -> CheckedFile:
         path = self.path.parent / name
@@ -88,38 +107,44 @@ class CheckedGraph:
 
     def _check_operators(self) -> None:
         for domain, operator in sorted(self.contents.operators):
-            if domain not in DOMAINS or operator in OUTSIDE:
+            if domain not in DOMAINS or operator in FILE_OPERATORS:
                 raise BundleError(
                     f"{self.path} has the operator {operator!r:.80} of domain {domain!r:.80}, expected operators of "
                     f"{', '.join(map(repr, DOMAINS))} that read no files; build it again"
                 )
 
-    def _check_weight(self, weight: Weight, place: ExternalData) -> None:
-        if weight.dtype not in TYPES:
-            raise BundleError(f"{self.path}: {weight.name} is of ONNX's type {weight.dtype}, which lies in no file")
-        size = math.prod(weight.shape) * np.dtype(TYPES[weight.dtype]).itemsize
-        if size != place.length:
+    def _check_weight(self, weight: Weight, external: ExternalData) -> None:
+        if weight.onnx_type not in NUMPY_TYPES:
             raise BundleError(
-                f"{self.path}: {weight.name} {weight.shape} does not take {place.length} bytes, expected {size}; "
+                f"{self.path}: {weight.name} has ONNX's type {weight.onnx_type}, expected one of "
+                f"{sorted(NUMPY_TYPES)} in a file of weights; build it again"
+            )
+        size = math.prod(weight.shape) * np.dtype(NUMPY_TYPES[weight.onnx_type]).itemsize
+        if size != external.length:
+            raise BundleError(
+                f"{self.path}: {weight.name} {weight.shape} has {external.length} bytes, expected {size}; "
                 "build it again"
             )
-        if place.offset + place.length > self._files[place.file].size:
+        if external.offset + external.length > self._files[external.file].size:
             raise BundleError(
-                f"{self.path}: {weight.name} cannot be read at {place}, the file has {self._files[place.file].size} "
-                "bytes; build it again"
+                f"{self.path}: {weight.name} cannot be read at {external}, the file has "
+                f"{self._files[external.file].size} bytes; build it again"
             )
 
     def _check_overlaps(self) -> None:
-        before = None
-        for place in sorted(self._places()):
-            if before and before.file == place.file and place.offset < before.offset + before.length:
-                raise BundleError(f"{self.path}: weights lie across each other at {before} and {place}; build it again")
-            before = place
+        previous = None
+        for external in sorted(self._externals()):
+            if previous and previous.file == external.file and external.offset < previous.offset + previous.length:
+                raise BundleError(
+                    f"{self.path}: the weights at {previous} and {external} overlap, expected separate or identical "
+                    "data; build it again"
+                )
+            previous = external
 
 
-def _array(weight: Weight, place: ExternalData, file: NDArray[np.uint8]) -> NDArray[np.generic]:
-    raw = file[place.offset : place.offset + place.length]
-    dtype = np.dtype(TYPES[weight.dtype])
+def _array(weight: Weight, external: ExternalData, file: NDArray[np.uint8]) -> NDArray[np.generic]:
+    raw = file[external.offset : external.offset + external.length]
+    dtype = np.dtype(NUMPY_TYPES[weight.onnx_type])
     if raw.ctypes.data % dtype.itemsize:
-        raw = raw.copy()  # processors read no element across its boundary; such tensors are small
+        raw = raw.copy()  # elements must be aligned to their size; unaligned tensors are small
     return raw.view(dtype).reshape(weight.shape)

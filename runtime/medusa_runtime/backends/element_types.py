@@ -1,4 +1,4 @@
-"""The types of what lies on a device, by ONNX's numbers."""
+"""Element types of tensors on a device: their size, ONNX's number for them, and the numpy type that stores them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,39 @@ from numpy.typing import DTypeLike, NDArray
 
 from medusa_runtime.errors import BundleError
 
-INT32, BOOL = 6, 9
+INT32, BOOL = 6, 9  # numbers of ONNX's TensorProto.DataType
 
 
 @dataclass(frozen=True)
-class Element:
-    """A type of numbers: its bytes, ONNX's number for it, and the type of array that holds them on the host."""
+class ElementType:
+    """A floating-point type.
 
-    size: int
-    onnx: int
-    stored: DTypeLike
+    Args:
+        itemsize: Bytes of one element.
+        onnx_type: Number of the type in ONNX's `TensorProto.DataType`.
+        host_dtype: The numpy type that stores elements on the host; uint16 for bf16, which numpy lacks.
+    """
 
-    def widened(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Return numbers of this type, in an array of `stored`, as float32."""
-        if stored.dtype == np.uint16:  # numpy knows no bf16, which is the upper half of a float32
-            return (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(np.float32)
+    itemsize: int
+    onnx_type: int
+    host_dtype: DTypeLike
+
+    def to_float32(self, array: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Convert an array of `host_dtype` to float32."""
+        if array.dtype == np.uint16:  # bf16 is the upper half of a float32
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float32)
 
 
-FLOAT32 = Element(4, 1, np.float32)  # of hidden states and logits, whatever the precision
-ELEMENTS = {"fp32": FLOAT32, "fp16": Element(2, 10, np.float16), "bf16": Element(2, 16, np.uint16)}  # of KV rows
+FLOAT32 = ElementType(4, 1, np.float32)  # hidden states and logits are float32 in every precision
+KV_TYPES = {"fp32": FLOAT32, "fp16": ElementType(2, 10, np.float16), "bf16": ElementType(2, 16, np.uint16)}
 
 
-def element(precision: str) -> Element:
-    """Return the type of a precision's KV rows. Raises BundleError for one that no device backend runs."""
-    if precision not in ELEMENTS:
-        raise BundleError(f"precision {precision!r} does not run on a GPU; expected one of {', '.join(ELEMENTS)}")
-    return ELEMENTS[precision]
+def kv_type(precision: str) -> ElementType:
+    """Return the element type of the KV cache for a precision. Raises BundleError if no GPU backend supports it."""
+    if precision not in KV_TYPES:
+        raise BundleError(
+            f"precision {precision!r} does not run on a GPU; expected one of {', '.join(KV_TYPES)}: choose one of "
+            "these, or the backend ort-cpu"
+        )
+    return KV_TYPES[precision]

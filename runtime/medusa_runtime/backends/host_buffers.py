@@ -1,4 +1,4 @@
-"""What host and device hand each other in a step: small arrays in pinned memory, read and written where they lie."""
+"""Pinned host memory for a step's inputs and its two small outputs, which the device reads and writes directly."""
 
 from __future__ import annotations
 
@@ -6,66 +6,81 @@ import numpy as np
 
 from medusa_runtime import contract
 from medusa_runtime.backends.base import Step
-from medusa_runtime.backends.device import Device
+from medusa_runtime.backends.device import Device, DeviceTensor
+from medusa_runtime.backends.element_types import BOOL, INT32
+from medusa_runtime.backends.step_shape import StepShape
 
-ALIGNMENT = 256  # bytes; of every array, as device memory is
-INT32, BOOL = np.dtype(np.int32), np.dtype(np.bool_)
+ALIGNMENT = 256  # bytes, of every array, as for device memory
+_DTYPES = {INT32: np.dtype(np.int32), BOOL: np.dtype(np.bool_)}
 
 
 class HostBuffers:
-    """The inputs and the two small outputs of steps of one shape: B sequences, T nodes, R rows with logits."""
+    """The inputs and the small outputs (`tokens`, `argmax`) of all steps of one shape.
 
-    def __init__(self, device: Device, batch: int, nodes: int, rows: int) -> None:
-        """Allocate. Raises CapacityError."""
-        self.inputs = {
-            contract.INPUT_IDS: ((batch, nodes), INT32),
-            contract.POSITION_IDS: ((batch, nodes), INT32),
-            contract.TREE_MASK: ((batch, nodes, nodes), BOOL),
-            contract.PAST_LENGTH: ((batch,), INT32),
-            contract.LOGIT_ROWS: ((batch, rows), INT32),
+    A step may be smaller than the shape that it runs in: `write` pads it, and the readers leave the padding out.
+    """
+
+    def __init__(self, device: Device, shape: StepShape) -> None:
+        """Allocate the buffers for a shape. Raises CapacityError."""
+        B, T, R = shape.B, shape.T, shape.R
+        inputs = {
+            contract.INPUT_IDS: (INT32, (B, T)),
+            contract.POSITION_IDS: (INT32, (B, T)),
+            contract.TREE_MASK: (BOOL, (B, T, T)),
+            contract.PAST_LENGTH: (INT32, (B,)),
+            contract.LOGIT_ROWS: (INT32, (B, R)),
         }
-        self.outputs = {contract.TOKENS: ((batch, nodes), INT32), contract.ARGMAX: ((batch, rows), INT32)}
-        places, end = {}, 0
-        for name, (shape, dtype) in (self.inputs | self.outputs).items():
-            places[name] = end
-            end += -(-int(np.prod(shape)) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        self._memory = device.allocate_host(end)
-        self.addresses = {name: self._memory.address + place for name, place in places.items()}
-        flat = {}
-        for name, (shape, dtype) in (self.inputs | self.outputs).items():
-            size = int(np.prod(shape)) * dtype.itemsize
-            flat[name] = self._memory.array[places[name] : places[name] + size].view(dtype).reshape(shape)
-        self._given = [flat[name] for name in self.inputs]
-        self._tokens, self._argmax = ([row.data for row in flat[name]] for name in self.outputs)
-        self.sizes = self._all = (nodes, rows)  # those of the step written last, and those there is room for
+        outputs = {contract.TOKENS: (INT32, (B, T)), contract.ARGMAX: (INT32, (B, R))}
+        offsets, end = {}, 0
+        for name, (onnx_type, sizes) in (inputs | outputs).items():
+            offsets[name] = end
+            end += -(-_byte_count(onnx_type, sizes) // ALIGNMENT) * ALIGNMENT
+        self._block = device.allocate_host(end)
+        arrays, tensors = {}, {}
+        for name, (onnx_type, sizes) in (inputs | outputs).items():
+            start = offsets[name]
+            flat = self._block.array[start : start + _byte_count(onnx_type, sizes)]
+            arrays[name] = flat.view(_DTYPES[onnx_type]).reshape(sizes)
+            tensors[name] = DeviceTensor(onnx_type, sizes, self._block.address + start)
+        self.inputs = {name: tensors[name] for name in inputs}
+        self.outputs = {name: tensors[name] for name in outputs}
+        self._input_arrays = [arrays[name] for name in inputs]
+        self._tokens, self._argmax = ([row.data for row in arrays[name]] for name in outputs)
+        self._capacity = (T, R)
+        self.sizes = self._capacity  # nodes and rows with logits of the step written last, without padding
 
     def write(self, step: Step) -> None:
-        """Copy a step's arrays to where the device reads them.
+        """Copy the arrays of a step into the buffers.
 
-        A smaller step is padded: by literal tokens behind the past that see themselves alone, and by its first row.
+        A step with fewer nodes is padded by literal tokens at the position behind the past that see only themselves,
+        and one with fewer rows by its first row.
         """
-        ids, positions, mask, past_length, rows = self._given
+        ids, positions, mask, past_length, rows = self._input_arrays
         sizes = T, R = step.input_ids.shape[1], step.logit_rows.shape[1]
         past_length[:] = step.past_length
-        if sizes != self._all:
+        if sizes != self._capacity:
             positions[:] = step.past_length[:, None]
-            if sizes != self.sizes:  # else the padding of the step before still stands
-                ids[:], mask[:], rows[:] = 0, np.eye(self._all[0]), 0
+            if sizes != self.sizes:  # otherwise the padding of the previous step is still there
+                ids[:], mask[:], rows[:] = 0, np.eye(self._capacity[0]), 0
         self.sizes = sizes
         ids[:, :T], positions[:, :T], mask[:, :T, :T] = step.input_ids, step.position_ids, step.tree_mask
         rows[:, :R] = step.logit_rows
 
     @property
     def past_length(self) -> int:
-        """Rows of the past that were real in the step written last, of the first sequence."""
-        return int(self._given[3][0])
+        """Rows of the past of the first sequence, in the step written last."""
+        return int(self._input_arrays[3][0])
 
     def read_tokens(self, sequence: int) -> list[int]:
-        """Return T ids."""
+        """Return the ids of the T nodes."""
         ids: list[int] = self._tokens[sequence].tolist()
         return ids[: self.sizes[0]]
 
     def read_argmax(self, sequence: int) -> list[int]:
-        """Return R ids."""
+        """Return the greedy next ids of the R rows."""
         ids: list[int] = self._argmax[sequence].tolist()
         return ids[: self.sizes[1]]
+
+
+def _byte_count(onnx_type: int, sizes: tuple[int, ...]) -> int:
+    return int(np.prod(sizes)) * _DTYPES[onnx_type].itemsize

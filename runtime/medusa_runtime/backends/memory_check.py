@@ -1,4 +1,4 @@
-"""Whether a model fits a device, known before anything is loaded."""
+"""The check that a model fits in the device's memory, made before anything is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from medusa_runtime.facts import ModelFacts
 def check_device_memory(
     device: Device, name: str, model: ModelFacts, itemsize: int, weights: int, workspace: int
 ) -> None:
-    """Raise CapacityError where weights, KV rows and workspace (all in bytes) do not fit, before anything is loaded."""
+    """Check that weights, KV cache and workspace fit in the free memory of a device.
+
+    Args:
+        device: The device.
+        name: Name of the backend, for the message.
+        model: The model; its context is the number of rows of the KV cache.
+        itemsize: Bytes of one element of the KV cache.
+        weights: Bytes of the weights.
+        workspace: Bytes that the library needs, about.
+
+    Raises:
+        CapacityError: They do not fit.
+    """
     rows = model.context
     cache = rows * model.kv_bytes_per_token(itemsize)
     needed, free = weights + cache + workspace, device.free_bytes()
@@ -18,5 +30,5 @@ def check_device_memory(
         raise CapacityError(
             f"{name} needs about {needed / 1e9:.1f} GB: weights {weights / 1e9:.1f}, keys and values of {rows} tokens "
             f"{cache / 1e9:.1f}, workspace {workspace / 1e9:.1f}; {free / 1e9:.1f} GB are free. Close what else uses "
-            "the GPU, take a precision of fewer bits, or give a smaller max_length"
+            "the GPU, choose a precision of fewer bits, or set a smaller max_length"
         )

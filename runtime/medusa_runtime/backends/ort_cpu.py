@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: one KV arena in host memory, written where it lies."""
+"""The ONNX Runtime backend on the CPU: one KV arena in host memory, which the graph updates in place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -34,18 +34,19 @@ def load(
     threads: int | None,
     gpu: int,  # noqa: ARG001
 ) -> OrtCpuBackend:
-    """Make the backend that `medusa_runtime.backends.load_backend` asks for; a GPU's number means nothing to a CPU."""
+    """Load a bundle's graph for `medusa_runtime.backends.load_backend`; `gpu` is ignored on a CPU."""
     facts, path = bundle.graph(name, precision)
-    source = CheckedGraph(path, bundle)
-    return OrtCpuBackend(source, model, bundle.heads, name=name, precision=facts.precision, threads=threads)
+    graph = CheckedGraph(path, bundle)
+    return OrtCpuBackend(graph, model, bundle.heads, name=name, precision=facts.precision, threads=threads)
 
 
 class OrtCpuBackend:
-    """Runs a graph with the CPU provider, one sequence at a time.
+    """Runs a graph with ONNX Runtime's CPU provider, one sequence at a time.
 
-    All layers' keys and values lie in one arena (2·layers, kv_heads, capacity + SPARE_ROWS, head_dim), bound where it
-    lies as input and output: a step writes its rows behind the past, so keeping the first ones copies nothing. The
-    arrays of a step are bound where they lie, and what it gives is bound too, once for as long as the step lives.
+    Keys and values of all layers are in one arena of shape (2 · layers, kv_heads, capacity + SPARE_ROWS, head_dim),
+    bound as input and as output: a step writes its rows behind the past, so keeping its first rows copies nothing.
+    Every step is bound once, on its first run: its input arrays are read in place, and its outputs get buffers that
+    live as long as the step.
     """
 
     def __init__(
@@ -58,144 +59,160 @@ class OrtCpuBackend:
         precision: str = "fp32",
         threads: int | None = None,
     ) -> None:
-        """Load `graph`; `threads` None means `threads.default_threads`.
+        """Load a graph.
 
-        Raises BundleError for a graph of other inputs and outputs than the contract's.
+        Args:
+            graph: The graph, or the path of its file.
+            model: The model.
+            heads: The Medusa heads.
+            name: Name of the backend.
+            precision: Precision of the graph's weights.
+            threads: Number of threads; None for `medusa_runtime.threads.default_threads`.
+
+        Raises:
+            BundleError: The graph cannot be loaded, or its inputs and outputs are not those of the contract.
+            MissingExtraError: ONNX Runtime is not installed or too old.
         """
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.prefill_chunk = PREFILL_CHUNK
         self.padded_past_lengths: tuple[int, ...] = ()
         self.run_seconds = 0.0
         self.exclusive_use, self.logits_on_host = ExclusiveUse(f"the backend {name!r}"), True
-        source = graph if isinstance(graph, CheckedGraph) else CheckedGraph(graph)
-        self._weight_bytes = source.weight_bytes
-        self._session = _session(source, threads or default_threads())
-        state = state_size(model, heads)
-        specs = contract.in_place_specs(model.layers, state, model.vocab_size, model.kv_heads, model.head_dim)
-        check_signature(self._session, *specs, source.path)
+        checked = graph if isinstance(graph, CheckedGraph) else CheckedGraph(graph)
+        self._weight_bytes = checked.weight_bytes
+        self._session = _new_session(checked, threads or default_threads())
+        hidden_size = state_size(model, heads)
+        specs = contract.in_place_specs(model.layers, hidden_size, model.vocab_size, model.kv_heads, model.head_dim)
+        check_signature(self._session, *specs, checked.path)
         self._capacity = 0
         self._arena = np.zeros((2 * model.layers, model.kv_heads, 0, model.head_dim), dtype=np.float32)
-        self._draft_hidden = np.zeros((1, state_size(model, heads)), dtype=np.float32)
+        self._draft_hidden = np.zeros((1, hidden_size), dtype=np.float32)
         self._draft_row = self._draft_hidden[0].data
-        self._bindings: WeakKeyDictionary[Step, _Binding] = WeakKeyDictionary()
-        self._step: Step | None = None
-        self._binding: _Binding | None = None  # that of `_step`
-        self._ran: tuple[int, _Binding] | None = None  # the last run's thread and what it gave; None if it failed
-        self._moving = False  # whether a commit was begun and not ended: rows of the last step are no more
+        self._bound_steps: WeakKeyDictionary[Step, _BoundStep] = WeakKeyDictionary()
+        self._step: Step | None = None  # the step run last …
+        self._bound: _BoundStep | None = None  # … and its binding
+        self._completed: _CompletedRun | None = None  # the last run, if it succeeded
+        self._commit_unfinished = False  # whether a commit of the last run was interrupted, so that rows may be lost
 
     def facts(self) -> BackendFacts:
-        """Describe processor and library; how fast its memory is, is not known."""
-        version, row = import_onnxruntime("cpu").__version__, self.model.kv_bytes_per_token(self._arena.itemsize)
-        return BackendFacts(processor_name(), "", "", "onnxruntime", version, self._weight_bytes, row, None)
+        """Describe processor and library; the bandwidth of its memory is not measured."""
+        version = import_onnxruntime("cpu").__version__
+        row_bytes = self.model.kv_bytes_per_token(self._arena.itemsize)
+        return BackendFacts(processor_name(), "", "", "onnxruntime", version, self._weight_bytes, row_bytes, None)
 
     @exclusive
     def allocate(self, batch: int, capacity: int) -> None:
-        """Lay the arena out, keeping the rows that were there before. A batch of more than one raises CapacityError."""
+        """Allocate an arena and copy the previous one's rows. Raises CapacityError for a batch of more than one."""
         if batch != 1:
             raise CapacityError(
-                f"{self.name} decodes one sequence at a time, got a batch of {batch}; load a backend for each"
+                f"{self.name} decodes one sequence at a time, got a batch of {batch}; load a backend for each sequence"
             )
         layers, heads, rows, width = self._arena.shape
         try:
             arena = np.zeros((layers, heads, capacity + SPARE_ROWS, width), dtype=np.float32)
         except MemoryError as error:
             size = layers * heads * (capacity + SPARE_ROWS) * width * 4
-            raise CapacityError(f"no memory for a KV cache of {size / 1e6:.0f} MB ({capacity} rows)") from error
+            raise CapacityError(
+                f"no memory for a KV cache of {size / 1e6:.0f} MB ({capacity} rows); close what else uses the memory, "
+                "or set a smaller max_length"
+            ) from error
         kept = min(capacity + SPARE_ROWS, rows)
         arena[:, :, :kept] = self._arena[:, :, :kept]
-        self._step = None  # what the last one gave can still be read
-        self._bindings.clear()  # they hold the arena before
-        self._arena = arena  # last, and before the capacity: wherever this ends, no step is bound to less than it needs
+        self._step = None  # the results of the last run can still be read
+        self._bound_steps.clear()  # they are bound to the previous arena
+        # The capacity is set after the arena: after an interrupt at any line, no step is bound to too small an arena.
+        self._arena = arena
         self._capacity = capacity
 
     @exclusive
     def run(self, step: Step) -> None:
-        """Run one step over the past held."""
-        self._ran = None
-        binding = self._binding if step is self._step else None
-        if binding is None:
-            binding = self._bind(step)
-        end = binding.past_length[0] + binding.nodes
+        """Run one step and wait until its results can be read."""
+        self._completed = None
+        bound = self._bound if step is self._step else None
+        if bound is None:
+            bound = self._bind(step)
+        end = bound.past_length[0] + bound.nodes
         if end > self._capacity:  # the step would write beyond the arena
-            raise RuntimeError(f"{end} rows do not lie in an arena of {self._capacity}")
+            raise RuntimeError(f"{end} rows do not fit an arena of {self._capacity}; allocate a larger one first")
         started = time.perf_counter()
         try:
-            self._session.run_with_iobinding(binding.io)
+            self._session.run_with_iobinding(bound.io_binding)
         except Exception as error:  # the library raises many kinds
-            raise step_error(self.name, self.precision, binding.nodes, int(binding.past_length[0]), error) from error
+            raise step_error(self.name, self.precision, step, error) from error
         self.run_seconds = time.perf_counter() - started
-        self._moving = False
-        self._ran = threading.get_ident(), binding
+        self._commit_unfinished = False
+        self._completed = _CompletedRun(threading.get_ident(), bound)
 
     def read_tokens(self, sequence: int = 0) -> list[int]:
-        """Return T ids."""
-        return self._results().tokens[sequence].tolist()
+        """Return the ids of the T nodes."""
+        return self._last_run().tokens[sequence].tolist()
 
     def read_argmax(self, sequence: int = 0) -> list[int]:
-        """Return R ids."""
-        return self._results().argmax[sequence].tolist()
+        """Return the greedy next ids of the R rows."""
+        return self._last_run().argmax[sequence].tolist()
 
     def read_logits(self, row: int, sequence: int = 0) -> FloatArray:
-        """Return (V,) float32."""
-        logits: FloatArray = self._results().logits[sequence, row]
+        """Return the logits of one row: (V,) float32."""
+        logits: FloatArray = self._last_run().logits[sequence, row]
         return logits
 
     def read_outputs(self) -> StepOutputs:
-        """Return copies of all that the last run gave; its keys and values lie behind the past."""
-        ran, layers = self._results(), self.model.layers
-        length, T = ran.past_length[0], ran.nodes
-        written = ran.arena[:, :, length : length + T]  # (2·layers, kv_heads, T, head_dim)
+        """Return copies of all outputs of the last run; its keys and values are in the arena, behind the past."""
+        bound, layers = self._last_run(), self.model.layers
+        length, T = bound.past_length[0], bound.nodes
+        written = bound.arena[:, :, length : length + T]  # (2 · layers, kv_heads, T, head_dim)
         new = written.transpose(0, 2, 1, 3).reshape(2 * layers, 1, T, self.model.kv_row)
         return name_outputs(
-            np.array(ran.tokens), np.array(ran.argmax), ran.logits.copy(), np.array(ran.hidden), new.copy()
+            np.array(bound.tokens), np.array(bound.argmax), bound.logits.copy(), np.array(bound.hidden), new.copy()
         )
 
     @exclusive
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
-        """Move the rows of `path` together, all layers at once, and copy the last one's hidden state.
+        """Move the rows of `path` directly behind the past, and copy the last one's hidden state for the next draft.
 
-        The usual path, the first rows of the step (the rank-0 chain comes first), lies where it belongs already.
+        The nodes of the rank-0 chain come first in a tree, so the rows of the most common path are already in place.
         """
         end, last = length + len(path), path[-1]
         if end > self._capacity:
-            raise RuntimeError(f"{length} + {len(path)} rows do not fit an arena of {self._capacity}")
-        ran = self._results()
-        if self._moving:
+            raise RuntimeError(
+                f"{length} + {len(path)} rows do not fit an arena of {self._capacity}; allocate a larger one first"
+            )
+        bound = self._last_run()
+        if self._commit_unfinished:
             raise RuntimeError("an earlier commit of this step was interrupted; run the step again")
-        self._moving = True
+        self._commit_unfinished = True
         if last != len(path) - 1:
             arena = self._arena
             for row, node in enumerate(path):  # ascending, so that no row is overwritten before it is read
                 if row != node:
                     arena[:, :, length + row] = arena[:, :, length + node]
-        self._draft_row[:] = ran.hidden[sequence][last]
-        self._moving = False
+        self._draft_row[:] = bound.hidden[sequence][last]
+        self._commit_unfinished = False
 
-    def _results(self) -> _Binding:
-        ran = self._ran
-        if ran is None:
+    def _last_run(self) -> _BoundStep:
+        completed = self._completed
+        if completed is None:
             raise RuntimeError("no step has been run")
-        check_reading_thread(self.name, ran[0])
-        return ran[1]
+        check_reading_thread(self.name, completed.thread)
+        return completed.bound
 
-    def _bind(self, step: Step) -> _Binding:
-        """Make `step` the one that runs, with buffers bound now if it is new."""
-        binding = self._bindings.get(step)
-        if binding is None:
+    def _bind(self, step: Step) -> _BoundStep:
+        """Make `step` the one that runs, and bind it if it is new."""
+        bound = self._bound_steps.get(step)
+        if bound is None:
             try:
-                binding = _Binding(self._session, self.model, step, self._draft_hidden, self._arena)
+                bound = _BoundStep(self._session, self.model, step, self._draft_hidden, self._arena)
             except Exception as error:  # of the library, or of numpy for want of memory
-                T, length = step.input_ids.shape[1], int(step.past_length.max())
-                raise step_error(self.name, self.precision, T, length, error) from error
-            self._bindings[step] = binding
-        self._step = None  # at no moment a step with the binding of another
-        self._binding = binding
+                raise step_error(self.name, self.precision, step, error) from error
+            self._bound_steps[step] = bound
+        self._step = None  # after an interrupt at any line, no step has the binding of another
+        self._bound = bound
         self._step = step
-        return binding
+        return bound
 
 
-class _Binding:
-    """The arrays of one step, the buffers of what it gives, and the arena, bound to the session once."""
+class _BoundStep:
+    """One step bound to the session: its input arrays, the buffers of its outputs, and the arena."""
 
     def __init__(
         self, session: Any, model: ModelFacts, step: Step, draft_hidden: FloatArray, arena: FloatArray
@@ -204,8 +221,8 @@ class _Binding:
         layers = range(model.layers)
         pasts = [*map(contract.past_key, layers), *map(contract.past_value, layers)]
         presents = [*map(contract.present_key, layers), *map(contract.present_value, layers)]
-        self.io = session.io_binding()
-        self._inputs = {  # held, or their memory would go
+        self.io_binding = session.io_binding()
+        self._inputs = {  # kept, because the session reads their memory
             contract.INPUT_IDS: step.input_ids,
             contract.POSITION_IDS: step.position_ids,
             contract.TREE_MASK: step.tree_mask,
@@ -224,27 +241,34 @@ class _Binding:
             contract.HIDDEN: hidden,
             **{name: rows[None] for name, rows in zip(presents, arena, strict=True)},
         }
-        for bind, arrays in ((self.io.bind_input, self._inputs), (self.io.bind_output, outputs)):
+        for bind, arrays in ((self.io_binding.bind_input, self._inputs), (self.io_binding.bind_output, outputs)):
             for name, array in arrays.items():
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self.nodes, self.arena = T, arena
         self.past_length = step.past_length.data
-        self.tokens, self.argmax = _rows(tokens), _rows(argmax)
-        self.hidden = [_rows(of_one) for of_one in hidden]
+        self.tokens, self.argmax = _row_views(tokens), _row_views(argmax)
+        self.hidden = [_row_views(of_sequence) for of_sequence in hidden]
 
 
-def _rows(array: NDArray[Any]) -> list[memoryview]:
-    """Return the rows of (N, M) as memoryviews: reading one takes a third of what it takes through numpy."""
+class _CompletedRun(NamedTuple):
+    """A run that succeeded: the identifier of its thread, and the step with its outputs."""
+
+    thread: int
+    bound: _BoundStep
+
+
+def _row_views(array: NDArray[Any]) -> list[memoryview]:
+    """Return the rows of an (N, M) array as memoryviews, which are read in a third of the time of numpy rows."""
     return [row.data for row in array]
 
 
-def _session(graph: CheckedGraph, threads: int) -> Any:
+def _new_session(graph: CheckedGraph, threads: int) -> Any:
     onnxruntime = import_onnxruntime("cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # every length of the past would leave a pattern behind
-    # threads that wait for work spin: while a step runs that is what makes it fast, after it they would take the
-    # processors from another session of the process (two in turns: half as fast)
+    options.enable_mem_pattern = False  # otherwise a memory pattern is stored for every length of the past
+    # Threads that wait for work spin. Within a step that makes it fast; after the step they would take processor time
+    # from other sessions of the process (two that alternate ran half as fast).
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return open_session(onnxruntime, graph, options, ["CPUExecutionProvider"])

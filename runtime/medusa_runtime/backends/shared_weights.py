@@ -1,7 +1,7 @@
-"""Weights that several sessions of ONNX Runtime share: on the device once, and handed to each where they lie.
+"""Weights that several sessions of ONNX Runtime share, so that the device holds one copy of them.
 
-A session takes a tensor of the caller's as an initialiser (`SessionOptions.add_initializer`), and a tensor over memory
-of the caller's own is made by DLPack (https://dmlc.github.io/dlpack, version 0).
+ONNX Runtime lets the caller provide an initialiser (`SessionOptions.add_initializer`). A tensor over memory that the
+caller allocated is passed as a DLPack capsule (https://dmlc.github.io/dlpack, version 0).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from medusa_runtime.backends.onnx_file import ExternalData, Weight
 from medusa_runtime.backends.ort_library import import_onnxruntime
 from medusa_runtime.errors import BundleError
 
-DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's numbers
-# ONNX's numbers of types to DLPack's: code (0 a signed integer, 1 unsigned, 2 a float, 4 bfloat) and bits
-TYPES = {1: (2, 32), 2: (1, 8), 3: (0, 8), 6: (0, 32), 7: (0, 64), 10: (2, 16), 16: (4, 16)}
+DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
+# ONNX's type number -> DLPack's type code (0 signed integer, 1 unsigned integer, 2 float, 4 bfloat) and bits
+DLPACK_TYPES = {1: (2, 32), 2: (1, 8), 3: (0, 8), 6: (0, 32), 7: (0, 64), 10: (2, 16), 16: (4, 16)}
 
 
-# of Python's own functions, by types of ours: those that stand at ctypes.pythonapi are everybody's
+# Own prototypes of Python's C functions: setting types on ctypes.pythonapi would change them for all other code too.
 _allocate = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("PyMem_RawMalloc", ctypes.pythonapi))
 _new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
     ("PyCapsule_New", ctypes.pythonapi)
 )
 
 
-class _Tensor(ctypes.Structure):
-    """DLManagedTensor, and behind it the sizes that it points at."""
+class _DlpackTensor(ctypes.Structure):
+    """DLPack's `DLManagedTensor`; the sizes that `shape` points to are stored directly behind it."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -52,53 +52,69 @@ class _Tensor(ctypes.Structure):
 
 
 class SharedWeights:
-    """What lies beside some graphs of a bundle, on a device."""
+    """The external weights of several graphs, on a device."""
 
     def __init__(self, graphs: Sequence[CheckedGraph], device: Device) -> None:
-        """Copy all of it to the device, each place once. Raises BundleError, CapacityError."""
+        """Copy the weights to the device; those that several graphs refer to are copied once.
+
+        Raises:
+            BundleError: A weight has a type that cannot be shared, or a file was changed.
+            CapacityError: The device's memory is too small.
+        """
         self._device = device
         self._memory: dict[tuple[Path, ExternalData], Memory] = {}
         self._weights: dict[Path, list[tuple[Weight, Memory]]] = {}
         for graph in graphs:
             with graph.mapped() as weights:
                 self._weights[graph.path] = [
-                    (one, self._copied(graph.path, one, one.place, array))
-                    for one, array in weights.values()
-                    if one.place
+                    (weight, self._copy_once(graph.path, weight, weight.external, array))
+                    for weight, array in weights.values()
+                    if weight.external
                 ]
 
-    def give(self, graph: CheckedGraph, options: Any) -> list[Any]:
-        """Put them into the options of a session for `graph`; return what must live as long as that session."""
+    def add_to(self, options: Any, graph: CheckedGraph) -> list[Any]:
+        """Add a graph's weights to the options of a session.
+
+        Args:
+            options: ONNX Runtime's `SessionOptions`.
+            graph: One of the graphs.
+
+        Returns:
+            Objects that must live as long as the session.
+        """
         onnxruntime = import_onnxruntime("gpu")
 
-        held: list[Any] = [self]
+        kept_alive: list[Any] = [self]
         for weight, memory in self._weights[graph.path]:
             value = onnxruntime.OrtValue.from_dlpack(_capsule(weight, memory.address, self._device))
             options.add_initializer(weight.name, value)
-            held.append(value)
-        return held
+            kept_alive.append(value)
+        return kept_alive
 
-    def _copied(self, graph: Path, weight: Weight, place: ExternalData, array: NDArray[np.generic]) -> Memory:
-        key = graph.parent, place
+    def _copy_once(self, graph: Path, weight: Weight, external: ExternalData, array: NDArray[np.generic]) -> Memory:
+        key = graph.parent, external
         if key in self._memory:
             return self._memory[key]
-        if weight.dtype not in TYPES:
-            raise BundleError(f"{graph}: {weight.name} is of ONNX's type {weight.dtype}, which no session shares")
-        memory = self._memory[key] = self._device.allocate(place.length)
+        if weight.onnx_type not in DLPACK_TYPES:
+            raise BundleError(
+                f"{graph}: {weight.name} has ONNX's type {weight.onnx_type}, expected one of {sorted(DLPACK_TYPES)}, "
+                "which sessions can share; build the bundle again"
+            )
+        memory = self._memory[key] = self._device.allocate(external.length)
         self._device.write(memory.address, array)
         return memory
 
 
 def _capsule(weight: Weight, address: int, device: Device) -> Any:
-    """Return a DLPack capsule over a device's memory; who takes it frees what describes it, not the memory."""
-    rank, size = len(weight.shape), ctypes.sizeof(_Tensor)
-    place = _allocate(size + 8 * rank)
-    (ctypes.c_int64 * rank).from_address(place + size)[:] = list(weight.shape)
-    code, bits = TYPES[weight.dtype]
-    # what is called with `place`, by whoever took it
+    """Return a DLPack capsule over device memory. Its consumer frees the description, not the memory itself."""
+    rank, size = len(weight.shape), ctypes.sizeof(_DlpackTensor)
+    start = _allocate(size + 8 * rank)
+    (ctypes.c_int64 * rank).from_address(start + size)[:] = list(weight.shape)
+    code, bits = DLPACK_TYPES[weight.onnx_type]
+    # The consumer calls this with `start`, the address of the structure.
     free = ctypes.cast(ctypes.pythonapi.PyMem_RawFree, ctypes.c_void_p)
-    tensor = _Tensor(
-        address, DEVICES[device.kind], device.index, rank, code, bits, 1, place + size, None, 0, None, free
+    tensor = _DlpackTensor(
+        address, DLPACK_DEVICES[device.kind], device.index, rank, code, bits, 1, start + size, None, 0, None, free
     )
-    ctypes.memmove(place, ctypes.addressof(tensor), size)
-    return _new_capsule(place, b"dltensor", None)
+    ctypes.memmove(start, ctypes.addressof(tensor), size)
+    return _new_capsule(start, b"dltensor", None)

@@ -1,35 +1,52 @@
-"""What backends say when a library fails in a step, or when a thread asks for what another one ran."""
+"""Errors that all backends raise in the same words: a library failed in a step, or the wrong thread reads results."""
 
 from __future__ import annotations
 
 import threading
 
+from medusa_runtime.backends.base import Step
 from medusa_runtime.errors import BackendError, BusyError, CapacityError, MedusaError
 
-# How libraries word a failed allocation: ONNX Runtime's arenas, CUDA, C++.
-NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "bad allocation", "cudaErrorMemoryAllocation")
-LONGEST = 600  # characters of the library's own words
+# How libraries report a failed allocation: ONNX Runtime's arenas, CUDA, C++.
+OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "bad allocation", "cudaErrorMemoryAllocation")
+MAX_MESSAGE = 600  # characters of the library's own message
 
 
-def step_error(name: str, precision: str, nodes: int, length: int, error: object) -> MedusaError:
-    """Return the error for a step that a library could not run, with the library's own words.
+def step_error(name: str, precision: str, step: Step, error: object) -> MedusaError:
+    """Return the error for a step that a library could not run.
 
-    nodes: of the step. length: rows of the past. It is a CapacityError where memory was wanted, else a BackendError.
+    Args:
+        name: Name of the backend.
+        precision: Precision of its graph.
+        step: The step that failed.
+        error: What the library raised.
+
+    Returns:
+        A CapacityError where memory was missing, otherwise a BackendError; the library's own message is part of it.
     """
-    words = " ".join(str(error).split())[:LONGEST]
-    step = f"{name} failed in a step of {nodes} tokens behind {length} in {precision}: {words}"
-    if isinstance(error, MemoryError) or any(one in words for one in NO_MEMORY):
-        return CapacityError(f"{step}; expected memory for it: close what else uses it, or give a smaller max_length")
+    message = " ".join(str(error).split())[:MAX_MESSAGE]
+    nodes, length = step.input_ids.shape[1], int(step.past_length.max())
+    what = f"{name} failed in a step of {nodes} tokens behind {length} in {precision}: {message}"
+    if isinstance(error, MemoryError) or any(one in message for one in OUT_OF_MEMORY):
+        return CapacityError(
+            f"{what}; expected enough memory for the step: close what else uses the memory, or choose a smaller "
+            "max_length"
+        )
     return BackendError(
-        f"{step}; expected the step to run, nothing of it is kept: try again, and if it goes on failing build the "
-        "bundle again or take another backend"
+        f"{what}; expected the step to run. Nothing of it is kept: try again, and if it fails again rebuild the bundle "
+        "or choose another backend"
     )
 
 
 def check_reading_thread(name: str, ran_in: int) -> None:
-    """Raise BusyError unless this thread ran the last step. ran_in: the number of the thread that did."""
+    """Raise BusyError unless the calling thread ran the last step.
+
+    Args:
+        name: Name of the backend.
+        ran_in: Identifier of the thread that ran the last step.
+    """
     if ran_in != threading.get_ident():
         raise BusyError(
-            f"the last step of {name} was run by another thread, expected results to be read and kept by the thread "
-            "that ran it; run the step here, or keep to one thread"
+            f"the last step of {name} was run by another thread, expected results to be read and committed by the "
+            "thread that ran it; run the step in this thread, or use one thread only"
         )

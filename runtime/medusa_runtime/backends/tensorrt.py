@@ -1,4 +1,4 @@
-"""TensorRT on a CUDA GPU: one engine for each number of nodes, one context and CUDA graph for each shape of step."""
+"""The TensorRT backend: one engine per number of nodes, one execution context and CUDA graph per shape of step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 from medusa_runtime import flavour
 from medusa_runtime.backends.base import BackendFacts
-from medusa_runtime.backends.cuda import CudaDevice
+from medusa_runtime.backends.cuda import CudaDevice, CudaGraph
+from medusa_runtime.backends.device import DeviceTensor
 from medusa_runtime.backends.device_backend import DeviceBackend
-from medusa_runtime.backends.element_types import element
-from medusa_runtime.backends.host_buffers import HostBuffers
-from medusa_runtime.backends.kv_arena import Tensor
+from medusa_runtime.backends.element_types import kv_type
 from medusa_runtime.backends.memory_check import check_device_memory
 from medusa_runtime.backends.step_shape import StepShape
 from medusa_runtime.backends.token_major_arena import TokenMajorArena
@@ -22,13 +21,13 @@ from medusa_runtime.engine_facts import REMEDY, EngineFacts
 from medusa_runtime.errors import BundleError, CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
-PLAIN_ENGINE_NODES = 16  # of the engine that plain decoding runs in, padded
-PAST_MULTIPLE = 8  # rows: what the past that a step binds is a multiple of
-WORKSPACE_BYTES = 256 << 20  # bytes beside weights and KV rows, about
+PLAIN_ENGINE_NODES = 16  # nodes of the engine for plain decoding, whose steps of one node are padded
+PAST_MULTIPLE = 8  # the number of rows of the past that a step binds is a multiple of this
+WORKSPACE_BYTES = 256 << 20  # an estimate of the memory besides weights and KV cache
 
 
 def round_past_down(rows: int) -> int:
-    """Cut a number of rows to a multiple of PAST_MULTIPLE."""
+    """Round a number of rows down to a multiple of PAST_MULTIPLE."""
     return rows - rows % PAST_MULTIPLE
 
 
@@ -40,22 +39,22 @@ def load(
     threads: int | None,  # noqa: ARG001
     gpu: int,
 ) -> TensorRtBackend:
-    """Make the backend that `medusa_runtime.backends.load_backend` asks for; threads mean nothing to a GPU."""
+    """Load a bundle's engines for `medusa_runtime.backends.load_backend`; `threads` is ignored on a GPU."""
     engines = bundle.engines(name, precision)
     if not engines:
         key = bundle.graph(name, precision)[0].key
         raise BundleError(
-            f"{bundle.root} has no engines for {key} yet; build them where they are to run: "
-            f"medusa-export engines {bundle.root}"
+            f"{bundle.root} has no engines for {key} yet; build them on the machine that is to run "
+            f"them: medusa-export engines {bundle.root}"
         )
     return TensorRtBackend(engines, model, bundle.heads, CudaDevice(gpu), name=name)
 
 
 class TensorRtBackend(DeviceBackend):
-    """Runs engines, each loaded when the first step needs it.
+    """Runs TensorRT engines, each of which is loaded when the first step needs it.
 
-    A step runs in the smallest engine that has room for its nodes, padded; the first run of a shape is a plain one, the
-    second is captured as a CUDA graph, all others replay that.
+    A step is padded to the engine that serves it. The first run of a shape enqueues the engine directly, the second is
+    captured as a CUDA graph, and all later runs replay that graph.
     """
 
     def __init__(
@@ -67,44 +66,56 @@ class TensorRtBackend(DeviceBackend):
         *,
         name: str = "tensorrt",
     ) -> None:
-        """Take engines of one precision, one at least. Raises CapacityError where they do not fit."""
+        """Prepare to load engines.
+
+        Args:
+            engines: Description and file of each engine, at least one; all of the same precision.
+            model: The model. Its context is reduced to the longest past that the engines were built for.
+            heads: The Medusa heads.
+            device: The GPU.
+            name: "tensorrt" or "tensorrt-rtx".
+
+        Raises:
+            CapacityError: The GPU's memory is too small, or the model's context is below what the engines read.
+            MissingExtraError: TensorRT is not installed.
+        """
         self._trt, self._version = flavour.load(name)
         self._files = dict(engines)
         first = next(iter(self._files))
         most = min(facts.most for facts in self._files)
-        length = min(most, model.context)  # what was built for is all there is
+        length = min(most, model.context)
         rows = round_past_down(length)
         least = max(facts.least for facts in self._files)
         if rows < least:
             raise CapacityError(
                 f"the engines of {name} read a past of {least} rows at least, a max_length of {length} has no "
-                "room for them; give a larger one, or build for it: medusa-export engines … --max-length"
+                "room for them; choose a larger one, or build engines for it: medusa-export engines … --max-length"
             )
         model = replace(model, context=rows)
         super().__init__(name, first.precision, model, heads, device)
         self._new_arena = TokenMajorArena
-        weights = max(facts.size for facts in self._files)
-        check_device_memory(device, name, model, element(first.precision).size, weights, WORKSPACE_BYTES)
+        weight_bytes = max(facts.size for facts in self._files)
+        check_device_memory(device, name, model, kv_type(first.precision).itemsize, weight_bytes, WORKSPACE_BYTES)
         self._device: CudaDevice = device
-        self._log = self._trt.Logger(self._trt.Logger.ERROR)
-        self._runtime = self._trt.Runtime(self._log)
-        self._loaded: dict[EngineFacts, _Engine] = {}
+        self._logger = self._trt.Logger(self._trt.Logger.ERROR)
+        self._runtime = self._trt.Runtime(self._logger)
+        self._loaded: dict[EngineFacts, _LoadedEngine] = {}
 
     def facts(self) -> BackendFacts:
-        """Describe device and library; the weights are those of the engine that decodes plainly."""
-        plain = self._facts(StepShape(1, 1, 1, draft=False, P=1))
-        return self._described(self.name, self._version, plain.size)
+        """Describe device and library; the weights are those of the engine for plain decoding."""
+        plain = self._engine_for(StepShape(1, 1, 1, draft=False, P=1))
+        return self._facts(self.name, self._version, plain.size)
 
-    def _served(self, shape: StepShape) -> StepShape:
-        facts = self._facts(shape)
+    def _padded_shape(self, shape: StepShape) -> StepShape:
+        facts = self._engine_for(shape)
         return StepShape(shape.B, facts.nodes, facts.rows, facts.draft, min(max(shape.P, facts.least), facts.most))
 
-    def _facts(self, shape: StepShape) -> EngineFacts:
-        """The engine that serves fastest, where those that do were timed, or else the smallest.
+    def _engine_for(self, shape: StepShape) -> EngineFacts:
+        """Choose an engine for a step: the fastest where all that fit were timed, otherwise the smallest.
 
-        One with heads serves a step without a draft too, and in TensorRT 8.6 may well be the fastest to do so.
+        An engine with heads also serves a step without a draft; in TensorRT 8.6 it may well be the fastest one.
         """
-        serving = [
+        fitting = [
             facts
             for facts in self._files
             if facts.batch == shape.B
@@ -112,15 +123,16 @@ class TensorRtBackend(DeviceBackend):
             and facts.rows >= shape.R
             and (facts.draft or not shape.draft)
         ]
-        if not serving:
+        if not fitting:
             sizes = ", ".join(f"{facts.nodes} ({facts.rows} with logits)" for facts in self._files)
             raise CapacityError(
                 f"no engine of {self.name} takes a step of {shape.B} sequences, {shape.T} nodes, {shape.R} with "
-                f"logits; there are those of {sizes} nodes: take another tree, or build with --profile for this one"
+                f"logits; expected a step that fits one of {sizes} nodes: choose another tree, or build an engine for "
+                "this one with --profile"
             )
-        timed = all(facts.step_ms for facts in serving)
+        timed = all(facts.step_ms for facts in fitting)
         return min(
-            serving,
+            fitting,
             key=lambda facts: (
                 facts.step_ms if timed and facts.step_ms else max(facts.nodes, PLAIN_ENGINE_NODES),
                 facts.draft,
@@ -129,49 +141,53 @@ class TensorRtBackend(DeviceBackend):
             ),
         )
 
-    def _new_binding(
-        self, shape: StepShape, memory: HostBuffers, given: dict[str, Tensor], made: dict[str, Tensor]
-    ) -> _Binding:
-        facts = self._facts(shape)
+    def _new_runner(
+        self, shape: StepShape, inputs: dict[str, DeviceTensor], outputs: dict[str, DeviceTensor]
+    ) -> _EngineRunner:
+        facts = self._engine_for(shape)
         if facts not in self._loaded:
             self._loaded[facts] = self._load(facts)
-        if unknown := sorted(self._loaded[facts].names - given.keys() - made.keys()):
+        engine = self._loaded[facts]
+        if unknown := sorted(engine.tensor_names - inputs.keys() - outputs.keys()):
             raise BundleError(
-                f"the engine of {facts.nodes} nodes asks for {unknown[0]!r}, which no step of this version has; make "
+                f"the engine of {facts.nodes} nodes asks for {unknown[0]!r}, which no step of this version has; build "
                 "bundle and engines again: medusa-export build … --backend tensorrt"
             )
-        context = self._loaded[facts].context()
-        for name, tensor in (given | made).items():
-            if name in self._loaded[facts].names and not context.set_tensor_address(name, tensor.address):
-                raise BundleError(f"the engine of {facts.nodes} nodes takes no address for {name}; {REMEDY}")
-        for name in self._loaded[facts].names & given.keys():
-            if not context.set_input_shape(name, given[name].shape):
-                raise BundleError(f"the engine of {facts.nodes} nodes takes no {name} of {given[name].shape}; {REMEDY}")
-        return _Binding(self._device, context, shape, memory)
+        context = engine.new_context()
+        for name, tensor in (inputs | outputs).items():
+            if name in engine.tensor_names and not context.set_tensor_address(name, tensor.address):
+                raise BundleError(f"the engine of {facts.nodes} nodes accepts no address for {name}; {REMEDY}")
+        for name in engine.tensor_names & inputs.keys():
+            if not context.set_input_shape(name, inputs[name].shape):
+                raise BundleError(
+                    f"the engine of {facts.nodes} nodes does not accept {name} of shape {inputs[name].shape}; {REMEDY}"
+                )
+        return _EngineRunner(self._device, context)
 
-    def _load(self, facts: EngineFacts) -> _Engine:
+    def _load(self, facts: EngineFacts) -> _LoadedEngine:
         target = "sm{}{}".format(*self._device.compute_capability)
         data = facts.read(self._files[facts], self.name, self._version, target)
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise BundleError(f"{self.name} cannot load {self._files[facts]}; {REMEDY}")
-        return _Engine(self._trt, engine, self._device)
+        return _LoadedEngine(self._trt, engine, self._device)
 
     def _unload(self) -> None:
         for name in ("_loaded", "_runtime"):
             vars(self).pop(name, None)
 
 
-class _Engine:
-    """One engine, and the scratch memory that all its contexts share: they run one after the other."""
+class _LoadedEngine:
+    """An engine, with one scratch memory for all its contexts, of which only one runs at a time."""
 
     def __init__(self, trt: Any, engine: Any, device: CudaDevice) -> None:
         self._trt, self._engine = trt, engine
-        self.names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        self.tensor_names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         size = getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size
         self._scratch = device.allocate(size)
 
-    def context(self) -> Any:
+    def new_context(self) -> Any:
+        """Create an execution context that uses the shared scratch memory."""
         if hasattr(self._trt, "ExecutionContextAllocationStrategy"):
             context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         else:
@@ -180,25 +196,24 @@ class _Engine:
         return context
 
 
-class _Binding:
-    """One context for steps of one shape."""
+class _EngineRunner:
+    """An execution context for steps of one shape, and its CUDA graph once it is captured."""
 
-    def __init__(self, device: CudaDevice, context: Any, shape: StepShape, memory: HostBuffers) -> None:
-        self.shape, self.memory = shape, memory
+    def __init__(self, device: CudaDevice, context: Any) -> None:
         self._device, self._context = device, context
-        self._runs = 0
-        self._graph: Any = None
+        self._has_run = False
+        self._graph: CudaGraph | None = None
 
     def run(self) -> None:
-        """Run and wait."""
+        """Run one step and wait until it is done."""
         if self._graph is not None:
             self._device.launch(self._graph)
-        elif self._runs:
+        elif self._has_run:
             self._graph = self._device.capture(self._enqueue)
             self._device.launch(self._graph)
         else:
             self._enqueue()
-        self._runs += 1
+        self._has_run = True
         self._device.synchronize()
 
     def _enqueue(self) -> None:

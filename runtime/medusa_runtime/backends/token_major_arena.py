@@ -1,38 +1,50 @@
-"""Keys and values of all layers side by side, a token a row: what TensorRT's engines read and write.
-
-One arena (B, capacity, 2 · layers · W) is the past, another (B, T, 2 · layers · W) what a step gives: a run of kept
-rows of one sequence is one piece of memory.
-"""
+"""The KV arena with one row per token for all layers, which TensorRT's engines read and write."""
 
 from __future__ import annotations
 
 from medusa_runtime import contract
 from medusa_runtime.backends.base import FloatArray
-from medusa_runtime.backends.device import Memory
-from medusa_runtime.backends.kv_arena import LayerMajorArena, Tensor
+from medusa_runtime.backends.device import DeviceTensor, Memory
+from medusa_runtime.backends.layer_major_arena import LayerMajorArena
 from medusa_runtime.facts import ModelFacts
 
 
 class TokenMajorArena(LayerMajorArena):
-    """The arenas of one backend as one tensor each, whose rows hold every layer's."""
+    """A past of shape (B, capacity, 2 · layers · W) and new rows of shape (B, T, 2 · layers · W).
 
-    def tensors(self, P: int, T: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What a step of T nodes reads, the first P rows of the past, and the new rows that it gives."""
-        kind, (_, width) = self._element.onnx, self._layout(self._model)
-        past = Tensor(kind, (self.batch, P, width), self._past.address)
-        return {contract.PAST: past}, {contract.NEW: Tensor(kind, (self.batch, T, width), self._new.address)}
+    A row holds a token's keys of all layers, then its values of all layers. A run of consecutive nodes of one sequence
+    is therefore contiguous in memory.
+
+    Example: 2 layers, W = 4, float32, 2 sequences, a capacity of 6 rows and a step of 3 nodes. The past is (2, 6, 16)
+    and the new rows are (2, 3, 16). `commit(1, [0, 1, 2], 3, nodes=3)` appends all 3 nodes of sequence 1 to its 3 rows:
+    new rows 3, 4 and 5 go to past rows 9, 10 and 11, as one copy of 3 rows of 64 bytes.
+    """
+
+    def tensors(self, P: int, T: int) -> tuple[dict[str, DeviceTensor], dict[str, DeviceTensor]]:
+        """Return the first P rows of the past as the input, and the new rows as the output."""
+        onnx_type, (_, width) = self._element.onnx_type, self._tensor_sizes(self._model)
+        past = DeviceTensor(onnx_type, (self.batch, P, width), self._past.address)
+        new = DeviceTensor(onnx_type, (self.batch, T, width), self._new.address)
+        return {contract.PAST: past}, {contract.NEW: new}
 
     def read_new(self, nodes: int, length: int) -> FloatArray:
-        """Return (2 · layers, B, nodes, W): the rows that the last step gave."""
-        rows = super().read_new(nodes, length)
-        layers = rows.reshape(self.batch, nodes, 2 * self._model.layers, self._model.kv_row)
-        new: FloatArray = layers.transpose(2, 0, 1, 3)
+        """Return the new rows of the last step: (2 · layers, B, nodes, W) float32."""
+        rows = super().read_new(nodes, length)  # (1, B, nodes, 2 · layers · W)
+        by_layer = rows.reshape(self.batch, nodes, 2 * self._model.layers, self._model.kv_row)
+        new: FloatArray = by_layer.transpose(2, 0, 1, 3)
         return new
 
-    def _layout(self, model: ModelFacts) -> tuple[int, int]:
+    def _tensor_sizes(self, model: ModelFacts) -> tuple[int, int]:
         return 1, 2 * model.layers * model.kv_row
 
-    def _copy(self, to: int, source: Memory, first: int, rows: int, count: int) -> None:  # noqa: ARG002
-        """Row by row: no pitch may be beyond 2 GiB, and all rows of a sequence may be more."""
-        row = self._row
-        self._device.copy_rows(self._past.address + to * row, row, source.address + first * row, row, row, count)
+    def _copy(self, to_row: int, source: Memory, source_row: int, source_rows: int, count: int) -> None:  # noqa: ARG002
+        """Copy rows one by one within a single 2-D copy, because CUDA limits the pitch and the width to 2 GiB."""
+        row_bytes = self._row_bytes
+        self._device.copy_rows(
+            to=self._past.address + to_row * row_bytes,
+            to_pitch=row_bytes,
+            source=source.address + source_row * row_bytes,
+            source_pitch=row_bytes,
+            width=row_bytes,
+            height=count,
+        )

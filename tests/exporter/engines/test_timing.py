@@ -29,7 +29,7 @@ def test_every_kind_of_step(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.
     def run(backend: TensorRtBackend, step: Any) -> None:
         runs(backend, step)
         steps.append(step)
-        held.append(backend._memory.arena.capacity if backend._memory else 0)  # no more than are read
+        held.append(backend._cache.memory.arena.capacity if backend._cache else 0)  # no more than are read
         backend.run_seconds = 0.5 if len(steps) <= WARM else 0.002
 
     monkeypatch.setattr(TensorRtBackend, "run", run)

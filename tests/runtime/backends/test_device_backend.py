@@ -1,4 +1,4 @@
-"""What is allocated on a device, when, and what an allocation that fails or an interrupt leaves: on the host."""
+"""GPU backends on a device that is the host: allocations, failed allocations, interrupts, threads, order of freeing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from medusa_runtime import contract
 from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
+from medusa_runtime.backends.device import DeviceTensor
 from medusa_runtime.backends.device_backend import DeviceBackend
-from medusa_runtime.backends.host_buffers import HostBuffers
 from medusa_runtime.backends.in_place_arena import InPlaceArena
-from medusa_runtime.backends.kv_arena import ArenaFactory, LayerMajorArena, Tensor
+from medusa_runtime.backends.kv_arena import ArenaFactory
+from medusa_runtime.backends.layer_major_arena import LayerMajorArena
 from medusa_runtime.backends.step_shape import StepShape
 from medusa_runtime.backends.token_major_arena import TokenMajorArena
 from medusa_runtime.decoder import Decoder
@@ -58,17 +59,17 @@ class Run:
     """The next token is the sum of all before it, and of 7; a row's key is its token, its value that negated."""
 
     def __init__(
-        self, toy: Toy, shape: StepShape, memory: HostBuffers, given: dict[str, Tensor], made: dict[str, Tensor]
-    ):
-        self.shape, self.memory, self.toy = shape, memory, toy
-        for name, tensor in (given | made).items():
+        self, toy: Toy, shape: StepShape, inputs: dict[str, DeviceTensor], outputs: dict[str, DeviceTensor]
+    ) -> None:
+        self.shape, self.toy = shape, toy
+        for name, tensor in (inputs | outputs).items():
             start = max(start for start in toy.device.blocks if start <= tensor.address)
-            end = tensor.address + int(np.prod(tensor.shape)) * SIZES[tensor.number]
+            end = tensor.address + int(np.prod(tensor.shape)) * SIZES[tensor.onnx_type]
             assert end <= start + toy.device.blocks[start], f"{name} {tensor.shape} is bound to a smaller buffer"
-        self.given, self.made = given, made
+        self.inputs, self.outputs = inputs, outputs
 
     def array(self, name: str, dtype: Any = np.int32) -> Any:
-        tensor = (self.given | self.made)[name]
+        tensor = (self.inputs | self.outputs)[name]
         return at(tensor.address, tensor.shape, dtype)
 
     def run(self) -> None:
@@ -102,15 +103,13 @@ class Toy(DeviceBackend):
     def _unload(self) -> None:
         pass
 
-    def _served(self, shape: StepShape) -> StepShape:
+    def _padded_shape(self, shape: StepShape) -> StepShape:
         return shape
 
-    def _new_binding(
-        self, shape: StepShape, memory: HostBuffers, given: dict[str, Tensor], made: dict[str, Tensor]
-    ) -> Run:
+    def _new_runner(self, shape: StepShape, inputs: dict[str, DeviceTensor], outputs: dict[str, DeviceTensor]) -> Run:
         if self.refusal is not None:
             raise self.refusal
-        return Run(self, shape, memory, given, made)
+        return Run(self, shape, inputs, outputs)
 
 
 def literal(ids: list[int], length: int = 0, batch: int = 1) -> Step:
@@ -137,13 +136,13 @@ def test_the_first_tree_step_allocates_no_second_arena() -> None:
 @pytest.mark.parametrize("arena", [LayerMajorArena, InPlaceArena, TokenMajorArena])
 def test_an_arena_with_room_for_more_nodes_has_all_the_rows(arena: Any) -> None:
     device = Counting()
-    small = arena(device, MODEL, Toy()._element, 1, 64, 4)
-    past = small._past.array.view(np.float32)
-    past[:] = np.arange(past.size)
-    rows = small._past.array.view(np.float32).reshape(-1, small._past.size // 4)[0]
-    large = small.widened(32)
-    assert (small.nodes, large.nodes, large.capacity) == (4, 32, 64)
-    kept = large._past.array.view(np.float32)
+    small = arena(device, MODEL, Toy()._kv_type, 1, 64, 4)
+    name = "_buffers" if arena is InPlaceArena else "_past"
+    rows = getattr(small, name).array.view(np.float32)
+    rows[:] = np.arange(rows.size)
+    large = small.with_max_nodes(32)
+    assert (small.max_nodes, large.max_nodes, large.capacity) == (4, 32, 64)
+    kept = getattr(large, name).array.view(np.float32)
     if arena is InPlaceArena:
         np.testing.assert_array_equal(kept.reshape(2, 96)[:, :64], rows.reshape(2, 68)[:, :64])
     else:
@@ -163,7 +162,7 @@ def test_what_was_bound_before_results_grew_runs_on_and_is_read_rightly() -> Non
         wanted = [expected(tokens[: row + 1]) for row in range(len(tokens))]
         assert toy.read_argmax() == wanted
         assert [int(toy.read_logits(row).argmax()) for row in range(len(tokens))] == wanted
-    assert toy._memory is not None and len(toy._memory.bound) == 2
+    assert toy._cache is not None and len(toy._cache.shapes) == 2
 
 
 def work_of(toy: Toy) -> None:
@@ -186,8 +185,8 @@ def test_an_allocation_that_fails_leaves_what_was_there() -> None:
             work_of(toy)
             failed = False
         toy.device.fails = None
-        if failed and toy._memory is not None:
-            past: Any = toy._memory.arena
+        if failed and toy._cache is not None:
+            past: Any = toy._cache.memory.arena
             length = np.count_nonzero(past._past.array.view(np.float32)[:3])  # of the keys 3, 4 and 5
             for ids in ([9], [9, 8, 7], [8] * (PREFILL_CHUNK + 9)):
                 toy.run(literal(ids, length))
@@ -207,8 +206,8 @@ def test_another_batch_keeps_the_rows_of_the_sequences_that_both_have() -> None:
     toy.run(literal([5], 2, batch=2))
     assert toy.read_argmax(0) == [expected([3, 4, 5])]
     assert toy.read_argmax(1) == [expected([0, 0, 5])]  # zero-filled
-    assert toy._memory is not None
-    assert toy._memory.draft.array.view(np.float32)[:4].tolist() == [4.0] * 4  # type: ignore[attr-defined]
+    assert toy._cache is not None
+    assert toy._cache.memory.draft_hidden.array.view(np.float32)[:4].tolist() == [4.0] * 4  # type: ignore[attr-defined]
     toy.commit(1, [0], 2)
     toy.allocate(2, 900)
     toy.run(literal([6], 3, batch=2))
@@ -237,7 +236,19 @@ def answer(decoder: Decoder, tokens: int = 6) -> list[int]:
 
 def test_an_interrupt_anywhere_in_a_step_costs_no_token() -> None:
     wanted, number, came_so_far, held = answer(Decoder(Toy())), 0, True, []
-    files = ("device_backend.py", "device_outputs.py", "kv_arena.py", "host_buffers.py", "kv_cache.py")
+    files = (
+        "batch_memory.py",
+        "binding_cache.py",
+        "completed_run.py",
+        "device_backend.py",
+        "device_outputs.py",
+        "kv_arena.py",
+        "layer_major_arena.py",
+        "host_buffers.py",
+        "step_executor.py",
+        "step_shape.py",
+        "kv_cache.py",
+    )
     while came_so_far:
         decoder = Decoder(Toy())
         held.append(decoder)  # or one would be freed, and that interrupted, while another is tried
@@ -314,7 +325,7 @@ def test_bindings_go_before_what_they_run_on_and_these_before_the_device() -> No
     toy.session = Told("session")  # type: ignore[attr-defined]
     toy.allocate(1, 8)
     toy.run(literal([3, 4]))
-    toy._last().binding.graph = Told("graph")  # type: ignore[attr-defined]
+    toy._last_run().binding.runner.graph = Told("graph")  # type: ignore[attr-defined]
     del toy
     gc.collect()
     assert gone == ["graph", "session", "device"]

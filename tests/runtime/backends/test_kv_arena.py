@@ -1,4 +1,4 @@
-"""Runs of kept rows, and where they go."""
+"""KV arenas: runs of consecutive nodes, and where the rows of accepted nodes are copied to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from medusa_runtime.backends.element_types import FLOAT32, INT32
 from medusa_runtime.backends.in_place_arena import InPlaceArena
-from medusa_runtime.backends.kv_arena import LayerMajorArena, contiguous_runs
+from medusa_runtime.backends.kv_arena import contiguous_runs
+from medusa_runtime.backends.layer_major_arena import LayerMajorArena
 from medusa_runtime.backends.token_major_arena import TokenMajorArena
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import ModelFacts
@@ -33,7 +34,7 @@ def test_contiguous_runs(path: list[int], expected: list[tuple[int, int, int]]) 
 
 def test_kept_rows_lie_behind_the_past_of_their_sequence_in_every_tensor() -> None:
     device = HostDevice()
-    arena = LayerMajorArena(device, MODEL, FLOAT32, batch=2, capacity=6, nodes=4)
+    arena = LayerMajorArena(device, MODEL, FLOAT32, batch=2, capacity=6, max_nodes=4)
     past = arena._past.array.view(np.float32).reshape(4, 2, 6, 4)
     new = arena._new.array.view(np.float32)
     new[:] = np.arange(new.size)
@@ -49,19 +50,19 @@ def test_kept_rows_lie_behind_the_past_of_their_sequence_in_every_tensor() -> No
 
 def test_a_larger_arena_takes_all_rows_over() -> None:
     device = HostDevice()
-    small = LayerMajorArena(device, MODEL, FLOAT32, batch=2, capacity=3, nodes=1)
+    small = LayerMajorArena(device, MODEL, FLOAT32, batch=2, capacity=3, max_nodes=1)
     small._past.array.view(np.float32)[:] = np.arange(4 * 2 * 3 * 4)
-    large = LayerMajorArena(device, MODEL, FLOAT32, batch=2, capacity=5, nodes=1)
-    large.take_over(small)
+    large = LayerMajorArena(device, MODEL, FLOAT32, batch=2, capacity=5, max_nodes=1)
+    large.copy_sequences_from(small)
     before = small._past.array.view(np.float32).reshape(4, 2, 3, 4)
     after = large._past.array.view(np.float32).reshape(4, 2, 5, 4)
     np.testing.assert_array_equal(after[:, :, :3], before)
     assert not after[:, :, 3:].any()
 
 
-def test_together_kept_rows_of_all_layers_are_one_copy() -> None:
+def test_token_major_kept_rows_of_all_layers_are_one_copy() -> None:
     device = HostDevice()
-    arena = TokenMajorArena(device, MODEL, FLOAT32, batch=2, capacity=6, nodes=4)
+    arena = TokenMajorArena(device, MODEL, FLOAT32, batch=2, capacity=6, max_nodes=4)
     [past], [new] = (list(tensors.values()) for tensors in arena.tensors(5, 3))
     assert (past.shape, new.shape) == ((2, 5, 16), (2, 3, 16))
     arena._new.array.view(np.float32)[:] = np.arange(2 * 4 * 16)
@@ -77,36 +78,36 @@ def test_together_kept_rows_of_all_layers_are_one_copy() -> None:
         arena.commit(0, [0, 1], 5, nodes=3)
 
 
-def test_together_a_larger_arena_takes_all_rows_over() -> None:
+def test_token_major_a_larger_arena_takes_all_rows_over() -> None:
     device = HostDevice()
-    small = TokenMajorArena(device, MODEL, FLOAT32, batch=2, capacity=3, nodes=1)
+    small = TokenMajorArena(device, MODEL, FLOAT32, batch=2, capacity=3, max_nodes=1)
     small._past.array.view(np.float32)[:] = np.arange(2 * 3 * 16)
-    large = TokenMajorArena(device, MODEL, FLOAT32, batch=2, capacity=5, nodes=1)
-    large.take_over(small)
+    large = TokenMajorArena(device, MODEL, FLOAT32, batch=2, capacity=5, max_nodes=1)
+    large.copy_sequences_from(small)
     before, after = (one._past.array.view(np.float32).reshape(2, -1, 16) for one in (small, large))
     np.testing.assert_array_equal(after[:, :3], before)
     assert not after[:, 3:].any()
 
 
 def heads_of(arena: InPlaceArena) -> np.ndarray:
-    return arena._past.array.view(np.float32).reshape(4, 2, arena.capacity + arena.nodes, 4)
+    return arena._buffers.array.view(np.float32).reshape(4, 2, arena.capacity + arena.max_nodes, 4)
 
 
 def test_in_place_a_step_reads_and_writes_the_same_tensors() -> None:
-    arena = InPlaceArena(HostDevice(), GROUPED, FLOAT32, batch=1, capacity=6, nodes=4)
-    given, made = arena.tensors(5, 3)
-    numbers = given.pop("past_rows")
-    assert (numbers.number, numbers.shape) == (INT32, (5,))
-    np.testing.assert_array_equal(arena._numbers.array.view(np.int32), np.arange(6))
-    assert {name.replace("past", "present"): tensor for name, tensor in given.items()} == made
-    assert {tensor.shape for tensor in given.values()} == {(1, 2, 10, 4)}
-    assert given["past_value_1"].address - given["past_key_0"].address == 3 * 2 * 10 * 4 * 4
+    arena = InPlaceArena(HostDevice(), GROUPED, FLOAT32, batch=1, capacity=6, max_nodes=4)
+    inputs, outputs = arena.tensors(5, 3)
+    row_indices = inputs.pop("past_rows")
+    assert (row_indices.onnx_type, row_indices.shape) == (INT32, (5,))
+    np.testing.assert_array_equal(arena._row_indices.array.view(np.int32), np.arange(6))
+    assert {name.replace("past", "present"): tensor for name, tensor in inputs.items()} == outputs
+    assert {tensor.shape for tensor in inputs.values()} == {(1, 2, 10, 4)}
+    assert inputs["past_value_1"].address - inputs["past_key_0"].address == 3 * 2 * 10 * 4 * 4
 
 
 @pytest.mark.parametrize("path", [[0], [0, 1, 2], [0, 2, 3], [0, 1, 3], [0, 1, 3, 4, 5, 6], [0, 3, 5]], ids=str)
 def test_in_place_kept_rows_move_together(path: list[int]) -> None:
     device = HostDevice()
-    arena = InPlaceArena(device, GROUPED, FLOAT32, batch=1, capacity=12, nodes=8)
+    arena = InPlaceArena(device, GROUPED, FLOAT32, batch=1, capacity=12, max_nodes=8)
     heads_of(arena)[:] = np.arange(4 * 2 * 20 * 4).reshape(4, 2, 20, 4)
     before = heads_of(arena).copy()
     device.copies.clear()
@@ -120,14 +121,16 @@ def test_in_place_kept_rows_move_together(path: list[int]) -> None:
 
 def test_in_place_a_larger_arena_takes_all_rows_over() -> None:
     device = HostDevice()
-    small = InPlaceArena(device, GROUPED, FLOAT32, batch=1, capacity=3, nodes=1)
+    small = InPlaceArena(device, GROUPED, FLOAT32, batch=1, capacity=3, max_nodes=1)
     heads_of(small)[:] = np.arange(4 * 2 * 4 * 4).reshape(4, 2, 4, 4)
-    large = InPlaceArena(device, GROUPED, FLOAT32, batch=1, capacity=5, nodes=2)
-    large.take_over(small)
+    large = InPlaceArena(device, GROUPED, FLOAT32, batch=1, capacity=5, max_nodes=2)
+    large.copy_sequences_from(small)
     np.testing.assert_array_equal(heads_of(large)[:, :, :3], heads_of(small)[:, :, :3])
     assert not heads_of(large)[:, :, 3:].any()
 
 
 def test_in_place_there_is_one_sequence() -> None:
-    with pytest.raises(CapacityError, match="one sequence at a time, got a batch of 2; load a backend for each"):
-        InPlaceArena(HostDevice(), GROUPED, FLOAT32, batch=2, capacity=6, nodes=4)
+    with pytest.raises(
+        CapacityError, match="one sequence at a time, got a batch of 2; load a backend for each sequence"
+    ):
+        InPlaceArena(HostDevice(), GROUPED, FLOAT32, batch=2, capacity=6, max_nodes=4)

@@ -150,7 +150,7 @@ def test_keeping_the_first_rows_of_a_step_copies_none(backend: OrtCpuBackend) ->
 
 def test_a_step_that_the_arena_cannot_hold_is_refused(backend: OrtCpuBackend) -> None:
     backend.allocate(1, 8)
-    with pytest.raises(RuntimeError, match="9 rows do not lie in an arena of 8"):
+    with pytest.raises(RuntimeError, match="9 rows do not fit an arena of 8"):
         backend.run(literal([3] * 4, 5))
 
 
@@ -173,9 +173,9 @@ def test_a_step_is_bound_once_and_reads_what_its_arrays_hold_now(
     from medusa_runtime.backends import ort_cpu
 
     made: list[Step] = []
-    original = ort_cpu._Binding.__init__
+    original = ort_cpu._BoundStep.__init__
     monkeypatch.setattr(
-        ort_cpu._Binding, "__init__", lambda self, *args: (made.append(args[2]), original(self, *args))[1]
+        ort_cpu._BoundStep, "__init__", lambda self, *args: (made.append(args[2]), original(self, *args))[1]
     )
     KvCache(backend)
     first, second = literal([5, 9, 17], 0), literal([5, 9, 17], 0)
@@ -196,7 +196,7 @@ def test_the_buffers_of_a_step_go_with_it(backend: OrtCpuBackend) -> None:
     KvCache(backend)
     for _ in range(3):
         backend.run(literal([7, 8], 0))
-    assert len(backend._bindings) == 1  # that of the last one run, whose results can still be read
+    assert len(backend._bound_steps) == 1  # that of the last one run, whose results can still be read
 
 
 @pytest.mark.parametrize("name", ["chain-2", "tree-8", "mc_sim_7b_63"])

@@ -14,7 +14,7 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import load_backend, ort_cuda
 from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
 from medusa_runtime.backends.checked_graph import CheckedGraph
-from medusa_runtime.backends.element_types import ELEMENTS
+from medusa_runtime.backends.element_types import KV_TYPES
 from medusa_runtime.backends.ort_cuda import MIN_TREE_NODES, OrtCudaBackend, load_on_device
 from medusa_runtime.backends.step_shape import MIN_PADDED_PAST
 from medusa_runtime.bundle import Bundle
@@ -83,8 +83,8 @@ def test_its_outputs_are_the_cpus(bundle: Bundle, precision: str, tolerance: flo
 def test_16_bits_are_widened() -> None:
     numbers = np.array([1.5, -2.25, 3e38, 1e-30], np.float32)
     upper = (numbers.view(np.uint32) >> 16).astype(np.uint16)
-    np.testing.assert_allclose(ELEMENTS["bf16"].widened(upper), numbers, rtol=2**-7)
-    halves = ELEMENTS["fp16"].widened(np.array([1.5, -2.25], np.float16))
+    np.testing.assert_allclose(KV_TYPES["bf16"].to_float32(upper), numbers, rtol=2**-7)
+    halves = KV_TYPES["fp16"].to_float32(np.array([1.5, -2.25], np.float16))
     assert (halves.tolist(), halves.dtype) == ([1.5, -2.25], np.float32)
 
 
@@ -113,12 +113,12 @@ def test_tokens_in_a_row_take_the_graph_without_a_mask_and_a_tree_the_other(bund
     for one in (backend, exact):
         cache = KvCache(one)
         one.run(literal_step(np.array([4, 8, 15], np.int32), 0, np.array([2], np.int32)))
-        assert one._last().binding.shape.causal is (one is backend)
+        assert one._last_run().binding.shape.causal is (one is backend)
         cache.commit(range(3))
     for mask, causal in ((np.tri(4, dtype=np.bool_), True), (BRANCHED, False)):
         for one in (backend, exact):
             one.run(literal(mask, 3))
-        shape = backend._last().binding.shape
+        shape = backend._last_run().binding.shape
         assert (shape.causal, shape.T) == (causal, 4 if causal else MIN_TREE_NODES)
         for name, expected in exact.read_outputs().items():
             got = backend.read_outputs()[name]
@@ -134,7 +134,7 @@ def test_a_model_without_such_a_graph_takes_the_other_for_all(bundle: Bundle) ->
     for backend in (both, one):
         assert len(answer(Decoder(backend), PROMPT)) == 40
         logits.append(backend.read_logits(0))
-    assert [backend._last().binding.shape.T for backend in (both, one)] == [1, MIN_TREE_NODES]
+    assert [backend._last_run().binding.shape.T for backend in (both, one)] == [1, MIN_TREE_NODES]
     np.testing.assert_allclose(*logits, atol=0.02 * np.abs(logits[0]).max())
 
 
@@ -144,19 +144,21 @@ def test_after_warming_up_no_shape_is_new(bundle: Bundle, precision: str) -> Non
     decoder = Decoder(backend, bundle.profile("tree-8"))
     decoder.warm_up()
     assert backend.padded_past_lengths == (MIN_PADDED_PAST, bundle.model.context)
-    ready = set(backend._memory.bound)
+    ready = set(backend._cache.shapes)
     long = np.random.default_rng(2).integers(3, bundle.model.vocab_size, PREFILL_CHUNK + 20).tolist()
     for prompt in (PROMPT, long, [7]):  # into the longer past, and a row alone
         assert answer(decoder, prompt) == answer(Decoder(cold, bundle.profile("tree-8")), prompt)
     decoder.use(TreeProfile.plain())
     answer(decoder, PROMPT)
-    assert set(backend._memory.bound) == ready
+    assert set(backend._cache.shapes) == ready
 
 
 def test_a_graph_that_asks_for_something_else_is_refused(bundle: Bundle) -> None:
     backend = on_host(bundle, "fp32")
-    backend._session.inputs.add("temperature")
-    with pytest.raises(BundleError, match="asks for 'temperature', which no step has; build it again"):
+    backend._session.input_names.add("temperature")
+    with pytest.raises(
+        BundleError, match="asks for 'temperature', which no step of this version has; build the bundle again"
+    ):
         Decoder(backend).start(PROMPT)
 
 
@@ -165,13 +167,14 @@ def test_weights_lie_on_the_device_once(bundle: Bundle) -> None:
     device = HostDevice()
     backend = on_host(bundle, "fp16", device)
     causal = graph.with_name(ort_cuda.causal_graph_name(graph.name))
-    places, others = (
-        {one.place for one in CheckedGraph(path, bundle).contents.weights if one.place} for path in (graph, causal)
+    externals, others = (
+        {one.external for one in CheckedGraph(path, bundle).contents.weights if one.external}
+        for path in (graph, causal)
     )
-    assert others < places  # all but the heads'
-    assert sorted(device.written) == sorted(place.length for place in places)
+    assert others < externals  # all but the heads'
+    assert sorted(device.written) == sorted(external.length for external in externals)
     del backend
-    gc.collect()  # the sessions let go of what they were given
+    gc.collect()  # the sessions free what they were given
 
 
 def test_prompts_of_many_lengths_are_of_few_shapes(bundle: Bundle) -> None:
@@ -180,7 +183,7 @@ def test_prompts_of_many_lengths_are_of_few_shapes(bundle: Bundle) -> None:
         decoder = Decoder(backend, bundle.profile("tree-4"))
         for length in range(5, 45):
             answers[length] = answer(decoder, [*PROMPT * 8][:length], tokens=2)
-        shapes = {(shape.T, shape.R) for shape in backend._memory.bound}
+        shapes = {(shape.T, shape.R) for shape in backend._cache.shapes}
         tree = max(4, least)
         assert shapes == {(nodes, 1) for nodes in (8, 16, 32, 64)} | {(tree, tree)}
         assert answers[17] == answer(Decoder(on_host(bundle, precision)), [*PROMPT * 8][:17], tokens=2)
@@ -192,7 +195,7 @@ def test_a_long_prompt_takes_longer_steps_where_no_scores_are_written_out(bundle
     for precision in ("fp32", "fp16"):
         decoder = Decoder(on_host(bundle, precision))
         decoder.start(prompt, 2, stop_ids=())
-        steps[precision] = [shape.T for shape in decoder.backend._memory.bound]
+        steps[precision] = [shape.T for shape in decoder.backend._cache.shapes]
     assert steps == {"fp32": [PREFILL_CHUNK, 64], "fp16": [512]}
 
 
@@ -243,17 +246,15 @@ def test_several_sequences_grow_together(bundle: Bundle) -> None:
         whole = np.array([*ids[sequence, : lengths[sequence]], token], np.int32)
         alone.run(literal_step(whole, 0, np.array([len(whole) - 1], np.int32)))
         np.testing.assert_allclose(grown[sequence], alone.read_logits(0), atol=1e-4)
-    with pytest.raises(CapacityError, match="a step of 2 sequences, arenas for 1"):
+    with pytest.raises(CapacityError, match="a step of 2 sequences, expected 1, for which memory is allocated"):
         alone.run(step(np.array([[9], [11]], np.int32), lengths, np.ones((2, 1, 1), np.bool_)))
 
 
 def test_a_longer_past_is_another_shape(bundle: Bundle) -> None:
     backend = on_host(bundle, "fp32")
     backend.allocate(1, 16)
-    assert backend._memory is not None
-    assert [
-        backend._past(backend._memory.arena, length) for length in (0, 1, MIN_PADDED_PAST, MIN_PADDED_PAST + 1)
-    ] == [
+    assert backend._cache is not None
+    assert [backend._cache.memory.padded_past(length) for length in (0, 1, MIN_PADDED_PAST, MIN_PADDED_PAST + 1)] == [
         256,
         256,
         256,

@@ -41,7 +41,7 @@ def test_two_sessions_read_one_copy_and_it_outlives_them(tmp_path: Path) -> None
     x = np.full_like(WEIGHTS, 2)
     for source, expected in zip(sources, (WEIGHTS + 2, WEIGHTS * 2), strict=True):
         options = onnxruntime.SessionOptions()
-        held = shared.give(source, options)
+        held = shared.add_to(options, source)
         session = onnxruntime.InferenceSession(str(source.path), options, providers=["CPUExecutionProvider"])
         np.testing.assert_array_equal(session.run(None, {"x": x})[0], expected)
         del session, held, options
@@ -65,7 +65,7 @@ def test_shapes_and_types_are_read_as_onnx_writes_them(tmp_path: Path) -> None:
     )
     onnx.checker.check_model(str(path))
     options = onnxruntime.SessionOptions()
-    held = SharedWeights([CheckedGraph(path)], HostDevice()).give(CheckedGraph(path), options)
+    held = SharedWeights([CheckedGraph(path)], HostDevice()).add_to(options, CheckedGraph(path))
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {})[0], np.arange(6, dtype=np.float32).reshape(2, 3))
     assert held
@@ -80,6 +80,6 @@ def test_a_tensor_says_which_device_it_lies_on() -> None:
     pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
         ("PyCapsule_GetPointer", ctypes.pythonapi)
     )(capsule, b"dltensor")
-    found = shared_weights._Tensor.from_address(pointer)
+    found = shared_weights._DlpackTensor.from_address(pointer)
     assert (found.data, found.device_type, found.device_id, found.ndim) == (4096, 2, 1, 2)
     ctypes.pythonapi.PyMem_RawFree(ctypes.c_void_p(pointer))

@@ -15,7 +15,7 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime import flavour
 from medusa_runtime.backends import load_backend
 from medusa_runtime.backends.base import PREFILL_CHUNK, literal_step
-from medusa_runtime.backends.kv_arena import LayerMajorArena
+from medusa_runtime.backends.layer_major_arena import LayerMajorArena
 from medusa_runtime.backends.step_shape import MIN_PADDED_PAST, StepShape
 from medusa_runtime.backends.tensorrt import PAST_MULTIPLE, PLAIN_ENGINE_NODES, TensorRtBackend
 from medusa_runtime.bundle import Bundle
@@ -105,7 +105,7 @@ def test_outputs_are_those_of_the_step_without_its_padding(bundle: Bundle, tmp_p
         step = literal_step(np.array(ids, np.int32), 0, np.array(rows, np.int32))
         ours.run(step)
         cpu.run(step)
-        assert len(ids) < ours._last().binding.shape.T
+        assert len(ids) < ours._last_run().binding.shape.T
         expected = cpu.read_outputs()
         found = ours.read_outputs()
         assert list(found) == list(expected)
@@ -116,21 +116,21 @@ def test_outputs_are_those_of_the_step_without_its_padding(bundle: Bundle, tmp_p
 
 def test_a_step_runs_in_the_smallest_engine_that_has_room(bundle: Bundle, tmp_path: Path) -> None:
     chosen = backend(bundle, tmp_path)
-    assert chosen._served(StepShape(1, 1, 1, False, 256)) == StepShape(
+    assert chosen._padded_shape(StepShape(1, 1, 1, False, 256)) == StepShape(
         1, PLAIN_ENGINE_NODES, 1, False, 256
     )  # not those with heads
-    assert chosen._served(StepShape(1, 20, 1, False, 256)) == StepShape(
+    assert chosen._padded_shape(StepShape(1, 20, 1, False, 256)) == StepShape(
         1, 64, 64, True, 256
     )  # heads run, nobody asks them
-    assert chosen._served(StepShape(1, 1, 1, True, 256)) == StepShape(1, 4, 4, True, 256)
-    assert chosen._served(StepShape(1, 5, 5, True, 512)) == StepShape(1, 64, 64, True, 512)
-    assert chosen._served(StepShape(1, 200, 1, False, 256)) == StepShape(1, 256, 1, False, 256)
+    assert chosen._padded_shape(StepShape(1, 1, 1, True, 256)) == StepShape(1, 4, 4, True, 256)
+    assert chosen._padded_shape(StepShape(1, 5, 5, True, 512)) == StepShape(1, 64, 64, True, 512)
+    assert chosen._padded_shape(StepShape(1, 200, 1, False, 256)) == StepShape(1, 256, 1, False, 256)
     with pytest.raises(
         CapacityError, match="no engine of tensorrt takes a step of 1 sequences, 65 nodes, 65 with logits"
     ):
-        chosen._served(StepShape(1, 65, 65, True, 256))
+        chosen._padded_shape(StepShape(1, 65, 65, True, 256))
     static = backend(bundle, tmp_path, least=512, best=512)
-    assert static._served(StepShape(1, 1, 1, False, 256)).P == 512
+    assert static._padded_shape(StepShape(1, 1, 1, False, 256)).P == 512
 
 
 def test_what_it_was_built_for_is_the_context(bundle: Bundle, tmp_path: Path) -> None:
@@ -154,7 +154,9 @@ def test_an_engine_that_is_not_what_was_built_is_never_loaded(bundle: Bundle, tm
 def test_an_engine_of_other_inputs_says_what_to_do(bundle: Bundle, tmp_path: Path) -> None:
     chosen = backend(bundle, tmp_path)
     chosen._new_arena = LayerMajorArena  # as engines were bound before rows lay together
-    with pytest.raises(BundleError, match="asks for 'new', which no step of this version has; make bundle and engines"):
+    with pytest.raises(
+        BundleError, match="asks for 'new', which no step of this version has; build bundle and engines"
+    ):
         Decoder(chosen).start(PROMPT)
 
 
@@ -171,14 +173,14 @@ def test_where_engines_were_timed_the_fastest_runs_a_step(bundle: Bundle, tmp_pa
     found = {replace(facts, step_ms=times[facts.nodes]): path for facts, path in engines(bundle, tmp_path).items()}
     device: Any = Gpu()
     chosen = TensorRtBackend(found.items(), bundle.model, bundle.heads, device)
-    assert chosen._served(StepShape(1, 1, 1, False, 256)) == StepShape(1, 64, 64, True, 256)
-    assert chosen._served(StepShape(1, 4, 4, True, 256)) == StepShape(1, 64, 64, True, 256)
-    assert chosen._served(StepShape(1, 90, 1, False, 256)) == StepShape(1, PREFILL_CHUNK, 1, False, 256)
+    assert chosen._padded_shape(StepShape(1, 1, 1, False, 256)) == StepShape(1, 64, 64, True, 256)
+    assert chosen._padded_shape(StepShape(1, 4, 4, True, 256)) == StepShape(1, 64, 64, True, 256)
+    assert chosen._padded_shape(StepShape(1, 90, 1, False, 256)) == StepShape(1, PREFILL_CHUNK, 1, False, 256)
     tree = bundle.profile("tree-4")
     assert answer(Decoder(chosen, tree), PROMPT) == answer(Decoder(load_backend(bundle, "ort-cpu"), tree), PROMPT)
     half = {replace(facts, step_ms=None if facts.nodes == 64 else 1.0): path for facts, path in found.items()}
     chosen = TensorRtBackend(half.items(), bundle.model, bundle.heads, device)
-    assert chosen._served(StepShape(1, 1, 1, False, 256)) == StepShape(1, PLAIN_ENGINE_NODES, 1, False, 256)
+    assert chosen._padded_shape(StepShape(1, 1, 1, False, 256)) == StepShape(1, PLAIN_ENGINE_NODES, 1, False, 256)
 
 
 def test_a_length_below_what_engines_read_is_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""A run that succeeded: its outputs are read, and its accepted nodes committed, through this object only."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from medusa_runtime.backends.base import FloatArray, IntArray, StepOutputs, name_outputs
+from medusa_runtime.backends.step_binding import StepBinding
+
+
+class CompletedRun:
+    """The last run of a backend. It exists only after the run succeeded, and is dropped when the next one begins.
+
+    Reading and committing use the memory that the run was bound to, whatever else was allocated since.
+    """
+
+    def __init__(self, binding: StepBinding, seconds: float) -> None:
+        """Record a run in the calling thread.
+
+        Args:
+            binding: What the step ran with.
+            seconds: How long the run took.
+        """
+        self.binding, self.seconds = binding, seconds
+        self.thread = threading.get_ident()
+        self._commit_unfinished = False
+
+    def read_tokens(self, sequence: int) -> list[int]:
+        """Return the ids of the T nodes."""
+        return self.binding.host.read_tokens(sequence)
+
+    def read_argmax(self, sequence: int) -> list[int]:
+        """Return the greedy next ids of the R rows."""
+        return self.binding.host.read_argmax(sequence)
+
+    def read_logits(self, row: int, sequence: int) -> FloatArray:
+        """Copy the logits of one row from the device: (V,) float32."""
+        binding = self.binding
+        outputs = binding.memory.outputs
+        return self._read(outputs.logits_address(binding.shape, sequence, row), outputs.vocab_size)
+
+    def read_outputs(self) -> StepOutputs:
+        """Copy all outputs from the device, without the padding."""
+        shape, host, memory = self.binding.shape, self.binding.host, self.binding.memory
+        B, T, R = shape.B, shape.T, shape.R
+        nodes, rows = host.sizes  # of the step itself, T and R at most
+        outputs = memory.outputs
+
+        def ids(read: Callable[[int], list[int]]) -> IntArray:
+            return np.array([read(sequence) for sequence in range(B)], np.int32)
+
+        logits = self._read(outputs.logits.address, B, R, outputs.vocab_size)
+        hidden = self._read(outputs.hidden.address, B, T, outputs.hidden_size)
+        new = memory.arena.read_new(T, host.past_length)  # (2 · layers, B, T, W)
+        return name_outputs(
+            ids(host.read_tokens), ids(host.read_argmax), logits[:, :rows], hidden[:, :nodes], new[:, :, :nodes]
+        )
+
+    def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
+        """Keep the accepted nodes (see `BatchMemory.commit`).
+
+        An arena may move rows in place, so a commit that was interrupted cannot be repeated: RuntimeError.
+        """
+        if self._commit_unfinished:
+            raise RuntimeError("an earlier commit of this step was interrupted; run the step again")
+        self._commit_unfinished = True
+        self.binding.memory.commit(self.binding.shape, sequence, path, length)
+        self._commit_unfinished = False
+
+    def _read(self, address: int, *shape: int) -> FloatArray:
+        array = np.empty(shape, np.float32)
+        self.binding.memory.device.read(array, address)
+        return array
