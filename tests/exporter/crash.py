@@ -34,7 +34,8 @@ class Cutter:
 
     def open(self, file: Any, mode: str = "r", buffering: int = -1, *arguments: Any, **options: Any) -> Any:
         """What `io.open` does, with writes counted too."""
-        if not set(mode) & set("wax+") or not isinstance(file, (str, os.PathLike)):
+        unseen = options.get("opener")  # an unnamed temporary file, which ends with its process
+        if not set(mode) & set("wax+") or not isinstance(file, (str, os.PathLike)) or unseen:
             return _open(file, mode, buffering, *arguments, **options)
         raw = _Raw(file, mode.replace("b", "").replace("t", ""))
         raw.cutter = self

@@ -42,7 +42,7 @@ def on_host(
 
 @pytest.fixture
 def doctored(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Change one output of every step that is recorded from now on."""
+    """Change one output of every step that is saved from now on."""
 
     def change(name: str, by: float) -> None:
         add = ReferenceWriter.add
@@ -113,7 +113,7 @@ def test_rows_committed_wrongly_are_found(
 def test_what_one_process_saved_another_compares(
     tiny_precisions: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, output = tmp_path / "new" / "recording", tmp_path / "compare.json"
+    file, output = tmp_path / "new" / "reference", tmp_path / "compare.json"
     assert run(tiny_precisions, *ONE, *FEW, "--profile", "tree-4", "--save", file) == 0
     assert "ort-cpu:fp32: 14 steps of 2 prompts, tree-4" in capsys.readouterr().out
     assert run(tiny_precisions, "--backends", "ort-cpu:int8", "--against", file) == 0
@@ -142,7 +142,7 @@ def test_one_changed_tensor_is_named(
     by: float,
     told: str,
 ) -> None:
-    file, output = tmp_path / "recording", tmp_path / "compare.json"
+    file, output = tmp_path / "reference", tmp_path / "compare.json"
     doctored(name, by)
     assert run(tiny_precisions, *ONE, *FEW, "--save", file) == 0
     assert run(tiny_precisions, *ONE, "--against", file, "--json", output) == 1
@@ -155,13 +155,13 @@ def test_one_changed_tensor_is_named(
     assert {row["name"] for row in content["tensors"] if not row["passed"]} == {name}
 
 
-def test_a_file_that_is_no_recording_is_told_in_one_line(
+def test_a_file_that_is_no_reference_is_refused_in_one_line(
     tiny_precisions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text").write_text("hello")
     assert run(tiny_precisions, *ONE, "--against", tmp_path / "text") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: {tmp_path / 'text'} is no whole recording: ")
+    assert error.startswith(f"error: {tmp_path / 'text'} is not a complete reference file: ")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_file_that_is_no_recording_is_told_in_one_line(
         ((*BOTH, "--against", __file__), 2, "--backends names 2"),
         ((*ONE, "--save", "x", "--against", __file__), 2, "leave out one of the two"),
         ((*ONE, "--against", __file__, "--steps", 3), 2, "leave out --prompts, --limit, --steps and --profile"),
-        ((*ONE, "--against", __file__, "--profile", "tree-4"), 2, "takes prompts, steps and tree from the recording"),
+        ((*ONE, "--against", __file__, "--profile", "tree-4"), 2, "takes prompts, steps and tree from the file"),
         ((*ONE, "--save", "x", "--json", "y"), 2, "--save compares nothing yet"),
         ((*ONE, "--against", "nowhere"), 2, "does not exist"),
         ((*BOTH, "--steps", 0), 2, "--steps"),
@@ -207,7 +207,7 @@ def test_nothing_is_written_into_the_bundle(tiny_precisions: Path, capsys: pytes
     assert not (tiny_precisions / "file").exists()
 
 
-def test_a_smaller_context_than_was_recorded_with_is_told(
+def test_a_smaller_context_than_the_references_is_reported(
     tiny_precisions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(tiny_precisions, *ONE, *FEW, "--save", tmp_path / "file") == 0
@@ -218,7 +218,7 @@ def test_a_smaller_context_than_was_recorded_with_is_told(
 
     monkeypatch.setattr(OrtCpuBackend, "__init__", smaller)
     assert run(tiny_precisions, *ONE, "--against", tmp_path / "file") == 1
-    assert "ort-cpu has a context of 64; take shorter prompts or fewer --steps" in capsys.readouterr().err
+    assert "ort-cpu has a context of 64; use shorter prompts or fewer --steps" in capsys.readouterr().err
 
 
 def test_it_needs_neither_torch_nor_transformers_nor_onnx(tiny_precisions: Path) -> None:

@@ -89,6 +89,12 @@ def test_the_lock_of_a_bundle_comes_with_every_extra_that_makes_one() -> None:
         assert "filelock" in requirements(project()[extra]), extra
 
 
+def test_what_compare_reads_a_reference_with_comes_with_every_extra_of_tensorrt() -> None:
+    assert "safetensors" in foreign("exporter/medusa_exporter")
+    for extra in ("export", "tensorrt", "tensorrt-rtx"):
+        assert requirements(project()[extra])["safetensors"] == requirements(project()["export"])["safetensors"], extra
+
+
 def test_all_that_the_tests_run_with_is_pinned() -> None:
     pins = pinned("constraints.txt")
     asked = requirements([line for extra in ("", "cpu", "export", "test") for line in project()[extra]])

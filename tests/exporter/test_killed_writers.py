@@ -44,9 +44,9 @@ def data(value: int) -> Any:
     return from_rows(FACTS, [(tokens, tokens > 0, 0.0, value)])
 
 
-def record(file: Path, value: int) -> None:
-    with reference_file.write_reference(file, BUNDLE, SIDE, PLAN) as recorder:  # type: ignore[arg-type]
-        recorder.add({"tokens": np.full((1, 2), value, np.int32)})
+def save_reference(file: Path, value: int) -> None:
+    with reference_file.write_reference(file, BUNDLE, SIDE, PLAN) as writer:  # type: ignore[arg-type]
+        writer.add({"tokens": np.full((1, 2), value, np.int32)})
 
 
 def write_review(file: Path, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 FILES: dict[str, tuple[Any, Callable[[Path, int, Any], object]]] = {
     "json": (output_kinds.BENCH, lambda file, value, _: write_json(file, output_kinds.BENCH.marked({"value": value}))),
-    "recording": (output_kinds.REFERENCE, lambda file, value, _: record(file, value)),
+    "reference": (output_kinds.REFERENCE, lambda file, value, _: save_reference(file, value)),
     "review": (None, write_review),
 }
 

@@ -23,6 +23,7 @@ from medusa_exporter.compare.reference_file import Side
 from medusa_exporter.compare.steps import Plan, Reference, ReferenceStep, StepRunner, rows_needed, run_steps
 from medusa_exporter.compare.summary import ComparisonSummary
 from medusa_exporter.compare.tolerances import tolerance
+from medusa_exporter.extras import import_extra
 from medusa_exporter.files import write_json
 from medusa_exporter.output_kinds import COMPARE, REFERENCE
 from medusa_exporter.overwrite_check import check_output_file
@@ -104,8 +105,7 @@ def command(
         raise click.UsageError(f"--backends names {len(named)}; expected two, or one with --save or --against")
     if against is not None and (file, limit, steps, profile) != (None,) * 4:
         raise click.UsageError(
-            "--against takes prompts, steps and tree from the recording; leave out --prompts, --limit, --steps and "
-            "--profile"
+            "--against takes prompts, steps and tree from the file; leave out --prompts, --limit, --steps and --profile"
         )
     if save is not None and output is not None:
         raise click.UsageError("--save compares nothing yet; give --json with --against")
@@ -114,6 +114,8 @@ def command(
             check_output_file(place, kind, inputs=[source for source in (file, against) if source], bundle=bundle)
     if save is None:
         load_polygraphy()  # before any work
+    if against is not None:
+        import_extra("safetensors", "export")
     opened = Bundle.open(bundle, expected_digest=expected_digest)
     progress = Progress()
     engines = [_load(opened, one, gpu, progress) for one in named]
@@ -172,8 +174,8 @@ def _watched(bundle: Bundle, reference: Reference, plan: Plan, progress: Progres
     """Take the plan's steps, and tell with which prompt each begins."""
     prompt = 0
     for taken in run_steps(reference, plan, bundle.heads.top_k):
-        if taken.place.prompt != prompt:
-            prompt = taken.place.prompt
+        if taken.inputs.prompt != prompt:
+            prompt = taken.inputs.prompt
             progress.report(f"prompt {prompt}/{len(plan.prompts)}: {len(plan.prompts[prompt - 1])} tokens")
         yield taken
 

@@ -1,1 +1,1 @@
-"""One backend's outputs beside another's, tensor by tensor, on the same steps."""
+"""Compares the output tensors of two backends, step by step, on the same inputs."""

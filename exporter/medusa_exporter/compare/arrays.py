@@ -1,4 +1,4 @@
-"""Polygraphy's comparison of two sets of arrays, silenced."""
+"""Compares two sets of named arrays with Polygraphy and returns the largest error of each array."""
 
 from __future__ import annotations
 
@@ -10,25 +10,33 @@ import numpy as np
 from medusa_runtime.backends.base import FloatArray
 from medusa_runtime.errors import MedusaError, MissingExtraError
 
-SIDES = ("other", "reference")  # what polygraphy calls the two
+RUNNER_NAMES = ("other", "reference")  # the names under which Polygraphy gets the two sides
 
 
 class ArrayResult(NamedTuple):
-    """error: the largest, as a share of the largest magnitude in the reference; passed: polygraphy's verdict."""
+    """The comparison of one array.
+
+    error: the largest absolute error, as a share of the largest magnitude in the reference's array. passed:
+    Polygraphy's verdict.
+    """
 
     error: float
     passed: bool
 
 
 def load_polygraphy() -> tuple[Any, Any]:
-    """Return its comparator and its logger. Raises MissingExtraError with the pip command."""
+    """Import Polygraphy; return its comparator and its logger.
+
+    Raises:
+        MissingExtraError: Polygraphy is not installed; the message has the pip command.
+    """
     try:
         from polygraphy import comparator
         from polygraphy.logger import G_LOGGER
-    except ImportError as error:  # `export` brings much that a machine for TensorRT alone need not have
+    except ImportError as error:  # the `export` extra also brings torch, which a TensorRT machine need not have
         raise MissingExtraError(
-            f"polygraphy is not installed ({error}); it comes with: pip install 'medusa-export[export]', or "
-            "alone: pip install polygraphy"
+            f"polygraphy is not installed ({error}); install it with the exporter: pip install "
+            "'medusa-export[export]', or alone: pip install polygraphy safetensors"
         ) from error
     return comparator, G_LOGGER
 
@@ -36,37 +44,50 @@ def load_polygraphy() -> tuple[Any, Any]:
 def compare_arrays(
     reference: dict[str, FloatArray], other: dict[str, FloatArray], tolerance: float
 ) -> dict[str, ArrayResult]:
-    """Compare each array of `reference` with the other's of the same name.
+    """Compare each array of `reference` with the array of the same name in `other`.
 
-    tolerance: the largest absolute error of any element, as a share of the array's largest magnitude. What is not
-    finite fails. Raises MedusaError where names or shapes differ.
+    An array with an element that is not finite fails.
+
+    Args:
+        reference: The arrays that are taken as correct, by name.
+        other: The arrays to check. Names and shapes must be those of `reference`.
+        tolerance: The largest absolute error that any element may have, as a share of the largest magnitude in the
+            reference's array.
+
+    Raises:
+        MedusaError: Names or shapes differ.
     """
     shapes, others = ({name: array.shape for name, array in side.items()} for side in (reference, other))
     if shapes != others:
         name = next(name for name in shapes | others if shapes.get(name) != others.get(name))
-        raise MedusaError(f"{name} has the shape {others.get(name)}, expected {shapes.get(name)}: not the same step")
+        raise MedusaError(
+            f"{name} has the shape {others.get(name)}, expected {shapes.get(name)}: the two sides did not run the same "
+            "step; compare graphs of one model and one set of heads"
+        )
     comparator, logger = load_polygraphy()
     with logger.verbosity(), np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numpy, about what is not finite
+        warnings.simplefilter("ignore")  # numpy warns about elements that are not finite
         scales = {name: float(np.abs(array).max()) for name, array in reference.items()}
         sides = (
-            comparator.IterationResult(arrays, runner_name=side)
-            for side, arrays in zip(SIDES, (other, reference), strict=True)
+            comparator.IterationResult(arrays, runner_name=name)
+            for name, arrays in zip(RUNNER_NAMES, (other, reference), strict=True)
         )
         compare = comparator.CompareFunc.simple(
             rtol=0,
             atol={name: tolerance * scale for name, scale in scales.items()},
             check_error_stat="max",
-            find_output_func=lambda name, _index, _outputs: [name],  # its own also takes names that are alike
+            find_output_func=lambda name, _index, _outputs: [name],  # the default also matches similar names
         )
         results = compare(*sides)
     return {
-        name: ArrayResult(_share(float(result.max_absdiff), scales[name]), bool(result) and math.isfinite(scales[name]))
+        name: ArrayResult(
+            _relative(float(result.max_absdiff), scales[name]), bool(result) and math.isfinite(scales[name])
+        )
         for name, result in results.items()
     }
 
 
-def _share(error: float, scale: float) -> float:
+def _relative(error: float, scale: float) -> float:
     if scale:
         return error / scale
     return math.inf if error else 0.0

@@ -1,4 +1,4 @@
-"""What a comparison found, as a table, as one line, and as JSON."""
+"""Shows a comparison's results: as a table, as one error line, and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEADINGS = ("step", "tensors", "largest error", "tolerance", "", "where")
 
 
 def table(rows: Sequence[TensorResult]) -> str:
-    """Lay out the worst finding of each group."""
+    """Lay out the worst result of each group."""
     cells = [HEADINGS] + [
         (one.kind, one.group, f"{one.error:.2e}", f"{one.tolerance:.2e}", "ok" if one.passed else "FAILS", one.where)
         for one in rows
@@ -23,15 +23,15 @@ def table(rows: Sequence[TensorResult]) -> str:
     return "\n".join(map(str.rstrip, lines))
 
 
-def mismatch(one: TensorResult, first: TensorResult | None, reference: str, other: str) -> str:
-    """Say in one line what is furthest beyond its tolerance, where that is, and what was the first beyond its own."""
+def mismatch(worst: TensorResult, first: TensorResult | None, reference: str, other: str) -> str:
+    """Describe in one line the result furthest beyond its tolerance, and the first one beyond its own."""
     begins = "" if first is None else f"; the first is {first.name} of the {first.kind} step at {first.where}"
     return (
-        f"{other} is not equal to {reference} within tolerance: worst is {one.name} ({one.group}) of the {one.kind} "
-        f"step at {one.where}: error {one.error:.2e}, at most {one.tolerance:.2e}{begins}"
+        f"{other} is not equal to {reference} within tolerance: worst is {worst.name} ({worst.group}) of the "
+        f"{worst.kind} step at {worst.where}: error {worst.error:.2e}, expected at most {worst.tolerance:.2e}{begins}"
     )
 
 
 def as_json(rows: Sequence[TensorResult]) -> list[dict[str, Any]]:
-    """Return the rows as JSON can say them: an error that is not finite is None."""
+    """Return the rows as JSON objects; an error that is not finite becomes None, which JSON can represent."""
     return [asdict(one) | {"error": one.error if math.isfinite(one.error) else None} for one in rows]

@@ -1,55 +1,53 @@
-"""A recording: what one backend gave at every step, in a file that another process, or another machine, compares with.
+"""Saves the reference's outputs of every step in a safetensors file, for a comparison in another process or machine.
 
-The file is a ZIP archive that keeps its entries as they are: `header.json`, and each step's outputs in turn as
-`<step>/<name>.npy`, so that numpy's `load` opens it too. It is written and read step by step, for the outputs of one
-tree are megabytes. Polygraphy's own format is not read: it holds all in one JSON text, and decodes a tensor of torch
-by `torch.load`, which before torch 2.6 runs what a foreign file tells it to.
+The header's metadata has `format`, and under `reference` a JSON object with the backend, the model's shape, the tree
+and the prompts. Each output of each step is a tensor, for example `00003/logits`. Polygraphy's own format is not used:
+it keeps everything in one JSON text, and it decodes torch tensors with `torch.load`, which before torch 2.6 can run
+code from the file.
 
-Reading runs no code, and believes nothing: facts are compared with the bundle's, trees and prompts checked, and of
-each array name, shape, type and size are known before it is read.
+Reading runs no code and trusts nothing: the model's shape is compared with the bundle's, tree and prompts are checked,
+and the name, shape, type and size of each tensor are known before it is read.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_runtime import contract
 from medusa_runtime.backends import BACKENDS
-from medusa_runtime.backends.base import FloatArray, IntArray, StepOutputs
+from medusa_runtime.backends.base import StepOutputs
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.checks import check_whole
-from medusa_runtime.errors import MedusaError
+from medusa_runtime.checks import check_mapping, check_whole
+from medusa_runtime.errors import MedusaError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 
 from medusa_exporter.compare.steps import Plan, StepInputs
 from medusa_exporter.compare.tolerances import tolerance
+from medusa_exporter.extras import import_extra
 from medusa_exporter.files import atomic_write
-from medusa_exporter.output_kinds import REFERENCE_FORMAT as FORMAT
-from medusa_exporter.output_kinds import REFERENCE_HEADER as HEADER
+from medusa_exporter.output_kinds import REFERENCE_FORMAT, SAVED_AS_ZIP
 
-SCHEMA = 1
-MAX_HEADER = 16 << 20  # bytes
-MAX_ARRAY_HEADER = 4096  # bytes that .npy may put before the numbers
-STAMP = (1980, 1, 1, 0, 0, 0)  # of every entry: the same outputs are the same file
-FLOAT, INT = np.dtype("<f4"), np.dtype("<i4")
+DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}  # as safetensors names them
+ALIGNMENT = 8  # bytes: the header is padded so that the tensors start at a multiple of it
+REMEDY = "save it again with medusa-export compare … --save"
 
 
 class ReferenceFileError(MedusaError):
-    """A file is no recording, is damaged, or was recorded with another bundle."""
+    """A file is not a reference file, is damaged, or belongs to another model."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """Who ran the steps: a backend's name and the precision of its graph."""
+    """One side of a comparison: a backend and the precision of its graph."""
 
     backend: str
     precision: str
@@ -60,108 +58,138 @@ class Side:
 
 @contextmanager
 def write_reference(file: Path, bundle: Bundle, side: Side, plan: Plan) -> Iterator[ReferenceWriter]:
-    """Write a recording; it appears when the block ends, and not at all when it raises."""
+    """Write a reference file. It appears when the block ends; when the block raises, nothing is written.
+
+    Args:
+        file: The file to write.
+        bundle: The bundle whose graph ran the steps.
+        side: The backend and the precision that ran them.
+        plan: Prompts, tree and number of steps.
+    """
     content = {
-        "format": FORMAT,
-        "schema": SCHEMA,
-        "backend": side.backend,
-        "precision": side.precision,
-        **_facts(bundle.model, bundle.heads),
+        **asdict(side),
+        **_shared_facts(bundle.model, bundle.heads),
         "tree": {"name": plan.tree.name, "paths": plan.tree.paths},
         "prompts": plan.prompts,
         "steps": plan.steps,
     }
-    with atomic_write(file) as raw, zipfile.ZipFile(raw, "w") as archive:
-        archive.writestr(zipfile.ZipInfo(HEADER, STAMP), json.dumps(content))
-        yield ReferenceWriter(archive)
+    with atomic_write(file) as target, tempfile.TemporaryFile(dir=file.parent) as data:
+        writer = ReferenceWriter(data)
+        yield writer
+        metadata = {"format": REFERENCE_FORMAT, "reference": json.dumps(content)}
+        header = json.dumps({"__metadata__": metadata, **writer.entries}, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % ALIGNMENT)
+        target.write(len(header).to_bytes(8, "little") + header)
+        data.seek(0)
+        shutil.copyfileobj(data, target, 1 << 20)
 
 
 class ReferenceWriter:
-    """Adds steps to a recording, in the order in which they are taken."""
+    """Appends the outputs of steps, in the order in which the steps run.
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive, self.steps = archive, 0
+    safetensors' own `save_file` needs all tensors in memory at once, gigabytes for a large vocabulary, so the tensors
+    are written step by step, and the header when all sizes are known.
+    """
+
+    def __init__(self, data: IO[bytes]) -> None:
+        self._data, self._size = data, 0
+        self.entries: dict[str, Any] = {}  # the tensors' part of the header
+        self.steps = 0
 
     def add(self, outputs: StepOutputs) -> None:
-        """Write all that one step gave."""
+        """Write all outputs of one step."""
         for name, array in outputs.items():
-            entry = zipfile.ZipInfo(_entry(self.steps, name), STAMP)
-            with self._archive.open(entry, "w", force_zip64=True) as stream:
-                little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-                np.lib.format.write_array(stream, little, allow_pickle=False)
+            begin, self._size = self._size, self._size + array.nbytes
+            entry = {"dtype": DTYPES[array.dtype], "shape": array.shape, "data_offsets": (begin, self._size)}
+            self.entries[_tensor_name(self.steps, name)] = entry
+            self._data.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
         self.steps += 1
 
 
 class ReferenceFile:
-    """A recording opened for one bundle: the reference that others are compared with (`steps.Reference`)."""
+    """A reference file that was opened for one bundle: it serves as the reference (`steps.Reference`)."""
 
-    def __init__(self, file: Path, archive: zipfile.ZipFile, bundle: Bundle) -> None:
-        """Check all but the outputs themselves; `open_reference` turns what this raises into a ReferenceFileError."""
-        self._file, self._archive, self._model = file, archive, bundle.model
+    def __init__(self, file: Path, tensors: Any, bundle: Bundle) -> None:
+        """Check everything but the tensors; `open_reference` turns what this raises into a ReferenceFileError."""
+        self._file, self._tensors, self._model = file, tensors, bundle.model
         self._state = state_size(bundle.model, bundle.heads)
-        content = json.loads(_read(archive, HEADER, MAX_HEADER))
-        if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("schema") != SCHEMA:
-            raise ReferenceFileError(f"expected a header of {FORMAT!r}, schema {SCHEMA}")
-        for part, facts in json.loads(json.dumps(_facts(bundle.model, bundle.heads))).items():
+        self._names = set(tensors.keys())
+        metadata = tensors.metadata() or {}
+        if (found := metadata.get("format")) != REFERENCE_FORMAT:
+            raise ReferenceFileError(f"its format is {found!r:.80}, expected {REFERENCE_FORMAT!r}; {REMEDY}")
+        content = check_mapping("its metadata", json.loads(metadata["reference"]))
+        for part, facts in json.loads(json.dumps(_shared_facts(bundle.model, bundle.heads))).items():
+            found_facts = check_mapping(part, content[part])
             for name, expected in facts.items():
-                if (got := content[part].get(name)) != expected:
+                if (got := found_facts.get(name)) != expected:
                     raise ReferenceFileError(
-                        f"it is of another bundle: {part}.{name} is {got!r:.80} there and {expected!r:.80} in "
-                        f"{bundle.root}; give the bundle that was recorded, or one built from the same model and heads"
+                        f"it belongs to another model: {part}.{name} is {got!r:.80} there and {expected!r:.80} in "
+                        f"{bundle.root}; use the bundle that it was saved with, or one of the same model and heads"
                     )
         self.side = Side(content["backend"], content["precision"])
         if self.side.backend not in BACKENDS:
-            raise ReferenceFileError(f"its backend is {self.side.backend!r:.80}, expected one of {', '.join(BACKENDS)}")
+            raise ReferenceFileError(
+                f"its backend is {self.side.backend!r:.80}, expected one of {', '.join(BACKENDS)}; {REMEDY}"
+            )
         tolerance(self.side.precision, self.side.precision)
-        tree = TreeProfile(content["tree"]["name"], content["tree"]["paths"])
-        tree.require(bundle.heads.count, bundle.heads.top_k)
-        context = bundle.model.context
-        prompts = tuple(_prompt(ids, bundle.model.vocab_size, context) for ids in content["prompts"])
-        check_whole("steps", steps := content["steps"], 1, context)
-        if not prompts:
-            raise ReferenceFileError("it has no prompts")
-        self.plan = Plan(prompts, tree, steps, bundle.model.eos_token_ids)
-        if self.plan.rows > context:
-            raise ReferenceFileError(f"its steps take {self.plan.rows} tokens, the model's context is {context}")
-        self._taken, self._entries = 0, 1
+        self.plan = _read_plan(content, bundle)
+        self._steps = self._read = 0
 
-    def take(self, place: StepInputs) -> StepOutputs:
-        """Return what was recorded at the next step. Raises ReferenceFileError where it is not what that step gives."""
+    def run(self, inputs: StepInputs) -> StepOutputs:
+        """Return the saved outputs of the next step.
+
+        Raises:
+            ReferenceFileError: The file does not have the outputs of such a step.
+        """
         found = {}
         with _explained(self._file):
-            for name, (shape, dtype) in self._expected(place).items():
-                found[name] = _read_array(self._archive, _entry(self._taken, name), shape, dtype)
+            for name, (shape, dtype) in self._expected(inputs).items():
+                found[name] = self._tensor(_tensor_name(self._steps, name), shape, dtype)
             for name in (contract.TOKENS, contract.ARGMAX):
                 if found[name].min() < 0 or found[name].max() >= self._model.vocab_size:
-                    raise ReferenceFileError(f"{_entry(self._taken, name)} holds ids outside the vocabulary")
-            literal = place.ids >= 0
-            if (found[contract.TOKENS][0, literal] != place.ids[literal]).any():
+                    raise ReferenceFileError(f"{_tensor_name(self._steps, name)} has ids outside the vocabulary")
+            literal = inputs.ids >= 0
+            if (found[contract.TOKENS][0, literal] != inputs.ids[literal]).any():
                 raise ReferenceFileError(
-                    f"{_entry(self._taken, contract.TOKENS)} holds other tokens than the step was given"
+                    f"{_tensor_name(self._steps, contract.TOKENS)} differs from the tokens of that step"
                 )
-        self._taken, self._entries = self._taken + 1, self._entries + len(found)
+        self._steps, self._read = self._steps + 1, self._read + len(found)
         return found
 
-    def keep(self, path: Sequence[int]) -> None:
-        """Nothing to do: what was kept shows in the steps behind."""
+    def commit(self, path: Sequence[int]) -> None:
+        """Do nothing: the outputs of the later steps are already saved."""
 
     def finish(self) -> None:
-        """Raise ReferenceFileError unless every entry has been read."""
-        if (count := len(self._archive.namelist())) != self._entries:
+        """Check that every tensor has been read.
+
+        Raises:
+            ReferenceFileError: The file has more tensors than its steps.
+        """
+        if len(self._names) != self._read:
             raise ReferenceFileError(
-                f"{self._file} holds {count} entries, expected {self._entries} for its steps; record again"
+                f"{self._file} has {len(self._names)} tensors, expected {self._read} for its steps; {REMEDY}"
             )
 
-    def _expected(self, place: StepInputs) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Shape and type of each output of a step."""
-        T, model = len(place.ids), self._model
-        R = T if place.kind == "tree" else 1
-        sizes = {"B": 1, "T": T, "R": R}
+    def _tensor(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+        """Read one tensor whose shape and type are known."""
+        if name not in self._names:
+            raise KeyError(name)
+        found = self._tensors.get_slice(name)
+        if (found_shape := tuple(found.get_shape())) != shape or found.get_dtype() != dtype:
+            raise ReferenceFileError(
+                f"{name} is {found.get_dtype()} of shape {found_shape}, expected {dtype} of shape {shape}"
+            )
+        return self._tensors.get_tensor(name)
+
+    def _expected(self, inputs: StepInputs) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Return shape and type of each output of a step."""
+        T, model = len(inputs.ids), self._model
+        sizes = {"B": 1, "T": T, "R": T if inputs.kind == "tree" else 1}
         specs = contract.output_specs(model.layers, self._state, model.vocab_size, model.kv_row)
         return {
             spec.name: (
                 tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape),
-                INT if spec.dtype == "int32" else FLOAT,
+                "I32" if spec.dtype == "int32" else "F32",
             )
             for spec in specs
         }
@@ -169,13 +197,22 @@ class ReferenceFile:
 
 @contextmanager
 def open_reference(file: Path, bundle: Bundle) -> Iterator[ReferenceFile]:
-    """Open a recording for `bundle`. Raises ReferenceFileError in one sentence for all that it cannot be."""
+    """Open a reference file for a bundle.
+
+    Raises:
+        ReferenceFileError: It is not a reference file of the bundle's model, in one sentence.
+        MissingExtraError: safetensors is not installed.
+    """
+    safetensors = import_extra("safetensors", "export")
     with _explained(file):
-        archive = zipfile.ZipFile(file)
-    with archive:
+        with file.open("rb") as start:
+            if start.read(len(SAVED_AS_ZIP)) == SAVED_AS_ZIP:
+                raise ReferenceFileError(f"it is a ZIP archive of an earlier version, expected safetensors; {REMEDY}")
+        tensors = safetensors.safe_open(file, framework="numpy")
+    with tensors:
         with _explained(file):
-            recording = ReferenceFile(file, archive, bundle)
-        yield recording
+            reference = ReferenceFile(file, tensors, bundle)
+        yield reference
 
 
 @contextmanager
@@ -183,56 +220,43 @@ def _explained(file: Path) -> Iterator[None]:
     """Turn whatever goes wrong with a file into a ReferenceFileError that names it."""
     try:
         yield
+    except MissingExtraError:
+        raise
     except (MedusaError, ProfileError) as error:
-        raise ReferenceFileError(f"{file} cannot be compared with: {error}") from None
-    except Exception as error:  # a foreign file may raise anything
+        raise ReferenceFileError(f"{file} cannot be used as a reference: {error}") from None
+    except Exception as error:  # a damaged or hostile file can raise anything
         text = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-        raise ReferenceFileError(
-            f"{file} is no whole recording: {text}; record again with medusa-export compare … --save"
-        ) from None
+        raise ReferenceFileError(f"{file} is not a complete reference file: {text}; {REMEDY}") from None
 
 
-def _facts(model: ModelFacts, heads: HeadFacts) -> dict[str, dict[str, Any]]:
-    """What two bundles must have in common: not the model's name, nor how many candidates their trees may ask for."""
+def _shared_facts(model: ModelFacts, heads: HeadFacts) -> dict[str, dict[str, Any]]:
+    """Return what both bundles must have in common: all but the model's name and the candidates of each head."""
     parts = {"model": asdict(model), "heads": asdict(heads)}
     del parts["model"]["name"], parts["heads"]["top_k"]
     return parts
 
 
-def _entry(step: int, name: str) -> str:
-    return f"{step:05}/{name}.npy"
+def _tensor_name(step: int, output: str) -> str:
+    return f"{step:05}/{output}"
 
 
-def _read(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """Read one entry of `limit` bytes at most; compressed ones, which may grow beyond all bounds, are refused."""
-    try:
-        entry = archive.getinfo(name)
-    except KeyError:
-        raise ReferenceFileError(f"it lacks {name}") from None
-    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > limit:
-        raise ReferenceFileError(
-            f"{name} is compressed or has {entry.file_size} bytes, expected {limit} at most, as they are"
-        )
-    return archive.read(entry)
+def _read_plan(content: dict[str, Any], bundle: Bundle) -> Plan:
+    """Check tree, prompts and number of steps."""
+    context = bundle.model.context
+    tree = TreeProfile(content["tree"]["name"], content["tree"]["paths"])
+    tree.require(bundle.heads.count, bundle.heads.top_k)
+    prompts = tuple(_read_prompt(ids, bundle.model.vocab_size, context) for ids in content["prompts"])
+    check_whole("steps", steps := content["steps"], 1, context)
+    if not prompts:
+        raise ReferenceFileError(f"it has no prompts; {REMEDY}")
+    plan = Plan(prompts, tree, steps, bundle.model.eos_token_ids)
+    if plan.cache_rows > context:
+        raise ReferenceFileError(f"its steps need {plan.cache_rows} tokens, the model's context is {context}")
+    return plan
 
 
-def _read_array(
-    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> FloatArray | IntArray:
-    """Read one array of a known shape and type."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    stream = io.BytesIO(_read(archive, name, size + MAX_ARRAY_HEADER))
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ReferenceFileError(f"{name} is of another version of .npy, expected 1.0")
-    found = np.lib.format.read_array_header_1_0(stream)
-    if found != (shape, False, dtype):
-        raise ReferenceFileError(f"{name} is {found[2]} of shape {found[0]}, expected {dtype} of shape {shape}")
-    array: FloatArray | IntArray = np.frombuffer(stream.read(), dtype).reshape(shape)
-    return array
-
-
-def _prompt(ids: object, vocabulary: int, context: int) -> tuple[int, ...]:
-    """Check one prompt's token ids."""
+def _read_prompt(ids: object, vocabulary: int, context: int) -> tuple[int, ...]:
+    """Check the token ids of one prompt."""
     if not isinstance(ids, list) or not 0 < len(ids) <= context:
         raise ReferenceFileError(f"a prompt is {ids!r:.80}, expected a list of 1 to {context} token ids")
     for token in ids:

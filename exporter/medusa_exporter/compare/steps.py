@@ -1,8 +1,8 @@
-"""Which steps are compared, and how both sides come to take the same ones.
+"""Runs the steps of a comparison: the reference decodes, and the other side replays its steps.
 
-The reference decodes greedily, as `medusa_runtime.decoder` does: it prefills a prompt, and behind it takes every step
-twice, plain and as a tree, of which the path that it accepts itself is kept. The other side replays: it gets the tokens
-that the reference had and keeps the same path, so that both pasts stand for the same text.
+The reference decodes greedily, as `medusa_runtime.decoder` does. It prefills each prompt, then runs every step twice on
+the same KV cache: once plain and once as a tree. It commits the path that the tree accepted. The other side runs the
+same steps with the reference's tokens and commits the same path, so that both KV caches always stand for the same text.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ KINDS: tuple[Kind, ...] = ("prefill", "plain", "tree")
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is run. prompts: token ids of each; tree: what tree steps run; steps: behind each prompt, at most.
+    """The work of a comparison.
 
-    stop_ids: tokens behind which nothing is decoded.
+    prompts: the token ids of each prompt. tree: the profile that tree steps use. steps: the largest number of steps
+    after each prompt. stop_ids: the tokens that end an answer.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -36,25 +37,27 @@ class Plan:
     stop_ids: tuple[int, ...]
 
     @property
-    def rows(self) -> int:
-        """Rows that a past must have room for: the longest prompt, all paths at their longest, and one tree more."""
+    def cache_rows(self) -> int:
+        """The KV cache rows that are needed: the longest prompt, then the longest path in every step and one tree."""
         return max(map(len, self.prompts)) + rows_needed(self.tree, self.steps)
 
 
 def rows_needed(tree: TreeProfile, steps: int) -> int:
-    """Return how many rows so many steps of a tree take behind a prompt, at most."""
+    """Return the largest number of KV cache rows that `steps` tree steps need after a prompt."""
     return steps * (tree.depth + 1) + tree.size
 
 
 @dataclass(frozen=True, eq=False)
 class StepInputs:
-    """Where a step stands: in prompt `prompt` (from 1), step `number` behind it (from 1; a prefill's chunks too).
+    """The inputs of one step and its position in the plan.
 
-    ids (T,): its tokens, a tree's candidates by head and rank; length: rows of the past.
+    prompt: the prompt's number, from 1. step: the step's number after that prompt, from 1; chunks of a prefill are
+    counted in the same way. ids (T,): the token ids; a tree's candidates are -1 - (head * top_k + rank). length: the
+    rows that the KV cache holds before the step.
     """
 
     prompt: int
-    number: int
+    step: int
     kind: Kind
     ids: IntArray
     length: int
@@ -62,104 +65,118 @@ class StepInputs:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceStep:
-    """A step as the reference took it. path: the nodes that both sides keep; empty for a plain step."""
+    """A step with the outputs that the reference computed. path: the nodes that both sides commit; empty if plain."""
 
-    place: StepInputs
+    inputs: StepInputs
     outputs: StepOutputs
     path: list[int]
 
 
 class Reference(Protocol):
-    """Who says what comes out of a step: a backend, or a recording of one."""
+    """Computes or reads the correct outputs of each step: a backend, or a saved reference file."""
 
-    def take(self, place: StepInputs) -> StepOutputs:
-        """Return all that the step gives. Places come in the order in which `run_steps` makes them."""
+    def run(self, inputs: StepInputs) -> StepOutputs:
+        """Return all outputs of a step. Steps come in the order in which `run_steps` makes them."""
 
-    def keep(self, path: Sequence[int]) -> None:
-        """Commit these nodes of the step taken last."""
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep these nodes of the last step in the KV cache."""
 
 
 class StepRunner:
-    """Takes steps on a backend."""
+    """Runs the steps of a plan on a backend."""
 
     def __init__(self, decoder: Decoder, plan: Plan) -> None:
-        """Use a decoder's backend and cache. Raises CapacityError where the plan does not fit its context."""
-        if plan.rows > decoder.cache.context:
+        """Use the backend and the KV cache of a decoder.
+
+        Raises:
+            CapacityError: The plan needs more KV cache rows than the backend's context has.
+        """
+        if plan.cache_rows > decoder.cache.context:
             raise CapacityError(
-                f"prompts and steps take up to {plan.rows} tokens, {decoder.backend.name} has a context of "
-                f"{decoder.cache.context}; take shorter prompts or fewer --steps"
+                f"prompts and steps need up to {plan.cache_rows} tokens, {decoder.backend.name} has a context of "
+                f"{decoder.cache.context}; use shorter prompts or fewer --steps"
             )
         self._backend, self._cache, self._tree = decoder.backend, decoder.cache, plan.tree
 
-    def take(self, place: StepInputs) -> StepOutputs:
-        """Run one step. Raises CapacityError for one that the backend cannot run."""
-        if not place.length:
+    def run(self, inputs: StepInputs) -> StepOutputs:
+        """Run one step and return its outputs.
+
+        Raises:
+            CapacityError: The backend cannot run a step of this size.
+        """
+        if not inputs.length:
             self._cache.truncate(0)
-        self._cache.reserve(place.length + len(place.ids))
-        self._backend.run(self._step(place, place.ids))
+        self._cache.reserve(inputs.length + len(inputs.ids))
+        self._backend.run(self._step(inputs, inputs.ids))
         return self._backend.read_outputs()
 
-    def replay(self, taken: ReferenceStep) -> StepOutputs:
-        """Run the step that the reference took, and keep what it kept.
+    def replay(self, step: ReferenceStep) -> StepOutputs:
+        """Run a step that the reference has run, and commit the path that the reference committed.
 
-        A tree is run twice: with its candidates, for the tokens alone, and with the tokens that the reference had in
-        their place, for all the rest: where two candidates tie, another one must not look like an error behind it.
+        A tree step is run twice: first with this side's own candidates, to compare the tokens that its heads choose;
+        then with the reference's tokens, to compare all other outputs. Two candidates of equal score may be ranked
+        either way, and without the second run every output below such a candidate would count as an error.
         """
-        place = taken.place
-        outputs = self.take(place)
-        if place.kind == "tree":
-            tokens: IntArray = taken.outputs[contract.TOKENS][0].astype(np.int32)
-            self._backend.run(self._step(place, tokens))
+        inputs = step.inputs
+        outputs = self.run(inputs)
+        if inputs.kind == "tree":
+            tokens: IntArray = step.outputs[contract.TOKENS][0].astype(np.int32)
+            self._backend.run(self._step(inputs, tokens))
             outputs = self._backend.read_outputs() | {contract.TOKENS: outputs[contract.TOKENS]}
-        self.keep(taken.path)
+        self.commit(step.path)
         return outputs
 
-    def keep(self, path: Sequence[int]) -> None:
-        """Commit these nodes of the step taken last."""
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep these nodes of the last step in the KV cache."""
         self._cache.commit(path)
 
-    def _step(self, place: StepInputs, ids: IntArray) -> Step:
-        if place.kind != "tree":
-            return literal_step(ids, place.length, np.array([len(ids) - 1], np.int32))
+    def _step(self, inputs: StepInputs, ids: IntArray) -> Step:
+        if inputs.kind != "tree":
+            return literal_step(ids, inputs.length, np.array([len(ids) - 1], np.int32))
         tree = self._tree
         return Step(
             input_ids=ids[None],
-            position_ids=(place.length + tree.depths)[None],
+            position_ids=(inputs.length + tree.depths)[None],
             tree_mask=np.ascontiguousarray(tree.mask[None]),
-            past_length=np.array([place.length], np.int32),
+            past_length=np.array([inputs.length], np.int32),
             logit_rows=np.arange(tree.size, dtype=np.int32)[None],
             draft=True,
         )
 
 
 def run_steps(reference: Reference, plan: Plan, top_k: int) -> Iterator[ReferenceStep]:
-    """Take every step of the plan; whoever replays must do so before the next one is asked for.
+    """Run every step of the plan on the reference; replay each one before the next one is requested.
 
-    top_k: candidates of each head. A prompt ends early at a stop token.
+    A prompt ends early at a stop token.
+
+    Args:
+        reference: The backend or the file that provides the correct outputs.
+        plan: Prompts, tree and number of steps.
+        top_k: The number of candidates of each head.
     """
     candidates, stop = plan.tree.candidate_ids(top_k), frozenset(plan.stop_ids)
     for prompt, ids in enumerate(plan.prompts, start=1):
         length, root = 0, 0
         for number, first in enumerate(range(0, len(ids), PREFILL_CHUNK), start=1):
             chunk = np.array(ids[first : first + PREFILL_CHUNK], np.int32)
-            place = StepInputs(prompt, number, "prefill", chunk, length)
-            outputs, path = reference.take(place), list(range(len(chunk)))
-            yield ReferenceStep(place, outputs, path)
-            reference.keep(path)
+            inputs = StepInputs(prompt, number, "prefill", chunk, length)
+            outputs, path = reference.run(inputs), list(range(len(chunk)))
+            yield ReferenceStep(inputs, outputs, path)
+            reference.commit(path)
             length, root = length + len(chunk), int(outputs[contract.ARGMAX][0, -1])
         ended = root in stop
         for number in range(1, plan.steps + 1):
             if ended:
                 break
-            place = StepInputs(prompt, number, "plain", np.array([root], np.int32), length)
-            yield ReferenceStep(place, reference.take(place), [])
+            inputs = StepInputs(prompt, number, "plain", np.array([root], np.int32), length)
+            yield ReferenceStep(inputs, reference.run(inputs), [])
             nodes = candidates.copy()  # (T,)
             nodes[0] = root
-            place = StepInputs(prompt, number, "tree", nodes, length)
-            outputs = reference.take(place)
+            inputs = StepInputs(prompt, number, "tree", nodes, length)
+            outputs = reference.run(inputs)
             tokens, argmax = (outputs[name][0].tolist() for name in (contract.TOKENS, contract.ARGMAX))
             path, root = greedy(plan.tree, tokens, argmax)
-            yield ReferenceStep(place, outputs, path)
-            reference.keep(path)
+            yield ReferenceStep(inputs, outputs, path)
+            reference.commit(path)
             length += len(path)
             ended = not stop.isdisjoint([root, *(tokens[node] for node in path)])

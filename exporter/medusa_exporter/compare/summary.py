@@ -1,4 +1,4 @@
-"""Two sides' outputs, step by step: each tensor's error, and the worst of every group and kind of step."""
+"""Summarises a comparison: the error of each tensor in each step, and the worst for each group and kind of step."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ GROUPS = (contract.TOKENS, CANDIDATES, contract.ARGMAX, "logits", "hidden", "tap
 class TensorResult:
     """How far one tensor of one step is from the reference's.
 
-    error, tolerance: shares of the largest magnitude in the reference's tensor; of argmax the widest gap between the
-    two sides' tokens, as a share of the logits' largest magnitude; of tokens and candidates the share that differs.
-    prompt, step, layer: as in `steps.StepInputs`; layer None for what is not of one layer.
+    error, tolerance: shares of the largest magnitude in the reference's tensor. For the group argmax they are the
+    widest gap between the two sides' tokens, as a share of the logits' largest magnitude; for tokens and candidates
+    the share of ids that differ. prompt, step: as in `steps.StepInputs`. layer: None for tensors of no single layer.
     """
 
     kind: Kind
@@ -42,7 +42,7 @@ class TensorResult:
 
     @property
     def severity(self) -> tuple[bool, float]:
-        """The worse of two findings has the greater one."""
+        """A sort key: the worse of two results has the greater one."""
         error = math.inf if math.isnan(self.error) else self.error
         return not self.passed, error / self.tolerance if self.tolerance else error
 
@@ -54,75 +54,82 @@ class TensorResult:
 
 
 class ComparisonSummary:
-    """What comparing has found so far. `steps` counts those compared."""
+    """Collects the results of a comparison, step by step.
+
+    steps: the number of steps compared. first: the first result beyond its tolerance, in the order of the steps and of
+    the layers within a step; None while there is none.
+    """
 
     def __init__(self, model: ModelFacts, heads: HeadFacts, tree: TreeProfile, limits: Tolerance) -> None:
-        """Nothing is compared yet."""
         self._hidden_size, self._taps = model.hidden_size, heads.taps
         self._depths, self._limits = tree.depths, limits
         self._worst: dict[tuple[Kind, str], TensorResult] = {}
-        self._drafted = self._shared = 0  # candidates of the reference, and those that the other side has too
+        self._candidates = self._shared = 0  # candidates of the reference, and those that the other side has too
         self.steps = 0
-        self.first: TensorResult | None = None  # beyond its tolerance, in the order of steps, and of layers in a step
+        self.first: TensorResult | None = None
 
-    def add(self, taken: ReferenceStep, got: StepOutputs) -> None:
-        """Compare one step. Raises MedusaError where names or shapes differ."""
+    def add(self, step: ReferenceStep, outputs: StepOutputs) -> None:
+        """Compare the other side's outputs of one step with the reference's.
+
+        Raises:
+            MedusaError: Names or shapes of the outputs differ.
+        """
         self.steps += 1
-        for finding in self._findings(taken.place, taken.outputs, got):
-            key = finding.kind, finding.group
-            if key not in self._worst or finding.severity > self._worst[key].severity:
-                self._worst[key] = finding
-            if self.first is None and not finding.passed and finding.group != CANDIDATES:
-                self.first = finding
+        for result in self._results(step.inputs, step.outputs, outputs):
+            key = result.kind, result.group
+            if key not in self._worst or result.severity > self._worst[key].severity:
+                self._worst[key] = result
+            if self.first is None and not result.passed and result.group != CANDIDATES:
+                self.first = result
 
     def rows(self) -> list[TensorResult]:
-        """Return the worst finding of each kind of step and group; of candidates the share over all steps."""
+        """Return the worst result of each kind of step and group; for candidates the share over all steps."""
         found = [self._worst[kind, group] for kind in KINDS for group in GROUPS if (kind, group) in self._worst]
-        return [self._over_all(one) if one.group == CANDIDATES else one for one in found]
+        return [self._over_all_steps(one) if one.group == CANDIDATES else one for one in found]
 
     def worst(self) -> TensorResult | None:
-        """Return the finding furthest beyond its tolerance; None where all are within."""
+        """Return the result furthest beyond its tolerance; None where all are within."""
         return max((one for one in self.rows() if not one.passed), key=lambda one: one.severity, default=None)
 
-    def _findings(self, place: StepInputs, expected: StepOutputs, got: StepOutputs) -> Iterator[TensorResult]:
+    def _results(self, inputs: StepInputs, expected: StepOutputs, got: StepOutputs) -> Iterator[TensorResult]:
         def of_ids(group: str, name: str, error: float, tolerance: float) -> TensorResult:
             passed = error <= tolerance
-            return TensorResult(place.kind, group, name, error, tolerance, passed, place.prompt, place.number)
+            return TensorResult(inputs.kind, group, name, error, tolerance, passed, inputs.prompt, inputs.step)
 
         error, gap = self._limits.error, self._limits.gap
         reference, other = (float_tensors(outputs, self._hidden_size, self._taps) for outputs in (expected, got))
         for name, (found, passed) in compare_arrays(reference, other, error).items():
             group, layer = parse_name(name)
-            yield TensorResult(place.kind, group, name, found, error, passed, place.prompt, place.number, layer)
+            yield TensorResult(inputs.kind, group, name, found, error, passed, inputs.prompt, inputs.step, layer)
         tokens, others = expected[contract.TOKENS][0], got[contract.TOKENS][0]  # (T,)
-        literal = place.ids >= 0
+        literal = inputs.ids >= 0
         yield of_ids(contract.TOKENS, contract.TOKENS, float(np.mean(tokens[literal] != others[literal])), 0.0)
         pairs = zip(expected[contract.ARGMAX][0].tolist(), got[contract.ARGMAX][0].tolist(), strict=True)
         rows = zip(pairs, reference[contract.LOGITS][0], other[contract.LOGITS][0], strict=True)
         scale = float(np.abs(reference[contract.LOGITS]).max())
-        gaps = [_gap(pair, of_reference, of_other) for pair, of_reference, of_other in rows]
+        gaps = [_logit_gap(pair, of_reference, of_other) for pair, of_reference, of_other in rows]
         widest = max(gaps) if all(map(math.isfinite, gaps)) else math.inf
         yield of_ids(contract.ARGMAX, contract.ARGMAX, widest / scale if widest else 0.0, gap)
         if not literal.all():
-            drafted, shared = self._candidates(tokens, others)
-            self._drafted, self._shared = self._drafted + drafted, self._shared + shared
-            yield of_ids(CANDIDATES, contract.TOKENS, 1 - shared / drafted, 1 - self._limits.candidates)
+            candidates, shared = self._count_shared(tokens, others)
+            self._candidates, self._shared = self._candidates + candidates, self._shared + shared
+            yield of_ids(CANDIDATES, contract.TOKENS, 1 - shared / candidates, 1 - self._limits.candidates)
 
-    def _candidates(self, tokens: IntArray, others: IntArray) -> tuple[int, int]:
-        """Count the reference's candidates, head by head, and those of them that the other side's head has too."""
-        drafted = shared = 0
+    def _count_shared(self, tokens: IntArray, others: IntArray) -> tuple[int, int]:
+        """Count the reference's candidates, and those that the same head of the other side has too."""
+        candidates = shared = 0
         for depth in range(1, int(self._depths.max()) + 1):
             ours, theirs = (set(side[self._depths == depth].tolist()) for side in (tokens, others))
-            drafted, shared = drafted + len(ours), shared + len(ours & theirs)
-        return drafted, shared
+            candidates, shared = candidates + len(ours), shared + len(ours & theirs)
+        return candidates, shared
 
-    def _over_all(self, worst: TensorResult) -> TensorResult:
-        error = 1 - self._shared / self._drafted
+    def _over_all_steps(self, worst: TensorResult) -> TensorResult:
+        error = 1 - self._shared / self._candidates
         return replace(worst, error=error, passed=error <= worst.tolerance)
 
 
-def _gap(pair: tuple[int, int], reference: FloatArray, other: FloatArray) -> float:
-    """How far apart the two sides' tokens are, in the logits of the side that finds them further apart."""
+def _logit_gap(pair: tuple[int, int], reference: FloatArray, other: FloatArray) -> float:
+    """Return the gap between the two sides' tokens, by the logits of the side where it is wider."""
     expected, got = pair
     if expected == got:
         return 0.0

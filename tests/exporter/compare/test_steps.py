@@ -1,4 +1,4 @@
-"""Both sides take the same steps over the same past: told by a toy backend that checks every row it is shown."""
+"""Both sides run the same steps on the same KV cache, checked with a toy backend that verifies every row it gets."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ def replayed(
     """Every step with what the other side gave; the pasts are compared before each."""
     first, second = (StepRunner(Decoder(backend), what) for backend in (reference, other))
     found = []
-    for taken in run_steps(first, what, reference.heads.top_k):
-        length = taken.place.length
+    for step in run_steps(first, what, reference.heads.top_k):
+        length = step.inputs.length
         np.testing.assert_array_equal(reference.tokens[0, :length], other.tokens[0, :length])
         np.testing.assert_array_equal(reference.contexts[0, :length], other.contexts[0, :length])
-        found.append((taken, second.replay(taken)))
+        found.append((step, second.replay(step)))
     assert reference.committed == other.committed
     return found
 
 
 def test_one_backend_against_itself_gives_the_same_at_every_step() -> None:
     found = replayed(FakeBackend(hit_rate=0.7, spread=2), FakeBackend(hit_rate=0.7, spread=2), plan())
-    kinds = [taken.place.kind for taken, _ in found]
+    kinds = [step.inputs.kind for step, _ in found]
     assert kinds == ["prefill", *["plain", "tree"] * 6, "prefill", "prefill", *["plain", "tree"] * 6]
-    assert [taken.place.number for taken, _ in found[-4:]] == [5, 5, 6, 6]
-    for taken, got in found:
-        assert list(got) == list(taken.outputs)
-        for name, array in taken.outputs.items():
+    assert [step.inputs.step for step, _ in found[-4:]] == [5, 5, 6, 6]
+    for step, got in found:
+        assert list(got) == list(step.outputs)
+        for name, array in step.outputs.items():
             np.testing.assert_array_equal(array, got[name])
 
 
 def test_the_reference_decodes_what_plain_decoding_does() -> None:
     reference = FakeBackend(hit_rate=0.7, spread=2)
     answers: dict[int, list[int]] = {}
-    for taken, _ in replayed(reference, FakeBackend(), plan()):
-        if taken.place.kind == "tree":
-            answers.setdefault(taken.place.prompt, []).extend(taken.outputs["tokens"][0, taken.path].tolist())
+    for step, _ in replayed(reference, FakeBackend(), plan()):
+        if step.inputs.kind == "tree":
+            answers.setdefault(step.inputs.prompt, []).extend(step.outputs["tokens"][0, step.path].tolist())
     assert len(answers[1]) > 8  # paths of several nodes were kept
     for number, answer in answers.items():
         assert answer == plain_answer(PROMPTS[number - 1], len(answer), (), 4096)[0]
@@ -61,30 +61,30 @@ def test_the_reference_decodes_what_plain_decoding_does() -> None:
 
 def test_other_candidates_show_in_the_tokens_and_nowhere_else() -> None:
     found = replayed(FakeBackend(hit_rate=1.0), FakeBackend(hit_rate=0.0), plan())
-    trees = [(taken, got) for taken, got in found if taken.place.kind == "tree"]
-    assert any(len(taken.path) > 1 for taken, _ in trees)
-    for taken, got in found:
-        differing = [name for name, array in taken.outputs.items() if not np.array_equal(array, got[name])]
-        assert differing == (["tokens"] if taken.place.kind == "tree" else [])
+    trees = [(step, got) for step, got in found if step.inputs.kind == "tree"]
+    assert any(len(step.path) > 1 for step, _ in trees)
+    for step, got in found:
+        differing = [name for name, array in step.outputs.items() if not np.array_equal(array, got[name])]
+        assert differing == (["tokens"] if step.inputs.kind == "tree" else [])
 
 
 def test_nothing_is_decoded_behind_a_stop_token() -> None:
     reference = FakeBackend()
     answer, why = plain_answer(PROMPTS[0], 100, (EOS,), 4096)
     assert why == "stop"
-    steps = [taken for taken, _ in replayed(reference, FakeBackend(), plan((EOS,), PROMPTS[:1], 100))]
-    kept = [token for taken in steps if taken.place.kind == "tree" for token in taken.outputs["tokens"][0, taken.path]]
+    steps = [step for step, _ in replayed(reference, FakeBackend(), plan((EOS,), PROMPTS[:1], 100))]
+    kept = [token for step in steps if step.inputs.kind == "tree" for token in step.outputs["tokens"][0, step.path]]
     assert len(answer) - 1 <= len(kept) <= len(answer) + TREE.depth
     at_once = plan((plain_answer(PROMPTS[0], 1, (), 4096)[0][0],), PROMPTS[:1])
-    assert [taken.place.kind for taken, _ in replayed(FakeBackend(), FakeBackend(), at_once)] == ["prefill"]
+    assert [step.inputs.kind for step, _ in replayed(FakeBackend(), FakeBackend(), at_once)] == ["prefill"]
 
 
 def test_a_plan_that_does_not_fit_is_refused_before_it_is_run() -> None:
     what = plan(prompts=((1, 2, 3),))
-    assert what.rows == 3 + 6 * 4 + 6
-    backend = FakeBackend(context=what.rows)
+    assert what.cache_rows == 3 + 6 * 4 + 6
+    backend = FakeBackend(context=what.cache_rows)
     assert len(list(run_steps(StepRunner(Decoder(backend), what), what, backend.heads.top_k))) == 13
-    small = FakeBackend(context=what.rows - 1)
+    small = FakeBackend(context=what.cache_rows - 1)
     with pytest.raises(CapacityError, match=r"up to 33 tokens, fake has a context of 32; .* fewer --steps"):
         StepRunner(Decoder(small), what)
     assert not small.steps

@@ -1,4 +1,4 @@
-"""StepOutputs by name, cut and ordered."""
+"""A step's outputs are split into named tensors, in the order of layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from medusa_exporter.compare.tensors import float_tensors, parse_name
 
 
-def test_a_hidden_state_is_cut_and_all_come_layer_by_layer() -> None:
+def test_a_hidden_state_is_split_and_tensors_come_layer_by_layer() -> None:
     one = np.zeros((1, 2, 3), np.float32)
     hidden = np.arange(2 * 9, dtype=np.float32).reshape(1, 2, 9)
     names = [f"new_{kind}_{layer}" for kind in ("key", "value") for layer in range(11)]
@@ -22,7 +22,7 @@ def test_a_hidden_state_is_cut_and_all_come_layer_by_layer() -> None:
     assert all(array.flags.c_contiguous for array in found.values())
 
 
-def test_a_name_tells_group_and_layer() -> None:
+def test_a_name_has_group_and_layer() -> None:
     assert [parse_name(name) for name in ("logits", "hidden", "tap_20", "new_key_3", "new_value_12")] == [
         ("logits", None),
         ("hidden", None),
