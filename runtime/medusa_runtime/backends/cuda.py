@@ -1,4 +1,4 @@
-"""A CUDA device, by cuda-bindings: one stream, device memory, pinned host memory, copies."""
+"""A CUDA GPU, used through cuda-bindings: one stream, device memory, pinned host memory, copies, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -17,68 +17,76 @@ from medusa_runtime.backends.device import DeviceFacts
 from medusa_runtime.errors import CapacityError, MedusaError, MissingExtraError
 
 INSTALL = "pip install 'medusa-export[gpu]'"
-COPIED = 512 << 20  # bytes at a time when the memory is timed: many times what a cache holds
+BANDWIDTH_COPY = 512 << 20  # bytes of each copy that measures the bandwidth: many times the size of a cache
 
 
 class CudaMemory:
-    """Device memory, or pinned host memory when it has an `array`."""
+    """Device memory, or pinned host memory if it has a non-empty `array`; freed with its last reference."""
 
     def __init__(self, address: int, size: int, release: Any, array: NDArray[Any] | None = None) -> None:
         self.address, self.size = address, size
         self.array = np.empty(0, np.uint8) if array is None else array
-        weakref.finalize(self, release, address).atexit = False  # at the end of the process the driver does it
+        weakref.finalize(self, release, address).atexit = False  # the driver frees it at process exit
 
 
 class CudaGraph:
-    """Work that `CudaDevice.capture` recorded, ready to be launched; destroyed when the last reference goes."""
+    """A CUDA graph that `CudaDevice.capture` recorded, ready to be launched; destroyed with its last reference."""
 
     def __init__(self, executable: Any, destroy: Any) -> None:
         self.executable = executable
-        weakref.finalize(self, destroy, executable).atexit = False  # at the end of the process the driver does it
+        weakref.finalize(self, destroy, executable).atexit = False  # the driver frees it at process exit
 
 
 class CudaDevice:
-    """One GPU and a stream of our own on it (`medusa_runtime.backends.device.Device`).
+    """One GPU with its own stream (implements `medusa_runtime.backends.device.Device`).
 
-    It can be used from any thread. The stream is destroyed when the last reference to the device goes, so whatever
-    runs on the stream holds one.
+    It can be used from any thread. The stream is destroyed with the last reference to the device, so everything that
+    runs on the stream must keep such a reference.
     """
 
     kind = "cuda"
 
     def __init__(self, index: int = 0) -> None:
-        """Take GPU number `index`.
+        """Open a GPU.
 
-        Raises MissingExtraError without cuda-bindings, MedusaError without a GPU or without one of that number.
+        Args:
+            index: Number of the GPU, from 0, in the order of the CUDA driver.
+
+        Raises:
+            MissingExtraError: cuda-bindings is not installed.
+            MedusaError: There is no GPU, or none with this number.
         """
-        self._cuda, self.count = _library()  # how many there are
+        self._cuda, self.count = _import_cuda()
         if not 0 <= index < self.count:
             raise MedusaError(
                 f"there is no GPU {index}: this process sees {self.count}, expected a number from 0 to "
-                f"{self.count - 1}; choose one of these (CUDA_VISIBLE_DEVICES and nvidia-smi say which they are)"
+                f"{self.count - 1}; choose one of these (CUDA_VISIBLE_DEVICES and nvidia-smi show which GPUs they are)"
             )
         self.index = index
-        self._several = self.count > 1  # then each thread, and each library, may have chosen another one
+        self._several = self.count > 1  # other code may then select another GPU in the same thread
         self._call("cudaSetDevice", index)
         self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
         weakref.finalize(self, self._cuda.cudaStreamDestroy, self.stream).atexit = False
-        self._any = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # addresses tell whose memory they are of
-        self._out = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._any_kind = self._cuda.cudaMemcpyKind.cudaMemcpyDefault  # CUDA infers it from the addresses
+        self._to_host = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         properties = self._call("cudaGetDeviceProperties", index)
         self.compute_capability = (int(properties.major), int(properties.minor))
         self._name = bytes(properties.name).partition(b"\0")[0].decode() or "GPU"
 
     def facts(self) -> DeviceFacts:
-        """Name, driver, compute capability, and the memory's bandwidth (`bandwidth`)."""
+        """Describe the GPU, and measure the bandwidth of its memory."""
         cuda = f"CUDA {_version(int(self._call('cudaDriverGetVersion')))}"
         release = _driver_release()
         capability = "{}.{}".format(*self.compute_capability)
         return DeviceFacts(self._name, f"{release} ({cuda})" if release else cuda, capability, self.bandwidth())
 
     def bandwidth(self) -> float | None:
-        """Bytes a second that copies within the GPU read and write, the best of several; None without the memory."""
+        """Return the bytes per second that copies within the GPU read and write, the best of five measurements.
+
+        None if there is not enough free memory for the copies.
+        """
         try:
-            source, target = self.allocate(COPIED), self.allocate(COPIED)
+            source, target = self.allocate(BANDWIDTH_COPY), self.allocate(BANDWIDTH_COPY)
         except CapacityError:
             return None
         best = float("inf")
@@ -86,19 +94,19 @@ class CudaDevice:
             self.synchronize()
             started = time.perf_counter()
             for _ in range(4):
-                self.copy_rows(target.address, COPIED, source.address, COPIED, COPIED, 1)
+                self.copy_rows(target.address, BANDWIDTH_COPY, source.address, BANDWIDTH_COPY, BANDWIDTH_COPY, 1)
             self.synchronize()
             best = min(best, (time.perf_counter() - started) / 4)
-        return 2 * COPIED / best
+        return 2 * BANDWIDTH_COPY / best
 
     def allocate(self, size: int) -> CudaMemory:
-        """Zero-filled memory on the GPU."""
+        """Allocate zero-filled memory on the GPU. Raises CapacityError."""
         address = int(self._call("cudaMalloc", max(size, 1), what=f"{size / 1e6:.0f} MB on the GPU"))
         self._call("cudaMemsetAsync", address, 0, max(size, 1), self.stream)
         return CudaMemory(address, size, self._cuda.cudaFree)
 
     def allocate_host(self, size: int) -> CudaMemory:
-        """Zero-filled pinned memory, which the GPU sees under the same address."""
+        """Allocate zero-filled pinned host memory, with the same address on the GPU. Raises CapacityError."""
         flags = self._cuda.cudaHostAllocMapped
         address = int(self._call("cudaHostAlloc", max(size, 1), flags, what=f"{size / 1e6:.0f} MB of pinned memory"))
         array = np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 1)).from_address(address))
@@ -106,34 +114,41 @@ class CudaDevice:
         return CudaMemory(address, size, self._cuda.cudaFreeHost, array)
 
     def copy_rows(self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
-        """One 2-D copy within the GPU."""
-        self._call("cudaMemcpy2DAsync", to, to_pitch, source, source_pitch, width, height, self._any, self.stream)
+        """Enqueue a 2-D copy within the GPU (see `Device.copy_rows`)."""
+        self._call("cudaMemcpy2DAsync", to, to_pitch, source, source_pitch, width, height, self._any_kind, self.stream)
 
     def read(self, array: NDArray[Any], source: int) -> None:
-        """Fill an array from the GPU."""
-        self._call("cudaMemcpyAsync", array.ctypes.data, source, array.nbytes, self._out, self.stream)
+        """Fill an array from the GPU, and wait for it."""
+        self._call("cudaMemcpyAsync", array.ctypes.data, source, array.nbytes, self._to_host, self.stream)
         self.synchronize()
 
     def write(self, to: int, array: NDArray[Any]) -> None:
-        """Copy an array to the GPU."""
-        self._call("cudaMemcpyAsync", to, array.ctypes.data, array.nbytes, self._any, self.stream)
+        """Copy an array to the GPU, and wait for it."""
+        self._call("cudaMemcpyAsync", to, array.ctypes.data, array.nbytes, self._any_kind, self.stream)
         self.synchronize()
 
     def free_bytes(self) -> int:
-        """Bytes free on the GPU, whoever else is using it."""
+        """Return the bytes that are free on the GPU, with all its users counted."""
         return int(self._call("cudaMemGetInfo")[0])
 
     def synchronize(self) -> None:
-        """Wait for the stream."""
+        """Wait for all work on the stream."""
         self._call("cudaStreamSynchronize", self.stream)
 
     def capture(self, work: Callable[[], None]) -> CudaGraph:
-        """Record what `work` enqueues on the stream, once, as a graph for `launch`; nothing of it runs yet."""
+        """Record what `work` enqueues on the stream as a CUDA graph.
+
+        Args:
+            work: Called once. Nothing that it enqueues runs before `launch`.
+
+        Returns:
+            The graph, for `launch`.
+        """
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         try:
             self._call("cudaStreamBeginCapture", self.stream, mode)
             work()
-        except BaseException:  # the stream is not to stay in capture, and what was recorded goes
+        except BaseException:  # an interrupt too: the stream must not stay in capture mode
             _, graph = self._cuda.cudaStreamEndCapture(self.stream)
             if graph:
                 self._cuda.cudaGraphDestroy(graph)
@@ -154,49 +169,58 @@ class CudaDevice:
             self._cuda.cudaSetDevice(self.index)
         error, *results = getattr(self._cuda, name)(*arguments)
         if error != self._cuda.cudaError_t.cudaSuccess:
-            raise _explained(self._cuda, name, error, what)
+            raise _cuda_error(self._cuda, name, error, what)
         return results[0] if len(results) == 1 else results
 
 
-def _library() -> tuple[Any, int]:
-    """Import CUDA's library; return it and the number of GPUs, one at least."""
+def _import_cuda() -> tuple[Any, int]:
+    """Import CUDA's runtime library. Return it and the number of GPUs, at least one."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise MissingExtraError(f"cuda-bindings is not installed ({error}); it comes with: {INSTALL}") from error
+        raise MissingExtraError(f"cuda-bindings is not installed ({error}); install it: {INSTALL}") from error
     try:
         status, count = runtime.cudaGetDeviceCount()
-    except (RuntimeError, OSError) as failure:  # no driver's library at all
+    except (RuntimeError, OSError) as failure:  # the driver's library is missing
         raise MedusaError(f"no GPU can be used: {failure}; {_REMEDY}") from failure
     if status != runtime.cudaError_t.cudaSuccess or not count:
-        raise _explained(runtime, "cudaGetDeviceCount", status, "")
+        raise _cuda_error(runtime, "cudaGetDeviceCount", status, "")
     return runtime, int(count)
 
 
-_REMEDY = "install NVIDIA's driver and check with nvidia-smi, or take --backend ort-cpu"
+_REMEDY = "install NVIDIA's driver and check it with nvidia-smi, or use --backend ort-cpu"
 
 
-def _explained(cuda: Any, name: str, error: Any, what: str) -> MedusaError:
-    """Say what went wrong with a call, and what to do."""
+def _cuda_error(cuda: Any, name: str, error: Any, what: str) -> MedusaError:
+    """Return the error for a CUDA call that failed.
+
+    Args:
+        cuda: The runtime library.
+        name: Name of the call.
+        error: The status that it returned.
+        what: What it was to allocate; "" for other calls.
+    """
     codes, text = cuda.cudaError_t, f"{name}: {getattr(error, 'name', error)}"
     if error == codes.cudaErrorMemoryAllocation:
-        return CapacityError(f"no memory for {what or 'a CUDA call'} ({text}); close what else uses the GPU")
+        return CapacityError(
+            f"no memory for {what or 'a CUDA call'} ({text}); close what else uses the GPU, or set a smaller max_length"
+        )
     if error == codes.cudaErrorInsufficientDriver:
         _, driver = cuda.cudaDriverGetVersion()
         _, needed = cuda.cudaRuntimeGetVersion()
         if not driver:
             return MedusaError(f"no NVIDIA driver found ({text}); {_REMEDY}")
         return MedusaError(
-            f"the NVIDIA driver serves CUDA {_version(driver)} at most, this program needs {_version(needed)}; "
+            f"the NVIDIA driver supports CUDA {_version(driver)} at most, expected {_version(needed)} or newer; "
             "update the driver, or install packages for the older CUDA"
         )
-    if error in (codes.cudaErrorNoDevice, codes.cudaSuccess):  # success: there are none
+    if error in (codes.cudaErrorNoDevice, codes.cudaSuccess):  # success, but with a count of 0
         return MedusaError(f"no GPU found ({text}); {_REMEDY}")
     return MedusaError(f"the GPU failed: {text}; {_REMEDY}")
 
 
 def _driver_release() -> str:
-    """The driver's own version, from where Linux shows it; "" elsewhere."""
+    """Return the version of the GPU driver from Linux's /proc; "" on other systems."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -206,4 +230,5 @@ def _driver_release() -> str:
 
 
 def _version(number: int) -> str:
+    """Format CUDA's version number: 12040 gives "12.4"."""
     return f"{number // 1000}.{number % 1000 // 10}"

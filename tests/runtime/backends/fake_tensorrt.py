@@ -1,4 +1,4 @@
-"""What the TensorRT backend calls, done by ONNX Runtime on the host: an "engine" is the path of its graph."""
+"""A fake TensorRT that runs on ONNX Runtime on the host: an "engine" is the path of its graph."""
 
 from __future__ import annotations
 

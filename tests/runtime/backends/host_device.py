@@ -1,4 +1,4 @@
-"""A device whose memory is the host's: what a GPU backend does with addresses, pitches and runs, without a GPU."""
+"""A fake device whose memory is host memory, so that GPU backends can be tested without a GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HostDevice:
 
     def __init__(self, free: int = 1 << 34) -> None:
         self.free = free
-        self.copies: list[tuple[int, int]] = []  # (width, height) of each, as a test may want to know
+        self.copies: list[tuple[int, int]] = []  # (width, height) of each
         self.written: list[int] = []  # bytes
 
     def facts(self) -> DeviceFacts:

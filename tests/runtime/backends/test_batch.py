@@ -1,4 +1,4 @@
-"""Two sequences in one step of engines built for two, beside each of them alone on the CPU."""
+"""Two sequences in one step, on engines for a batch of two, compared with each sequence alone on the CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medusa_runtime.kv_cache import KvCache
 
 from .test_tensorrt import backend, played
 
-__all__ = ["played"]  # a fixture: TensorRT is played by ONNX Runtime
+__all__ = ["played"]  # a fixture: TensorRT is a fake that runs on ONNX Runtime
 PROMPTS = ([5, 9, 17, 3, 44, 23], [12, 7, 99])
 
 
@@ -51,7 +51,7 @@ def tree_step(bundle: Bundle, roots: list[int], lengths: list[int]) -> Step:
 
 
 def alone(running: Backend, bundle: Bundle, prompt: list[int]) -> list[list[int]]:
-    """The prompt's next token, and what two steps of a tree behind it give."""
+    """The next token of a prompt, then the tokens and argmax of two tree steps."""
     cache = KvCache(running)
     running.run(literal_step(np.array(prompt, np.int32), 0, np.array([len(prompt) - 1], np.int32)))
     found = [running.read_argmax()]
@@ -65,7 +65,7 @@ def alone(running: Backend, bundle: Bundle, prompt: list[int]) -> list[list[int]
 
 
 def together(running: Backend, bundle: Bundle) -> list[list[list[int]]]:
-    """The same of both prompts at once; they commit paths of the same nodes."""
+    """The same for both prompts in one batch; both commit the same nodes."""
     cache, longest = KvCache(running, batch=2), max(map(len, PROMPTS))
     ids = np.zeros((2, longest), np.int32)
     for sequence, prompt in enumerate(PROMPTS):
@@ -102,13 +102,13 @@ def of_two(bundle: Bundle, folder: Path) -> Backend:
     return backend(bundle, folder, steps, batch=2)
 
 
-def test_each_sequence_gets_what_it_gets_alone(bundle: Bundle, tmp_path: Path) -> None:
+def test_each_sequence_of_a_batch_decodes_what_it_decodes_alone(bundle: Bundle, tmp_path: Path) -> None:
     assert together(of_two(bundle, tmp_path), bundle) == [
         alone(load_backend(bundle, "ort-cpu"), bundle, prompt) for prompt in PROMPTS
     ]
 
 
-def test_one_sequence_finds_no_engine(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_single_sequence_is_refused_by_engines_for_two(bundle: Bundle, tmp_path: Path) -> None:
     running = of_two(bundle, tmp_path)
     KvCache(running)
     with pytest.raises(CapacityError, match="takes a step of 1 sequences"):

@@ -1,4 +1,4 @@
-"""A graph's claims about its weights are checked before ONNX Runtime sees it; it then opens no file itself."""
+"""Graphs and their external weights are checked before ONNX Runtime gets them, and ONNX Runtime opens no file."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ PROMPT = "the tree of the heads"
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_precisions: Path) -> Path:
-    """A bundle that may be changed."""
+    """A copy of a bundle that a test may change."""
     return Path(shutil.copytree(tiny_precisions, tmp_path / "bundle"))
 
 
 def resealed(folder: Path) -> Path:
-    """Seal a changed bundle, so that its manifest holds for it."""
+    """Write a manifest for a changed bundle."""
     stated = Manifest.from_bytes((folder / "manifest.json").read_bytes(), "m")
     reseal(folder, stated)
     return folder
 
 
-def test_bytes_of_weights_count_each_place_once(tmp_path: Path) -> None:
+def test_weight_bytes_count_shared_data_once(tmp_path: Path) -> None:
     file = tmp_path / "graph.onnx"
     inside = numpy_helper.from_array(np.zeros((3, 5), np.float32), "inside")
     places = [("shared.data", 0, 400), ("shared.data", 0, 400), ("shared.data", 400, 1200), ("other.data", 0, 40)]
@@ -84,7 +84,7 @@ def size(one: TensorProto) -> int:
         ([("shared.data", 0, 200), ("shared.data", 100, 200)], TensorProto.FLOAT, "shared.data.* overlap, expected"),
     ],
 )
-def test_what_a_graph_claims_is_checked(
+def test_external_data_of_weights_is_checked(
     tmp_path: Path, places: list[tuple[str, int, int]], dtype: int, message: str
 ) -> None:
     (tmp_path / "shared.data").write_bytes(bytes(400))
@@ -109,7 +109,7 @@ def test_a_weight_in_a_file_that_the_manifest_does_not_list(folder: Path) -> Non
 
 
 @pytest.mark.parametrize(("domain", "operator"), [("com.example", "Run"), ("com.microsoft", "EPContext")])
-def test_operators_that_are_not_onnx_runtimes_own(tmp_path: Path, domain: str, operator: str) -> None:
+def test_operators_outside_onnx_runtime_are_refused(tmp_path: Path, domain: str, operator: str) -> None:
     (tmp_path / "graph.onnx").write_bytes(model(nodes=(helper.make_node(operator, [], ["y"], domain=domain),)))
     with pytest.raises(BundleError, match=f"operator '{operator}' of domain '{domain}', expected operators of"):
         CheckedGraph(tmp_path / "graph.onnx")
@@ -124,7 +124,7 @@ def test_a_graph_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "w8a8", "int4"])
 def test_weights_changed_after_loading_change_no_answer(folder: Path, precision: str) -> None:
-    """ONNX Runtime has copies of its own: what is written into the files later is not seen."""
+    """ONNX Runtime copies the weights, so later changes of the files have no effect."""
     engine = Engine.load(folder, precision=precision, profile="tree-4", threads=1)
     before = engine.generate(PROMPT, max_new_tokens=20)
     for file in [*(folder / "graphs").glob("*.data"), *(folder / "graphs").glob("*.onnx")]:
@@ -136,7 +136,7 @@ def test_weights_changed_after_loading_change_no_answer(folder: Path, precision:
 @pytest.mark.parametrize("name", ["shared.data", "ort-cpu-fp32.onnx.data", "ort-cpu-fp32.onnx"])
 @pytest.mark.parametrize("replaced", [True, False])
 def test_weights_changed_between_opening_and_loading_are_refused(folder: Path, name: str, replaced: bool) -> None:
-    """By another file in its place, or by writing into it; the time of the last change is set back."""
+    """A file is replaced or written to, and its modification time is restored."""
     file = folder / "graphs" / name
     status = file.stat()
     os.utime(file, ns=(1, 1))
@@ -201,7 +201,7 @@ def test_a_graph_of_another_models_sizes(tiny_precisions: Path) -> None:
             OrtCpuBackend(path, replace(bundle.model, **changed), bundle.heads, threads=1)
 
 
-def test_onnx_runtimes_own_format_is_not_taken(tmp_path: Path) -> None:
+def test_onnx_runtimes_own_format_is_refused(tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "graph.ort")
     options.add_session_config_entry("session.save_model_format", "ORT")

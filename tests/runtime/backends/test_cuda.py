@@ -1,4 +1,4 @@
-"""The CUDA device: what is said where there is none, and, on a GPU, memory, copies and graphs."""
+"""The CUDA device: errors without a GPU; memory, copies and CUDA graphs with one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medusa_runtime.errors import CapacityError, MedusaError, MissingExtraError
 from ..interrupting import elsewhere
 
 
-def test_a_missing_library_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(MissingExtraError, match=r"cuda-bindings is not installed .*pip install 'medusa-export\[gpu\]'"):
         CudaDevice()
@@ -26,32 +26,32 @@ def test_a_missing_library_is_told_with_the_command(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        ("cudaErrorNoDevice", MedusaError, "no GPU found .*nvidia-smi, or take --backend ort-cpu"),
-        ("cudaErrorInsufficientDriver", MedusaError, r"serves CUDA 12\.4 at most, this program needs 13\.0; update"),
+        ("cudaErrorNoDevice", MedusaError, "no GPU found .*nvidia-smi, or use --backend ort-cpu"),
+        ("cudaErrorInsufficientDriver", MedusaError, r"supports CUDA 12\.4 at most, expected 13\.0 or newer; update"),
         ("cudaErrorMemoryAllocation", CapacityError, "no memory for 3 MB on the GPU .*close what else uses the GPU"),
         ("cudaErrorUnknown", MedusaError, "the GPU failed: cudaMalloc: cudaErrorUnknown"),
     ],
 )
-def test_what_the_library_says_becomes_what_to_do(error: str, kind: type[Exception], message: str) -> None:
+def test_cuda_errors_report_what_to_do(error: str, kind: type[Exception], message: str) -> None:
     names = ["cudaSuccess", "cudaErrorNoDevice", "cudaErrorInsufficientDriver", "cudaErrorMemoryAllocation"]
     codes: Any = SimpleNamespace(**{name: SimpleNamespace(name=name) for name in [*names, "cudaErrorUnknown"]})
     library = SimpleNamespace(
         cudaError_t=codes, cudaDriverGetVersion=lambda: (None, 12040), cudaRuntimeGetVersion=lambda: (None, 13000)
     )
     with pytest.raises(kind, match=message):
-        raise cuda._explained(library, "cudaMalloc", getattr(codes, error), "3 MB on the GPU")
+        raise cuda._cuda_error(library, "cudaMalloc", getattr(codes, error), "3 MB on the GPU")
 
 
-def test_without_a_driver_that_is_said() -> None:
+def test_a_missing_driver_is_reported() -> None:
     codes: Any = SimpleNamespace(cudaErrorMemoryAllocation=1, cudaErrorInsufficientDriver=2)
     library = SimpleNamespace(
         cudaError_t=codes, cudaDriverGetVersion=lambda: (0, 0), cudaRuntimeGetVersion=lambda: (0, 13000)
     )
-    assert "no NVIDIA driver found" in str(cuda._explained(library, "cudaGetDeviceCount", 2, ""))
+    assert "no NVIDIA driver found" in str(cuda._cuda_error(library, "cudaGetDeviceCount", 2, ""))
 
 
 class FakeCuda:
-    """Enough of the library to describe a GPU: every call succeeds, a copy takes what `seconds` says."""
+    """Enough of the library to describe a GPU: every call succeeds."""
 
     cudaError_t: Any = SimpleNamespace(
         cudaSuccess=0, cudaErrorMemoryAllocation=2, cudaErrorInsufficientDriver=35, cudaErrorNoDevice=100
@@ -72,7 +72,7 @@ class FakeCuda:
         return 0, 13000
 
     def cudaMalloc(self, size: int) -> tuple[int, int]:
-        assert size == cuda.COPIED
+        assert size == cuda.BANDWIDTH_COPY
         return self.status, 4096
 
     def cudaFree(self, _address: int) -> tuple[int]:
@@ -89,25 +89,25 @@ class FakeCuda:
 
 def test_a_gpu_is_described_and_its_memory_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     library = FakeCuda()
-    monkeypatch.setattr(cuda, "_library", lambda: (library, 1))
+    monkeypatch.setattr(cuda, "_import_cuda", lambda: (library, 1))
     monkeypatch.setattr(cuda, "_driver_release", lambda: "580.65.06")
     clock = iter([0.0, 4e-3, 1.0, 1.0 + 2e-3, 2.0, 2.0 + 8e-3, 3.0, 3.0 + 3e-3, 4.0, 4.0 + 3e-3])
     monkeypatch.setattr(cuda.time, "perf_counter", lambda: next(clock))
     facts = CudaDevice().facts()
     assert facts[:3] == ("NVIDIA H100", "580.65.06 (CUDA 13.0)", "9.0")
-    assert facts.bandwidth == pytest.approx(2 * 4 * cuda.COPIED / 2e-3)  # read and written, four times, at best
-    assert (library.copied, library.freed) == (20 * cuda.COPIED, 2)
+    assert facts.bandwidth == pytest.approx(2 * 4 * cuda.BANDWIDTH_COPY / 2e-3)  # read and written, four times, at best
+    assert (library.copied, library.freed) == (20 * cuda.BANDWIDTH_COPY, 2)
 
 
 def test_a_full_gpu_is_described_without_its_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_library", lambda: (FakeCuda(status=2), 1))
+    monkeypatch.setattr(cuda, "_import_cuda", lambda: (FakeCuda(status=2), 1))
     monkeypatch.setattr(cuda, "_driver_release", lambda: "")
     facts = CudaDevice().facts()
     assert (facts.driver, facts.bandwidth) == ("CUDA 13.0", None)
 
 
 class Recording(FakeCuda):
-    """Notes what is destroyed, and which GPU each call is made on."""
+    """Records all calls, and makes one of them fail."""
 
     cudaStreamCaptureMode: Any = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
@@ -136,7 +136,7 @@ class Recording(FakeCuda):
 
 def test_graph_executables_and_the_stream_are_destroyed_with_what_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Recording()
-    monkeypatch.setattr(cuda, "_library", lambda: (library, 1))
+    monkeypatch.setattr(cuda, "_import_cuda", lambda: (library, 1))
     device = CudaDevice()
     graphs = [device.capture(lambda: None) for _ in range(3)]
     destroyed = ("cudaGraphDestroy", "cudaGraphExecDestroy", "cudaStreamDestroy")
@@ -153,7 +153,7 @@ def test_graph_executables_and_the_stream_are_destroyed_with_what_holds_them(mon
 
 def test_a_capture_that_fails_leaves_neither_graph_nor_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Recording()
-    monkeypatch.setattr(cuda, "_library", lambda: (library, 1))
+    monkeypatch.setattr(cuda, "_import_cuda", lambda: (library, 1))
     device = CudaDevice()
     with pytest.raises(ZeroDivisionError):
         device.capture(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
@@ -180,15 +180,15 @@ class Library:
         print(name)
         return (0, 7) if name in ("cudaStreamCreateWithFlags", "cudaStreamEndCapture", "cudaGraphInstantiate") else (0,)
 
-cuda._library = lambda: (Library(), 1)
+cuda._import_cuda = lambda: (Library(), 1)
 device = cuda.CudaDevice()
 builtins.kept = device, device.capture(lambda: None), sys.modules
 print("end")
 """
 
 
-def test_at_the_end_of_the_process_nothing_is_destroyed_and_nothing_said() -> None:
-    """The driver frees all; a library that is being taken down must not be called."""
+def test_at_process_exit_nothing_is_destroyed_and_nothing_printed() -> None:
+    """The driver frees everything; CUDA must not be called while the process exits."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", AT_EXIT], check=False, capture_output=True, text=True, timeout=60
     )
@@ -201,7 +201,7 @@ def test_a_gpu_that_does_not_exist_is_refused_with_how_many_there_are(
     monkeypatch: pytest.MonkeyPatch, index: int
 ) -> None:
     library = Recording()
-    monkeypatch.setattr(cuda, "_library", lambda: (library, 2))
+    monkeypatch.setattr(cuda, "_import_cuda", lambda: (library, 2))
     with pytest.raises(
         MedusaError, match=rf"there is no GPU {index}: this process sees 2, expected a number from 0 to 1; choose one"
     ):
@@ -211,7 +211,7 @@ def test_a_gpu_that_does_not_exist_is_refused_with_how_many_there_are(
 
 def test_every_call_is_made_on_the_gpu_that_was_chosen_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Recording()
-    monkeypatch.setattr(cuda, "_library", lambda: (library, 2))
+    monkeypatch.setattr(cuda, "_import_cuda", lambda: (library, 2))
     first, second = CudaDevice(0), CudaDevice(1)
     library.calls.clear()
     for device in (first, second, first):

@@ -34,7 +34,7 @@ SIZES = {1: 4, 6: 4, 9: 1}  # bytes by ONNX's number of a type
 
 
 class Counting(HostDevice):
-    """Knows every block, and refuses the allocation number `fails`, counted from 0."""
+    """Records every allocation, and refuses the one with number `fails`, from 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ class Counting(HostDevice):
             raise CapacityError(f"no memory for {size} bytes")
         block = super().allocate(size)
         self.blocks[block.address] = max(size, 1)
-        self.held.append(block)  # so that no address comes up again
+        self.held.append(block)  # so that no address is used twice
         return block
 
     allocate_host = allocate
 
 
 class Run:
-    """The next token is the sum of all before it, and of 7; a row's key is its token, its value that negated."""
+    """A toy model: the next token is 7 plus the sum of all before it; a key is the token, a value its negation."""
 
     def __init__(
         self, toy: Toy, shape: StepShape, inputs: dict[str, DeviceTensor], outputs: dict[str, DeviceTensor]
@@ -92,8 +92,8 @@ class Run:
 
 
 class Toy(DeviceBackend):
-    failure: Exception | None = None  # of a run
-    refusal: Exception | None = None  # of what it runs with
+    failure: Exception | None = None  # raised by a run
+    refusal: Exception | None = None  # raised when a binding is made
 
     def __init__(self, arena: ArenaFactory = LayerMajorArena) -> None:
         self.device = Counting()
@@ -152,7 +152,7 @@ def test_an_arena_with_room_for_more_nodes_has_all_the_rows(arena: Any) -> None:
         assert tensor.address + int(np.prod(tensor.shape)) * 4 <= start + device.blocks[start], name
 
 
-def test_what_was_bound_before_results_grew_runs_on_and_is_read_rightly() -> None:
+def test_bindings_made_before_the_outputs_grew_still_run() -> None:
     toy = Toy()
     toy.allocate(1, 8)
     small, large = literal([3, 4]), literal([5, 6, 7, 8])
@@ -166,7 +166,7 @@ def test_what_was_bound_before_results_grew_runs_on_and_is_read_rightly() -> Non
 
 
 def work_of(toy: Toy) -> None:
-    """Prompts and steps that need more and more memory, of one sequence."""
+    """Steps of one sequence, each of which needs more memory than the one before."""
     toy.allocate(1, 8)
     toy.run(literal_step(np.array([3, 4], np.int32), 0, np.array([1], np.int32)))
     toy.commit(0, [0, 1], 0)
@@ -175,8 +175,8 @@ def work_of(toy: Toy) -> None:
     toy.run(literal([8] * (PREFILL_CHUNK + 9), 3))
 
 
-def test_an_allocation_that_fails_leaves_what_was_there() -> None:
-    """Whichever it is: the rows kept so far stay, smaller steps run, and the larger one does when there is memory."""
+def test_a_failed_allocation_changes_nothing() -> None:
+    """Each allocation in turn: all rows are kept, smaller steps run, and the larger one runs once there is memory."""
     fails, failed = 0, True
     while failed:
         toy = Toy()
@@ -197,7 +197,7 @@ def test_an_allocation_that_fails_leaves_what_was_there() -> None:
     assert fails > 8
 
 
-def test_another_batch_keeps_the_rows_of_the_sequences_that_both_have() -> None:
+def test_another_batch_keeps_the_rows_of_common_sequences() -> None:
     toy = Toy()
     toy.allocate(1, 8)
     toy.run(literal([3, 4]))
@@ -268,7 +268,7 @@ def test_an_interrupt_anywhere_in_a_step_costs_no_token() -> None:
         (RuntimeError("Failed to allocate memory for requested buffer of size 99"), CapacityError),
     ],
 )
-def test_a_library_that_fails_is_told_in_words_and_costs_no_token(failure: Exception, kind: type[MedusaError]) -> None:
+def test_a_library_failure_is_reported_and_costs_no_token(failure: Exception, kind: type[MedusaError]) -> None:
     decoder = Decoder(toy := Toy())
     sequence = decoder.begin([3, 4], 6, ())
     for toy.failure, toy.refusal in ((None, failure), (failure, None)):
@@ -280,7 +280,7 @@ def test_a_library_that_fails_is_told_in_words_and_costs_no_token(failure: Excep
     assert sequence.answer == answer(Decoder(Toy()))
 
 
-def test_results_are_for_the_thread_that_ran_the_step() -> None:
+def test_results_belong_to_the_thread_that_ran_the_step() -> None:
     toy = Toy()
     cache = KvCache(toy)
     toy.run(literal([3, 4]))
@@ -293,11 +293,11 @@ def test_results_are_for_the_thread_that_ran_the_step() -> None:
         toy.read_argmax()
 
 
-def test_where_the_library_keeps_state_for_each_thread_a_second_one_is_refused() -> None:
+def test_a_library_with_state_per_thread_refuses_a_second_thread() -> None:
     toy = Toy()
     toy.in_one_thread = True
     decoder = Decoder(toy)
-    elsewhere(lambda: decoder.cache.reserve(3))  # memory is nobody's
+    elsewhere(lambda: decoder.cache.reserve(3))  # memory belongs to no thread
     wanted = answer(decoder)
     refused = elsewhere(lambda: decoder.start([3], 2))
     assert isinstance(refused, WrongThreadError)
@@ -306,10 +306,10 @@ def test_where_the_library_keeps_state_for_each_thread_a_second_one_is_refused()
     assert answer(decoder) == wanted
 
 
-def test_bindings_go_before_what_they_run_on_and_these_before_the_device() -> None:
+def test_bindings_are_freed_before_sessions_and_sessions_before_the_device() -> None:
     gone: list[str] = []
 
-    class Told:
+    class Reporting:
         def __init__(self, name: str) -> None:
             self.name = name
 
@@ -321,11 +321,11 @@ def test_bindings_go_before_what_they_run_on_and_these_before_the_device() -> No
             vars(self).pop("session", None)
 
     toy = WithSession()
-    toy._device.last = Told("device")  # type: ignore[attr-defined]
-    toy.session = Told("session")  # type: ignore[attr-defined]
+    toy._device.last = Reporting("device")  # type: ignore[attr-defined]
+    toy.session = Reporting("session")  # type: ignore[attr-defined]
     toy.allocate(1, 8)
     toy.run(literal([3, 4]))
-    toy._last_run().binding.runner.graph = Told("graph")  # type: ignore[attr-defined]
+    toy._last_run().binding.runner.graph = Reporting("graph")  # type: ignore[attr-defined]
     del toy
     gc.collect()
     assert gone == ["graph", "session", "device"]

@@ -1,4 +1,4 @@
-"""Steps padded to the size that a device runs."""
+"""Host buffers: steps are padded to the shape that they run in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medusa_runtime.backends.step_shape import StepShape
 from .host_device import HostDevice
 
 
-def test_a_smaller_step_is_padded_by_nodes_that_see_themselves_alone() -> None:
+def test_a_smaller_step_is_padded_by_nodes_that_see_only_themselves() -> None:
     buffers = HostBuffers(HostDevice(), StepShape(1, 4, 3, draft=True, P=256))
     step = Step(
         input_ids=np.array([[7, -1]], np.int32),
@@ -34,7 +34,7 @@ def test_a_smaller_step_is_padded_by_nodes_that_see_themselves_alone() -> None:
     assert len(set(addresses)) == 7
 
 
-def test_steps_of_one_size_and_of_others_find_no_trace_of_each_other() -> None:
+def test_steps_leave_no_trace_in_later_ones() -> None:
     rng, buffers = np.random.default_rng(2), HostBuffers(HostDevice(), StepShape(1, 6, 6, draft=True, P=256))
     for nodes in (2, 2, 6, 2, 1, 1, 4, 6, 4):
         length = int(rng.integers(1, 50))

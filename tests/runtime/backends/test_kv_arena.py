@@ -15,7 +15,7 @@ from medusa_runtime.facts import ModelFacts
 from .host_device import HostDevice
 
 MODEL = ModelFacts("m", "llama", 2, 8, 2, 1, 4, 16, 64, ())
-GROUPED = ModelFacts("m", "llama", 2, 8, 4, 2, 4, 16, 64, ())  # of two key heads
+GROUPED = ModelFacts("m", "llama", 2, 8, 4, 2, 4, 16, 64, ())  # two KV heads
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_contiguous_runs(path: list[int], expected: list[tuple[int, int, int]]) 
     assert list(contiguous_runs(path)) == expected
 
 
-def test_kept_rows_lie_behind_the_past_of_their_sequence_in_every_tensor() -> None:
+def test_layer_major_accepted_rows_follow_the_past_of_their_sequence() -> None:
     device = HostDevice()
     arena = LayerMajorArena(device, MODEL, FLOAT32, batch=2, capacity=6, max_nodes=4)
     past = arena._past.array.view(np.float32).reshape(4, 2, 6, 4)
@@ -48,7 +48,7 @@ def test_kept_rows_lie_behind_the_past_of_their_sequence_in_every_tensor() -> No
         arena.commit(0, [0, 1], 5, nodes=3)
 
 
-def test_a_larger_arena_takes_all_rows_over() -> None:
+def test_layer_major_a_larger_arena_gets_all_rows() -> None:
     device = HostDevice()
     small = LayerMajorArena(device, MODEL, FLOAT32, batch=2, capacity=3, max_nodes=1)
     small._past.array.view(np.float32)[:] = np.arange(4 * 2 * 3 * 4)
@@ -60,7 +60,7 @@ def test_a_larger_arena_takes_all_rows_over() -> None:
     assert not after[:, :, 3:].any()
 
 
-def test_token_major_kept_rows_of_all_layers_are_one_copy() -> None:
+def test_token_major_accepted_rows_of_all_layers_are_one_copy() -> None:
     device = HostDevice()
     arena = TokenMajorArena(device, MODEL, FLOAT32, batch=2, capacity=6, max_nodes=4)
     [past], [new] = (list(tensors.values()) for tensors in arena.tensors(5, 3))
@@ -78,7 +78,7 @@ def test_token_major_kept_rows_of_all_layers_are_one_copy() -> None:
         arena.commit(0, [0, 1], 5, nodes=3)
 
 
-def test_token_major_a_larger_arena_takes_all_rows_over() -> None:
+def test_token_major_a_larger_arena_gets_all_rows() -> None:
     device = HostDevice()
     small = TokenMajorArena(device, MODEL, FLOAT32, batch=2, capacity=3, max_nodes=1)
     small._past.array.view(np.float32)[:] = np.arange(2 * 3 * 16)
@@ -105,7 +105,7 @@ def test_in_place_a_step_reads_and_writes_the_same_tensors() -> None:
 
 
 @pytest.mark.parametrize("path", [[0], [0, 1, 2], [0, 2, 3], [0, 1, 3], [0, 1, 3, 4, 5, 6], [0, 3, 5]], ids=str)
-def test_in_place_kept_rows_move_together(path: list[int]) -> None:
+def test_in_place_accepted_rows_move_together(path: list[int]) -> None:
     device = HostDevice()
     arena = InPlaceArena(device, GROUPED, FLOAT32, batch=1, capacity=12, max_nodes=8)
     heads_of(arena)[:] = np.arange(4 * 2 * 20 * 4).reshape(4, 2, 20, 4)
@@ -114,12 +114,12 @@ def test_in_place_kept_rows_move_together(path: list[int]) -> None:
     arena.commit(0, path, 5, nodes=8)
     np.testing.assert_array_equal(heads_of(arena)[:, :, 5 : 5 + len(path)], before[:, :, [5 + node for node in path]])
     np.testing.assert_array_equal(heads_of(arena)[:, :, :5], before[:, :, :5])
-    assert bool(device.copies) is (path != list(range(len(path))))  # rows that lie where they belong cost nothing
+    assert bool(device.copies) is (path != list(range(len(path))))  # rows that are in place are not copied
     with pytest.raises(RuntimeError, match=r"11 \+ 2 rows do not fit an arena of 12"):
         arena.commit(0, [0, 1], 11, nodes=8)
 
 
-def test_in_place_a_larger_arena_takes_all_rows_over() -> None:
+def test_in_place_a_larger_arena_gets_all_rows() -> None:
     device = HostDevice()
     small = InPlaceArena(device, GROUPED, FLOAT32, batch=1, capacity=3, max_nodes=1)
     heads_of(small)[:] = np.arange(4 * 2 * 4 * 4).reshape(4, 2, 4, 4)
@@ -129,7 +129,7 @@ def test_in_place_a_larger_arena_takes_all_rows_over() -> None:
     assert not heads_of(large)[:, :, 3:].any()
 
 
-def test_in_place_there_is_one_sequence() -> None:
+def test_in_place_a_batch_is_refused() -> None:
     with pytest.raises(
         CapacityError, match="one sequence at a time, got a batch of 2; load a backend for each sequence"
     ):

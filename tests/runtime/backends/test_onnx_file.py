@@ -1,4 +1,4 @@
-"""What an ONNX file says of its weights and operators, and what it may not say."""
+"""Reading ONNX files: weights and operators are found, and references to other files are checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def tensor(name: str, place: tuple[str, int, int]) -> TensorProto:
-    """A tensor that lies elsewhere: file, offset, length."""
+    """A tensor with external data: file, offset, length."""
     made = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[place[2] // 4])
     made.data_location = TensorProto.EXTERNAL
     for key, value in zip(("location", "offset", "length"), place, strict=True):
@@ -60,12 +60,12 @@ def test_a_broken_file(cut: int) -> None:
         ("shared.data", 10**30, 400),
     ],
 )
-def test_a_weight_that_lies_in_no_file_beside_the_graph(place: tuple[str, int, int]) -> None:
+def test_external_data_outside_the_folder_is_refused(place: tuple[str, int, int]) -> None:
     with pytest.raises(BundleError, match=r"expected a file next to the ONNX file|is not a whole number"):
         read_contents(model(tensor("w", place)), "g.onnx")
 
 
-def test_a_weight_told_twice() -> None:
+def test_duplicate_entries_are_refused() -> None:
     twice = tensor("w", ("shared.data", 0, 400))
     twice.external_data.add(key="location", value="other.data")
     with pytest.raises(BundleError, match="two entries 'location'"):
@@ -106,7 +106,7 @@ def training() -> bytes:
 
 
 @pytest.mark.parametrize("hidden", [constant, subgraph, sparse, function, training])
-def test_a_tensor_that_lies_outside_without_being_a_weight(hidden) -> None:
+def test_external_data_of_other_tensors_is_refused(hidden) -> None:
     with pytest.raises(BundleError, match=r"'secret' is stored at .*expected it in the ONNX file"):
         read_contents(hidden(), "g.onnx")
 
@@ -120,7 +120,7 @@ def test_deep_nesting_is_refused() -> None:
 
 
 def varint(value: int) -> bytes:
-    """A number of seven bits a byte, the lowest first."""
+    """Encode a varint."""
     found = bytearray()
     while value > 127:
         found.append(value & 127 | 128)

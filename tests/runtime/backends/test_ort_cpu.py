@@ -44,7 +44,7 @@ def logits(backend: OrtCpuBackend, rows: int, sequence: int = 0) -> np.ndarray:
     return np.stack([backend.read_logits(row, sequence) for row in range(rows)]).copy()
 
 
-def test_committed_rows_stand_in_for_the_tokens_they_came_from(backend: OrtCpuBackend) -> None:
+def test_committed_rows_replace_the_tokens_they_came_from(backend: OrtCpuBackend) -> None:
     ids = [5, 9, 17, 3, 44, 23]
     cache = KvCache(backend)
     backend.run(literal(ids, 0))
@@ -85,7 +85,7 @@ def test_only_the_rows_of_the_path_are_kept(backend: OrtCpuBackend, path: list[i
     np.testing.assert_allclose(grown, logits(backend, 4 + len(path))[-1], atol=1e-4)
 
 
-def test_all_that_a_step_gave_can_be_read(backend: OrtCpuBackend) -> None:
+def test_all_outputs_of_a_step_can_be_read(backend: OrtCpuBackend) -> None:
     model, cache = backend.model, KvCache(backend)
     with pytest.raises(RuntimeError, match="no step has been run"):
         backend.read_outputs()
@@ -154,7 +154,7 @@ def test_a_step_that_the_arena_cannot_hold_is_refused(backend: OrtCpuBackend) ->
         backend.run(literal([3] * 4, 5))
 
 
-def test_an_int8_row_is_the_same_bits_whatever_stands_beside_it(tiny_precisions: Path) -> None:
+def test_an_int8_row_has_the_same_bits_next_to_any_other_rows(tiny_precisions: Path) -> None:
     backend = load_backend(Bundle.open(tiny_precisions), precision="int8")
     backend.allocate(1, 64)
     backend.run(literal(list(range(3, 16)), 0))
@@ -192,7 +192,7 @@ def test_a_step_is_bound_once_and_reads_what_its_arrays_hold_now(
     np.testing.assert_array_equal(logits(backend, 3), after)
 
 
-def test_the_buffers_of_a_step_go_with_it(backend: OrtCpuBackend) -> None:
+def test_the_buffers_of_a_step_are_freed_with_it(backend: OrtCpuBackend) -> None:
     KvCache(backend)
     for _ in range(3):
         backend.run(literal([7, 8], 0))
@@ -232,7 +232,7 @@ def test_decoding_grows_past_the_first_capacity(bundle: Bundle, backend: OrtCpuB
 
 
 def test_an_interrupt_anywhere_in_a_step_costs_no_token(backend: OrtCpuBackend, bundle: Bundle) -> None:
-    """The backend's and the cache's own lines; the cache grows in the step."""
+    """At each line of the backend and of the cache, in a step in which the cache grows."""
     decoder = Decoder(backend, bundle.profile("tree-4"))
 
     def started() -> SequenceState:
@@ -293,7 +293,7 @@ def test_results_of_a_run_that_was_interrupted_cannot_be_read(
 
 
 class Fails:
-    """A session of which one method fails with the library's words."""
+    """A session one method of which fails with a message of the library."""
 
     def __init__(self, session: Any, method: str, words: str) -> None:
         self._session, self._method, self._words = session, method, words
@@ -309,7 +309,7 @@ class Fails:
     ("words", "kind"),
     [("[ONNXRuntimeError] : 1 : FAIL : a node broke", BackendError), ("Failed to allocate memory", CapacityError)],
 )
-def test_what_the_library_says_when_it_fails_comes_in_a_typed_error(
+def test_library_failures_raise_typed_errors(
     backend: OrtCpuBackend, monkeypatch: pytest.MonkeyPatch, method: str, words: str, kind: type[Exception]
 ) -> None:
     decoder = Decoder(backend)
@@ -327,13 +327,13 @@ def test_what_the_library_says_when_it_fails_comes_in_a_typed_error(
 
 
 def test_an_error_of_the_library_itself_is_wrapped(backend: OrtCpuBackend) -> None:
-    """Ids that the embedding does not have: ONNX Runtime refuses the step."""
+    """ONNX Runtime refuses ids outside the embedding."""
     KvCache(backend)
     with pytest.raises(BackendError, match=r"ort-cpu failed in a step of 2 tokens behind 0 in fp32: .*indices"):
         backend.run(literal([5, 1 << 30], 0))
 
 
-def test_two_threads_on_a_backend_alone(backend: OrtCpuBackend) -> None:
+def test_results_belong_to_the_thread_that_ran_the_step(backend: OrtCpuBackend) -> None:
     KvCache(backend)
     backend.run(literal([5, 9, 17], 0))
     for work in (backend.read_argmax, backend.read_outputs, partial(backend.commit, 0, [0], 0)):
@@ -353,7 +353,7 @@ def test_threads_do_not_spin_between_steps(backend: OrtCpuBackend) -> None:
         options.get_session_config_entry("session.intra_op.allow_spinning")
 
 
-def test_what_the_bundle_lacks_is_refused_by_name(bundle: Bundle) -> None:
+def test_a_missing_backend_or_precision_is_refused_by_name(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match=r"unknown backend 'cuda'.*ort-cpu"):
         load_backend(bundle, "cuda")
     with pytest.raises(BundleError, match=r"int4.*it has ort-cpu-fp32"):

@@ -1,4 +1,4 @@
-"""The CUDA backend's bookkeeping, on a device that is the host: the same graph, addresses, arenas and commits."""
+"""The ONNX Runtime CUDA backend on a fake device in host memory: the same graphs, addresses, arenas and commits."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def test_its_outputs_are_the_cpus(bundle: Bundle, precision: str, tolerance: flo
         np.testing.assert_allclose(got, expected, atol=tolerance * np.abs(expected).max(), rtol=0, err_msg=name)
 
 
-def test_16_bits_are_widened() -> None:
-    numbers = np.array([1.5, -2.25, 3e38, 1e-30], np.float32)
-    upper = (numbers.view(np.uint32) >> 16).astype(np.uint16)
-    np.testing.assert_allclose(KV_TYPES["bf16"].to_float32(upper), numbers, rtol=2**-7)
+def test_16_bit_values_become_float32() -> None:
+    values = np.array([1.5, -2.25, 3e38, 1e-30], np.float32)
+    upper = (values.view(np.uint32) >> 16).astype(np.uint16)
+    np.testing.assert_allclose(KV_TYPES["bf16"].to_float32(upper), values, rtol=2**-7)
     halves = KV_TYPES["fp16"].to_float32(np.array([1.5, -2.25], np.float16))
     assert (halves.tolist(), halves.dtype) == ([1.5, -2.25], np.float32)
 
@@ -102,13 +102,13 @@ BRANCHED = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], np
 
 
 def literal(mask: np.ndarray, length: int) -> Step:
-    """Four literal tokens behind `length` rows, without a draft."""
+    """A step of four literal tokens behind `length` rows, without a draft."""
     ids, places = np.array([16, 23, 42, 108], np.int32), length + mask.sum(-1, dtype=np.int32) - 1
     past, rows = np.array([length], np.int32), np.arange(4, dtype=np.int32)
     return Step(ids[None], places[None], mask[None], past, rows[None], draft=False)
 
 
-def test_tokens_in_a_row_take_the_graph_without_a_mask_and_a_tree_the_other(bundle: Bundle) -> None:
+def test_causal_steps_run_in_the_causal_graph_and_trees_in_the_other(bundle: Bundle) -> None:
     backend, exact = (on_host(bundle, precision) for precision in ("fp16", "fp32"))
     for one in (backend, exact):
         cache = KvCache(one)
@@ -126,7 +126,7 @@ def test_tokens_in_a_row_take_the_graph_without_a_mask_and_a_tree_the_other(bund
             np.testing.assert_allclose(got, expected, atol=0.02 * np.abs(expected).max(), err_msg=name)
 
 
-def test_a_model_without_such_a_graph_takes_the_other_for_all(bundle: Bundle) -> None:
+def test_without_a_causal_graph_all_steps_run_in_the_other(bundle: Bundle) -> None:
     _, graph = bundle.graph("ort-cuda", "fp16")
     both = on_host(bundle, "fp16")
     one = OrtCudaBackend(CheckedGraph(graph, bundle), bundle.model, bundle.heads, HostDevice(), "fp16")
@@ -146,14 +146,14 @@ def test_after_warming_up_no_shape_is_new(bundle: Bundle, precision: str) -> Non
     assert backend.padded_past_lengths == (MIN_PADDED_PAST, bundle.model.context)
     ready = set(backend._cache.shapes)
     long = np.random.default_rng(2).integers(3, bundle.model.vocab_size, PREFILL_CHUNK + 20).tolist()
-    for prompt in (PROMPT, long, [7]):  # into the longer past, and a row alone
+    for prompt in (PROMPT, long, [7]):  # the second needs the longer past, the third is a single row
         assert answer(decoder, prompt) == answer(Decoder(cold, bundle.profile("tree-8")), prompt)
     decoder.use(TreeProfile.plain())
     answer(decoder, PROMPT)
     assert set(backend._cache.shapes) == ready
 
 
-def test_a_graph_that_asks_for_something_else_is_refused(bundle: Bundle) -> None:
+def test_a_graph_with_an_unknown_input_is_refused(bundle: Bundle) -> None:
     backend = on_host(bundle, "fp32")
     backend._session.input_names.add("temperature")
     with pytest.raises(
@@ -162,7 +162,7 @@ def test_a_graph_that_asks_for_something_else_is_refused(bundle: Bundle) -> None
         Decoder(backend).start(PROMPT)
 
 
-def test_weights_lie_on_the_device_once(bundle: Bundle) -> None:
+def test_shared_weights_are_on_the_device_once(bundle: Bundle) -> None:
     _, graph = bundle.graph("ort-cuda", "fp16")
     device = HostDevice()
     backend = on_host(bundle, "fp16", device)
@@ -177,7 +177,7 @@ def test_weights_lie_on_the_device_once(bundle: Bundle) -> None:
     gc.collect()  # the sessions free what they were given
 
 
-def test_prompts_of_many_lengths_are_of_few_shapes(bundle: Bundle) -> None:
+def test_prompts_of_many_lengths_have_few_shapes(bundle: Bundle) -> None:
     for precision, least in (("fp32", 1), ("fp16", MIN_TREE_NODES)):
         backend, answers = on_host(bundle, precision), {}
         decoder = Decoder(backend, bundle.profile("tree-4"))
@@ -189,7 +189,7 @@ def test_prompts_of_many_lengths_are_of_few_shapes(bundle: Bundle) -> None:
         assert answers[17] == answer(Decoder(on_host(bundle, precision)), [*PROMPT * 8][:17], tokens=2)
 
 
-def test_a_long_prompt_takes_longer_steps_where_no_scores_are_written_out(bundle: Bundle) -> None:
+def test_prefill_steps_are_longer_with_a_causal_graph(bundle: Bundle) -> None:
     prompt = np.random.default_rng(3).integers(3, bundle.model.vocab_size, PREFILL_CHUNK + 40).tolist()
     steps = {}
     for precision in ("fp32", "fp16"):
@@ -262,7 +262,9 @@ def test_a_longer_past_is_another_shape(bundle: Bundle) -> None:
     ]
 
 
-def test_what_does_not_fit_is_told_before_it_is_loaded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(CheckedGraph, "weight_bytes", 3 * 10**9)
     with pytest.raises(
         CapacityError, match=r"needs about 3\.5 GB: weights 3\.0, keys and values of 512 tokens 0\.0, .*1\.0 GB"
@@ -270,7 +272,7 @@ def test_what_does_not_fit_is_told_before_it_is_loaded(bundle: Bundle, monkeypat
         on_host(bundle, "fp16", HostDevice(10**9))
 
 
-def test_device_library_and_sizes_are_told(bundle: Bundle) -> None:
+def test_facts_have_device_library_and_sizes(bundle: Bundle) -> None:
     _, graph = bundle.graph("ort-cuda", "fp16")
     facts = on_host(bundle, "fp16").facts()
     expected = ("host", "onnxruntime", CheckedGraph(graph, bundle).weight_bytes, 2e9)
@@ -288,7 +290,7 @@ def test_a_second_thread_is_refused_and_the_first_goes_on(bundle: Bundle) -> Non
 
 
 def test_a_long_context_is_allocated_once(bundle: Bundle) -> None:
-    """Whose first tree step needed all of it a second time."""
+    """The first tree step allocates no second arena."""
     sizes: list[int] = []
 
     class Noting(HostDevice):
@@ -322,7 +324,7 @@ def test_the_number_of_the_gpu_reaches_the_library(bundle: Bundle, monkeypatch: 
     assert asked[0][0] == "CUDAExecutionProvider" and asked[0][1]["device_id"] == "1"
 
 
-def test_the_gpu_that_was_asked_for_is_the_one_that_is_taken(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_requested_gpu_is_used(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(index: int) -> Any:
         raise MedusaError(f"asked for {index}")
 

@@ -14,7 +14,7 @@ ROOMS = ("profiles", "runtime", "exporter", "benchmarks")
 
 
 def imported(file: Path) -> set[str]:
-    """The modules that a file imports anywhere in it."""
+    """The modules that a file imports, at any level."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

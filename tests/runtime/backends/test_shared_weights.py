@@ -1,4 +1,4 @@
-"""Weights on a device once: sessions of several graphs read them where they lie."""
+"""Shared weights: the sessions of several graphs read one copy on the device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WEIGHTS = np.arange(100, dtype=np.float32)
 
 
 def graph(path: Path, operator: str, weight: TensorProto) -> Path:
-    """y = operator(x, weight), whose bytes lie in shared.data."""
+    """A graph y = operator(x, weight), whose weight is in shared.data."""
     sizes = [len(WEIGHTS)]
     given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("x", "y"))
     body = helper.make_graph([helper.make_node(operator, ["x", weight.name], ["y"])], "g", [given], [made], [weight])
@@ -41,15 +41,15 @@ def test_two_sessions_read_one_copy_and_it_outlives_them(tmp_path: Path) -> None
     x = np.full_like(WEIGHTS, 2)
     for source, expected in zip(sources, (WEIGHTS + 2, WEIGHTS * 2), strict=True):
         options = onnxruntime.SessionOptions()
-        held = shared.add_to(options, source)
+        kept_alive = shared.add_to(options, source)
         session = onnxruntime.InferenceSession(str(source.path), options, providers=["CPUExecutionProvider"])
         np.testing.assert_array_equal(session.run(None, {"x": x})[0], expected)
-        del session, held, options
+        del session, kept_alive, options
         gc.collect()
 
 
 def test_shapes_and_types_are_read_as_onnx_writes_them(tmp_path: Path) -> None:
-    """bf16, which numpy does not know, and a matrix."""
+    """A matrix in bf16, which numpy lacks."""
     upper = (np.arange(6, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
     (tmp_path / "shared.data").write_bytes(upper.tobytes())
     weight = tensor("w", ("shared.data", 0, 12))
@@ -65,13 +65,13 @@ def test_shapes_and_types_are_read_as_onnx_writes_them(tmp_path: Path) -> None:
     )
     onnx.checker.check_model(str(path))
     options = onnxruntime.SessionOptions()
-    held = SharedWeights([CheckedGraph(path)], HostDevice()).add_to(options, CheckedGraph(path))
+    kept_alive = SharedWeights([CheckedGraph(path)], HostDevice()).add_to(options, CheckedGraph(path))
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {})[0], np.arange(6, dtype=np.float32).reshape(2, 3))
-    assert held
+    assert kept_alive
 
 
-def test_a_tensor_says_which_device_it_lies_on() -> None:
+def test_a_capsule_names_its_device() -> None:
     class Second(HostDevice):
         kind, index = "cuda", 1
 

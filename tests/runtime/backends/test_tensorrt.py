@@ -1,4 +1,4 @@
-"""The TensorRT backend's choices and padding, on engines that ONNX Runtime plays; real ones need a GPU."""
+"""The TensorRT backend: choice of engines and padding, on a fake TensorRT; real engines need a GPU."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROMPT = [5, 9, 17, 3, 44, 23]
 
 
 class Gpu(HostDevice):
-    """The host as a GPU of compute capability 9.0: a captured graph is the work itself."""
+    """Host memory as a GPU of compute capability 9.0; a captured graph is the function itself."""
 
     compute_capability = (9, 0)
 
@@ -121,7 +121,7 @@ def test_a_step_runs_in_the_smallest_engine_that_has_room(bundle: Bundle, tmp_pa
     )  # not those with heads
     assert chosen._padded_shape(StepShape(1, 20, 1, False, 256)) == StepShape(
         1, 64, 64, True, 256
-    )  # heads run, nobody asks them
+    )  # the heads run, their result is not used
     assert chosen._padded_shape(StepShape(1, 1, 1, True, 256)) == StepShape(1, 4, 4, True, 256)
     assert chosen._padded_shape(StepShape(1, 5, 5, True, 512)) == StepShape(1, 64, 64, True, 512)
     assert chosen._padded_shape(StepShape(1, 200, 1, False, 256)) == StepShape(1, 256, 1, False, 256)
@@ -133,7 +133,7 @@ def test_a_step_runs_in_the_smallest_engine_that_has_room(bundle: Bundle, tmp_pa
     assert static._padded_shape(StepShape(1, 1, 1, False, 256)).P == 512
 
 
-def test_what_it_was_built_for_is_the_context(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_context_is_what_the_engines_were_built_for(bundle: Bundle, tmp_path: Path) -> None:
     decoder = Decoder(backend(bundle, tmp_path, least=48, best=48, most=48))
     with pytest.raises(CapacityError, match="the prompt has 60 tokens, the model's context is 48"):
         decoder.start(list(range(3, 63)))
@@ -151,16 +151,16 @@ def test_an_engine_that_is_not_what_was_built_is_never_loaded(bundle: Bundle, tm
         Decoder(chosen).start(PROMPT)
 
 
-def test_an_engine_of_other_inputs_says_what_to_do(bundle: Bundle, tmp_path: Path) -> None:
+def test_an_engine_with_unknown_inputs_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     chosen = backend(bundle, tmp_path)
-    chosen._new_arena = LayerMajorArena  # as engines were bound before rows lay together
+    chosen._new_arena = LayerMajorArena  # the layout of earlier engines
     with pytest.raises(
         BundleError, match="asks for 'new', which no step of this version has; build bundle and engines"
     ):
         Decoder(chosen).start(PROMPT)
 
 
-def test_the_weights_told_are_those_of_the_plain_engine(bundle: Bundle, tmp_path: Path) -> None:
+def test_facts_have_the_weights_of_the_plain_engine(bundle: Bundle, tmp_path: Path) -> None:
     chosen = backend(bundle, tmp_path)
     facts = chosen.facts()
     assert (facts.library, facts.version, facts.device) == ("tensorrt", "8.6.0", "host")
@@ -168,7 +168,7 @@ def test_the_weights_told_are_those_of_the_plain_engine(bundle: Bundle, tmp_path
     assert facts.row == bundle.model.kv_bytes_per_token(4)
 
 
-def test_where_engines_were_timed_the_fastest_runs_a_step(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_fastest_of_timed_engines_runs_a_step(bundle: Bundle, tmp_path: Path) -> None:
     times = {PLAIN_ENGINE_NODES: 2.6, PREFILL_CHUNK: 3.1, 4: 2.4, 64: 2.3}
     found = {replace(facts, step_ms=times[facts.nodes]): path for facts, path in engines(bundle, tmp_path).items()}
     device: Any = Gpu()
@@ -189,7 +189,7 @@ def test_a_length_below_what_engines_read_is_refused(bundle: Bundle, tmp_path: P
         TensorRtBackend(engines(bundle, tmp_path).items(), short, bundle.heads, device)  # type: ignore[arg-type]
 
 
-def test_a_length_is_cut_to_whole_units_of_rows(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_length_is_rounded_down_to_past_multiple(bundle: Bundle, tmp_path: Path) -> None:
     device: Any = Gpu()
     odd = replace(bundle.model, context=MIN_PADDED_PAST + PAST_MULTIPLE + 3)
     chosen = TensorRtBackend(engines(bundle, tmp_path).items(), odd, bundle.heads, device)
