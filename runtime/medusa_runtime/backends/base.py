@@ -227,8 +227,8 @@ class Backend(Protocol):
         Call it before `commit`, which may move rows. Raises as `read_tokens` does.
 
         Returns:
-            tokens (B, T) and argmax (B, R) int32; logits (B, R, V), hidden (B, T, S) and for each layer i new_key_{i}
-            and new_value_{i} (B, T, W), all float32, whatever the precision that the backend computes in.
+            tokens (B, T) and argmax (B, R) int32; logits (B, R, V), hidden (B, T, S) and for each layer i `new_key_{i}`
+            and `new_value_{i}` (B, T, W), all float32, whatever the precision that the backend computes in.
         """
 
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:

@@ -141,24 +141,34 @@ class DeviceBackend(ABC):
         check_reading_thread(self.name, completed.thread)
         return completed
 
+    def _allocated(self) -> BindingCache:
+        if self._cache is None:
+            raise RuntimeError("run was called before allocate")
+        return self._cache
+
     def _binding_for(self, step: Step) -> StepBinding:
         """Return the binding of the shape that a step runs in."""
-        cache = self._cache
-        if cache is None:
-            raise RuntimeError("run was called before allocate")
-        memory, (B, T), R = cache.memory, step.input_ids.shape, step.logit_rows.shape[1]
+        shape = self._shape_of(step)
+        return self._allocated().get(shape) or self._add_binding(shape, step)
+
+    def _shape_of(self, step: Step) -> StepShape:
+        """Return the padded shape that a step runs in."""
+        memory, (B, T), R = self._allocated().memory, step.input_ids.shape, step.logit_rows.shape[1]
         if memory.arena.batch != B:
             raise CapacityError(
                 f"got a step of {B} sequences, expected {memory.arena.batch}, for which memory is allocated; call "
                 "allocate for the new number first"
             )
         P = memory.padded_past(int(step.past_length.max()))
-        shape = self._padded_shape(StepShape(B, T, R, step.draft, P, is_causal(step)))
-        return cache.get(shape) or self._add_binding(cache, shape, step)
+        return self._padded_shape(StepShape(B, T, R, step.draft, P, is_causal(step)))
 
-    def _add_binding(self, cache: BindingCache, shape: StepShape, step: Step) -> StepBinding:
-        """Make a binding for a shape, over larger memory where the shape does not fit what is allocated."""
+    def _add_binding(self, shape: StepShape, step: Step) -> StepBinding:
+        """Make a binding for a shape, over larger memory where the shape does not fit what is allocated.
+
+        Memory that is replaced is freed before the binding is made, so nothing else may refer to it here.
+        """
         self._device.synchronize()  # memory is only freed while the device is idle
+        cache = self._allocated()
         memory = cache.memory.fitted_to(shape)
         if memory is not cache.memory:
             cache = cache.with_memory(memory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import weakref
 from functools import partial
 from typing import Any
 
@@ -163,6 +164,18 @@ def test_bindings_made_before_the_outputs_grew_still_run() -> None:
         assert toy.read_argmax() == wanted
         assert [int(toy.read_logits(row).argmax()) for row in range(len(tokens))] == wanted
     assert toy._cache is not None and len(toy._cache.shapes) == 2
+
+
+def test_an_arena_that_was_replaced_is_freed_before_the_next_binding_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy()
+    toy.allocate(1, 8)
+    toy.run(literal([3]))
+    assert toy._cache is not None
+    arena, new_runner = weakref.ref(toy._cache.memory.arena), toy._new_runner
+    freed = []
+    monkeypatch.setattr(toy, "_new_runner", lambda *given: (freed.append(arena() is None), new_runner(*given))[1])
+    toy.run(literal([8] * (PREFILL_CHUNK + 9), 1))
+    assert freed == [True]
 
 
 def work_of(toy: Toy) -> None:
