@@ -51,7 +51,7 @@ def main() -> None:
 
 def kernels(decoder: Decoder, tree: TreeProfile, prompt: list[int], steps: int) -> dict[str, tuple[float, float]]:
     """Return by name how often a kernel runs in a step and how many microseconds it takes there in all."""
-    decoder.use(tree)
+    decoder.set_profile(tree)
     decoder.start(prompt, tree.size * (WARM + steps) + 1, stop_ids=())  # the prompt gives one
     for _ in range(WARM):
         decoder.step()

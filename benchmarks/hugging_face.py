@@ -32,7 +32,7 @@ from medusa_exporter.prompts import load_prompts
 from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import MedusaError
-from medusa_runtime.layout import Layout
+from medusa_runtime.prompt_encoder import PromptEncoder
 
 OUTPUT = JsonKind("benchmarks/hugging_face.py", BENCH.keys)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -127,9 +127,9 @@ def main() -> None:
     options = parser.parse_args()
     check_output_file(options.json, OUTPUT, inputs=[options.prompts], bundle=options.bundle)
     bundle = Bundle.open(options.bundle)
-    layout, trees = Layout(bundle), [bundle.profile(name) for name in options.profile]
+    encoder, trees = PromptEncoder(bundle), [bundle.profile(name) for name in options.profile]
     prompts = [
-        encode(layout, [{"role": "user", "content": turns[0]}])
+        encode(encoder, [{"role": "user", "content": turns[0]}])
         for turns in load_prompts(options.prompts, options.limit)
     ]
     workers = {name: Worker(name) for name in options.backends}

@@ -55,8 +55,8 @@ def measure(system: Contender, common: dict[str, Any]) -> None:
 
 def read_prompts(file: Path, limit: int, bundle: Any) -> list[list[int]]:
     """Token ids of the first turns, laid out by the bundle's chat template (bare text if it has none)."""
-    from medusa_runtime.chat import ChatTemplate
-    from medusa_runtime.text import Tokenizer
+    from medusa_runtime.chat_template import ChatTemplate
+    from medusa_runtime.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(bundle.tokenizer, str(bundle.root))
     template = ChatTemplate(bundle.chat_template, bundle.special_tokens) if bundle.chat_template else None

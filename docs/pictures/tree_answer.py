@@ -15,7 +15,7 @@ from pathlib import Path
 
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import Engine
-from medusa_runtime.accept import Logits, Verdict, greedy
+from medusa_runtime.accept import Acceptance, LogitsReader, greedy
 
 SECONDS = 1.6  # how long one frame is shown
 WIDTH, COLUMN, ROW, BOX = 880, 172, 25, 140  # pixels: the picture, one depth of the tree, one leaf, one node
@@ -49,7 +49,7 @@ def record(engine: Engine, prompt: str, max_new_tokens: int) -> list[Frame]:
     decoder, tokenizer = engine.decoder, engine.tokenizer
     steps: list[tuple[list[int], list[int]]] = []
 
-    def observed(tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], logits: Logits) -> Verdict:
+    def observed(tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], logits: LogitsReader) -> Acceptance:
         verdict = greedy(tree, tokens, argmax, logits)
         steps.append((list(tokens), list(verdict[0])))
         return verdict

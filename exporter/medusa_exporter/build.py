@@ -11,7 +11,7 @@ from medusa_profiles import catalogue
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import to_toml
 from medusa_runtime.backends.ort_library import import_onnxruntime
-from medusa_runtime.bundle import seal
+from medusa_runtime.bundle import write_manifest
 from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import Manifest
 
@@ -26,7 +26,7 @@ from medusa_exporter.heads.architecture import read_architecture
 from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.loading.rope import fix_longrope
 from medusa_exporter.loading.templates import ChatTemplates, choose_template, try_template
-from medusa_exporter.loading.vocabulary import ids_beyond, token_count
+from medusa_exporter.loading.vocabulary import describe_ids_beyond, needed_vocab_size
 from medusa_exporter.models import ModelSource
 from medusa_exporter.precisions import FIXED_SCALES, choose, default_profile
 from medusa_exporter.preflight import check_build
@@ -108,10 +108,12 @@ def build(
 def choose_profiles(names: tuple[str, ...], heads: int) -> tuple[TreeProfile, ...]:
     """Return the named trees, or every shipped one that `heads` heads reach; raise ProfileError for one they don't."""
     if not names:
-        return tuple(tree for tree in map(catalogue.load, catalogue.names()) if tree.depth <= heads)
-    trees = [catalogue.load_file(name) if name.endswith(".toml") else catalogue.load(name) for name in names]
+        return tuple(tree for tree in map(catalogue.load_profile, catalogue.profile_names()) if tree.depth <= heads)
+    trees = [
+        catalogue.load_profile_file(name) if name.endswith(".toml") else catalogue.load_profile(name) for name in names
+    ]
     for tree in trees:
-        tree.require(heads, tree.max_rank + 1)
+        tree.check_fits(heads, tree.max_rank + 1)
     if repeated := {tree.name for tree in trees if [other.name for other in trees].count(tree.name) > 1}:
         raise ProfileError(f"profile {min(repeated)!r} is asked for twice; give each once")
     return tuple(trees)
@@ -146,7 +148,7 @@ def _fill(
     tokenizer = models.load_tokenizer(source)
     templates = choose_template(tokenizer, chat_template)
     sizes = models.read_sizes(source)
-    medusa = load_heads(heads, sizes.hidden_size, sizes.vocab_size, token_count(tokenizer))
+    medusa = load_heads(heads, sizes.hidden_size, sizes.vocab_size, needed_vocab_size(tokenizer))
     model = models.load_model(source, torch.float32)
     facts = model_facts(model, source, end_token_ids(model, tokenizer), context)
     for remark in _remarks(tokenizer, templates, facts):
@@ -189,7 +191,7 @@ def _fill(
     kept, known = reuse_engines(replaced, folder)
     if kept:
         report(f"keep {len(kept)} engines, whose graphs and weights have not changed")
-    return seal(
+    return write_manifest(
         folder,
         producer=producer_versions(),
         model=facts,
@@ -210,7 +212,7 @@ def _remarks(tokenizer: Any, templates: ChatTemplates, facts: ModelFacts) -> Ite
         yield "the model has no chat template: prompts are plain text (--chat-template FILE gives it one)"
     elif refusal := try_template(templates.chosen, special_tokens(tokenizer)):
         yield f"warning: a lone question cannot be asked of this model: {refusal}"
-    if beyond := ids_beyond(tokenizer, facts.vocab_size):
+    if beyond := describe_ids_beyond(tokenizer, facts.vocab_size):
         yield f"the tokenizer has tokens that the model lacks, prompts with them are refused: {beyond}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from medusa_profiles.profile import TreeProfile
 from medusa_profiles.toml import to_toml
-from medusa_runtime.bundle import verify_sizes
+from medusa_runtime.bundle import is_unchanged
 from medusa_runtime.errors import BundleError
 from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, Manifest
 
@@ -81,7 +81,7 @@ def unchanged_manifest(bundle: Path, sources: dict[str, Any]) -> Manifest | None
         manifest = read_manifest(bundle)
     except BundleError:
         return None
-    return manifest if manifest.sources == sources and verify_sizes(bundle, manifest) else None
+    return manifest if manifest.sources == sources and is_unchanged(bundle, manifest) else None
 
 
 def read_manifest(bundle: Path) -> Manifest:

@@ -16,6 +16,7 @@ from medusa_exporter.families import FAMILIES, Decoder
 from medusa_exporter.heads.base_model import model_names
 from medusa_exporter.library_logging import log_errors_only
 from medusa_exporter.loading import rope, sizes
+from medusa_exporter.loading.architecture import read_architecture
 from medusa_exporter.loading.config import (
     check_architecture,
     check_folder,
@@ -23,13 +24,12 @@ from medusa_exporter.loading.config import (
     named_model_type,
     read_object,
 )
-from medusa_exporter.loading.decoder import describe_decoder
-from medusa_exporter.loading.gguf_keys import read_facts
+from medusa_exporter.loading.empty_stdin import empty_stdin
+from medusa_exporter.loading.gguf_metadata import read_gguf_facts
 from medusa_exporter.loading.gguf_templates import gguf_templates
 from medusa_exporter.loading.gguf_weights import load_gguf
 from medusa_exporter.loading.memory import check_memory
 from medusa_exporter.loading.sizes import DecoderSizes
-from medusa_exporter.loading.stdin import closed_stdin
 from medusa_exporter.loading.weights import check_files, check_loaded
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def check_family(source: ModelSource) -> str:
             f"expected one of {', '.join(FAMILIES)}"
         )
     rope.check_rope(config, source.gguf or source.location)
-    describe_decoder(config, source.gguf or source.location)
+    read_architecture(config, source.gguf or source.location)
     return family
 
 
@@ -138,7 +138,7 @@ def read_decoder(source: ModelSource) -> Decoder:
     Raises UnsupportedModelError for what `check_family` refuses.
     """
     check_family(source)
-    return describe_decoder(_config_facts(source), source.gguf or source.location)
+    return read_architecture(_config_facts(source), source.gguf or source.location)
 
 
 def read_sizes(source: ModelSource) -> DecoderSizes:
@@ -168,7 +168,7 @@ def _positions(source: ModelSource) -> dict[str, Any]:
 
 def _config_facts(source: ModelSource) -> dict[str, Any]:
     if source.gguf:
-        return dict(read_facts(Path(source.location) / source.gguf).config)
+        return dict(read_gguf_facts(Path(source.location) / source.gguf).config)
     if source.local:
         return read_object(Path(source.location) / "config.json")
     transformers = import_extra("transformers", "export")
@@ -260,7 +260,7 @@ def _reading(what: str) -> Iterator[None]:
     transformers = import_extra("transformers", "export")
     transformers.utils.logging.disable_progress_bar()
     try:
-        with closed_stdin():
+        with empty_stdin():
             yield
     except (MedusaError, MemoryError):
         raise

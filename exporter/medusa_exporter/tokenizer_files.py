@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medusa_runtime.bundle import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, named_template
+from medusa_runtime.bundle import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, named_template_path
 
 from medusa_exporter.loading.templates import ChatTemplates
 
@@ -18,7 +18,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, templates:
     """Write them into the bundle's folder: the chosen template in its place, the model's own ones by their names."""
     (folder / "tokenizer").mkdir()
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-    found = {named_template(name): text for name, text in templates.named.items()}
+    found = {named_template_path(name): text for name, text in templates.named.items()}
     for file, text in (found | ({CHAT_TEMPLATE: templates.chosen} if templates.chosen else {})).items():
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_text(text, encoding="utf-8", newline="")

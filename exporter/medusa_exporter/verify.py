@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from medusa_runtime.backends.base import FloatArray
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import UnsupportedModelError
-from medusa_runtime.text import Tokenizer
+from medusa_runtime.tokenizer import Tokenizer
 
 from medusa_exporter import models
 from medusa_exporter.extras import import_extra

@@ -15,23 +15,23 @@ TREES = resources.files("medusa_profiles").joinpath("trees")
 
 
 @cache
-def names() -> tuple[str, ...]:
+def profile_names() -> tuple[str, ...]:
     """Return the names of the shipped trees, numbers in them sorted by value: tree-4 before tree-12."""
     found = [entry.name.removesuffix(".toml") for entry in TREES.iterdir() if entry.name.endswith(".toml")]
     return tuple(sorted(found, key=_natural_key))
 
 
 @cache
-def load(name: str) -> TreeProfile:
+def load_profile(name: str) -> TreeProfile:
     """Return a shipped tree; raises ProfileError listing the names there are if this is not one of them."""
-    if name not in names():
-        close = difflib.get_close_matches(name, names(), n=1)
+    if name not in profile_names():
+        close = difflib.get_close_matches(name, profile_names(), n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
-        raise ProfileError(f"no tree is called {name!r}; {hint}There are: {', '.join(names())}")
+        raise ProfileError(f"no tree is called {name!r}; {hint}There are: {', '.join(profile_names())}")
     return from_toml(TREES.joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
 
 
-def load_file(path: str | Path) -> TreeProfile:
+def load_profile_file(path: str | Path) -> TreeProfile:
     """Return the tree that a TOML file holds; raises ProfileError if it is no valid tree or cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -119,12 +119,12 @@ class TreeProfile:
         The array is new at each call, so the caller may fill in the root.
         Raises ProfileError if a rank does not fit top_k, since it would name another head's candidate.
         """
-        self.require(self.depth, top_k)
+        self.check_fits(self.depth, top_k)
         ids: IntArray = -1 - (self.heads * np.int32(top_k) + self.ranks)
         ids[0] = 0
         return ids
 
-    def require(self, heads: int, top_k: int) -> None:
+    def check_fits(self, heads: int, top_k: int) -> None:
         """Raise ProfileError unless a bundle with so many heads, each giving top_k candidates, can serve this tree."""
         for path in self.paths:
             if len(path) > heads:

@@ -16,27 +16,27 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends.base import FloatArray
 from medusa_runtime.errors import MedusaError
 
-LEAST_TEMPERATURE = 1e-6  # of a typical rule: below, logits divided by it soon leave float32
+MIN_TEMPERATURE = 1e-6  # of a typical rule: below, logits divided by it soon leave float32
 
-Verdict = tuple[list[int], int]
+Acceptance = tuple[list[int], int]
 
 
-class Logits(Protocol):
+class LogitsReader(Protocol):
     """Reads one row of logits, (V,) float32, only when a rule needs it."""
 
     def __call__(self, row: int, /) -> FloatArray:
         """Return the logits at node `row`."""
 
 
-AcceptRule = Callable[[TreeProfile, Sequence[int], Sequence[int], Logits], Verdict]
+AcceptRule = Callable[[TreeProfile, Sequence[int], Sequence[int], LogitsReader], Acceptance]
 
 
 def greedy(
     tree: TreeProfile,
     tokens: Sequence[int],
     argmax: Sequence[int],
-    logits: Logits | None = None,  # noqa: ARG001
-) -> Verdict:
+    logits: LogitsReader | None = None,  # noqa: ARG001
+) -> Acceptance:
     """Keep the path whose every token is the decoder's own greedy choice: lossless.
 
     tokens: the token at each of T nodes; argmax: the greedy next token at each. `logits` is not read.
@@ -71,13 +71,15 @@ class Typical:
             raise MedusaError(f"epsilon is {self.epsilon}, expected a probability, from 0 to 1")
         if not 0 <= self.delta < math.inf:
             raise MedusaError(f"delta is {self.delta}, expected a finite number from 0 up")
-        if not LEAST_TEMPERATURE <= self.temperature < math.inf:
+        if not MIN_TEMPERATURE <= self.temperature < math.inf:
             raise MedusaError(
-                f"temperature is {self.temperature}, expected a finite number from {LEAST_TEMPERATURE:g} up; for "
+                f"temperature is {self.temperature}, expected a finite number from {MIN_TEMPERATURE:g} up; for "
                 "temperature 0 take the rule 'greedy'"
             )
 
-    def __call__(self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], logits: Logits, /) -> Verdict:
+    def __call__(
+        self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], logits: LogitsReader, /
+    ) -> Acceptance:
         """Judge one tree; arguments as in `greedy`.
 
         The root, drawn greedily by the decoder itself, is always accepted; among paths of one length the likelier
@@ -86,7 +88,9 @@ class Typical:
         best = max(self._paths(tree, tokens, logits), key=lambda found: (len(found[0]), found[1]))
         return best[0], argmax[best[0][-1]]
 
-    def _paths(self, tree: TreeProfile, tokens: Sequence[int], logits: Logits) -> Iterator[tuple[list[int], float]]:
+    def _paths(
+        self, tree: TreeProfile, tokens: Sequence[int], logits: LogitsReader
+    ) -> Iterator[tuple[list[int], float]]:
         """Give every accepted path with its log-probability; rows are read only where a path has arrived."""
         open_paths: list[tuple[list[int], float]] = [([0], 0.0)]
         while open_paths:
@@ -112,4 +116,4 @@ def log_softmax(logits: FloatArray) -> FloatArray:
     return normalised
 
 
-RULES: dict[str, AcceptRule] = {"greedy": greedy, "typical": Typical()}
+ACCEPT_RULES: dict[str, AcceptRule] = {"greedy": greedy, "typical": Typical()}

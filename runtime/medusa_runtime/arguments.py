@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medusa_runtime.errors import ArgumentError, MedusaError, PromptError
 
 
-def whole_number(what: str, value: object, least: int, error: type[MedusaError] = ArgumentError) -> int:
+def as_int(what: str, value: object, least: int, error: type[MedusaError] = ArgumentError) -> int:
     """Return an int or a numpy integer as an int. Raises `error` for other types, bool included, and below `least`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise error(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a whole number: pass an int")
@@ -21,24 +21,24 @@ def whole_number(what: str, value: object, least: int, error: type[MedusaError] 
     return int(value)
 
 
-def optional_number(what: str, value: object, least: int) -> int | None:
+def as_optional_int(what: str, value: object, least: int) -> int | None:
     """Return None or a whole number of at least `least`. Raises ArgumentError."""
-    return None if value is None else whole_number(what, value, least)
+    return None if value is None else as_int(what, value, least)
 
 
-def text(what: str, value: object) -> str:
+def as_text(what: str, value: object) -> str:
     """Return a str that is not empty. Raises ArgumentError for all else."""
     if not isinstance(value, str) or not value:
         raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a name: pass a str")
     return value
 
 
-def optional_text(what: str, value: object) -> str | None:
+def as_optional_text(what: str, value: object) -> str | None:
     """Return None or a str that is not empty. Raises ArgumentError."""
-    return None if value is None else text(what, value)
+    return None if value is None else as_text(what, value)
 
 
-def a_path(what: str, value: object) -> Path:
+def as_path(what: str, value: object) -> Path:
     """Return a str or a path of text as a Path. Raises ArgumentError for all else."""
     try:
         found = os.fspath(value)  # type: ignore[call-overload]
@@ -49,7 +49,7 @@ def a_path(what: str, value: object) -> Path:
     return Path(found)
 
 
-def token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:
+def as_token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:
     """Return a prompt's token ids, (N,) with N at least 1, each from 0 to `vocabulary` - 1.
 
     Accepted are sequences of int and of numpy integers, and numpy arrays of any integer type. Raises PromptError.
@@ -76,7 +76,7 @@ def token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:
     return np.asarray(prompt, dtype=np.int64)
 
 
-def conversation(prompt: object) -> list[dict[str, str]]:
+def as_messages(prompt: object) -> list[dict[str, str]]:
     """Return the messages of a prompt that is no text, as dictionaries. Raises PromptError for other types."""
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
         raise PromptError(
@@ -94,7 +94,7 @@ def conversation(prompt: object) -> list[dict[str, str]]:
     return [dict(message) for message in prompt]
 
 
-def stop_set(stop_ids: object) -> frozenset[int]:
+def as_stop_ids(stop_ids: object) -> frozenset[int]:
     """Return the ids that end an answer. Raises PromptError for what is no collection of whole numbers."""
     if not isinstance(stop_ids, Collection) or isinstance(stop_ids, (str, bytes, bytearray)):
         raise PromptError(f"stop_ids is {stop_ids!r:.80}; expected a set or list of token ids, () for none")

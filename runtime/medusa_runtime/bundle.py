@@ -10,17 +10,25 @@ from pathlib import Path
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.toml import from_toml
 
-from medusa_runtime.arguments import a_path, optional_text
-from medusa_runtime.bundle_files import TOLERATED, digests, find_inside, read_bounded, walk
-from medusa_runtime.engine_facts import MAX_BYTES as ENGINE_FACTS_BYTES
-from medusa_runtime.engine_facts import EngineFacts
+from medusa_runtime.arguments import as_optional_text, as_path
+from medusa_runtime.bundle_files import IGNORED_NAMES, hash_files, read_bounded, resolve_inside, walk
+from medusa_runtime.engine_manifest import MAX_BYTES as MAX_ENGINE_MANIFEST
+from medusa_runtime.engine_manifest import EngineManifest
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import DIGEST, GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, REMEDY, Manifest
-from medusa_runtime.sealing import reseal, seal, verify_sizes
-from medusa_runtime.verified import CheckedFile, Stamp
+from medusa_runtime.manifest_writer import is_unchanged, rewrite_manifest, write_manifest
+from medusa_runtime.verified_file import FileStamp, VerifiedFile
 
-__all__ = ["TOLERATED", "Bundle", "named_template", "reseal", "seal", "verify_sizes", "walk"]
+__all__ = [
+    "IGNORED_NAMES",
+    "Bundle",
+    "named_template_path",
+    "rewrite_manifest",
+    "write_manifest",
+    "is_unchanged",
+    "walk",
+]
 
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
@@ -35,12 +43,12 @@ MAX_TOKENIZER, MAX_TEMPLATE, MAX_SPECIAL_TOKENS, MAX_PROFILE = 256 << 20, 4 << 2
 class Bundle:
     """An opened bundle: `root` is its folder, resolved; `manifest` holds for the files as they were when opened.
 
-    stamps: what the file system recorded of the files when they were hashed, by name (`verified.Stamp`).
+    stamps: what the file system recorded of the files when they were hashed, by name (`FileStamp`).
     """
 
     root: Path
     manifest: Manifest
-    stamps: Mapping[str, Stamp | None] = field(default_factory=dict, repr=False, compare=False)
+    stamps: Mapping[str, FileStamp | None] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: str | Path, *, engines: bool = False, expected_digest: str | None = None) -> Bundle:
@@ -48,32 +56,32 @@ class Bundle:
 
         The manifest must hold, every file that it names must be a regular file inside the folder with that size and
         SHA-256, and the folder must hold no other file. engines: whether those are hashed too; they are many times as
-        large as all else, few of them are loaded, and each is hashed before it is (`EngineFacts.read`).
+        large as all else, few of them are loaded, and each is hashed before it is (`EngineManifest.read`).
         expected_digest: the manifest's digest, which stands for every byte of the bundle, None for any; compared before
         anything else is read. Raises BundleError, and ArgumentError for arguments of other types.
         """
-        folder = a_path("the bundle", folder)
+        folder = as_path("the bundle", folder)
         if expected_digest != "":  # which is no digest, and refused as such
-            optional_text("expected_digest", expected_digest)
+            as_optional_text("expected_digest", expected_digest)
         if not folder.is_dir():
             raise BundleError(f"no such bundle: {folder} is not a folder; make one with medusa-export build")
         try:
             root = folder.resolve()
             if not (root / FILE_NAME).exists():
                 raise BundleError(f"{folder} is not a bundle, it has no {FILE_NAME}; {REMEDY}")
-            data = read_bounded(find_inside(root, FILE_NAME), MAX_BYTES)
+            data = read_bounded(resolve_inside(root, FILE_NAME), MAX_BYTES)
             manifest = Manifest.from_bytes(data, str(folder / FILE_NAME))
             _check_digest(folder, manifest.digest, expected_digest)
             present = set(walk(root)) - {FILE_NAME}
             if unlisted := sorted(present - manifest.files.keys()):
                 raise BundleError(f"{folder} holds {unlisted[0]!r}, which its manifest does not list; remove it")
-            paths = {name: find_inside(root, name) for name in manifest.files}
+            paths = {name: resolve_inside(root, name) for name in manifest.files}
             for name, facts in manifest.files.items():
                 if (size := paths[name].stat().st_size) != facts.size:
                     raise BundleError(f"{folder / name} has {size} bytes, expected {facts.size}; {REMEDY}")
             names = [name for name in paths if engines or not _is_engine(name)]
-            stamps: dict[str, Stamp | None] = {}
-            for name, (digest, stamp) in zip(names, digests([paths[name] for name in names]), strict=True):
+            stamps: dict[str, FileStamp | None] = {}
+            for name, (digest, stamp) in zip(names, hash_files([paths[name] for name in names]), strict=True):
                 stamps[name] = stamp
                 if digest != (wanted := manifest.files[name].sha256):
                     raise BundleError(f"{folder / name} has SHA-256 {digest}, expected {wanted}; {REMEDY}")
@@ -91,11 +99,11 @@ class Bundle:
         """The heads' shape."""
         return self.manifest.heads
 
-    def file(self, name: str) -> CheckedFile:
+    def file(self, name: str) -> VerifiedFile:
         """Return a file of the bundle, to be read or mapped as the manifest lists it. BundleError if it does not."""
         if name not in self.manifest.files:
             raise BundleError(f"{self.root} has no {name!r}: its manifest does not list it; {REMEDY}")
-        return CheckedFile(self.root / name, self.manifest.files[name], self.stamps.get(name))
+        return VerifiedFile(self.root / name, self.manifest.files[name], self.stamps.get(name))
 
     def graph(self, backend: str, precision: str | None = None) -> tuple[GraphFacts, Path]:
         """Return a backend's graph and its file; precision None means the only one, or fp32 among several.
@@ -111,7 +119,7 @@ class Bundle:
             )
         return found[wanted], self.root / found[wanted].file
 
-    def engines(self, backend: str, precision: str | None = None) -> list[tuple[EngineFacts, Path]]:
+    def engines(self, backend: str, precision: str | None = None) -> list[tuple[EngineManifest, Path]]:
         """Return what lies beside each engine of a backend's graphs, and the engine's file, unread.
 
         Raises BundleError where one is not what its place says, and where it was built from another graph or other
@@ -121,7 +129,7 @@ class Bundle:
         found = []
         for name in self.manifest.files:
             if name.startswith(f"engines/{graph.key}-") and name.endswith(".json"):
-                facts = EngineFacts.from_bytes(self.file(name).read(ENGINE_FACTS_BYTES), self.root / name)
+                facts = EngineManifest.from_bytes(self.file(name).read(MAX_ENGINE_MANIFEST), self.root / name)
                 engine = name.removesuffix(".json") + ".engine"
                 listed = self.manifest.files.get(engine)
                 told = facts.flavour, facts.precision, facts.engine
@@ -145,7 +153,7 @@ class Bundle:
         path = f"profiles/{name}.toml"
         try:
             tree = from_toml(self._read_text(path, MAX_PROFILE), str(self.root / path))
-            tree.require(self.heads.count, self.heads.top_k)
+            tree.check_fits(self.heads.count, self.heads.top_k)
         except ProfileError as error:
             raise BundleError(f"profile {name!r} of {self.root} does not serve: {error}") from error
         if tree.name != name:
@@ -182,7 +190,7 @@ class Bundle:
                 f"{self.root} has no chat template {name!r}; it has {has}; name one of these, or build the bundle "
                 "again with --chat-template"
             )
-        return self._read_text(named_template(name), MAX_TEMPLATE)
+        return self._read_text(named_template_path(name), MAX_TEMPLATE)
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -217,7 +225,7 @@ def _check_digest(folder: Path, got: str, expected: str | None) -> None:
         )
 
 
-def named_template(name: str) -> str:
+def named_template_path(name: str) -> str:
     """Return the path in a bundle of the chat template that the model calls `name`."""
     return f"{_NAMED_TEMPLATES}{name}.jinja"
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from medusa_runtime.errors import BundleError
 from medusa_runtime.manifest import REMEDY
-from medusa_runtime.verified import Stamp, digest_file
+from medusa_runtime.verified_file import FileStamp, hash_file
 
 SCRATCH = ".manifest.json.tmp"  # a manifest that is being written
 
 # What the tools of a hub put into a bundle's folder: never listed, never read, and not part of the bundle.
-TOLERATED = ("README.md", ".gitattributes", ".cache", ".git")
+IGNORED_NAMES = ("README.md", ".gitattributes", ".cache", ".git")
 
 _HASH_THREADS = 4
 
 
-def find_inside(root: Path, name: str) -> Path:
+def resolve_inside(root: Path, name: str) -> Path:
     """Return the regular file that `name` leads to; BundleError if it is none or lies outside `root`."""
     try:
         path = (root / name).resolve(strict=True)
@@ -50,7 +50,7 @@ def _in_cache(root: Path, path: Path) -> bool:
 def walk(root: Path) -> Iterator[str]:
     """Give the POSIX path below `root` of everything that is not a plain folder, links to folders included.
 
-    What may lie in a bundle's folder without being part of it (TOLERATED) is left out. Raises OSError.
+    What may lie in a bundle's folder without being part of it (IGNORED_NAMES) is left out. Raises OSError.
     """
 
     def fail(error: OSError) -> None:
@@ -58,8 +58,8 @@ def walk(root: Path) -> Iterator[str]:
 
     for place, folders, files in os.walk(root, onerror=fail):
         if Path(place) == root:
-            folders[:] = [name for name in folders if name not in TOLERATED]
-            files[:] = [name for name in files if name not in (*TOLERATED, SCRATCH)]
+            folders[:] = [name for name in folders if name not in IGNORED_NAMES]
+            files[:] = [name for name in files if name not in (*IGNORED_NAMES, SCRATCH)]
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         for name in [*files, *links]:
             yield (Path(place) / name).relative_to(root).as_posix()
@@ -71,7 +71,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
-def digests(paths: Iterable[Path]) -> list[tuple[str, Stamp | None]]:
+def hash_files(paths: Iterable[Path]) -> list[tuple[str, FileStamp | None]]:
     """Hash files side by side, in their order (hashlib lets other threads run)."""
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        return list(pool.map(digest_file, paths))
+        return list(pool.map(hash_file, paths))

@@ -10,8 +10,8 @@ It has three forms. As traced, the past is read only and comes as rows, and a st
 and an output at once: a step writes its T rows behind the `past_length` real ones, where the next step finds them or
 writes over them (`in_place_specs`). On a GPU no size may depend on a number there: P is then the length of one input
 more, `past_rows`, past_length at least, and P + T at most C. Beside that graph there may be another one, for tokens in
-a row: it lacks the inputs `CAUSAL_LACKS`, and each of its rows sees all that is before it. Together, as traced but for
-one input of all layers' past rows and one output of all new ones (`together_specs`).
+a row: it lacks the inputs `CAUSAL_OMITTED_INPUTS`, and each of its rows sees all that is before it. Stacked, as traced
+but for one input of all layers' past rows and one output of all new ones (`stacked_specs`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOGIT_ROWS = "logit_rows"  # (B, R) int32: the rows that need logits
 PAST = "past"  # (B, P, 2 * layers * W) float, together: a token's keys of all layers, then its values
 PAST_ROWS = "past_rows"  # (P,) int32, in place on a GPU: 0, 1, …, as many as rows of the past may be seen
 
-CAUSAL_LACKS = (TREE_MASK, DRAFT_HIDDEN)
+CAUSAL_OMITTED_INPUTS = (TREE_MASK, DRAFT_HIDDEN)
 
 # Of a buffer in place, behind the capacity that steps may fill: a graph may put a dummy beside a row that stands alone.
 SPARE_ROWS = 1
@@ -106,7 +106,7 @@ def output_specs(
     )
 
 
-def together_specs(
+def stacked_specs(
     layers: int, state_size: int, vocab_size: int, kv_row: int, dtype: str = "float32"
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """All inputs, and all outputs, of a graph whose rows are one tensor for all layers, a token a row."""

@@ -12,7 +12,7 @@ from medusa_profiles.profile import TreeProfile
 from numpy.typing import NDArray
 
 from medusa_runtime.accept import AcceptRule, greedy
-from medusa_runtime.arguments import stop_set, token_ids, whole_number
+from medusa_runtime.arguments import as_int, as_stop_ids, as_token_ids
 from medusa_runtime.backends.base import Backend, FloatArray, IntArray, Step, literal_step
 from medusa_runtime.errors import (
     ArgumentError,
@@ -27,8 +27,8 @@ from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.sequence import SequenceState
 from medusa_runtime.tree_step import TreeStep
 
-UNTIL_READY = 2  # runs of one shape: a GPU's first is a plain one, the second is captured
-KEPT_TREES = 8  # whose arrays, and what a backend has bound to them, are held for when they come back
+WARM_UP_RUNS = 2  # runs of one shape: a GPU's first is a plain one, the second is captured
+MAX_CACHED_TREES = 8  # whose arrays, and what a backend has bound to them, are held for when they come back
 
 
 class Decoder:
@@ -51,7 +51,9 @@ class Decoder:
         ArgumentError for a profile or rule of another type.
         """
         if not callable(accept):
-            raise ArgumentError(f"the accept rule is {accept!r:.80}; expected a function: pass one of accept.RULES")
+            raise ArgumentError(
+                f"the accept rule is {accept!r:.80}; expected a function: pass one of accept.ACCEPT_RULES"
+            )
         self.backend, self.accept = backend, accept
         self._inputs: dict[TreeProfile, TreeStep] = {}  # of the last trees used: a backend binds each once
         self._plain = self._tree = self._inputs_of(TreeProfile.plain())
@@ -72,7 +74,7 @@ class Decoder:
         return self._tree.profile
 
     @strictly_exclusive
-    def use(self, profile: TreeProfile) -> None:
+    def set_profile(self, profile: TreeProfile) -> None:
         """Decode with another tree from the next step on.
 
         Raises ProfileError where the heads do not reach it, ArgumentError for what is no TreeProfile, BusyError.
@@ -87,14 +89,14 @@ class Decoder:
                 "gives one by its name, Bundle.profile(name)"
             )
         heads = self.backend.heads
-        profile.require(heads.count, heads.top_k)
+        profile.check_fits(heads.count, heads.top_k)
         if profile not in self._inputs:
             self._inputs[profile] = TreeStep(profile, heads.top_k)
-        while len(self._inputs) > KEPT_TREES:
+        while len(self._inputs) > MAX_CACHED_TREES:
             del self._inputs[next(iter(self._inputs))]  # the oldest
         return self._inputs[profile]
 
-    def stop(self) -> None:
+    def abort(self) -> None:
         """Give up the answer in progress, so that any thread may start another. Can be called from any thread."""
         sequence = self.sequence
         if sequence is not None:
@@ -125,7 +127,7 @@ class Decoder:
         self.sequence = None
         self.cache.truncate(0)
         for step in self._every_shape():
-            for _ in range(UNTIL_READY):
+            for _ in range(WARM_UP_RUNS):
                 self.backend.run(step)
 
     def _every_shape(self) -> Iterator[Step]:
@@ -134,7 +136,7 @@ class Decoder:
             length = min(past, context - tree.profile.size)
             if length >= 0:
                 self.cache.reserve(length + tree.profile.size)
-                tree.place(0, length)
+                tree.update(0, length)
                 yield tree.step
         sizes = [1 << doublings for doublings in range(self.backend.prefill_chunk.bit_length())]
         for past, size in product(pasts, sizes):
@@ -148,21 +150,21 @@ class Decoder:
         vocabulary or an argument of another type, CapacityError for one that leaves no room in the model's context,
         InvalidLogitsError where the backend gives no valid logits, BackendError, BusyError.
         """
-        return list(self.begin(prompt, max_new_tokens, stop_ids).answer)
+        return list(self.start_sequence(prompt, max_new_tokens, stop_ids).answer)
 
-    def begin(
+    def start_sequence(
         self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None
     ) -> SequenceState:
         """Do the same and return the answer in progress, of one token."""
         model = self.backend.model
-        ids = token_ids(prompt, model.vocab_size)
+        ids = as_token_ids(prompt, model.vocab_size)
         if ids.size >= model.context:
             raise CapacityError(
                 f"the prompt has {ids.size} tokens, the model's context is {model.context}: no room for an answer; "
                 "shorten it"
             )
-        limit = whole_number("max_new_tokens", max_new_tokens, 1, PromptError)
-        stop = stop_set(model.eos_token_ids if stop_ids is None else stop_ids)
+        limit = as_int("max_new_tokens", max_new_tokens, 1, PromptError)
+        stop = as_stop_ids(model.eos_token_ids if stop_ids is None else stop_ids)
         sequence = SequenceState(tuple(ids.tolist()), limit, stop, model.context)
         try:
             self._begin(ids, sequence)
@@ -236,11 +238,11 @@ class Decoder:
         if not cache.can_draft() or length + tree.profile.size > cache.context:
             tree = self._plain  # no hidden state to draft from, or no rows left for the tree
         cache.reserve(length + tree.profile.size)  # a backend may write all of them where they would be kept
-        tree.place(sequence.last, length)
+        tree.update(sequence.last_token, length)
         self.backend.run(tree.step)
         tokens = self.backend.read_tokens()
         path, following = self.accept(tree.profile, tokens, self.backend.read_argmax(), self._read_logits)
-        taken = sequence.cut([tokens[node] for node in path[1:]] + [following])
+        taken = sequence.clip([tokens[node] for node in path[1:]] + [following])
         path = path[: len(taken)]
         if self.backend.logits_on_host:
             for row in path:

@@ -7,15 +7,15 @@ from typing import Literal, overload
 
 from medusa_profiles.profile import TreeProfile
 
-from medusa_runtime.accept import RULES
-from medusa_runtime.arguments import optional_text, text
+from medusa_runtime.accept import ACCEPT_RULES
+from medusa_runtime.arguments import as_optional_text, as_text
 from medusa_runtime.backends import Backend, load_backend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.facts import PLAIN
 from medusa_runtime.generation import Generation
-from medusa_runtime.layout import Layout, Prompt
+from medusa_runtime.prompt_encoder import Prompt, PromptEncoder
 
 
 class Engine:
@@ -34,12 +34,12 @@ class Engine:
         chat_template: str | None = None,
     ) -> None:
         """Put a bundle's tokenizer, a loaded backend and a tree together; most callers want `Engine.load`."""
-        if not isinstance(accept, str) or accept not in RULES:
-            raise ArgumentError(f"unknown accept rule {accept!r}; expected one of {', '.join(RULES)}")
+        if not isinstance(accept, str) or accept not in ACCEPT_RULES:
+            raise ArgumentError(f"unknown accept rule {accept!r}; expected one of {', '.join(ACCEPT_RULES)}")
         self.bundle = bundle
-        self.layout = Layout(bundle, chat_template)
-        self.tokenizer = self.layout.tokenizer
-        self.decoder = Decoder(backend, profile, RULES[accept])
+        self.prompt_encoder = PromptEncoder(bundle, chat_template)
+        self.tokenizer = self.prompt_encoder.tokenizer
+        self.decoder = Decoder(backend, profile, ACCEPT_RULES[accept])
 
     @classmethod
     def load(
@@ -67,9 +67,9 @@ class Engine:
         inspect` shows it; None takes any. Raises BundleError, MissingExtraError, CapacityError, ArgumentError.
         """
         opened = Bundle.open(bundle, expected_digest=expected_digest)
-        optional_text("profile", profile)
-        optional_text("chat_template", chat_template)
-        name = opened.graph(text("backend", backend), optional_text("precision", precision))[0].profile
+        as_optional_text("profile", profile)
+        as_optional_text("chat_template", chat_template)
+        name = opened.graph(as_text("backend", backend), as_optional_text("precision", precision))[0].profile
         tree = opened_profile(opened, name if profile is None else profile)
         loaded = load_backend(opened, backend, precision, threads, max_length, gpu)
         return cls(opened, loaded, tree, accept, chat_template)
@@ -84,7 +84,7 @@ class Engine:
         `raw` takes a text as it stands, with the special tokens that the tokenizer itself adds. Raises PromptError
         for an empty prompt.
         """
-        return self.layout.encode(prompt, raw=raw)
+        return self.prompt_encoder.encode(prompt, raw=raw)
 
     @overload
     def generate(

@@ -11,7 +11,7 @@ from typing import Literal
 
 from medusa_profiles.profile import NAME_PATTERN
 
-from medusa_runtime.checks import check_distinct, check_path, check_text, check_whole, refuse
+from medusa_runtime.field_checks import check_int, check_path, check_text, check_unique, refuse
 
 PLAIN = "plain"  # the profile name that stands for plain decoding, no heads run
 _INT32_MAX = 2**31 - 1
@@ -39,13 +39,13 @@ class ModelFacts:
         check_text("model.name", self.name)
         check_text("model.family", self.family)
         for field in ("layers", "attention_heads", "kv_heads", "head_dim"):
-            check_whole(f"model.{field}", getattr(self, field), 1, 2**16)
+            check_int(f"model.{field}", getattr(self, field), 1, 2**16)
         for field in ("hidden_size", "vocab_size", "context"):
-            check_whole(f"model.{field}", getattr(self, field), 1, _INT32_MAX)
+            check_int(f"model.{field}", getattr(self, field), 1, _INT32_MAX)
         if self.attention_heads % self.kv_heads:
             refuse("model.kv_heads", self.kv_heads, f"a divisor of attention_heads, {self.attention_heads}")
-        for token in check_distinct("model.eos_token_ids", self.eos_token_ids):
-            check_whole("a token of model.eos_token_ids", token, 0, self.vocab_size - 1)
+        for token in check_unique("model.eos_token_ids", self.eos_token_ids):
+            check_int("a token of model.eos_token_ids", token, 0, self.vocab_size - 1)
 
     @property
     def kv_row(self) -> int:
@@ -74,16 +74,16 @@ class HeadFacts:
     draft_vocabulary: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole("heads.count", self.count, 1, 1000)
-        check_whole("heads.layers", self.layers, 0, 1000)
+        check_int("heads.count", self.count, 1, 1000)
+        check_int("heads.layers", self.layers, 0, 1000)
         if self.conditioning not in ("none", "root"):
             refuse("heads.conditioning", self.conditioning, "'none' or 'root'")
-        check_whole("heads.top_k", self.top_k, 1, _INT32_MAX // self.count)
-        for layer in check_distinct("heads.taps", self.taps):
-            check_whole("a layer in heads.taps", layer, 0, 999)
-        check_whole("heads.trunk", self.trunk, 0, _INT32_MAX)
+        check_int("heads.top_k", self.top_k, 1, _INT32_MAX // self.count)
+        for layer in check_unique("heads.taps", self.taps):
+            check_int("a layer in heads.taps", layer, 0, 999)
+        check_int("heads.trunk", self.trunk, 0, _INT32_MAX)
         if self.draft_vocabulary is not None:
-            check_whole("heads.draft_vocabulary", self.draft_vocabulary, 1, _INT32_MAX)
+            check_int("heads.draft_vocabulary", self.draft_vocabulary, 1, _INT32_MAX)
 
 
 def state_size(model: ModelFacts, heads: HeadFacts) -> int:
@@ -123,5 +123,5 @@ class FileFacts:
     sha256: str
 
     def __post_init__(self) -> None:
-        check_whole("a file's size", self.size, 0, 2**63 - 1)
+        check_int("a file's size", self.size, 0, 2**63 - 1)
         check_text("a file's sha256", self.sha256, DIGEST)

@@ -10,7 +10,7 @@ from types import TracebackType
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.exclusive import ExclusiveUse, strictly_exclusive
-from medusa_runtime.text import TextStream, Tokenizer
+from medusa_runtime.tokenizer import IncrementalDetokenizer, Tokenizer
 
 
 class Generation(Iterator[str]):
@@ -28,14 +28,14 @@ class Generation(Iterator[str]):
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, prompt: Ids[int], max_new_tokens: int) -> None:
         """Prefill the prompt; pieces come as the object is iterated over. Raises what `Decoder.start` does."""
         self.exclusive_use = ExclusiveUse("this answer")
-        self._decoder, self._text = decoder, TextStream(tokenizer)
+        self._decoder, self._text = decoder, IncrementalDetokenizer(tokenizer)
         self._given = 0  # tokens whose text was given out
         self._ended = self._closed = self._torn = False
         self.prompt_tokens = len(prompt)
         self.steps = 0
         self.seconds = 0.0
         started = time.perf_counter()
-        self._sequence = decoder.begin(prompt, max_new_tokens)
+        self._sequence = decoder.start_sequence(prompt, max_new_tokens)
         self.prefill_seconds = time.perf_counter() - started
 
     @property
@@ -113,7 +113,7 @@ class Generation(Iterator[str]):
                 self._step()
             else:
                 self._ended = True
-                if piece := self._text.finish():
+                if piece := self._text.flush():
                     return piece
         raise StopIteration
 

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from medusa_runtime.checks import check_distinct, check_text, refuse
+from medusa_runtime.field_checks import check_text, check_unique, refuse
 
 _STEP = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*", re.ASCII)
 DIFFERENCES = ("logits", "keys", "values")
@@ -29,7 +29,7 @@ class GraphCheck:
     not_run: str = ""
 
     def __post_init__(self) -> None:
-        for step in check_distinct("a graph check's steps", self.steps):
+        for step in check_unique("a graph check's steps", self.steps):
             check_text("a step of a graph check", step, _STEP)
         numbers = {name: getattr(self, name) for name in (*DIFFERENCES, "limit")}
         if self.not_run != "":

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 from medusa_runtime.backends.base import Backend
+from medusa_runtime.capacity import grow_by_doubling
 from medusa_runtime.errors import CapacityError, MedusaError
 from medusa_runtime.exclusive import ExclusiveUse, exclusive
-from medusa_runtime.sizes import doubled
 
-FIRST_CAPACITY = 256  # rows; doubled as a sequence grows
+INITIAL_CAPACITY = 256  # rows; doubled as a sequence grows
 
 _OPEN: WeakValueDictionary[int, KvCache] = WeakValueDictionary()  # by the id of its backend, which it keeps alive
 
@@ -42,7 +42,7 @@ class KvCache:
             )
         self.batch = batch
         self.context = backend.model.context  # rows beyond which the model has no positions
-        self.capacity = min(FIRST_CAPACITY, self.context)
+        self.capacity = min(INITIAL_CAPACITY, self.context)
         self._lengths = [0] * batch
         self._can_draft = [False] * batch
         backend.allocate(batch, self.capacity)
@@ -72,7 +72,7 @@ class KvCache:
                 f"{rows} tokens do not fit: the model's context is {self.context}; shorten the prompt or the answer"
             )
         if rows > self.capacity:
-            capacity = min(doubled(self.capacity, rows), self.context)
+            capacity = min(grow_by_doubling(self.capacity, rows), self.context)
             self._backend.allocate(self.batch, capacity)
             self.capacity = capacity
 

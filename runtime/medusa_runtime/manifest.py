@@ -9,9 +9,9 @@ from typing import Any, NoReturn, TypeVar
 
 from medusa_profiles.profile import NAME_PATTERN
 
-from medusa_runtime.checks import check_distinct, check_mapping, check_path, check_text, check_whole, refuse
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import DIGEST, PLAIN, FileFacts, GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.field_checks import check_int, check_object, check_path, check_text, check_unique, refuse
 from medusa_runtime.graph_check import GraphCheck
 
 SCHEMA = 5
@@ -49,24 +49,24 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _check_schema(self.schema)
-        for package, version in check_mapping("producer", self.producer).items():
+        for package, version in check_object("producer", self.producer).items():
             check_text("a key of producer", package)
             check_text(f"producer.{package}", version)
         if self.heads.draft_vocabulary is not None:
-            check_whole("heads.draft_vocabulary", self.heads.draft_vocabulary, 1, self.model.vocab_size)
-        check_whole("heads.top_k", self.heads.top_k, 1, self.heads.draft_vocabulary or self.model.vocab_size)
+            check_int("heads.draft_vocabulary", self.heads.draft_vocabulary, 1, self.model.vocab_size)
+        check_int("heads.top_k", self.heads.top_k, 1, self.heads.draft_vocabulary or self.model.vocab_size)
         for layer in self.heads.taps:
-            check_whole("a layer in heads.taps", layer, 0, self.model.layers - 1)
+            check_int("a layer in heads.taps", layer, 0, self.model.layers - 1)
         for path in self.files:
             check_path("a path in files", path)
             if path == FILE_NAME:
                 refuse("a path in files", path, "any file but the manifest itself")
-        for name in check_distinct("profiles", self.profiles):
+        for name in check_unique("profiles", self.profiles):
             check_text("a name in profiles", name, NAME_PATTERN)
             if f"profiles/{name}.toml" not in self.files:
                 refuse("a name in profiles", name, "a profile whose file profiles/<name>.toml is in files")
         self._check_graphs()
-        object.__setattr__(self, "sources", json.loads(_to_json(check_mapping("sources", self.sources))))
+        object.__setattr__(self, "sources", json.loads(_to_json(check_object("sources", self.sources))))
         computed = self._body()[1]
         if self.digest not in ("", computed):
             refuse("digest", self.digest, computed)
@@ -106,7 +106,7 @@ class Manifest:
 
     @classmethod
     def _from_bytes(cls, data: bytes) -> Manifest:
-        content = check_mapping("the manifest", _from_json(data))
+        content = check_object("the manifest", _from_json(data))
         _check_schema(content.get("schema"))
         claimed = data[_DIGEST_AT : _DIGEST_AT + 64].decode("ascii", "replace")
         if content.get("digest") != claimed or not DIGEST.fullmatch(claimed):
@@ -148,7 +148,7 @@ def _check_keys(what: str, content: dict[str, Any], expected: set[str]) -> None:
 
 def _facts(kind: type[Fact], what: str, value: object) -> Fact:
     """Make one of the fact classes from a JSON object that has exactly its fields."""
-    content = dict(check_mapping(what, value))
+    content = dict(check_object(what, value))
     _check_keys(what, content, {f.name for f in fields(kind)})  # type: ignore[arg-type]
     if kind is ModelFacts:
         content["eos_token_ids"] = _as_tuple(f"{what}.eos_token_ids", content["eos_token_ids"])
@@ -160,7 +160,7 @@ def _facts(kind: type[Fact], what: str, value: object) -> Fact:
 
 
 def _all_facts(kind: type[Fact], what: str, value: object) -> dict[str, Fact]:
-    return {key: _facts(kind, f"{what}[{key!r}]", item) for key, item in check_mapping(what, value).items()}
+    return {key: _facts(kind, f"{what}[{key!r}]", item) for key, item in check_object(what, value).items()}
 
 
 def _with_digest(data: bytes, digest: str) -> bytes:

@@ -40,11 +40,11 @@ class SequenceState:
         return len(self.prompt) + len(self.answer)
 
     @property
-    def last(self) -> int:
+    def last_token(self) -> int:
         """The last token: the next root."""
         return self.answer[-1] if self.answer else self.prompt[-1]
 
-    def cut(self, tokens: Ids[int]) -> list[int]:
+    def clip(self, tokens: Ids[int]) -> list[int]:
         """Return those of a step's tokens that belong to the answer: up to where plain decoding would have ended."""
         if self.finish_reason is not None:
             return []
@@ -55,7 +55,7 @@ class SequenceState:
         return taken[: end + 1]
 
     def extend(self, tokens: Ids[int]) -> list[int]:
-        """Add what `cut` leaves of a step's tokens to the answer, at once; return it."""
-        taken = self.cut(tokens)
+        """Add what `clip` leaves of a step's tokens to the answer, at once; return it."""
+        taken = self.clip(tokens)
         self.answer += taken
         return taken

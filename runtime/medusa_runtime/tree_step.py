@@ -30,7 +30,7 @@ class TreeStep:
         self._ids, self._positions = self.step.input_ids[0].data, self.step.position_ids[0].data
         self._past_length = self.step.past_length.data
 
-    def place(self, root: int, length: int) -> None:
+    def update(self, root: int, length: int) -> None:
         """Put the tree behind a past of `length` rows, `root` at its root."""
         self._ids[0] = root
         positions = self._positions

@@ -27,7 +27,7 @@ def prompts(tmp_path: Path) -> Path:
     return prompts_file(tmp_path)
 
 
-def accept_wrongly(tree: Any, tokens: Sequence[int], argmax: Sequence[int], logits: Any) -> accept.Verdict:
+def accept_wrongly(tree: Any, tokens: Sequence[int], argmax: Sequence[int], logits: Any) -> accept.Acceptance:
     """Keep the first candidate, whatever the decoder says of it."""
     return ([0, 1], argmax[1]) if tree.size > 1 else accept.greedy(tree, tokens, argmax)
 
@@ -131,7 +131,7 @@ def test_other_tokens_than_plain_decoding_s_fail_and_the_json_says_so(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(accept.RULES, "greedy", accept_wrongly)
+    monkeypatch.setitem(accept.ACCEPT_RULES, "greedy", accept_wrongly)
     output = tmp_path / "bench.json"
     arguments = ["--profile", "tree-4", "--max-new-tokens", 8, "--threads", 1]
     assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 1
@@ -152,7 +152,7 @@ def test_a_tie_in_float_is_shown_and_forgiven(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(accept.RULES, "greedy", accept_wrongly)
+    monkeypatch.setitem(accept.ACCEPT_RULES, "greedy", accept_wrongly)
     monkeypatch.setattr(verify, "_gap", lambda logits, tokens: (2.5e-4, 1e-5))
     output = tmp_path / "bench.json"
     arguments = ["--profile", "tree-4", "--max-new-tokens", 8, "--threads", 1]

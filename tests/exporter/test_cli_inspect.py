@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 from medusa_exporter.cli import main
 from medusa_exporter.cli.inspect import command
-from medusa_profiles.draw import draw
-from medusa_runtime.bundle import Bundle, seal
+from medusa_profiles.drawing import draw
+from medusa_runtime.bundle import Bundle, write_manifest
 from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.graph_check import GraphCheck
 
@@ -25,7 +25,7 @@ def folder(tmp_path):
     for name, data in files.items():
         (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "b" / name).write_bytes(data)
-    seal(
+    write_manifest(
         tmp_path / "b",
         producer={"medusa-export": "0.1.0", "torch": "2.13"},
         model=ModelFacts("tiny", "llama", 30, 576, 9, 3, 64, 49152, 8192, (2, 7)),

@@ -37,7 +37,7 @@ def run(*arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
-def accept_wrongly(tree: Any, tokens: Sequence[int], argmax: Sequence[int], logits: Any) -> accept.Verdict:
+def accept_wrongly(tree: Any, tokens: Sequence[int], argmax: Sequence[int], logits: Any) -> accept.Acceptance:
     """Keep the last candidate of depth 1, whatever the decoder says of it."""
     if tree.size == 1:
         return accept.greedy(tree, tokens, argmax)
@@ -140,7 +140,7 @@ def test_a_wrongly_accepted_token_is_found_where_it_stands(
     stream = engine.generate("What is a tree?", stream=True, max_new_tokens=4)
     text = "".join(stream)
     assert text
-    monkeypatch.setitem(accept.RULES, "greedy", accept_wrongly)
+    monkeypatch.setitem(accept.ACCEPT_RULES, "greedy", accept_wrongly)
     output = tmp_path / "verify.json"
     assert run(tiny_bundle, "--prompts", prompts, *TREES, "--json", output) == 1
     shown = capsys.readouterr()
@@ -190,7 +190,7 @@ def test_another_model_of_the_same_shape_is_found(
 def test_a_tie_in_float_is_shown_with_its_gap_and_passes(
     tiny_bundle: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(accept.RULES, "greedy", accept_wrongly)
+    monkeypatch.setitem(accept.ACCEPT_RULES, "greedy", accept_wrongly)
     monkeypatch.setattr(verify, "_gap", lambda logits, tokens: (2.5e-4, 1e-5))
     assert run(tiny_bundle, "--prompts", prompts, *TREES) == 0
     out = capsys.readouterr().out

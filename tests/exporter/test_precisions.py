@@ -10,7 +10,7 @@ from medusa_profiles import catalogue
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.errors import BundleError
 
-SHIPPED = [catalogue.load(name) for name in catalogue.names()]
+SHIPPED = [catalogue.load_profile(name) for name in catalogue.profile_names()]
 
 
 @pytest.mark.parametrize("precision", FORMATS)
@@ -26,7 +26,7 @@ def test_of_others_the_largest_that_is_small_enough() -> None:
 
 
 def test_plain_decoding_where_all_are_too_large() -> None:
-    assert default_profile("ort-cpu", "int8", [catalogue.load("mc_sim_7b_63")]) == "plain"
+    assert default_profile("ort-cpu", "int8", [catalogue.load_profile("mc_sim_7b_63")]) == "plain"
     six = TreeProfile("six", ((0,), (1,), (2,), (3,), (4,), (5,)))
     assert default_profile("ort-cpu", "fp32", [six]) == "plain"
 

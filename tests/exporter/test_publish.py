@@ -17,7 +17,7 @@ from medusa_exporter import build as building
 from medusa_exporter import folder_swap, publish
 from medusa_exporter.build import build
 from medusa_exporter.publish import check_target, lock_bundle, replace_bundle
-from medusa_runtime.bundle import Bundle, seal
+from medusa_runtime.bundle import Bundle, write_manifest
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import Manifest
@@ -57,7 +57,7 @@ def sealed(folder: Path, sources: dict[str, Any]) -> Manifest:
     for name, data in CONTENT.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    return seal(folder, **FACTS, sources=sources)
+    return write_manifest(folder, **FACTS, sources=sources)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_sealing_a_bundle_again_leaves_it_open_to_readers_wherever_it_ends(small
     bundle = Path(shutil.copytree(small, tmp_path / "bundle"))
 
     def run() -> None:
-        seal(bundle, **FACTS, sources={"made": "after"})
+        write_manifest(bundle, **FACTS, sources={"made": "after"})
 
     for _number in cuts(run):
         Bundle.open(bundle, engines=True)

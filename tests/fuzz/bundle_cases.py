@@ -88,7 +88,7 @@ def _answers(folder: Path, layers: list[str] | None = None) -> tuple[tuple[list[
     """Open and load all of a bundle; return plain decoding's tokens, a tree's, and an answer to a text."""
     from medusa_runtime import Bundle, Decoder
     from medusa_runtime.backends import load_backend
-    from medusa_runtime.layout import Layout
+    from medusa_runtime.prompt_encoder import PromptEncoder
 
     def at(layer: str) -> None:
         if layers is not None:
@@ -97,10 +97,10 @@ def _answers(folder: Path, layers: list[str] | None = None) -> tuple[tuple[list[
     at("manifest")
     bundle = Bundle.open(folder)
     at("tokenizer")
-    layout = Layout(bundle)
-    layout.encode("the tree of the heads", raw=True)
-    if layout.has_template:
-        layout.encode([{"role": "user", "content": "the steps of the tree"}])
+    encoder = PromptEncoder(bundle)
+    encoder.encode("the tree of the heads", raw=True)
+    if encoder.has_chat_template:
+        encoder.encode([{"role": "user", "content": "the steps of the tree"}])
     at("profile")
     trees = bundle.profiles()
     at("engine")
@@ -113,10 +113,10 @@ def _answers(folder: Path, layers: list[str] | None = None) -> tuple[tuple[list[
     plain = _decoded(decoder)
     tree = plain
     for profile in list(trees.values())[-1:]:
-        decoder.use(profile)
+        decoder.set_profile(profile)
         tree = _decoded(decoder)
     at("text")
-    text = layout.tokenizer.decode(plain)
+    text = encoder.tokenizer.decode(plain)
     return (plain, tree), text
 
 

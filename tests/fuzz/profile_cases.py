@@ -19,7 +19,7 @@ else:
 
 def prepare(_state: Path) -> dict[str, bytes]:
     """Return the shipped trees."""
-    return {f"{name}.toml": to_toml(catalogue.load(name)).encode() for name in catalogue.names()}
+    return {f"{name}.toml": to_toml(catalogue.load_profile(name)).encode() for name in catalogue.profile_names()}
 
 
 def run(files: dict[str, bytes], case: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def cases(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
 
     one = st.sampled_from(names).flatmap(of)
     return st.fixed_dictionaries(
-        {"mutations": st.lists(one, min_size=1, max_size=2), "seal": st.sampled_from([True, True, True, False])}
+        {"mutations": st.lists(one, min_size=1, max_size=2), "write_manifest": st.sampled_from([True, True, True, False])}
     )
 
 
@@ -78,7 +78,7 @@ def known(found: tuple[dict[str, Any], dict[str, Any]]) -> bool:
     """A crash of ONNX Runtime itself, on a graph whose digests were made to fit: see SECURITY.md."""
     case, answer = found
     graphs = all(name.startswith("graphs/") for name, _ in case["mutations"])
-    return answer["outcome"] == "crash" and case["seal"] and graphs
+    return answer["outcome"] == "crash" and case["write_manifest"] and graphs
 
 
 def smallest(tally: Tally, count: int = 12) -> list[Any]:
@@ -91,9 +91,9 @@ def add_engine(folder: Path) -> None:
     import hashlib
 
     from medusa_exporter.engines.reuse import external_files
-    from medusa_runtime.bundle import Bundle, reseal
+    from medusa_runtime.bundle import Bundle, rewrite_manifest
 
-    from ..runtime.test_engine_facts import DATA, FACTS
+    from ..runtime.test_engine_manifest import DATA, FACTS
 
     manifest = Bundle.open(folder).manifest
     graph = manifest.files["graphs/tensorrt-fp32-t4.onnx"].sha256
@@ -113,4 +113,4 @@ def add_engine(folder: Path) -> None:
     (folder / "engines").mkdir(exist_ok=True)
     (folder / "engines/tensorrt-fp32-t4.engine").write_bytes(DATA)
     (folder / "engines/tensorrt-fp32-t4.json").write_bytes(facts.to_bytes())
-    reseal(folder, manifest)
+    rewrite_manifest(folder, manifest)

@@ -65,7 +65,7 @@ def test_the_plain_tree_is_only_a_root():
     np.testing.assert_array_equal(plain.candidate_ids(10), [0])
     for array in (plain.parents, plain.heads, plain.ranks):
         np.testing.assert_array_equal(array, [-1])
-    plain.require(heads=0, top_k=0)
+    plain.check_fits(heads=0, top_k=0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -122,7 +122,7 @@ def test_numpy_ranks_become_plain_integers():
 
 
 def test_require_accepts_what_just_fits():
-    BRANCHED.require(heads=3, top_k=3)
+    BRANCHED.check_fits(heads=3, top_k=3)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_require_accepts_what_just_fits():
 def test_require_names_tree_path_and_what_the_bundle_has(heads, top_k, message):
     profile = TreeProfile("x", ((0,), (0, 0), (0, 0, 0), (0, 0, 0, 0), (7,)))
     with pytest.raises(ProfileError) as caught:
-        profile.require(heads, top_k)
+        profile.check_fits(heads, top_k)
     assert str(caught.value) == message
 
 

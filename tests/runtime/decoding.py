@@ -22,7 +22,7 @@ def check_invariants(decoder):
     assert length <= decoder.cache.capacity == backend.tokens.shape[1] <= decoder.cache.context
     np.testing.assert_array_equal(backend.tokens[0, :length], tokens[:-1])
     np.testing.assert_array_equal(backend.positions[0, :length], np.arange(length))
-    assert sequence.last == tokens[-1]
+    assert sequence.last_token == tokens[-1]
     assert decoder.cache.can_draft()
     contexts = contexts_of(tokens[:-1])
     np.testing.assert_array_equal(backend.contexts[0, :length], contexts)

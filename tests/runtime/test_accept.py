@@ -4,7 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.accept import RULES, Typical, greedy, log_softmax
+from medusa_runtime.accept import ACCEPT_RULES, Typical, greedy, log_softmax
 from medusa_runtime.errors import MedusaError
 
 from .fake_backend import random_tree
@@ -14,7 +14,7 @@ V = 6
 
 
 class Rows:
-    """Logits that remember which rows were asked for."""
+    """LogitsReader that remember which rows were asked for."""
 
     def __init__(self, logits):
         self.logits, self.read = np.asarray(logits, dtype=np.float32), []
@@ -67,7 +67,7 @@ def literal_typical(tree, tokens, logits, epsilon, delta, temperature):
 
 
 def test_rules_have_names():
-    assert [RULES["greedy"], RULES["typical"]] == [greedy, Typical()]
+    assert [ACCEPT_RULES["greedy"], ACCEPT_RULES["typical"]] == [greedy, Typical()]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

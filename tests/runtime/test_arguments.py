@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medusa_runtime.accept import greedy
-from medusa_runtime.arguments import optional_number, token_ids
+from medusa_runtime.arguments import as_optional_int, token_ids
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.engine import Engine
@@ -102,7 +102,7 @@ def test_a_profile_is_a_tree_profile(profile: Any) -> None:
     decoder = Decoder(FakeBackend(), CHAIN)
     for value in (profile, None):
         with pytest.raises(ArgumentError, match="expected a TreeProfile"):
-            decoder.use(value)
+            decoder.set_profile(value)
     assert decoder.profile is CHAIN
 
 
@@ -116,8 +116,8 @@ def test_a_rule_is_a_function() -> None:
 @pytest.mark.parametrize("value", [0, -3, 1.0, "2", True, [1]], ids=repr)
 def test_numbers_that_may_be_left_out(value: Any) -> None:
     with pytest.raises(ArgumentError, match=r"threads is .*expected (a whole number|at least 1)"):
-        optional_number("threads", value, 1)
-    assert optional_number("threads", None, 1) is None
+        as_optional_int("threads", value, 1)
+    assert as_optional_int("threads", None, 1) is None
 
 
 @pytest.mark.parametrize("value", [None, 123, b"bundle", "", ["bundle"]], ids=repr)

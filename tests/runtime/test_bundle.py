@@ -7,8 +7,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from medusa_runtime import sealing
-from medusa_runtime.bundle import Bundle, reseal, seal, verify_sizes
+from medusa_runtime import manifest_writer
+from medusa_runtime.bundle import Bundle, is_unchanged, rewrite_manifest, write_manifest
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import Manifest
@@ -38,7 +38,7 @@ def build(folder, content=CONTENT, **changes):
         for precision in ("fp32", "int8")
     }
     parts["profiles"] = [name[9:-5] for name in content if name.startswith("profiles/")]
-    return seal(folder, **parts | changes)
+    return write_manifest(folder, **parts | changes)
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_what_a_hubs_tool_puts_next_to_the_files_is_tolerated(folder):
     (folder / ".git" / "config").touch()
     (folder / "README.md").touch()
     (folder / ".gitattributes").symlink_to("/etc/passwd")  # never read
-    assert verify_sizes(folder, Bundle.open(folder).manifest)
+    assert is_unchanged(folder, Bundle.open(folder).manifest)
     assert set(build(folder).files) == set(CONTENT)
     for name in ("graphs/README.md", ".gitignore", "graphs/.cache"):
         (folder / name).touch()
@@ -319,8 +319,8 @@ def test_seal_refuses_what_a_bundle_cannot_hold(folder, tmp_path):
 def test_seal_takes_no_digest_that_stands_again(folder, monkeypatch):
     manifest = Bundle.open(folder).manifest
     hashed = []
-    digests = sealing.digests
-    monkeypatch.setattr(sealing, "digests", lambda paths: (hashed.extend(paths), digests(paths))[1])
+    hash_files = manifest_writer.hash_files
+    monkeypatch.setattr(manifest_writer, "hash_files", lambda paths: (hashed.extend(paths), hash_files(paths))[1])
     (folder / "graphs/late").write_bytes(b"new")
     known = {name: one for name, one in manifest.files.items() if not name.startswith("profiles/")}
     sealed = build(folder, known=known)
@@ -332,7 +332,7 @@ def test_seal_takes_no_digest_that_stands_again(folder, monkeypatch):
 def test_reseal_keeps_all_facts_but_the_files(folder):
     before = Bundle.open(folder).manifest
     (folder / "LICENSE").write_bytes(b"MIT")
-    sealed = reseal(folder, before, {name: one for name, one in before.files.items() if name != "LICENSE"})
+    sealed = rewrite_manifest(folder, before, {name: one for name, one in before.files.items() if name != "LICENSE"})
     assert sealed.files["LICENSE"].size == 3 and sealed.digest != before.digest
     assert replace(sealed, files=before.files, digest="") == before
     assert Bundle.open(folder).manifest == sealed
@@ -340,35 +340,35 @@ def test_reseal_keeps_all_facts_but_the_files(folder):
 
 def test_verify_sizes(folder):
     manifest = Bundle.open(folder).manifest
-    assert verify_sizes(folder, manifest)
+    assert is_unchanged(folder, manifest)
     (folder / "extra").touch()
-    assert not verify_sizes(folder, manifest)
+    assert not is_unchanged(folder, manifest)
     (folder / "extra").unlink()
     later = (folder / "manifest.json").stat().st_mtime_ns + 10**9
     os.utime(folder / "LICENSE", ns=(later, later))
-    assert not verify_sizes(folder, manifest)
+    assert not is_unchanged(folder, manifest)
     os.utime(folder / "LICENSE", ns=(0, 0))
-    assert verify_sizes(folder, manifest)
+    assert is_unchanged(folder, manifest)
     whole = (folder / "LICENSE").read_bytes()
     (folder / "LICENSE").write_bytes(whole[::-1][:-1] + b"~")  # of the same size
     os.utime(folder / "LICENSE", ns=(0, 0))
-    assert not verify_sizes(folder, manifest)
+    assert not is_unchanged(folder, manifest)
     (folder / "LICENSE").write_bytes(whole)
     os.utime(folder / "LICENSE", ns=(0, 0))
-    assert verify_sizes(folder, manifest)
+    assert is_unchanged(folder, manifest)
     (folder / "LICENSE").write_bytes(b"x")
     os.utime(folder / "LICENSE", ns=(0, 0))
-    assert not verify_sizes(folder, manifest)
+    assert not is_unchanged(folder, manifest)
     (folder / "LICENSE").unlink()
-    assert not verify_sizes(folder, manifest)
-    assert not verify_sizes(folder / "absent", manifest)
+    assert not is_unchanged(folder, manifest)
+    assert not is_unchanged(folder / "absent", manifest)
 
 
 def test_an_unreadable_file(folder, monkeypatch):
     def denied(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("medusa_runtime.bundle_files.digest_file", denied)  # permissions do not bind the superuser
+    monkeypatch.setattr("medusa_runtime.bundle_files.hash_file", denied)  # permissions do not bind the superuser
     refused(folder, "cannot be read")
 
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from medusa_runtime.bundle import Bundle, seal
+from medusa_runtime.bundle import Bundle, write_manifest
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import GraphFacts
 
 from .test_bundle import HEADS, MODEL
-from .test_engine_facts import DATA, FACTS
+from .test_engine_manifest import DATA, FACTS
 
 ENGINE = "engines/tensorrt-fp16-t64.engine"
 GRAPH = "graphs/tensorrt-fp16-t64.onnx"
@@ -37,7 +37,7 @@ def build(folder: Path, **other: object) -> Path:
     (folder / ENGINE).write_bytes(DATA)
     (folder / ENGINE).with_suffix(".json").write_bytes(replace(FACTS, **MADE_FROM | other).to_bytes())
     graphs = {"tensorrt-fp16": GraphFacts("tensorrt", "fp16", "graphs/tensorrt-fp16-plain.onnx")}
-    seal(folder, producer={}, model=MODEL, heads=HEADS, graphs=graphs, profiles=[], sources={})
+    write_manifest(folder, producer={}, model=MODEL, heads=HEADS, graphs=graphs, profiles=[], sources={})
     return folder
 
 
@@ -81,7 +81,7 @@ def test_an_engine_of_another_graph_or_other_weights_is_refused(tmp_path: Path, 
     (folder / changed).write_bytes(b"another of that name")
     manifest = Bundle.open(build(tmp_path / "other")).manifest
     parts = {name: getattr(manifest, name) for name in ("producer", "model", "heads", "graphs", "profiles", "sources")}
-    seal(folder, **parts)
+    write_manifest(folder, **parts)
     words = rf"{ENGINE} was built from another {changed} than the bundle's.*: medusa-export engines "
     with pytest.raises(BundleError, match=words):
         Bundle.open(folder, engines=True).engines("tensorrt")

@@ -79,7 +79,7 @@ def test_a_step_in_place():
 
 
 def test_a_step_whose_rows_lie_together():
-    inputs, outputs = contract.together_specs(2, state_size=16, vocab_size=50, kv_row=8, dtype="float16")
+    inputs, outputs = contract.stacked_specs(2, state_size=16, vocab_size=50, kv_row=8, dtype="float16")
     step, results = specs(layers=0)
     assert inputs == (*step, contract.TensorSpec("past", "float16", ("B", "P", 32)))
     assert outputs == (*results, contract.TensorSpec("new", "float16", ("B", "T", 32)))

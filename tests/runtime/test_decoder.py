@@ -17,7 +17,7 @@ from .fake_backend import VOCAB, FakeBackend, logits_of, plain_answer, random_tr
 @pytest.mark.parametrize("seed", range(100))
 def test_every_tree_gives_the_answer_of_plain_decoding(seed, monkeypatch):
     rng = np.random.default_rng(seed)
-    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", int(rng.integers(1, 40)))
+    monkeypatch.setattr(kv_cache, "INITIAL_CAPACITY", int(rng.integers(1, 40)))
     prompt = random_prompt(rng, rng.integers(1, 40))
     context = len(prompt) + int(rng.integers(1, 80))
     backend = FakeBackend(context, hit_rate=rng.choice([0.0, 0.5, 0.9, 1.0]), spread=int(rng.integers(1, 4)))
@@ -126,7 +126,7 @@ def test_a_tree_beyond_the_heads_is_refused():
         Decoder(FakeBackend(heads=2), CHAIN)
     decoder = Decoder(FakeBackend(top_k=2), CHAIN)
     with pytest.raises(ProfileError, match="with rank 2"):
-        decoder.use(TreeProfile("wide", ((0,), (1,), (2,))))
+        decoder.set_profile(TreeProfile("wide", ((0,), (1,), (2,))))
     assert decoder.profile is CHAIN
 
 
@@ -135,7 +135,7 @@ def test_the_tree_may_change_in_the_middle_of_an_answer():
     decoder = Decoder(FakeBackend(hit_rate=0.7, spread=2))
     decoder.start([5, 6], 120, ())
     while decoder.sequence.finish_reason is None:
-        decoder.use(random_tree(rng, int(rng.integers(0, 12))))
+        decoder.set_profile(random_tree(rng, int(rng.integers(0, 12))))
         decoder.step()
         check_invariants(decoder)
     assert decoder.sequence.answer == plain_answer([5, 6], 120, (), 4096)[0]
@@ -145,13 +145,13 @@ def test_a_tree_that_comes_back_has_its_arrays_and_only_the_last_few_are_held():
     rng = np.random.default_rng(4)
     decoder = Decoder(FakeBackend(), CHAIN)
     first = decoder._tree
-    decoder.use(random_tree(rng, 5))
-    decoder.use(TreeProfile("chain", CHAIN.paths))
+    decoder.set_profile(random_tree(rng, 5))
+    decoder.set_profile(TreeProfile("chain", CHAIN.paths))
     assert decoder._tree is first
-    for size in range(6, 6 + 2 * decoder_module.KEPT_TREES):
-        decoder.use(random_tree(rng, size))
-    assert len(decoder._inputs) == decoder_module.KEPT_TREES
-    decoder.use(CHAIN)
+    for size in range(6, 6 + 2 * decoder_module.MAX_CACHED_TREES):
+        decoder.set_profile(random_tree(rng, size))
+    assert len(decoder._inputs) == decoder_module.MAX_CACHED_TREES
+    decoder.set_profile(CHAIN)
     assert decoder._tree is not first
     assert decode(decoder, [5, 6], 40) == plain_answer([5, 6], 40, (), 4096)
 
@@ -258,7 +258,7 @@ class LosesRowsAsItGrows(FakeBackend):
     "broken", [CommitsARejectedRow, CommitsOneRowTooFew, KeepsAnotherHiddenState, LosesRowsAsItGrows]
 )
 def test_the_checks_above_would_notice_a_broken_backend(broken, monkeypatch):
-    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 8)
+    monkeypatch.setattr(kv_cache, "INITIAL_CAPACITY", 8)
     expected = plain_answer([1, 2], 40, (), 4096)
     assert decode(Decoder(FakeBackend(), CHAIN), [1, 2], 40) == expected
     with pytest.raises(AssertionError):

@@ -21,7 +21,7 @@ FILES = ("decoder.py", "kv_cache.py", "sequence.py", "tree_step.py", "exclusive.
 @pytest.fixture(autouse=True)
 def small_arenas(monkeypatch):
     """So that prefill and steps allocate too."""
-    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 2)
+    monkeypatch.setattr(kv_cache, "INITIAL_CAPACITY", 2)
 
 
 def answer_on(decoder, given):

@@ -29,7 +29,7 @@ def test_the_models_own_end_tokens_are_the_default():
     decoder.start(prompt, 60)
     finish(decoder)
     assert (decoder.sequence.answer, decoder.sequence.finish_reason) == plain_answer(prompt, 60, {EOS}, 4096)
-    assert decoder.sequence.last == EOS
+    assert decoder.sequence.last_token == EOS
 
 
 @pytest.mark.parametrize(("context", "sizes"), [(20, [4] * 4), (19, [4] * 4), (18, [4, 4, 4, 1, 1]), (16, [4] * 3)])

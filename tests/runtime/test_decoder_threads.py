@@ -19,9 +19,9 @@ PROMPT = [1, 2]
 EXPECTED = plain_answer(PROMPT, 20, (), 4096)
 ENTRIES = {
     "start": lambda decoder: decoder.start([3], 5),
-    "begin": lambda decoder: decoder.begin([3], 5),
+    "start_sequence": lambda decoder: decoder.start_sequence([3], 5),
     "step": lambda decoder: decoder.step(),
-    "use": lambda decoder: decoder.use(TreeProfile.plain()),
+    "set_profile": lambda decoder: decoder.set_profile(TreeProfile.plain()),
     "warm_up": lambda decoder: decoder.warm_up(),
 }
 
@@ -82,16 +82,16 @@ def test_an_entry_inside_of_a_step_of_the_same_thread_is_refused(entry):
 def test_an_answer_that_is_given_up_or_whose_thread_has_ended_stands_in_nobodys_way():
     decoder = Decoder(FakeBackend(), CHAIN)
     decoder.start(PROMPT, 20, ())
-    decoder.stop()
+    decoder.abort()
     assert elsewhere(lambda: decoder.start([3], 20)) == plain_answer([3], 1, (), 4096)[0]
     assert decode(decoder, PROMPT, 20) == EXPECTED  # the other thread has ended in the middle of its answer
 
 
 def test_another_thread_may_go_on_with_an_answer_that_it_names():
     decoder = Decoder(FakeBackend(), CHAIN)
-    sequence = decoder.begin(PROMPT, 20, ())
+    sequence = decoder.start_sequence(PROMPT, 20, ())
     assert elsewhere(lambda: decoder.step(sequence)) == EXPECTED[0][1:5]
-    decoder.begin([3], 20, ())
+    decoder.start_sequence([3], 20, ())
     with pytest.raises(MedusaError, match="another prompt was started"):
         decoder.step(sequence)
 

@@ -164,7 +164,7 @@ def test_memory_that_runs_out_costs_no_piece(decoder: Decoder, monkeypatch: pyte
 
 def test_an_interrupt_anywhere_loses_no_piece_silently(decoder: Decoder) -> None:
     number, came_so_far, torn = 0, True, 0
-    files = ("generation.py", "text.py", "exclusive.py", "decoder.py")
+    files = ("generation.py", "tokenizer.py", "exclusive.py", "decoder.py")
     while came_so_far:
         answer, pieces = ask(decoder), []
         pieces.append(next(answer))

@@ -113,7 +113,7 @@ trees = [
 answers, steps = [], []
 for prompt in ([3, 1, 2], [n * n % 4 for n in range(259)]):
     for tree in trees:
-        decoder.use(tree)
+        decoder.set_profile(tree)
         decoder.start(prompt, 300)
         while decoder.sequence.finish_reason is None:
             decoder.step()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from medusa_runtime.backends.base import Step
 from medusa_runtime.errors import CapacityError, MedusaError
-from medusa_runtime.kv_cache import FIRST_CAPACITY, KvCache
+from medusa_runtime.kv_cache import INITIAL_CAPACITY, KvCache
 
 from .fake_backend import VOCAB, FakeBackend
 
@@ -27,8 +27,8 @@ def run(cache, backend, rows):
 def test_starts_empty_with_a_small_arena():
     backend = FakeBackend()
     cache = KvCache(backend)
-    assert (cache.length(), cache.capacity, cache.can_draft()) == (0, FIRST_CAPACITY, False)
-    assert backend.tokens.shape == (1, FIRST_CAPACITY)
+    assert (cache.length(), cache.capacity, cache.can_draft()) == (0, INITIAL_CAPACITY, False)
+    assert backend.tokens.shape == (1, INITIAL_CAPACITY)
 
 
 def test_a_backend_has_one_cache_at_a_time():
@@ -38,7 +38,7 @@ def test_a_backend_has_one_cache_at_a_time():
     cache.commit(range(3))
     with pytest.raises(MedusaError, match=r"^the backend 'fake' is in use by another decoder or cache.*load a second"):
         KvCache(backend, batch=2)
-    assert backend.tokens.shape == (1, FIRST_CAPACITY)
+    assert backend.tokens.shape == (1, INITIAL_CAPACITY)
     np.testing.assert_array_equal(backend.tokens[0, :3], tokens[0])
     KvCache(FakeBackend())  # another backend is free
     del cache
@@ -52,7 +52,7 @@ def test_a_cache_that_finds_no_memory_leaves_the_backend_free():
         KvCache(backend)
     except CapacityError:
         backend.memory = None
-        assert KvCache(backend).capacity == FIRST_CAPACITY
+        assert KvCache(backend).capacity == INITIAL_CAPACITY
     else:
         pytest.fail("there was memory")
 

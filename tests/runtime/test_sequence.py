@@ -10,7 +10,7 @@ def sequence(max_new_tokens=100, context=100):
 
 def test_a_new_sequence_ends_with_its_prompt():
     new = sequence()
-    assert (new.length, new.last, new.answer, new.finish_reason) == (3, 2, [], None)
+    assert (new.length, new.last_token, new.answer, new.finish_reason) == (3, 2, [], None)
 
 
 def test_stop_ids_in_the_prompt_do_not_count():
@@ -23,7 +23,7 @@ def test_takes_everything_while_nothing_ends_it():
     new = sequence()
     assert new.extend([3, 4, 5]) == [3, 4, 5]
     assert new.extend([6]) == [6]
-    assert (new.length, new.last, new.answer, new.finish_reason) == (7, 6, [3, 4, 5, 6], None)
+    assert (new.length, new.last_token, new.answer, new.finish_reason) == (7, 6, [3, 4, 5, 6], None)
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_a_finished_sequence_takes_nothing_more():
     done = sequence()
     done.extend([9])
     assert done.extend([3]) == []
-    assert (done.answer, done.finish_reason, done.last) == ([9], "stop", 9)
+    assert (done.answer, done.finish_reason, done.last_token) == ([9], "stop", 9)

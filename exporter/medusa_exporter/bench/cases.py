@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import CapacityError, MedusaError
-from medusa_runtime.layout import Layout
+from medusa_runtime.prompt_encoder import PromptEncoder
 
 from medusa_exporter.bench.conversations import BackendMeasurements, Skipped, ask_each, converse
 from medusa_exporter.bench.forced_acceptance import RecordedAcceptance
@@ -28,7 +28,7 @@ class Job:
     """
 
     bundle: Bundle
-    layout: Layout
+    encoder: PromptEncoder
     prompts: Sequence[Turns]
     categories: Sequence[str | None]
     texts: Mapping[int, Sequence[Sequence[int]]]
@@ -112,7 +112,7 @@ def _asked(
         return
     yield from converse(
         workers,
-        job.layout,
+        job.encoder,
         context,
         job.prompts,
         max_new_tokens=case.max_new_tokens,

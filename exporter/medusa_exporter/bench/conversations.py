@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from medusa_runtime.errors import CapacityError, PromptError
-from medusa_runtime.layout import Layout
+from medusa_runtime.prompt_encoder import PromptEncoder
 
 from medusa_exporter.bench.timing import Measurement, Question, rotated
 from medusa_exporter.prompts import Turns
@@ -44,7 +44,7 @@ class Skipped:
 
 def converse(
     backends: Mapping[str, Answerer],
-    layout: Layout,
+    encoder: PromptEncoder,
     context: int,
     conversations: Iterable[Turns],
     *,
@@ -63,7 +63,7 @@ def converse(
         for turn, text in enumerate(turns[:1] if first_only else turns, start=1):
             messages.append({"role": "user", "content": text})
             try:
-                ids = encode(layout, messages)
+                ids = encode(encoder, messages)
             except PromptError as error:
                 raise PromptError(f"prompt {number}, turn {turn}: {error}") from error
             except CapacityError:
@@ -77,14 +77,14 @@ def converse(
                 return
             yield answers
             plain = next(iter(answers.values())).plain
-            messages.append({"role": "assistant", "content": layout.tokenizer.decode(plain.tokens)})
+            messages.append({"role": "assistant", "content": encoder.tokenizer.decode(plain.tokens)})
 
 
-def encode(layout: Layout, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def encode(encoder: PromptEncoder, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Token ids of a conversation: by the chat template, or as plain text where the bundle has none (`PLAIN_TEXT`)."""
-    if layout.has_template:
-        return layout.encode(messages)
-    return layout.encode("\n\n".join(message["content"].strip() for message in messages), raw=True)
+    if encoder.has_chat_template:
+        return encoder.encode(messages)
+    return encoder.encode("\n\n".join(message["content"].strip() for message in messages), raw=True)
 
 
 def ask_each(

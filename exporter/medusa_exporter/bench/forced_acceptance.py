@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.accept import Logits, Verdict, greedy
+from medusa_runtime.accept import Acceptance, LogitsReader, greedy
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
 
@@ -59,7 +59,9 @@ class ForcedAcceptance:
         self._kept = itertools.cycle(kept)
         self._paths: dict[int, list[int]] = {}  # by how many nodes are kept
 
-    def __call__(self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], _logits: Logits, /) -> Verdict:
+    def __call__(
+        self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], _logits: LogitsReader, /
+    ) -> Acceptance:
         """Keep the first node of the depth that the step is to reach, and its ancestors."""
         if tree.size == 1:  # no room was left for the tree
             return greedy(tree, tokens, argmax)

@@ -112,7 +112,7 @@ class TimedDecoder:
         self._seen: dict[tuple[str, int, int], int] = {}  # shapes that are warm, and in which question they last ran
         if warm:  # the largest tree first, so that a backend allocates the memory of its results once
             for mode in sorted(self._modes, key=lambda one: -one.size):
-                decoder.use(mode)
+                decoder.set_profile(mode)
                 generate_timed(decoder, [0], WARM_TOKENS, ())
 
     def answer(self, question: Question, shift: int) -> Measurement | None:
@@ -120,7 +120,7 @@ class TimedDecoder:
         runs = {}
         self._asked += 1
         for mode in rotated(self._modes, shift):
-            self._decoder.use(mode)
+            self._decoder.set_profile(mode)
             if self._warm:
                 self._warm_up(mode, question)
             if self._recording is not None and mode.name != PLAIN:

@@ -8,7 +8,7 @@ from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 from medusa_profiles.profile import ProfileError, TreeProfile
-from medusa_runtime.accept import RULES
+from medusa_runtime.accept import ACCEPT_RULES
 from medusa_runtime.backends import load_backend
 from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.bundle import Bundle
@@ -96,7 +96,7 @@ _runners: dict[str, TimedDecoder] = {}  # of this process: one, by its backend's
 
 def _open(name: str, setup: WorkerSettings) -> LoadedBackend:
     backend = load_backend(setup.bundle, name, setup.precision, setup.threads, setup.max_length, setup.gpu)
-    _runners[name] = TimedDecoder(Decoder(backend, accept=RULES["greedy"]), setup.trees, setup.recording)
+    _runners[name] = TimedDecoder(Decoder(backend, accept=ACCEPT_RULES["greedy"]), setup.trees, setup.recording)
     return LoadedBackend(backend.facts(), backend.precision, backend.model.context)
 
 

@@ -12,8 +12,8 @@ from medusa_runtime.backends import BACKENDS
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
-from medusa_runtime.layout import Layout
-from medusa_runtime.text import Tokenizer
+from medusa_runtime.prompt_encoder import PromptEncoder
+from medusa_runtime.tokenizer import Tokenizer
 
 from medusa_exporter.bench.cases import Job, check_capacity, open_backends, run_case
 from medusa_exporter.bench.conversations import PLAIN_TEXT
@@ -129,11 +129,11 @@ def command(
     trees = choose_trees(opened, profiles)
     recording = None if forced is None else RecordedAcceptance.read(forced, trees)
     cases = [Case(*sizes) for sizes in product(lengths or (None,), limits)]
-    layout = Layout(opened)
-    if not layout.has_template:
+    encoder = PromptEncoder(opened)
+    if not encoder.has_chat_template:
         click.echo(PLAIN_TEXT, err=True)
-    texts = {length: prompts_of_length(layout, prompts, length) for length in lengths}
-    job = Job(opened, layout, prompts, kinds, texts, trees, cases, turns == "first", recording, max_length, gpu)
+    texts = {length: prompts_of_length(encoder, prompts, length) for length in lengths}
+    job = Job(opened, encoder, prompts, kinds, texts, trees, cases, turns == "first", recording, max_length, gpu)
     settings = {
         "profiles": [tree.name for tree in trees],
         "accept": "greedy" if recording is None else "forced",
@@ -150,7 +150,7 @@ def command(
     finally:
         for worker in workers.values():
             worker.close()
-    click.echo(_summary(content, layout.tokenizer))
+    click.echo(_summary(content, encoder.tokenizer))
     if content["failures"]:
         raise MedusaError(f"{'; '.join(content['failures'].values())}. {output} holds what was measured")
     if failures := sum(result["failures"] for result in content["results"]):

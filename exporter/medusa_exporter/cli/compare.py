@@ -156,12 +156,12 @@ def _plan(
             f"the context of {context} tokens has no room for a prompt and {steps} steps of {tree.name}; take fewer "
             "--steps or a smaller tree with --profile"
         )
-    if not engines[0].layout.has_template:
+    if not engines[0].prompt_encoder.has_chat_template:
         progress.report(PLAIN_TEXT)
     prompts = []
     conversations = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
     for number, turns in enumerate(conversations, start=1):
-        ids = encode(engines[0].layout, [{"role": "user", "content": turns[0]}])
+        ids = encode(engines[0].prompt_encoder, [{"role": "user", "content": turns[0]}])
         if len(ids) > longest:
             progress.report(
                 f"prompt {number}: the first {longest} of its {len(ids)} tokens, to leave room for the steps"

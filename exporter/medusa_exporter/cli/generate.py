@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.accept import RULES
+from medusa_runtime.accept import ACCEPT_RULES
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.engine import Engine
 from medusa_runtime.generation import Generation
@@ -36,7 +36,7 @@ from medusa_exporter.verify import first_difference
     "--accept",
     default="greedy",
     show_default=True,
-    type=click.Choice(list(RULES)),
+    type=click.Choice(list(ACCEPT_RULES)),
     help="'greedy' gives the model's own tokens; 'typical' (the paper's rule) is LOSSY.",
 )
 def command(
@@ -81,7 +81,7 @@ def command(
     click.echo(_figures(engine.decoder.profile.name, answer) + note, err=True)
     if not compare:
         return
-    engine.decoder.use(TreeProfile.plain())
+    engine.decoder.set_profile(TreeProfile.plain())
     plain = engine.generate(prompt, stream=True, max_new_tokens=max_new_tokens, raw=raw)
     for _piece in plain:
         pass

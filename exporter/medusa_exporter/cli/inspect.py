@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import click
-from medusa_profiles.draw import draw
+from medusa_profiles.drawing import draw_tree
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.graph_check import DIFFERENCES
 
@@ -25,7 +25,7 @@ def command(folder: str, name: str | None, as_json: bool, expected_digest: str |
     bundle = Bundle.open(folder, engines=True, expected_digest=expected_digest)
     if name is not None:
         tree = bundle.profile(name)
-        click.echo(json.dumps({"name": name, "paths": tree.paths}) if as_json else draw(tree))
+        click.echo(json.dumps({"name": name, "paths": tree.paths}) if as_json else draw_tree(tree))
         return
     facts = describe(bundle)
     click.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(facts)))

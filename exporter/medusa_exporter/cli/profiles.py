@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import click
-from medusa_profiles import TreeProfile, draw, load, load_file, names
+from medusa_profiles import TreeProfile, draw_tree, load_profile, load_profile_file, profile_names
 
 HEADER = ("name", "nodes", "depth", "max rank", "source")
 
@@ -20,14 +20,14 @@ def command(name: str | None, as_json: bool) -> None:
     `nodes` counts the root; `depth` is the number of heads needed; ranks start at 0.
     """
     if name is None:
-        profiles = [load(shipped) for shipped in names()]
+        profiles = [load_profile(shipped) for shipped in profile_names()]
         click.echo(_json([_facts(profile) for profile in profiles]) if as_json else _table(profiles))
         return
-    profile = load_file(name) if name.endswith(".toml") else load(name)
+    profile = load_profile_file(name) if name.endswith(".toml") else load_profile(name)
     if as_json:
         click.echo(_json(_facts(profile) | {"paths": profile.paths}))
     else:
-        click.echo("\n".join([draw(profile), *filter(None, [profile.source])]))
+        click.echo("\n".join([draw_tree(profile), *filter(None, [profile.source])]))
 
 
 def _facts(profile: TreeProfile) -> dict[str, Any]:

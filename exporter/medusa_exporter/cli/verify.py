@@ -84,7 +84,7 @@ def command(
     engine = Engine.load(
         bundle, backend=backend, profile=PLAIN, precision=precision, gpu=gpu, expected_digest=expected_digest
     )
-    if not engine.layout.has_template:
+    if not engine.prompt_encoder.has_chat_template:
         click.echo(PLAIN_TEXT, err=True)
     exact = is_exact(engine.decoder.backend.precision)
     if model is not None and not exact:
@@ -99,7 +99,7 @@ def command(
     failures = 0
     asked = converse(
         {engine.decoder.backend.name: TimedDecoder(engine.decoder, trees, warm=False)},
-        engine.layout,
+        engine.prompt_encoder,
         context,
         prompts,
         max_new_tokens=max_new_tokens,

@@ -26,9 +26,10 @@ from medusa_runtime import contract
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.backends.base import StepOutputs
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.checks import check_mapping, check_whole
+from medusa_runtime.field_checks import check_object, check_int
 from medusa_runtime.errors import MedusaError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
+from medusa_runtime.field_checks import check_int
 
 from medusa_exporter.compare.steps import Plan, StepInputs
 from medusa_exporter.compare.tolerances import tolerance
@@ -117,9 +118,9 @@ class ReferenceFile:
         metadata = tensors.metadata() or {}
         if (found := metadata.get("format")) != REFERENCE_FORMAT:
             raise ReferenceFileError(f"its format is {found!r:.80}, expected {REFERENCE_FORMAT!r}; {REMEDY}")
-        content = check_mapping("its metadata", json.loads(metadata["reference"]))
+        content = check_object("its metadata", json.loads(metadata["reference"]))
         for part, facts in json.loads(json.dumps(_shared_facts(bundle.model, bundle.heads))).items():
-            found_facts = check_mapping(part, content[part])
+            found_facts = check_object(part, content[part])
             for name, expected in facts.items():
                 if (got := found_facts.get(name)) != expected:
                     raise ReferenceFileError(
@@ -244,9 +245,9 @@ def _read_plan(content: dict[str, Any], bundle: Bundle) -> Plan:
     """Check tree, prompts and number of steps."""
     context = bundle.model.context
     tree = TreeProfile(content["tree"]["name"], content["tree"]["paths"])
-    tree.require(bundle.heads.count, bundle.heads.top_k)
+    tree.check_fits(bundle.heads.count, bundle.heads.top_k)
     prompts = tuple(_read_prompt(ids, bundle.model.vocab_size, context) for ids in content["prompts"])
-    check_whole("steps", steps := content["steps"], 1, context)
+    check_int("steps", steps := content["steps"], 1, context)
     if not prompts:
         raise ReferenceFileError(f"it has no prompts; {REMEDY}")
     plan = Plan(prompts, tree, steps, bundle.model.eos_token_ids)
@@ -260,5 +261,5 @@ def _read_prompt(ids: object, vocabulary: int, context: int) -> tuple[int, ...]:
     if not isinstance(ids, list) or not 0 < len(ids) <= context:
         raise ReferenceFileError(f"a prompt is {ids!r:.80}, expected a list of 1 to {context} token ids")
     for token in ids:
-        check_whole("a token of a prompt", token, 0, vocabulary - 1)
+        check_int("a token of a prompt", token, 0, vocabulary - 1)
     return tuple(ids)

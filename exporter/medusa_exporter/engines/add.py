@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medusa_runtime.bundle import Bundle, reseal
-from medusa_runtime.engine_facts import EngineFacts
+from medusa_runtime.bundle import Bundle, rewrite_manifest
+from medusa_runtime.engine_manifest import EngineManifest
 from medusa_runtime.errors import BundleError
 from medusa_runtime.manifest import Manifest
 
@@ -117,7 +117,7 @@ def _make(
         timing_cache=(staging.place / cache).read_bytes() if cache in manifest.files else b"",
         report=report,
     )
-    facts = EngineFacts(
+    facts = EngineManifest(
         flavour=flavour.name,
         version=flavour.version,
         targets=wanted.targets,
@@ -148,13 +148,13 @@ def _make(
         if not flavour.ahead_of_time:
             facts = _timed(facts, folder / f"{stem}.engine", manifest, wanted.gpu)
         (folder / f"{stem}.json").write_bytes(facts.to_bytes())
-        sealed = reseal(folder, manifest, {name: manifest.files[name] for name in known})
+        sealed = rewrite_manifest(folder, manifest, {name: manifest.files[name] for name in known})
     step = "" if facts.step_ms is None else f", {facts.step_ms:.2f} ms a step"
     report(f"  {len(built.engine) / 1e6:.0f} MB in {facts.seconds:.0f} s{step}")
     return sealed
 
 
-def _timed(facts: EngineFacts, engine: Path, manifest: Manifest, gpu: int = 0) -> EngineFacts:
+def _timed(facts: EngineManifest, engine: Path, manifest: Manifest, gpu: int = 0) -> EngineManifest:
     """Add what a step takes; an engine that cannot be run here does not come into the bundle."""
     from medusa_runtime.backends.cuda import CudaDevice
 
@@ -167,7 +167,7 @@ def _stands(bundle: Bundle, stem: str, flavour: Flavour, graph: str, wanted: Wan
     if not {f"{stem}.json", f"{stem}.engine"} <= files.keys():
         return False
     try:
-        facts = EngineFacts.from_file(bundle.root / f"{stem}.json")
+        facts = EngineManifest.from_file(bundle.root / f"{stem}.json")
     except BundleError:
         return False
     if facts.changed(graph, files) or facts.engine != files[f"{stem}.engine"].sha256:

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medusa_runtime import flavour
+from medusa_runtime import tensorrt_library
 from medusa_runtime.errors import BundleError, MissingExtraError
 
-FLAVOURS = tuple(flavour.MODULES)
+FLAVOURS = tuple(tensorrt_library.MODULES)
 HELD = ("SOFTMAX", "REDUCE", "UNARY")  # what a weakly typed network computes in fp32, see `_hold_types`
 TARGET = re.compile(r"sm(\d{2,3})")
 
@@ -136,4 +136,4 @@ def _layers(network: Any) -> Iterator[Any]:
 
 def find(name: str) -> Flavour:
     """Return the installed flavour `name`. Raises MissingExtraError with the pip command."""
-    return Flavour(name, *flavour.load(name))
+    return Flavour(name, *tensorrt_library.import_tensorrt(name))

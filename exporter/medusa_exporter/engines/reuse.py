@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medusa_runtime.backends.onnx_file import read_contents
-from medusa_runtime.engine_facts import EngineFacts
+from medusa_runtime.engine_manifest import EngineManifest
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import FileFacts
 
@@ -24,14 +24,14 @@ def external_files(bundle: Path, graph: str) -> list[str]:
 def reuse_engines(old: Path, new: Path) -> tuple[list[str], dict[str, FileFacts]]:
     """Put the engines of `old` that stand for graphs and weights of `new`, not yet sealed, into it.
 
-    Return their names, and the facts of the files that were hashed for it, which `seal` need not hash again. What
-    cannot be read or is damaged is left behind: it would be refused when it is used.
+    Return their names, and the facts of the files that were hashed for it, which `write_manifest` need not hash
+    again. What cannot be read or is damaged is left behind: it would be refused when it is used.
     """
     kept, hashed = [], dict[str, FileFacts]()
     for file in sorted((old / FOLDER).glob("*.json")):
         graph, engine = f"graphs/{file.stem}.onnx", file.with_suffix(".engine")
         try:
-            facts = EngineFacts.from_file(file)
+            facts = EngineManifest.from_file(file)
             needed = [graph, *external_files(new, graph)]
             for name in needed:
                 hashed.setdefault(name, _facts(new / name))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime import flavour
+from medusa_runtime import tensorrt_library
 from medusa_runtime.backends.base import PREFILL_CHUNK
 from medusa_runtime.backends.ort_cuda import causal_graph_name
 from medusa_runtime.backends.step_shape import MIN_PADDED_PAST
@@ -69,7 +69,9 @@ def graph_files(pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize]) -> 
     """
     sizes, files = list(steps), []
     for backend, precision in pairs:
-        files += [graph_file(backend, precision, size) for size in (sizes if backend in flavour.MODULES else [None])]
+        files += [
+            graph_file(backend, precision, size) for size in (sizes if backend in tensorrt_library.MODULES else [None])
+        ]
         if backend == "ort-cuda" and in_place_on_gpu(precision):
             files.append(causal_file(backend, precision))
     return files

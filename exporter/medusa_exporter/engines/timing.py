@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from medusa_runtime.backends.base import Step
 from medusa_runtime.backends.tensorrt import TensorRtBackend
-from medusa_runtime.engine_facts import EngineFacts
+from medusa_runtime.engine_manifest import EngineManifest
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
 WARM, RUNS = 5, 20  # steps: the first is a plain one, the second is captured, all others replay that
 
 
-def step_ms(facts: EngineFacts, engine: Path, model: ModelFacts, heads: HeadFacts, device: Any) -> float:
+def step_ms(facts: EngineManifest, engine: Path, model: ModelFacts, heads: HeadFacts, device: Any) -> float:
     """Return the median of RUNS steps, in milliseconds, behind as many rows as the engine is tuned for.
 
     device: a `medusa_runtime.backends.cuda.CudaDevice`. Raises CapacityError where the engine does not fit its memory.

@@ -19,7 +19,7 @@ def causal_graph(model: ir.Model) -> ir.Model:
     """Return a copy, without draft and tree, of a graph in place whose layers all see the whole past.
 
     Each row sees the past and the rows up to itself: the operator's own rule, by the number of real rows that it is
-    given. Of the inputs, `contract.CAUSAL_LACKS` are gone.
+    given. Of the inputs, `contract.CAUSAL_OMITTED_INPUTS` are gone.
     """
     found = model.clone()
     graph = found.graph
@@ -28,7 +28,7 @@ def causal_graph(model: ir.Model) -> ir.Model:
         if node.op_type == "GroupQueryAttention":
             node.replace_input_with(MASK, None)
     common.RemoveUnusedNodesPass()(found)
-    for value in [value for value in graph.inputs if value.name in contract.CAUSAL_LACKS]:
+    for value in [value for value in graph.inputs if value.name in contract.CAUSAL_OMITTED_INPUTS]:
         graph.inputs.remove(value)
     strip_metadata(found)
     return found

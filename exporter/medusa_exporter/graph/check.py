@@ -46,7 +46,7 @@ def check_saved_graph(path: Path, facts: ModelFacts, heads: HeadFacts, size: Ste
     past, state = shapes[contract.PAST if joined else contract.past_key(0)], state_size(facts, heads)
     dtype = helper.tensor_dtype_to_np_dtype(past.elem_type).name
     if joined:
-        inputs, outputs = contract.together_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype)
+        inputs, outputs = contract.stacked_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype)
     elif len(past.shape.dim) == 4:
         model = facts.layers, state, facts.vocab_size, facts.kv_heads, facts.head_dim
         inputs, outputs = contract.in_place_specs(*model, dtype, bound=contract.PAST_ROWS in shapes)
@@ -57,7 +57,7 @@ def check_saved_graph(path: Path, facts: ModelFacts, heads: HeadFacts, size: Ste
         inputs, outputs = (tuple(_fixed(spec, size) for spec in specs) for specs in (inputs, outputs))
         inputs = tuple(spec for spec in inputs if size.draft or spec.name != contract.DRAFT_HIDDEN)
     elif contract.TREE_MASK not in shapes:
-        inputs = tuple(spec for spec in inputs if spec.name not in contract.CAUSAL_LACKS)
+        inputs = tuple(spec for spec in inputs if spec.name not in contract.CAUSAL_OMITTED_INPUTS)
     for values, specs in ((graph.input, inputs), (graph.output, outputs)):
         for got, wanted in zip(map(_spec, values), specs, strict=True):
             if got != wanted:

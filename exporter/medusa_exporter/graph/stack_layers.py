@@ -13,7 +13,7 @@ from medusa_exporter.graph.edit import insert
 
 
 def stack_layers(graph: ir.Graph, layers: int) -> None:
-    """Put `past` and `new` (`contract.together_specs`) in the place of each layer's own rows, in place."""
+    """Put `past` and `new` (`contract.stacked_specs`) in the place of each layer's own rows, in place."""
     order = list(kv_tensor_names(layers, contract.new_key, contract.new_value))
     given, made = ({value.name: value for value in values} for values in (graph.inputs, graph.outputs))
     pasts, news = [given[past] for past, _ in order], [made[new] for _, new in order]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medusa_runtime.errors import UnsupportedModelError
 
-from medusa_exporter.loading.gguf_keys import open_gguf
+from medusa_exporter.loading.gguf_metadata import open_gguf
 from medusa_exporter.loading.templates import DEFAULT
 
 KEY = "tokenizer.chat_template"  # of the default; a named one stands under KEY.NAME

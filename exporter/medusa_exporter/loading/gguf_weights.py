@@ -11,7 +11,7 @@ from medusa_runtime.errors import UnsupportedModelError
 from numpy.typing import NDArray
 
 from medusa_exporter.extras import import_extra
-from medusa_exporter.loading.gguf_keys import REMEDY, GgufFacts, open_gguf, read_facts
+from medusa_exporter.loading.gguf_metadata import REMEDY, GgufFacts, open_gguf, read_gguf_facts
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +25,13 @@ SHOWN = 4  # names in a message
 def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load the causal decoder of a GGUF file, its weights dequantised to `dtype`, on the CPU.
 
-    Raises UnsupportedModelError as `read_facts` does, and for tensors that no weight takes, weights that no tensor
+    Raises UnsupportedModelError as `read_gguf_facts` does, and for tensors that no weight takes, weights that no tensor
     holds, and tensors of another shape or of a quantisation that the gguf package does not know.
     """
     import torch
     import transformers
 
-    facts = read_facts(path)
+    facts = read_gguf_facts(path)
     config = transformers.AutoConfig.for_model(**facts.config)
     kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medusa_runtime.chat import ChatTemplate
+from medusa_runtime.chat_template import ChatTemplate
 from medusa_runtime.errors import PromptError
 
 DEFAULT = "default"

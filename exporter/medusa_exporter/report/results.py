@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medusa_runtime.checks import check_mapping, check_text, check_whole, refuse
 from medusa_runtime.facts import PLAIN
+from medusa_runtime.field_checks import check_int, check_object, check_text, refuse
 
 from medusa_exporter.bench.results import Case
 
@@ -75,7 +75,7 @@ class BenchResult:
     @classmethod
     def checked(cls, run: str, what: str, result: object) -> BenchResult:
         """Take a result from JSON, named `what`. Raises KeyError for what it lacks, BundleError for what is wrong."""
-        given = check_mapping(what, result)
+        given = check_object(what, result)
         values: dict[str, Any] = {name: check_text(f"{what}.{name}", given[name]) for name in TEXTS}
         for name in COUNTS:
             values[name] = _count(f"{what}.{name}", given[name])
@@ -84,11 +84,11 @@ class BenchResult:
         for name in FIGURES:
             values[name] = check_figure(f"{what}.{name}", given[name])
         for name, keys in PERCENTILES.items():
-            found = check_mapping(f"{what}.{name}", given[name])
+            found = check_object(f"{what}.{name}", given[name])
             values[name] = {key: check_figure(f"{what}.{name}.{key}", found[key]) for key in keys}
         same = given["same_as_first"]
         if same is not None:
-            found = check_mapping(f"{what}.same_as_first", same)
+            found = check_object(f"{what}.same_as_first", same)
             same = {key: _count(f"{what}.same_as_first.{key}", found[key]) for key in ("equal", "answers")}
         return cls(run=run, same_as_first=same, **values)
 
@@ -103,5 +103,5 @@ def check_figure(what: str, value: Any) -> float | None:
 
 
 def _count(what: str, value: Any) -> int:
-    check_whole(what, value, 0, MOST)
+    check_int(what, value, 0, MOST)
     return int(value)

@@ -10,8 +10,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NoReturn
 
-from medusa_runtime.checks import check_mapping, check_text, refuse
 from medusa_runtime.errors import BundleError, MedusaError
+from medusa_runtime.field_checks import check_object, check_text, refuse
 
 from medusa_exporter.bench.results import SCHEMA
 from medusa_exporter.report.results import BenchResult, check_figure
@@ -111,20 +111,20 @@ def _checked(letter: str, name: str, content: dict[str, Any]) -> BenchRun:
     """Raises KeyError for what is lacking, BundleError for what is wrong."""
     parts: dict[str, dict[str, Any]] = {}
     for part, keys in NEEDED.items():
-        parts[part] = check_mapping(part, content[part])
+        parts[part] = check_object(part, content[part])
         for key in keys:
             _ = parts[part][key]
     check_text("bundle.model", parts["bundle"]["model"])
     check_text("bundle.digest", parts["bundle"]["digest"])
     for backend, given in parts["backends"].items():
-        facts = check_mapping(f"backends.{backend}", given)
+        facts = check_object(f"backends.{backend}", given)
         for key in TOLD:
             check_text(f"backends.{backend}.{key}", facts[key])
         for key in MEASURED:
             check_figure(f"backends.{backend}.{key}", facts[key])
         _ = facts["driver"], facts["capability"]
     if parts["settings"]["forced"] is not None:
-        forced = check_mapping("settings.forced", parts["settings"]["forced"])
+        forced = check_object("settings.forced", parts["settings"]["forced"])
         _ = forced["file"], forced["model"]
     results = content["results"]
     if not isinstance(results, list) or not results:

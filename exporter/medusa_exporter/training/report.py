@@ -1,6 +1,6 @@
 """How good heads are, and the trees that suit them, on rows kept back from training.
 
-Tokens per step are those of decoding these answers for real (`medusa_profiles.decoding`), which the positions' hits
+Tokens per step are those of decoding these answers for real (`medusa_profiles.simulation`), which the positions' hits
 determine exactly.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from medusa_profiles.decoding import best_decoding_tree, tokens_per_step
 from medusa_profiles.profile import ProfileError, TreeProfile
+from medusa_profiles.simulation import best_decoding_tree, tokens_per_step
 
 from medusa_exporter.distillation.dataset import Array, DataError, DataSet, group_of
 from medusa_exporter.files import write_bytes

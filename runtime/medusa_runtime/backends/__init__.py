@@ -6,7 +6,7 @@ import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from medusa_runtime.arguments import optional_number, optional_text, text, whole_number
+from medusa_runtime.arguments import as_int, as_optional_int, as_optional_text, as_text
 from medusa_runtime.backends.base import Backend, Step
 from medusa_runtime.errors import BundleError
 
@@ -47,12 +47,12 @@ def load_backend(
         CapacityError: The memory is too small.
         MedusaError: The GPU does not exist.
     """
-    if text("backend", name) not in BACKENDS:
+    if as_text("backend", name) not in BACKENDS:
         raise BundleError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
-    optional_text("precision", precision)
-    threads = optional_number("threads", threads, 1)
-    limit = optional_number("max_length", max_length, 1)
-    gpu = whole_number("gpu", gpu, 0)
+    as_optional_text("precision", precision)
+    threads = as_optional_int("threads", threads, 1)
+    limit = as_optional_int("max_length", max_length, 1)
+    gpu = as_int("gpu", gpu, 0)
     model = replace(bundle.model, context=min(limit or bundle.model.context, bundle.model.context))
     backend: Backend = importlib.import_module(BACKENDS[name]).load(bundle, model, name, precision, threads, gpu)
     return backend

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medusa_runtime.backends.onnx_file import ExternalData, OnnxContents, Weight, read_contents
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError
-from medusa_runtime.verified import CheckedFile
+from medusa_runtime.verified_file import VerifiedFile
 
 MAX_GRAPH = 256 << 20  # bytes of an ONNX file; large weights are in files next to it
 DOMAINS = ("", "ai.onnx", "com.microsoft")  # domains of the operators that are part of ONNX Runtime
@@ -99,10 +99,10 @@ class CheckedGraph:
     def _externals(self) -> set[ExternalData]:
         return {weight.external for weight in self.contents.weights if weight.external}
 
-    def _file(self, name: str) -> CheckedFile:
+    def _file(self, name: str) -> VerifiedFile:
         path = self.path.parent / name
         if self._bundle is None:
-            return CheckedFile(path)
+            return VerifiedFile(path)
         return self._bundle.file(path.relative_to(self._bundle.root).as_posix())
 
     def _check_operators(self) -> None:

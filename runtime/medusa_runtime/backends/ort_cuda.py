@@ -17,9 +17,9 @@ from medusa_runtime.backends.ort_session import open_session
 from medusa_runtime.backends.shared_weights import SharedWeights
 from medusa_runtime.backends.step_shape import StepShape
 from medusa_runtime.bundle import Bundle
+from medusa_runtime.capacity import grow_by_doubling
 from medusa_runtime.errors import BundleError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts
-from medusa_runtime.sizes import doubled
 
 # Smaller trees are padded to this many nodes in 16 bits: attention with a mask uses slower kernels for fewer rows.
 MIN_TREE_NODES = 8
@@ -113,7 +113,7 @@ class OrtCudaBackend(DeviceBackend):
     def _padded_shape(self, shape: StepShape) -> StepShape:
         """Pad the nodes to the next power of two, so that prompts of all lengths share a few shapes."""
         causal = shape.causal and self._causal is not None
-        nodes = doubled(MIN_TREE_NODES if self._in_place and not causal else 1, shape.T)
+        nodes = grow_by_doubling(MIN_TREE_NODES if self._in_place and not causal else 1, shape.T)
         return shape._replace(T=nodes, R=nodes if shape.draft else shape.R, causal=causal)
 
     def _new_runner(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medusa_runtime.backends.base import Step
-from medusa_runtime.sizes import doubled
+from medusa_runtime.capacity import grow_by_doubling
 
 MIN_PADDED_PAST = 256  # rows; each longer padded past is twice the one before
 
@@ -42,7 +42,7 @@ def padded_past_length(length: int) -> int:
 
     For example 0, 1 and 256 give 256; 257 gives 512.
     """
-    return doubled(MIN_PADDED_PAST, length)
+    return grow_by_doubling(MIN_PADDED_PAST, length)
 
 
 def padded_past_lengths(context: int) -> tuple[int, ...]:

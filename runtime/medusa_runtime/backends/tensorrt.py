@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medusa_runtime import flavour
+from medusa_runtime import tensorrt_library
 from medusa_runtime.backends.base import BackendFacts
 from medusa_runtime.backends.cuda import CudaDevice, CudaGraph
 from medusa_runtime.backends.device import DeviceTensor
@@ -17,7 +17,7 @@ from medusa_runtime.backends.memory_check import check_device_memory
 from medusa_runtime.backends.step_shape import StepShape
 from medusa_runtime.backends.token_major_arena import TokenMajorArena
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.engine_facts import REMEDY, EngineFacts
+from medusa_runtime.engine_manifest import REMEDY, EngineManifest
 from medusa_runtime.errors import BundleError, CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
@@ -59,7 +59,7 @@ class TensorRtBackend(DeviceBackend):
 
     def __init__(
         self,
-        engines: Iterable[tuple[EngineFacts, Path]],
+        engines: Iterable[tuple[EngineManifest, Path]],
         model: ModelFacts,
         heads: HeadFacts,
         device: CudaDevice,
@@ -79,7 +79,7 @@ class TensorRtBackend(DeviceBackend):
             CapacityError: The GPU's memory is too small, or the model's context is below what the engines read.
             MissingExtraError: TensorRT is not installed.
         """
-        self._trt, self._version = flavour.load(name)
+        self._trt, self._version = tensorrt_library.import_tensorrt(name)
         self._files = dict(engines)
         first = next(iter(self._files))
         most = min(facts.most for facts in self._files)
@@ -99,7 +99,7 @@ class TensorRtBackend(DeviceBackend):
         self._device: CudaDevice = device
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
         self._runtime = self._trt.Runtime(self._logger)
-        self._loaded: dict[EngineFacts, _LoadedEngine] = {}
+        self._loaded: dict[EngineManifest, _LoadedEngine] = {}
 
     def facts(self) -> BackendFacts:
         """Describe device and library; the weights are those of the engine for plain decoding."""
@@ -110,7 +110,7 @@ class TensorRtBackend(DeviceBackend):
         facts = self._engine_for(shape)
         return StepShape(shape.B, facts.nodes, facts.rows, facts.draft, min(max(shape.P, facts.least), facts.most))
 
-    def _engine_for(self, shape: StepShape) -> EngineFacts:
+    def _engine_for(self, shape: StepShape) -> EngineManifest:
         """Choose an engine for a step: the fastest where all that fit were timed, otherwise the smallest.
 
         An engine with heads also serves a step without a draft; in TensorRT 8.6 it may well be the fastest one.
@@ -164,7 +164,7 @@ class TensorRtBackend(DeviceBackend):
                 )
         return _EngineRunner(self._device, context)
 
-    def _load(self, facts: EngineFacts) -> _LoadedEngine:
+    def _load(self, facts: EngineManifest) -> _LoadedEngine:
         target = "sm{}{}".format(*self._device.compute_capability)
         data = facts.read(self._files[facts], self.name, self._version, target)
         engine = self._runtime.deserialize_cuda_engine(data)

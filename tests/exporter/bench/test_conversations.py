@@ -28,7 +28,7 @@ def walk(
 ) -> Iterator[Measurement | Skipped]:
     """What one backend answers."""
     runner = TimedDecoder(engine.decoder, trees, warm=bool(options.pop("warm", False)))
-    asked = converse({"it": runner}, engine.layout, engine.bundle.model.context, prompts, **options)  # type: ignore[arg-type]
+    asked = converse({"it": runner}, engine.prompt_encoder, engine.bundle.model.context, prompts, **options)  # type: ignore[arg-type]
     for answers in asked:
         yield answers if isinstance(answers, Skipped) else answers["it"]
 
@@ -50,7 +50,7 @@ class Scripted:
 def test_a_run_counts_its_tokens_and_the_host_s_share(engine: Engine) -> None:
     ids = engine.encode("a b c")
     for tree in (TreeProfile.plain(), engine.bundle.profile("tree-8")):
-        engine.decoder.use(tree)
+        engine.decoder.set_profile(tree)
         for limit in (1, 2, 17):
             done = generate_timed(engine.decoder, ids, limit)
             assert len(done.tokens) == limit
@@ -154,7 +154,7 @@ def test_backends_answer_in_turns_the_first_one_s_conversation(engine: Engine) -
     log: list[str] = []
     backends = {name: Scripted(name, log) for name in "ABC"}
     prompts = [("one", "and then?"), ("two",), ("three",), ("four",)]
-    found = list(converse(backends, engine.layout, 512, prompts, max_new_tokens=3))
+    found = list(converse(backends, engine.prompt_encoder, 512, prompts, max_new_tokens=3))
     assert log == [
         "A1.1", "B1.1", "C1.1", "A1.2", "B1.2", "C1.2", "B2.1", "C2.1", "A2.1", "C3.1", "A3.1", "B3.1",
         "A4.1", "B4.1", "C4.1",
@@ -185,7 +185,7 @@ def test_what_is_rotated_comes_first_in_its_turn() -> None:
 
 
 def test_a_prompt_too_long_to_be_tokenised_is_skipped(engine: Engine) -> None:
-    long = "x" * (engine.layout.longest + 1)
+    long = "x" * (engine.prompt_encoder.max_characters + 1)
     first, second = walk(engine, [(long,), ("a b c",)], [], max_new_tokens=2)
     assert first == Skipped(1, 1, None, engine.bundle.model.context)
     assert first.describe() == "SKIPPED, more than 512 tokens of prompt leave no room in the context of 512"

@@ -256,7 +256,7 @@ def test_a_failed_build_of_an_engine_leaves_the_bundle_as_it_was(
 ) -> None:
     bundle = Path(shutil.copytree(graphs, tmp_path / "bundle"))
     before = sorted(tmp_path.rglob("*"))
-    for target in ("build_engine", "reseal"):
+    for target in ("build_engine", "rewrite_manifest"):
         monkeypatch.setattr(add, target, lambda *_a, **_k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             add_engines(bundle, "tensorrt-rtx", targets=["sm86"], max_length=256, steps=["plain"])
@@ -319,6 +319,6 @@ def test_without_engines_loading_says_what_to_do(graphs: Path) -> None:
 
 
 def test_a_flavour_that_is_not_there_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(flavours.flavour.MODULES, "tensorrt", ("no_such_tensorrt",))
+    monkeypatch.setitem(flavours.tensorrt_library.MODULES, "tensorrt", ("no_such_tensorrt",))
     with pytest.raises(MissingExtraError, match=r"tensorrt is not installed .*pip install 'medusa-export\[tensorrt\]'"):
         flavours.find("tensorrt")

@@ -22,7 +22,7 @@ from medusa_runtime.errors import BundleError
 
 
 def test_one_size_is_one_engine_and_plain_and_prefill_come_always() -> None:
-    trees = [catalogue.load(name) for name in ("tree-8", "tree-4", "chain-3")]
+    trees = [catalogue.load_profile(name) for name in ("tree-8", "tree-4", "chain-3")]
     assert step_sizes(trees, batch=2) == [
         StepSize(2, PLAIN_ENGINE_NODES, 1, draft=False),
         StepSize(2, PREFILL_CHUNK, 1, draft=False),
@@ -70,7 +70,7 @@ def test_a_graphs_file_names_its_step() -> None:
 
 
 def test_every_file_that_is_asked_for() -> None:
-    steps = step_sizes([catalogue.load("tree-8")], batch=1)
+    steps = step_sizes([catalogue.load_profile("tree-8")], batch=1)
     pairs = [("ort-cpu", "fp32"), ("ort-cuda", "fp32"), ("ort-cuda", "fp16"), ("tensorrt", "fp16")]
     assert [Path(file).stem for file in graph_files(pairs, steps)] == [
         "ort-cpu-fp32",

@@ -35,7 +35,7 @@ def test_prompts_in_chunks_and_rows_alone(traced: Traced) -> None:
 def test_it_is_the_contract_and_holds_the_other_graphs_weights(traced: Traced) -> None:
     graph = on_gpu(traced).ort_cuda("bf16")
     found = causal_graph(graph)
-    names = [value.name for value in graph.graph.inputs if value.name not in contract.CAUSAL_LACKS]
+    names = [value.name for value in graph.graph.inputs if value.name not in contract.CAUSAL_OMITTED_INPUTS]
     assert [value.name for value in found.graph.inputs] == names
     assert [value.name for value in found.graph.outputs] == [value.name for value in graph.graph.outputs]
     held = {id(value.const_value) for value in graph.graph.initializers.values()}

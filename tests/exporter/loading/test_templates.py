@@ -16,7 +16,7 @@ from medusa_exporter.models import ModelSource, load_tokenizer
 from medusa_runtime import Engine
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError, PromptError
-from medusa_runtime.layout import Layout
+from medusa_runtime.prompt_encoder import PromptEncoder
 
 from .conftest import Folder
 from .gguf_models import CASES, with_keys, write
@@ -116,13 +116,14 @@ def test_named_templates_are_kept_and_chosen(
     assert (bundle.chat_template, bundle.chat_template_names) == (ONE, ["default", "tool_use"])
     assert bundle.named_chat_template("tool_use") == TWO
     text = {
-        name: Layout(bundle, name).tokenizer.decode(Layout(bundle, name).encode(SAID)) for name in (None, "tool_use")
+        name: PromptEncoder(bundle, name).tokenizer.decode(PromptEncoder(bundle, name).encode(SAID))
+        for name in (None, "tool_use")
     }
     assert text == {None: "1Hi", "tool_use": "2Hi"}
     engine = Engine.load(out, profile="plain", threads=1, chat_template="tool_use")
-    assert engine.encode(SAID) == Layout(bundle, "tool_use").encode(SAID)
+    assert engine.encode(SAID) == PromptEncoder(bundle, "tool_use").encode(SAID)
     with pytest.raises(BundleError, match=r"no chat template 'rag'; it has default, tool_use"):
-        Layout(bundle, "rag")
+        PromptEncoder(bundle, "rag")
     with pytest.raises(SystemExit) as stop:
         main(["generate", str(out), "Hi", "--chat-template", "rag"])
     assert stop.value.code == 1

@@ -67,7 +67,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportedGraphs:
             parameter.normal_(std=0.2)
     reference = record_reference(model, heads, facts, Letters())
     graph = trace(model, heads, facts, TOP_K)
-    steps = step_sizes([catalogue.load(name) for name in TREES], 1)
+    steps = step_sizes([catalogue.load_profile(name) for name in TREES], 1)
     texts = [np.random.default_rng(at).integers(2, 250, 60).tolist() for at in range(4)]
     source = variants.TracedGraph(
         graph, facts, heads.input_size, HEADS, rotary_tables(model, CONTEXT + 1024), True, texts, folder

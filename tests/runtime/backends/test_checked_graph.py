@@ -15,7 +15,7 @@ from medusa_runtime.backends import checked_graph, load_backend
 from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.backends.ort_cpu import OrtCpuBackend
 from medusa_runtime.backends.ort_session import open_session
-from medusa_runtime.bundle import Bundle, reseal
+from medusa_runtime.bundle import Bundle, rewrite_manifest
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import BundleError
 from medusa_runtime.manifest import Manifest
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, tiny_precisions: Path) -> Path:
 def resealed(folder: Path) -> Path:
     """Write a manifest for a changed bundle."""
     stated = Manifest.from_bytes((folder / "manifest.json").read_bytes(), "m")
-    reseal(folder, stated)
+    rewrite_manifest(folder, stated)
     return folder
 
 

@@ -115,7 +115,7 @@ def test_the_first_tree_step_takes_no_second_kv_cache(tiny_backends: Path, preci
     decoder.step()
     plain = device.free_bytes()
     assert before - plain >= cache
-    decoder.use(bundle.profile("tree-64"))
+    decoder.set_profile(bundle.profile("tree-64"))
     decoder.step()
     decoder.step()
     assert plain - device.free_bytes() < cache // 2

@@ -15,10 +15,10 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import BACKENDS, load_backend
 from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
 from medusa_runtime.backends.ort_cpu import OrtCpuBackend
-from medusa_runtime.bundle import Bundle, reseal
+from medusa_runtime.bundle import Bundle, rewrite_manifest
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import BackendError, BundleError, BusyError, CapacityError, MissingExtraError
-from medusa_runtime.kv_cache import FIRST_CAPACITY, KvCache
+from medusa_runtime.kv_cache import INITIAL_CAPACITY, KvCache
 from medusa_runtime.sequence import SequenceState
 
 from ..interrupting import elsewhere, interrupted
@@ -112,7 +112,7 @@ def test_all_outputs_of_a_step_can_be_read(backend: OrtCpuBackend) -> None:
     for name, array in outputs.items():  # copies: the next run leaves them alone
         np.testing.assert_array_equal(array, kept[name])
     backend.run(step)
-    backend.allocate(1, 2 * FIRST_CAPACITY)
+    backend.allocate(1, 2 * INITIAL_CAPACITY)
     for name, array in backend.read_outputs().items():  # another arena is there now
         np.testing.assert_array_equal(array, kept[name])
     cache.commit([1])
@@ -207,7 +207,7 @@ def test_a_tree_gives_the_tokens_of_plain_decoding(bundle: Bundle, backend: OrtC
         prompt = rng.integers(0, bundle.model.vocab_size, size=length).tolist()
         answers = []
         for profile in (TreeProfile.plain(), bundle.profile(name)):
-            decoder.use(profile)
+            decoder.set_profile(profile)
             decoder.start(prompt, max_new_tokens=40, stop_ids=())
             sequence = decoder.sequence
             assert sequence is not None
@@ -221,7 +221,7 @@ def test_a_tree_gives_the_tokens_of_plain_decoding(bundle: Bundle, backend: OrtC
 
 def test_decoding_grows_past_the_first_capacity(bundle: Bundle, backend: OrtCpuBackend) -> None:
     decoder = Decoder(backend, bundle.profile("tree-4"))
-    start = min(FIRST_CAPACITY, bundle.model.context) - 20
+    start = min(INITIAL_CAPACITY, bundle.model.context) - 20
     decoder.start([3] * start, max_new_tokens=10_000, stop_ids=())
     sequence = decoder.sequence
     assert sequence is not None
@@ -239,7 +239,7 @@ def test_an_interrupt_anywhere_in_a_step_costs_no_token(backend: OrtCpuBackend, 
         backend.allocate(1, 2)  # so that the step has to grow the arena, and to bind anew
         decoder.cache.truncate(0)
         decoder.cache.capacity = 2
-        return decoder.begin([5, 9, 17], 6, ())
+        return decoder.start_sequence([5, 9, 17], 6, ())
 
     sequence = started()
     while sequence.finish_reason is None:
@@ -313,14 +313,14 @@ def test_library_failures_raise_typed_errors(
     backend: OrtCpuBackend, monkeypatch: pytest.MonkeyPatch, method: str, words: str, kind: type[Exception]
 ) -> None:
     decoder = Decoder(backend)
-    sequence = decoder.begin([5, 9], 6, ())
+    sequence = decoder.start_sequence([5, 9], 6, ())
     with monkeypatch.context() as patched:
         patched.setattr(backend, "_session", Fails(backend._session, method, words))
         with pytest.raises(kind, match=r"ort-cpu failed in a step of 1 tokens behind 2 in fp32: .*; expected"):
             decoder.step()
     while sequence.finish_reason is None:
         decoder.step()
-    whole = decoder.begin([5, 9], 6, ())
+    whole = decoder.start_sequence([5, 9], 6, ())
     while whole.finish_reason is None:
         decoder.step()
     assert sequence.answer == whole.answer
@@ -384,6 +384,6 @@ def test_a_graph_cannot_reach_weights_outside_the_bundle(bundle: Bundle, tmp_pat
             if entry.key == "location":
                 entry.value = f"../../{data.name}"
     onnx.save(model, graph)
-    reseal(folder, bundle.manifest)
+    rewrite_manifest(folder, bundle.manifest)
     with pytest.raises(BundleError, match=r"ort-cpu-fp32\.onnx"):
         load_backend(Bundle.open(folder))

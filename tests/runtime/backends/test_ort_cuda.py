@@ -93,7 +93,7 @@ def test_a_tree_gives_plain_decodings_tokens_in_16_bits(bundle: Bundle, precisio
     backend = on_host(bundle, precision)
     decoder = Decoder(backend)
     plain = answer(decoder, PROMPT)
-    decoder.use(bundle.profile("tree-8"))
+    decoder.set_profile(bundle.profile("tree-8"))
     assert answer(decoder, PROMPT) == plain
     assert backend.read_logits(0).dtype == np.float32
 
@@ -148,7 +148,7 @@ def test_after_warming_up_no_shape_is_new(bundle: Bundle, precision: str) -> Non
     long = np.random.default_rng(2).integers(3, bundle.model.vocab_size, PREFILL_CHUNK + 20).tolist()
     for prompt in (PROMPT, long, [7]):  # the second needs the longer past, the third is a single row
         assert answer(decoder, prompt) == answer(Decoder(cold, bundle.profile("tree-8")), prompt)
-    decoder.use(TreeProfile.plain())
+    decoder.set_profile(TreeProfile.plain())
     answer(decoder, PROMPT)
     assert set(backend._cache.shapes) == ready
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime import flavour
+from medusa_runtime import tensorrt_library
 from medusa_runtime.backends import load_backend
 from medusa_runtime.backends.base import PREFILL_CHUNK, literal_step
 from medusa_runtime.backends.layer_major_arena import LayerMajorArena
@@ -20,7 +20,7 @@ from medusa_runtime.backends.step_shape import MIN_PADDED_PAST, StepShape
 from medusa_runtime.backends.tensorrt import PAST_MULTIPLE, PLAIN_ENGINE_NODES, TensorRtBackend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
-from medusa_runtime.engine_facts import EngineFacts
+from medusa_runtime.engine_manifest import EngineManifest
 from medusa_runtime.errors import BundleError, CapacityError
 
 from . import fake_tensorrt
@@ -49,7 +49,7 @@ class Gpu(HostDevice):
 
 @pytest.fixture(autouse=True)
 def played(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(flavour.MODULES, "tensorrt", ("played_tensorrt",))
+    monkeypatch.setitem(tensorrt_library.MODULES, "tensorrt", ("played_tensorrt",))
     monkeypatch.setattr(fake_tensorrt, "__version__", "8.6.0", raising=False)
     monkeypatch.setitem(sys.modules, "played_tensorrt", fake_tensorrt)
 
@@ -61,13 +61,13 @@ def bundle(tiny_engines: Path) -> Bundle:
 
 def engines(
     bundle: Bundle, folder: Path, steps: dict[str, tuple[Any, ...]] = STEPS, **other: Any
-) -> dict[EngineFacts, Path]:
+) -> dict[EngineManifest, Path]:
     found = {}
     for name, (nodes, rows, draft) in steps.items():
         graph, engine = bundle.root / f"graphs/tensorrt-fp32-{name}.onnx", folder / f"{name}.engine"
         data = str(graph).encode()
         engine.write_bytes(data)
-        facts = EngineFacts(
+        facts = EngineManifest(
             "tensorrt", "8.6.0", ("sm90",), "a" * 64, hashlib.sha256(data).hexdigest(), len(data), "fp32",
             1, nodes, rows, draft, 256, 256, 512, 1.0,
         )  # fmt: skip

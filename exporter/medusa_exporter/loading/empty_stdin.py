@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def closed_stdin() -> Iterator[None]:
+def empty_stdin() -> Iterator[None]:
     """Let Python's standard input be at its end while the block runs, so that nothing piped in answers a library."""
     before = sys.stdin
     with Path(os.devnull).open(encoding="utf-8") as empty:

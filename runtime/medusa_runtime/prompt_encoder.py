@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from medusa_runtime.arguments import conversation
+from medusa_runtime.arguments import as_messages
 from medusa_runtime.bundle import TOKENIZER, Bundle
-from medusa_runtime.chat import ChatTemplate
+from medusa_runtime.chat_template import ChatTemplate
 from medusa_runtime.errors import BundleError, CapacityError, PromptError
-from medusa_runtime.text import Tokenizer
+from medusa_runtime.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Mapping[str, str]]  # one user message, or messages with "role" and "content"
 
 
-LEAST_CHARACTERS = 64  # that every token of the context may stand for, should the longest token be shorter
+MIN_CHARACTERS_PER_TOKEN = 64  # that every token of the context may stand for, should the longest token be shorter
 
 
-class Layout:
+class PromptEncoder:
     """Lays prompts out by a bundle's chat template, if it has one.
 
-    longest: characters that a prompt may have, as many as the context's tokens could stand for if each were the longest
-    of the vocabulary; a longer one is refused before it is laid out and tokenised.
+    max_characters: characters that a prompt may have, as many as the context's tokens could stand for if each were the
+    longest of the vocabulary; a longer one is refused before it is laid out and tokenised.
 
     chat_template: the name of another of the model's own templates, which `Bundle.chat_template_names` lists. Raises
     BundleError for files that do not serve.
@@ -32,10 +32,10 @@ class Layout:
         self._template = None if template is None else ChatTemplate(template, bundle.special_tokens)
         self._root = bundle.root
         self._context = bundle.model.context
-        self.longest = self._context * max(self.tokenizer.longest, LEAST_CHARACTERS)
+        self.max_characters = self._context * max(self.tokenizer.longest_token, MIN_CHARACTERS_PER_TOKEN)
 
     @property
-    def has_template(self) -> bool:
+    def has_chat_template(self) -> bool:
         """Whether messages can be laid out; without a template only raw text can."""
         return self._template is not None
 
@@ -43,7 +43,7 @@ class Layout:
         """Lay a prompt out by the chat template and turn it into token ids.
 
         `raw` takes a text as it stands, with the special tokens that the tokenizer itself adds. Raises PromptError
-        for an empty prompt, CapacityError for one of more than `longest` characters.
+        for an empty prompt, CapacityError for one of more than `max_characters` characters.
         """
         if isinstance(prompt, str):
             if not prompt.strip():
@@ -54,7 +54,7 @@ class Layout:
             prompt = [{"role": "user", "content": prompt}]
         elif raw:
             raise PromptError("a raw prompt is one text; messages need the chat template")
-        messages = conversation(prompt)
+        messages = as_messages(prompt)
         if self._template is None:
             raise BundleError(
                 f"{self._root} has no chat template; give a text that is laid out already: raw=True, or generate --raw"
@@ -66,8 +66,8 @@ class Layout:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _check_length(self, characters: int) -> None:
-        if characters > self.longest:
+        if characters > self.max_characters:
             raise CapacityError(
-                f"the prompt has {characters} characters, expected at most {self.longest}, more than the context of "
-                f"{self._context} tokens can hold; shorten it"
+                f"the prompt has {characters} characters, expected at most {self.max_characters}, more than the "
+                f"context of {self._context} tokens can hold; shorten it"
             )

@@ -76,7 +76,7 @@ def open_gguf(path: Path) -> Any:
         ) from error
 
 
-def read_facts(path: Path) -> GgufFacts:
+def read_gguf_facts(path: Path) -> GgufFacts:
     """Read the keys of a GGUF file, which takes seconds; a file that was read last and has not changed is not parsed.
 
     Raises UnsupportedModelError for an architecture that is not served, and for each key with an effect that is not

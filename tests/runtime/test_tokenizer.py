@@ -5,7 +5,7 @@ import random
 import pytest
 import tokenizers
 from medusa_runtime.errors import BundleError, PromptError
-from medusa_runtime.text import TextStream, Tokenizer
+from medusa_runtime.tokenizer import IncrementalDetokenizer, Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SENTENCES = [
@@ -77,8 +77,8 @@ def tokenizer(request, tmp_path_factory):
 
 
 def pieces(tokenizer, ids, size):
-    stream = TextStream(tokenizer)
-    return [*(stream.push(ids[at : at + size]) for at in range(0, len(ids), size)), stream.finish()]
+    stream = IncrementalDetokenizer(tokenizer)
+    return [*(stream.push(ids[at : at + size]) for at in range(0, len(ids), size)), stream.flush()]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -144,7 +144,7 @@ def test_cost_of_a_push_does_not_grow(tmp_path):
     tokenizer = byte_level(tmp_path)
     longest, decode = [], tokenizer.decode
     tokenizer.decode = lambda ids: longest.append(len(ids)) or decode(ids)
-    stream = TextStream(tokenizer)
+    stream = IncrementalDetokenizer(tokenizer)
     for token in [0x80 + 5, 200, 10] * 500:
         stream.push([token])
     assert max(longest) <= 9
@@ -153,9 +153,9 @@ def test_cost_of_a_push_does_not_grow(tmp_path):
 def test_a_finished_stream_begins_anew(tmp_path):
     tokenizer = byte_level(tmp_path)
     ids = tokenizer.encode("The dog", add_special_tokens=False)
-    stream = TextStream(tokenizer)
-    assert [stream.push(ids) + stream.finish() for _ in range(2)] == ["The dog"] * 2
-    assert stream.push([]) == "" and stream.finish() == ""
+    stream = IncrementalDetokenizer(tokenizer)
+    assert [stream.push(ids) + stream.flush() for _ in range(2)] == ["The dog"] * 2
+    assert stream.push([]) == "" and stream.flush() == ""
 
 
 def test_encode(tmp_path):
@@ -205,13 +205,13 @@ def test_every_call_of_the_library_is_guarded(tmp_path, monkeypatch):
         (PromptError, lambda: tokenizer.encode("a", add_special_tokens=False)),
         (BundleError, lambda: tokenizer.decode([5])),
         (BundleError, lambda: tokenizer.token(5)),
-        (BundleError, lambda: tokenizer.longest),
-        (BundleError, lambda: TextStream(tokenizer).push([5])),
-        (BundleError, lambda: TextStream(tokenizer).finish()),
+        (BundleError, lambda: tokenizer.longest_token),
+        (BundleError, lambda: IncrementalDetokenizer(tokenizer).push([5])),
+        (BundleError, lambda: IncrementalDetokenizer(tokenizer).flush()),
     ):
         with pytest.raises(kind, match="it has panicked"):
             call()
-    monkeypatch.setattr("medusa_runtime.text.tokenizers.Tokenizer", Panicking())
+    monkeypatch.setattr("medusa_runtime.tokenizer.tokenizers.Tokenizer", Panicking())
     with pytest.raises(BundleError, match=r"t\.json is not a tokenizer that .*it has panicked"):
         Tokenizer(b"{}", "t.json")
 

@@ -1,14 +1,14 @@
 """A model's chat template: how a conversation becomes the text that the model was trained on.
 
 A template is code from wherever the model came from. It runs in Jinja's sandbox in a process of its own
-(`chat_process`), whose memory and time are limited: whatever it does ends within seconds, and with a PromptError.
+(`template_process`), whose memory and time are limited: whatever it does ends within seconds, and with a PromptError.
 """
 
 from __future__ import annotations
 
-from medusa_runtime.chat_process import PROCESS
-from medusa_runtime.chat_worker import MAX_LENGTH
 from medusa_runtime.errors import PromptError
+from medusa_runtime.template_process import TEMPLATE_PROCESS
+from medusa_runtime.template_worker import MAX_LENGTH
 
 __all__ = ["MAX_LENGTH", "MAX_SOURCE", "ChatTemplate"]
 
@@ -25,7 +25,7 @@ class ChatTemplate:
         if len(source) > MAX_SOURCE:
             raise PromptError(f"the chat template has {len(source)} characters, expected at most {MAX_SOURCE}")
         try:
-            PROCESS.ask({"source": source, "names": None})
+            TEMPLATE_PROCESS.render({"source": source, "names": None})
         except PromptError as error:
             raise PromptError(f"the chat template is not valid: {error}") from None
         self._source = source
@@ -46,7 +46,7 @@ class ChatTemplate:
             "documents": None,
         }
         try:
-            return PROCESS.ask({"source": self._source, "names": names})
+            return TEMPLATE_PROCESS.render({"source": self._source, "names": names})
         except PromptError as error:
             raise PromptError(f"the chat template cannot lay out this conversation: {error}") from None
 

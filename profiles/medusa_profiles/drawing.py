@@ -7,7 +7,7 @@ import numpy as np
 from medusa_profiles.profile import TreeProfile
 
 
-def draw(profile: TreeProfile) -> str:
+def draw_tree(profile: TreeProfile) -> str:
     """Return a drawing, lines joined by newlines: a summary, then each node's rank in the tree, its index and its head.
 
     Siblings without children whose ranks follow each other share a line (`2–9`), so a wide tree stays short.

@@ -33,7 +33,7 @@ class Tokenizer:
         self._special = frozenset(token for token, facts in added.items() if facts.special)
 
     @cached_property
-    def longest(self) -> int:
+    def longest_token(self) -> int:
         """Characters of the longest token, as the vocabulary writes it."""
         with _translated(BundleError, f"the vocabulary of {self._origin} cannot be read"):
             return max(map(len, self._tokenizer.get_vocab()), default=0)
@@ -67,7 +67,7 @@ class Tokenizer:
         return shown or ""
 
 
-class TextStream:
+class IncrementalDetokenizer:
     """Text that grows by tokens. All pieces joined are `Tokenizer.decode` of all ids.
 
     What a few tokens add is the difference between the text of a short context with them and without. The context may
@@ -93,7 +93,7 @@ class TextStream:
         self._waiting = tokens[settled:]
         return piece
 
-    def finish(self) -> str:
+    def flush(self) -> str:
         """Return the rest: bytes that stayed incomplete become U+FFFD. The stream then begins anew."""
         text = self._tokenizer.decode([*self._context, *self._waiting])
         piece = text[len(_certain(self._tokenizer.decode(self._context))) :]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medusa_exporter.loading.gguf_keys import ARCHITECTURES, read_facts
+from medusa_exporter.loading.gguf_metadata import ARCHITECTURES, read_gguf_facts
 from medusa_exporter.models import ModelSource, check_family
 from medusa_runtime.errors import UnsupportedModelError
 
@@ -21,7 +21,7 @@ def test_the_family_is_the_architecture(architecture: str, tmp_path: Path) -> No
 
 def test_a_file_named_mistral_is_read_as_what_it_is(tmp_path: Path) -> None:
     path = write(with_keys(CASES["llama"], general__name="mistral"), tmp_path / "tiny.gguf")
-    config = read_facts(path).config
+    config = read_gguf_facts(path).config
     assert config["model_type"] == "llama"
     assert "sliding_window" not in config
 
@@ -90,16 +90,16 @@ HARMLESS: dict[str, Any] = {
 
 @pytest.mark.parametrize("key", HARMLESS)
 def test_a_key_that_changes_nothing_is_accepted(key: str, tmp_path: Path) -> None:
-    plain = read_facts(write(CASES["llama"], tmp_path / "plain.gguf")).config
+    plain = read_gguf_facts(write(CASES["llama"], tmp_path / "plain.gguf")).config
     changed = write(with_keys(CASES["llama"], **{key: HARMLESS[key]}), tmp_path / "tiny.gguf")
-    assert read_facts(changed).config == plain
+    assert read_gguf_facts(changed).config == plain
 
 
 @pytest.mark.parametrize("key", ["embedding_length", "context_length", "attention.layer_norm_rms_epsilon"])
 def test_a_key_that_is_missing_is_named(key: str, tmp_path: Path) -> None:
     path = write(with_keys(CASES["llama"], **{key: None}), tmp_path / "tiny.gguf")
     with pytest.raises(UnsupportedModelError, match=f"without the key llama.{key}, expected"):
-        read_facts(path)
+        read_gguf_facts(path)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_key_that_is_missing_is_named(key: str, tmp_path: Path) -> None:
 def test_a_file_that_is_no_whole_model(keys: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = write(with_keys(CASES["llama"], **keys), tmp_path / "tiny.gguf")
     with pytest.raises(UnsupportedModelError, match=message):
-        read_facts(path)
+        read_gguf_facts(path)
 
 
 def test_an_architecture_that_is_not_served_is_named(tmp_path: Path) -> None:
@@ -120,4 +120,4 @@ def test_an_architecture_that_is_not_served_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UnsupportedModelError, match="architecture 'falcon' is not served; expected one of llama, qwen2"
     ):
-        read_facts(path)
+        read_gguf_facts(path)

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medusa_runtime.bundle_files import SCRATCH, digests, find_inside, walk
-from medusa_runtime.checks import check_path
+from medusa_runtime.bundle_files import SCRATCH, hash_files, resolve_inside, walk
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import FileFacts, GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.field_checks import check_path
 from medusa_runtime.graph_check import GraphCheck
 from medusa_runtime.manifest import FILE_NAME, SCHEMA, Manifest
 
 
-def seal(
+def write_manifest(
     folder: Path,
     *,
     producer: dict[str, str],
@@ -38,8 +38,8 @@ def seal(
     names = sorted(set(walk(root)) - {FILE_NAME})
     for name in names:
         check_path("a file's path", name)
-    paths = {name: find_inside(root, name) for name in names if name not in (known or {})}
-    hashed = zip(paths, digests([*paths.values()]), strict=True)
+    paths = {name: resolve_inside(root, name) for name in names if name not in (known or {})}
+    hashed = zip(paths, hash_files([*paths.values()]), strict=True)
     files = dict(known or {}) | {name: FileFacts(paths[name].stat().st_size, digest) for name, (digest, _) in hashed}
     manifest = Manifest(
         schema=SCHEMA,
@@ -60,12 +60,12 @@ def seal(
     return manifest
 
 
-def reseal(folder: Path, manifest: Manifest, known: Mapping[str, FileFacts] | None = None) -> Manifest:
+def rewrite_manifest(folder: Path, manifest: Manifest, known: Mapping[str, FileFacts] | None = None) -> Manifest:
     """Seal a folder whose files have changed, with the facts of `manifest` but for its files.
 
-    known: as `seal` accepts it. Raises BundleError.
+    known: as `write_manifest` accepts it. Raises BundleError.
     """
-    return seal(
+    return write_manifest(
         folder,
         producer=manifest.producer,
         model=manifest.model,
@@ -78,24 +78,24 @@ def reseal(folder: Path, manifest: Manifest, known: Mapping[str, FileFacts] | No
     )
 
 
-def verify_sizes(folder: Path, manifest: Manifest) -> bool:
-    """Tell whether the folder seems as `seal` left it: the listed files and no others, each of the listed size.
+def is_unchanged(folder: Path, manifest: Manifest) -> bool:
+    """Whether the folder seems as `write_manifest` left it: the listed files and no others, each of the listed size.
 
     None may have been written after the manifest. A file that came to its place after it, as a copy that keeps the
     time of its source does, is hashed; all others are not.
     """
     try:
         root = folder.resolve(strict=True)
-        sealed = find_inside(root, FILE_NAME).stat()
+        sealed = resolve_inside(root, FILE_NAME).stat()
         if set(walk(root)) != {FILE_NAME, *manifest.files}:
             return False
         moved = {}
         for name, facts in manifest.files.items():
-            status = (path := find_inside(root, name)).stat()
+            status = (path := resolve_inside(root, name)).stat()
             if status.st_size != facts.size or status.st_mtime_ns > sealed.st_mtime_ns:
                 return False
             if status.st_ctime_ns > sealed.st_ctime_ns:
                 moved[path] = facts.sha256
-        return [digest for digest, _ in digests(moved)] == [*moved.values()]
+        return [digest for digest, _ in hash_files(moved)] == [*moved.values()]
     except (OSError, BundleError):
         return False

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from medusa_runtime.checks import check_path, check_text, check_whole, refuse
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import DIGEST, FileFacts
+from medusa_runtime.field_checks import check_int, check_path, check_text, refuse
 
 MAX_BYTES = 1 << 16  # of a manifest
 REMEDY = "build it again with medusa-export build … --force"
@@ -21,7 +21,7 @@ _VERSION = re.compile(r"\d+(\.\d+)+[a-z0-9.+]*", re.ASCII)
 
 
 @dataclass(frozen=True)
-class EngineFacts:
+class EngineManifest:
     """One engine. Raises BundleError for what does not hold.
 
     flavour, version: of the TensorRT that built it and alone can run it. targets: compute capabilities that it serves,
@@ -61,9 +61,9 @@ class EngineFacts:
             check_path("a file of an engine's weights", name)
             check_text(f"the digest of an engine's {name}", digest, DIGEST)
         check_text("an engine's precision", self.precision)
-        check_whole("an engine's size", self.size, 1, 2**40)
+        check_int("an engine's size", self.size, 1, 2**40)
         for name in ("batch", "nodes", "rows", "least", "best", "most"):
-            check_whole(f"an engine's {name}", getattr(self, name), 1, 2**31 - 1)
+            check_int(f"an engine's {name}", getattr(self, name), 1, 2**31 - 1)
         if not self.least <= self.best <= self.most:
             refuse("an engine's rows", (self.least, self.best, self.most), "ascending numbers")
         if type(self.draft) is not bool:
@@ -80,7 +80,7 @@ class EngineFacts:
         return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
 
     @classmethod
-    def from_file(cls, path: Path) -> EngineFacts:
+    def from_file(cls, path: Path) -> EngineManifest:
         """Read the manifest beside an engine. Raises BundleError."""
         try:
             with path.open("rb") as file:
@@ -90,7 +90,7 @@ class EngineFacts:
         return cls.from_bytes(data, path)
 
     @classmethod
-    def from_bytes(cls, data: bytes, path: Path) -> EngineFacts:
+    def from_bytes(cls, data: bytes, path: Path) -> EngineManifest:
         """Read what `to_bytes` wrote; `path` names the file in errors. Raises BundleError."""
         if len(data) > MAX_BYTES:
             raise BundleError(f"{path} is no engine's manifest: it has more than {MAX_BYTES} bytes; {REMEDY}")

@@ -14,7 +14,7 @@ from medusa_exporter.families import ACTIVATIONS, FAMILIES, Decoder
 SHAPE = ("hidden_size", "num_attention_heads", "head_dim", "hidden_act", "hidden_activation")
 
 
-def describe_decoder(config: Mapping[str, Any], where: str) -> Decoder:
+def read_architecture(config: Mapping[str, Any], where: str) -> Decoder:
     """Describe a served model by its config.json, with the family's own values for what that leaves out.
 
     where: the model's name in messages. Raises UnsupportedModelError for sizes and activations that no graph is made

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from medusa_profiles.decoding import best_decoding_tree, steps_taken, tokens_per_step
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.search import best_tree
+from medusa_profiles.simulation import best_decoding_tree, steps_taken, tokens_per_step
 
 FORK = TreeProfile("fork", ((0,), (1,), (0, 0)))
 

@@ -1,4 +1,4 @@
-"""The process that renders chat templates (`chat_worker`): started when it is needed first, one for this process.
+"""The process that renders chat templates (`template_worker`): started when it is needed first, one for this process.
 
 It is Python's own interpreter, or the one that `multiprocessing.set_executable` names where Python is embedded in
 another program. It inherits no files, no standard input and next to nothing of the environment, ends when this process
@@ -18,7 +18,7 @@ from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
-from medusa_runtime import chat_worker
+from medusa_runtime import template_worker
 from medusa_runtime.errors import PromptError
 
 SECONDS = 30  # of a rendering on the clock, starting the process included; its processor time is limited too
@@ -26,7 +26,7 @@ _KEPT = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  #
 _START = "import runpy, sys; sys.path += sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
 
 
-class ChatProcess:
+class TemplateProcess:
     """One process, or none yet; threads take turns."""
 
     def __init__(self) -> None:
@@ -34,13 +34,13 @@ class ChatProcess:
         self._busy = False
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, request: dict[str, Any]) -> str:
-        """Send a request of `chat_worker.answer`; return the text. Raises PromptError with why there is none.
+    def render(self, request: dict[str, Any]) -> str:
+        """Send a request of `template_worker.answer`; return the text. Raises PromptError with why there is none.
 
         Whatever interrupts the exchange ends the process, so that no answer can be taken for another request's.
         """
         try:
-            data = chat_worker.packed(request)
+            data = template_worker.pack_message(request)
         except (TypeError, ValueError, RecursionError, MemoryError) as error:
             raise PromptError(f"it holds what JSON cannot: {error!r:.200}; give texts, lists and dicts") from None
         with self._lock:
@@ -80,7 +80,7 @@ class ChatProcess:
         with self._lock:
             self._stop()
 
-    def forget(self) -> None:
+    def detach(self) -> None:
         """Leave the process to the one that this one was forked from."""
         if self._process is not None:
             for pipe in (self._process.stdin, self._process.stdout):
@@ -112,7 +112,7 @@ class ChatProcess:
 def _started() -> subprocess.Popen[bytes]:
     folders = {str(Path(spec.origin).parents[1]) for name in ("jinja2", "markupsafe") if (spec := _found(name))}
     executable = os.fsdecode(spawn.get_executable() or "")
-    command = [executable, "-I", "-S", "-B", "-c", _START, chat_worker.__file__, *sorted(folders)]
+    command = [executable, "-I", "-S", "-B", "-c", _START, template_worker.__file__, *sorted(folders)]
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     try:
         return subprocess.Popen(  # noqa: S603 -- this very interpreter
@@ -141,7 +141,7 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes) -> dict[str, str
     rest = memoryview(request)
     while rest:
         rest = rest[process.stdin.write(rest) :]
-    found: dict[str, str] = chat_worker.receive(process.stdout)
+    found: dict[str, str] = template_worker.read_message(process.stdout)
     return found
 
 
@@ -156,13 +156,13 @@ def _ends(process: subprocess.Popen[bytes]) -> bool:
 def _reason(code: int | None) -> str:
     """Say why a process gave no answer; code: what it ended with, None if it did not end."""
     if code == -getattr(signal, "SIGXCPU", 0):
-        return f"it takes more than {chat_worker.CPU_SECONDS} seconds of processor time"
+        return f"it takes more than {template_worker.CPU_SECONDS} seconds of processor time"
     if code == -getattr(signal, "SIGKILL", 0):
         return f"it takes more than {SECONDS} seconds, or more memory than there is"
     return f"the process that renders it ended with code {code}"
 
 
-PROCESS = ChatProcess()
-atexit.register(PROCESS.stop)
+TEMPLATE_PROCESS = TemplateProcess()
+atexit.register(TEMPLATE_PROCESS.stop)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=PROCESS.forget)
+    os.register_at_fork(after_in_child=TEMPLATE_PROCESS.detach)

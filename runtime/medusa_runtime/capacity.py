@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def doubled(size: int, least: int) -> int:
+def grow_by_doubling(size: int, least: int) -> int:
     """Return `size` (1 at least), doubled until it is no less than `least`."""
     while size < least:
         size *= 2

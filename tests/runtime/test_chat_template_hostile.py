@@ -4,9 +4,9 @@ import time
 
 import psutil
 import pytest
-from medusa_runtime.chat import ChatTemplate
-from medusa_runtime.chat_process import SECONDS
+from medusa_runtime.chat_template import ChatTemplate
 from medusa_runtime.errors import PromptError
+from medusa_runtime.template_process import SECONDS
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 

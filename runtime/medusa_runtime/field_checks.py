@@ -13,7 +13,7 @@ def refuse(what: str, got: object, expected: str) -> NoReturn:
     raise BundleError(f"{what} is {got!r:.80}, expected {expected}")
 
 
-def check_whole(what: str, value: object, least: int, most: int) -> None:
+def check_int(what: str, value: object, least: int, most: int) -> None:
     """Refuse all but a whole number from `least` to `most`."""
     if type(value) is not int or not least <= value <= most:  # bool is refused too
         refuse(what, value, f"a whole number from {least} to {most}")
@@ -28,7 +28,7 @@ def check_text(what: str, value: object, pattern: re.Pattern[str] | None = None)
     return value
 
 
-def check_mapping(what: str, value: object) -> dict[str, Any]:
+def check_object(what: str, value: object) -> dict[str, Any]:
     """Return a JSON object; refuse all else."""
     return value if isinstance(value, dict) else refuse(what, value, "an object")
 
@@ -40,7 +40,7 @@ def check_path(what: str, value: object) -> None:
         refuse(what, path, "a relative path with '/' between its parts that stays inside the bundle")
 
 
-def check_distinct(what: str, values: object) -> tuple[Any, ...]:
+def check_unique(what: str, values: object) -> tuple[Any, ...]:
     """Return a tuple that holds nothing twice; refuse all else."""
     if not isinstance(values, tuple) or len(set(values)) != len(values):
         refuse(what, values, "a tuple without repetitions")

@@ -3,7 +3,7 @@
 import datetime
 
 import pytest
-from medusa_runtime.chat import MAX_LENGTH, ChatTemplate
+from medusa_runtime.chat_template import MAX_LENGTH, ChatTemplate
 from medusa_runtime.errors import PromptError
 
 SMOLLM2 = (

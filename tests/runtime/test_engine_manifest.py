@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from medusa_runtime.engine_facts import EngineFacts
+from medusa_runtime.engine_manifest import EngineManifest
 from medusa_runtime.errors import BundleError
 
 DATA = b"an engine"
-FACTS = EngineFacts(
+FACTS = EngineManifest(
     flavour="tensorrt",
     version="8.6.0",
     targets=("sm90",),
@@ -41,7 +41,7 @@ def engine(tmp_path: Path) -> Path:
 
 
 def test_what_was_written_is_read(engine: Path) -> None:
-    facts = EngineFacts.from_file(engine.with_suffix(".json"))
+    facts = EngineManifest.from_file(engine.with_suffix(".json"))
     assert facts == FACTS
     assert facts.read(engine, "tensorrt", "8.6.0", "sm90") == DATA
 
@@ -94,7 +94,7 @@ def test_a_manifest_that_does_not_hold_is_refused(engine: Path, field: str, valu
     file = engine.with_suffix(".json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
     with pytest.raises(BundleError, match=f"{file.name}.*build it again"):
-        EngineFacts.from_file(file)
+        EngineManifest.from_file(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000])
@@ -102,7 +102,7 @@ def test_what_is_no_manifest_is_refused(engine: Path, content: bytes) -> None:
     file = engine.with_suffix(".json")
     file.write_bytes(content)
     with pytest.raises(BundleError, match="is no engine's manifest"):
-        EngineFacts.from_file(file)
+        EngineManifest.from_file(file)
 
 
 def test_facts_must_hold_when_they_are_made() -> None:

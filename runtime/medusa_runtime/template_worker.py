@@ -1,6 +1,6 @@
 """Renders chat templates in a process of its own, which has little memory and time and can write no files.
 
-A template is code from wherever the model came from. `chat_process` starts this file as a script, which therefore
+A template is code from wherever the model came from. `template_process` starts this file as a script, which therefore
 imports nothing of this package; a request and an answer are each eight bytes of length and so many of JSON.
 """
 
@@ -116,14 +116,14 @@ def _rendered(template: Template, names: dict[str, Any]) -> str:
     return "".join(pieces)
 
 
-def packed(content: object) -> bytes:
+def pack_message(content: object) -> bytes:
     """Return the bytes of a request or an answer; lone surrogates are carried as they are."""
     data = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return HEADER.pack(len(data)) + data
 
 
-def receive(pipe: IO[bytes]) -> Any:
-    """Read what `packed` wrote. Raises EOFError where the other side has ended, ValueError for what is too long."""
+def read_message(pipe: IO[bytes]) -> Any:
+    """Read what `pack_message` wrote. Raises EOFError at the pipe's end, ValueError for a message that is too long."""
     (size,) = HEADER.unpack(_exactly(pipe, HEADER.size))
     if size > MAX_BYTES:
         raise ValueError(f"a message of {size} bytes, expected at most {MAX_BYTES}")
@@ -169,11 +169,11 @@ def main() -> None:
     limit_time = _limit()
     while True:
         try:
-            request = receive(requests)
+            request = read_message(requests)
         except EOFError:
             return
         limit_time()
-        answers.write(packed(answer(request)))
+        answers.write(pack_message(answer(request)))
         answers.flush()
 
 

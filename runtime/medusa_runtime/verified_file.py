@@ -26,7 +26,7 @@ _BLOCK = 4 << 20  # bytes read and hashed at a time
 _SETTLED = 2_000_000_000  # ns: a file system's clock may be this coarse, so a younger stamp may hide a later write
 
 
-class Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """What a file system records of a file; every write changes it, and so does another file in its place."""
 
     device: int
@@ -36,28 +36,28 @@ class Stamp(NamedTuple):
     changed: int  # ns; Windows: created
 
     @classmethod
-    def of(cls, file: Any) -> Stamp:
+    def of(cls, file: Any) -> FileStamp:
         """Return the stamp of an open file."""
         status = os.fstat(file.fileno())
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def digest_file(path: Path) -> tuple[str, Stamp | None]:
+def hash_file(path: Path) -> tuple[str, FileStamp | None]:
     """Return a file's SHA-256 and its stamp; None for the stamp of a file that was written moments before."""
     with path.open("rb", buffering=0) as file:
-        started, before = time.time_ns(), Stamp.of(file)
+        started, before = time.time_ns(), FileStamp.of(file)
         digest = _sha256(file)
-        settled = before == Stamp.of(file) and max(before.modified, before.changed) < started - _SETTLED
+        settled = before == FileStamp.of(file) and max(before.modified, before.changed) < started - _SETTLED
     return digest, before if settled else None
 
 
 @dataclass(frozen=True)
-class CheckedFile:
+class VerifiedFile:
     """One file. facts: its size and digest, None for a file that no manifest vouches for. stamp: when hashed."""
 
     path: Path
     facts: FileFacts | None = None
-    stamp: Stamp | None = None
+    stamp: FileStamp | None = None
 
     @property
     def size(self) -> int:
@@ -90,7 +90,7 @@ class CheckedFile:
         """
         try:
             with self.path.open("rb", buffering=0) as file:
-                before = Stamp.of(file)
+                before = FileStamp.of(file)
                 if self.facts is not None:
                     trusted = before.size == self.facts.size and before == self.stamp
                     if not trusted and _sha256(file) != self.facts.sha256:
@@ -102,7 +102,7 @@ class CheckedFile:
                         pages.madvise(mmap.MADV_DONTNEED)  # who keeps the array keeps no memory
                 else:
                     yield np.empty(0, np.uint8)
-                if self.facts is not None and Stamp.of(file) != before:
+                if self.facts is not None and FileStamp.of(file) != before:
                     raise BundleError(f"{self.path} was written while it was loaded; open the bundle again")
         except OSError as error:
             raise BundleError(f"{self.path} cannot be mapped: {error}; copy the bundle again") from None
