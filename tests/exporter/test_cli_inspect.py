@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from medusa_exporter.cli import main
 from medusa_exporter.cli.inspect import command
-from medusa_profiles.drawing import draw
+from medusa_profiles.drawing import draw_tree
 from medusa_runtime.bundle import Bundle, write_manifest
 from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.graph_check import GraphCheck
@@ -86,7 +86,7 @@ def test_json(folder):
 
 def test_profile(folder):
     result = CliRunner().invoke(command, [str(folder), "--profile", "a"], catch_exceptions=False)
-    assert result.output == draw(Bundle.open(folder).profile("a")) + "\n"
+    assert result.output == draw_tree(Bundle.open(folder).profile("a")) + "\n"
     result = CliRunner().invoke(command, [str(folder), "--profile", "a", "--json"], catch_exceptions=False)
     assert json.loads(result.output) == {"name": "a", "paths": [[0], [0, 0], [1]]}
 

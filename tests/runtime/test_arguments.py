@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medusa_runtime.accept import greedy
-from medusa_runtime.arguments import as_optional_int, token_ids
+from medusa_runtime.arguments import as_optional_int, as_token_ids
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.engine import Engine
@@ -55,13 +55,13 @@ def test_a_prompt_that_is_no_list_of_ids_is_refused(prompt: Any) -> None:
 @pytest.mark.parametrize("prompt", [[], (), np.array([]), np.zeros(0, np.int64)], ids=repr)
 def test_an_empty_prompt_is_called_empty(prompt: Any) -> None:
     with pytest.raises(PromptError, match="the prompt is empty"):
-        token_ids(prompt, 32)
+        as_token_ids(prompt, 32)
 
 
 @pytest.mark.parametrize("prompt", [[1 << 70], [-(1 << 70)], np.array([1 << 63], np.uint64), [-1], [32]], ids=repr)
 def test_ids_outside_the_vocabulary_are_refused_however_far(prompt: Any) -> None:
     with pytest.raises(PromptError, match="token ids outside 0 … 31"):
-        token_ids(prompt, 32)
+        as_token_ids(prompt, 32)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_ids_outside_the_vocabulary_are_refused_however_far(prompt: Any) -> None
     ids=repr,
 )
 def test_whole_numbers_of_any_kind_are_ids(prompt: Any) -> None:
-    found = token_ids(prompt, 32)
+    found = as_token_ids(prompt, 32)
     assert (found.tolist(), found.dtype) == ([4, 5], np.int64)
 
 

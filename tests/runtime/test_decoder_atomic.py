@@ -96,13 +96,13 @@ def test_an_interrupt_anywhere_in_a_prompt_leaves_nothing_to_step_on_or_what_the
     assert number > 30
 
 
-@pytest.mark.parametrize("entry", ["use", "warm_up"])
+@pytest.mark.parametrize("entry", ["set_profile", "warm_up"])
 def test_an_interrupt_in_the_other_entries_costs_nothing_either(entry):
     other, number, came_so_far = CHAIN, 0, True
     while came_so_far:
         decoder = Decoder(FakeBackend(hit_rate=0.8))
         given = [*decoder.start(PROMPT, TOKENS, ()), *decoder.step()]
-        work = {"use": partial(decoder.use, other), "warm_up": decoder.warm_up}[entry]
+        work = {"set_profile": partial(decoder.set_profile, other), "warm_up": decoder.warm_up}[entry]
         came_so_far = interrupted(work, number, FILES)
         answer_on(decoder, given)
         assert decoder.profile is decoder._tree.profile

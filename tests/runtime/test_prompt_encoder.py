@@ -49,4 +49,4 @@ def test_the_limit_follows_the_longest_token(tiny_bundle: Path, tmp_path: Path) 
     (folder / TOKENIZER).write_text(json.dumps(content))
     stated = Manifest.from_bytes((folder / "manifest.json").read_bytes(), "m")
     rewrite_manifest(folder, stated)
-    assert PromptEncoder(Bundle.open(folder)).longest == 512 * 500
+    assert PromptEncoder(Bundle.open(folder)).max_characters == 512 * 500
