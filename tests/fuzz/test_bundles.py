@@ -70,7 +70,7 @@ def cases(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
 
     one = st.sampled_from(names).flatmap(of)
     return st.fixed_dictionaries(
-        {"mutations": st.lists(one, min_size=1, max_size=2), "write_manifest": st.sampled_from([True, True, True, False])}
+        {"mutations": st.lists(one, min_size=1, max_size=2), "seal": st.sampled_from([True, True, True, False])}
     )
 
 
@@ -78,7 +78,7 @@ def known(found: tuple[dict[str, Any], dict[str, Any]]) -> bool:
     """A crash of ONNX Runtime itself, on a graph whose digests were made to fit: see SECURITY.md."""
     case, answer = found
     graphs = all(name.startswith("graphs/") for name, _ in case["mutations"])
-    return answer["outcome"] == "crash" and case["write_manifest"] and graphs
+    return answer["outcome"] == "crash" and case["seal"] and graphs
 
 
 def smallest(tally: Tally, count: int = 12) -> list[Any]:

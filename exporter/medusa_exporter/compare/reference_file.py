@@ -26,10 +26,9 @@ from medusa_runtime import contract
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.backends.base import StepOutputs
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.field_checks import check_object, check_int
 from medusa_runtime.errors import MedusaError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
-from medusa_runtime.field_checks import check_int
+from medusa_runtime.field_checks import check_int, check_object
 
 from medusa_exporter.compare.steps import Plan, StepInputs
 from medusa_exporter.compare.tolerances import tolerance
