@@ -121,7 +121,11 @@ def name_outputs(
 
 
 class Backend(Protocol):
-    """Runs steps of a graph on one device. To add a backend, implement this and list it in `backends.BACKENDS`.
+    """Runs steps of a graph on one device.
+
+    To add a backend, write a module with a class that implements this protocol and a function
+    `load(bundle, model, name, precision, threads, gpu)` that returns it, and list the module in `backends.BACKENDS`. A
+    backend on a GPU can derive from `medusa_runtime.backends.device_backend.DeviceBackend`.
 
     Order of calls: `allocate` first; then for every step `run`, any of the readers, and `commit` once for each sequence
     that keeps nodes. `allocate` may be called again at any time, with a larger capacity or another batch; the results
