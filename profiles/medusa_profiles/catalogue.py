@@ -1,4 +1,4 @@
-"""The trees that come with the package, by name, and trees in files of one's own."""
+"""The catalogue: trees that are shipped with the package, by name, and trees in users' TOML files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ TREES = resources.files("medusa_profiles").joinpath("trees")
 
 @cache
 def profile_names() -> tuple[str, ...]:
-    """Return the names of the shipped trees, numbers in them sorted by value: tree-4 before tree-12."""
+    """Return the names of the shipped trees, with numbers sorted by value: tree-4 before tree-12."""
     found = [entry.name.removesuffix(".toml") for entry in TREES.iterdir() if entry.name.endswith(".toml")]
     return tuple(sorted(found, key=_natural_key))
 
 
 @cache
 def load_profile(name: str) -> TreeProfile:
-    """Return a shipped tree; raises ProfileError listing the names there are if this is not one of them."""
+    """Return a shipped tree.
+
+    Example: ``load_profile("tree-8").size`` is 8.
+
+    Args:
+        name: One of `profile_names()`.
+
+    Raises:
+        ProfileError: No shipped tree has this name; the message lists the names.
+    """
     if name not in profile_names():
         close = difflib.get_close_matches(name, profile_names(), n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
@@ -32,7 +41,14 @@ def load_profile(name: str) -> TreeProfile:
 
 
 def load_profile_file(path: str | Path) -> TreeProfile:
-    """Return the tree that a TOML file holds; raises ProfileError if it is no valid tree or cannot be read."""
+    """Return the tree in a TOML file (format: `from_toml`).
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        ProfileError: The file cannot be read or does not hold a valid tree.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -46,5 +62,5 @@ def load_profile_file(path: str | Path) -> TreeProfile:
 
 
 def _natural_key(name: str) -> list[tuple[int, str]]:
-    """Split a name into text and numbers, so that numbers compare by value."""
+    """Return a sort key: the name split into text and numbers, so that numbers compare by value."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,4 +1,4 @@
-"""A tree as text."""
+"""Draws a tree as text."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from medusa_profiles.profile import TreeProfile
 
 
 def draw_tree(profile: TreeProfile) -> str:
-    """Return a drawing, lines joined by newlines: a summary, then each node's rank in the tree, its index and its head.
+    """Return a drawing of a tree: a summary line, then the rank, node index and head of each node.
 
-    Siblings without children whose ranks follow each other share a line (`2–9`), so a wide tree stays short.
+    Leaves of one parent with consecutive ranks share a line (`2–9`), so a wide tree stays short.
     """
     per_depth = "+".join(map(str, np.bincount(profile.depths)))
     plural = "" if profile.size == 1 else "s"
@@ -21,8 +21,8 @@ def draw_tree(profile: TreeProfile) -> str:
 
 
 def _rows(profile: TreeProfile) -> list[tuple[str, str, str]]:
-    """Return (branch and rank, node, head) for each line below the root, depth first; `2–9` where nodes share it."""
-    indents = [""] * profile.size  # what stands before the branches of a node's children
+    """Return (branch and rank, node, head) for each line below the root, depth first."""
+    indents = [""] * profile.size  # text before the branches of a node's children
     rows = []
     for first, last in _runs(profile):
         parent = profile.parents[first]
@@ -35,7 +35,7 @@ def _rows(profile: TreeProfile) -> list[tuple[str, str, str]]:
 
 
 def _runs(profile: TreeProfile) -> list[tuple[int, int]]:
-    """Return the nodes below the root as (first, last), leaves of one parent with consecutive ranks together."""
+    """Return the nodes below the root as (first, last), with consecutive leaves of one parent in one range."""
     runs: list[tuple[int, int]] = []
     for node in range(1, profile.size):
         if runs and _joins(profile, node):
@@ -46,7 +46,7 @@ def _runs(profile: TreeProfile) -> list[tuple[int, int]]:
 
 
 def _joins(profile: TreeProfile, node: int) -> bool:
-    """Tell whether a node shares the line of the node before it: leaves both, siblings, one rank apart."""
+    """Whether a node shares the line of the previous node: both are leaves and siblings, one rank apart."""
     before = node - 1
     return (
         not profile.children[before]

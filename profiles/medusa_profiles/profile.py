@@ -1,4 +1,4 @@
-"""A token tree: which candidates one step verifies, and how they hang together."""
+"""A token tree: which candidates of the heads one step verifies, and which candidate follows which."""
 
 from __future__ import annotations
 
@@ -21,21 +21,38 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class ProfileError(ValueError):
-    """A tree is malformed, unknown, or asks for more than a bundle has; the message says what and where."""
+    """A tree is malformed or unknown, or needs more heads or candidates than a bundle has."""
 
 
 @dataclass(frozen=True)
 class TreeProfile:
-    """An immutable tree of candidates: node 0 is the root, T counts all nodes with the root.
+    """An immutable token tree of T nodes; node 0 is the root, the last token that is already decided.
 
-    name: lower-case letters, digits, `.`, `_`, `-`; at most 64 characters, since it becomes a file name.
-    paths: one per candidate, the root not listed; a path is the rank (0-based) chosen at each depth.
-        Any order and any sequence type is accepted; kept in lexicographic order, which is depth-first preorder:
-        a parent comes before its children and the rank-0 chain [0], [0, 0], ... follows the root without a gap.
-    source: where the tree comes from, one line of free text.
+    A path lists the rank (0-based) chosen among the head's candidates at each depth: [0, 2] is the third candidate of
+    head 1 behind the first candidate of head 0. Each path adds one node, so every prefix of a path must be listed too.
+    Nodes are numbered in lexicographic order of their paths, which is depth-first preorder: a parent precedes its
+    children, and the chain of most likely candidates [0], [0, 0], ... follows the root directly.
 
-    Raises ProfileError if a path is empty, repeated, has no parent or holds anything but ranks 0 to 4095,
-    if there are more than 1,024 nodes, or if the name or source is not as above.
+    Example::
+
+        tree = TreeProfile("small", ((0,), (0, 0), (1,)))
+        tree.size           # 4: the root and three candidates
+        tree.parents        # [-1, 0, 1, 0]
+        tree.depths         # [0, 1, 2, 1]
+        tree.mask           # [[1, 0, 0, 0],  node 0 attends to itself,
+                            #  [1, 1, 0, 0],  node 1 to the root and itself,
+                            #  [1, 1, 1, 0],  node 2 to the root, node 1 and itself,
+                            #  [1, 0, 0, 1]]  node 3 to the root and itself
+        tree.candidate_ids(top_k=10)  # [0, -1, -11, -2]
+
+    Args:
+        name: 1 to 64 lower-case letters, digits, `.`, `_` and `-`; it becomes a file name.
+        paths: One path for each node but the root, in any order and as any sequence type.
+        source: Where the tree comes from, one line of text.
+
+    Raises:
+        ProfileError: A path is empty or repeated, has no parent, or holds anything but ranks from 0 to 4095; there are
+            more than 1,024 nodes; or name or source are not as above.
     """
 
     name: str
@@ -48,53 +65,53 @@ class TreeProfile:
         object.__setattr__(self, "paths", _canonical_paths(self.name, self.paths))
 
     def __reduce__(self) -> tuple[type[TreeProfile], tuple[str, tuple[Path, ...], str]]:
-        """Copy and pickle by value, so that a copy is checked again and its arrays are read-only too."""
+        """Pickle by value, so that a copy is checked again and its arrays are read-only too."""
         return TreeProfile, (self.name, self.paths, self.source)
 
     @classmethod
     def plain(cls) -> TreeProfile:
-        """Return the tree that is only a root: plain decoding."""
+        """Return the tree of the root alone, which is plain decoding."""
         return cls("plain", (), "plain decoding, no candidates")
 
     @cached_property
     def size(self) -> int:
-        """The number of nodes T, root included."""
+        """Number of nodes T, including the root."""
         return len(self.paths) + 1
 
     @cached_property
     def depth(self) -> int:
-        """The length of the longest path, which is the number of heads needed; 0 for the root alone."""
+        """Length of the longest path, which is the number of heads needed; 0 for the root alone."""
         return max(map(len, self.paths), default=0)
 
     @cached_property
     def max_rank(self) -> int:
-        """The highest rank in use; -1 for the root alone."""
+        """Highest rank in use; -1 for the root alone."""
         return max(map(max, self.paths), default=-1)
 
     @cached_property
     def parents(self) -> IntArray:
-        """(T,) int32: the parent of each node, always a lower index; -1 at the root."""
+        """Parent of each node, (T,) int32; always a lower index, and -1 at the root."""
         index = {(): 0} | {path: node for node, path in enumerate(self.paths, start=1)}
         return _read_only(np.array([-1, *(index[path[:-1]] for path in self.paths)], np.int32))
 
     @cached_property
     def depths(self) -> IntArray:
-        """(T,) int32: the depth of each node, 0 at the root; added to past_length it is the node's position."""
+        """Depth of each node, (T,) int32, 0 at the root; its position id is past_length + depth."""
         return _read_only(np.array([0, *map(len, self.paths)], np.int32))
 
     @cached_property
     def heads(self) -> IntArray:
-        """(T,) int32: the head (0-based) that proposes each node, its depth - 1; -1 at the root."""
+        """Head (0-based) that proposes each node, (T,) int32: depth - 1, and -1 at the root."""
         return _read_only(self.depths - np.int32(1))
 
     @cached_property
     def ranks(self) -> IntArray:
-        """(T,) int32: the rank (0-based) of each node among its head's candidates; -1 at the root."""
+        """Rank (0-based) of each node among its head's candidates, (T,) int32; -1 at the root."""
         return _read_only(np.array([-1, *(path[-1] for path in self.paths)], np.int32))
 
     @cached_property
     def mask(self) -> BoolArray:
-        """(T, T) bool: node i sees node j where j is i itself or an ancestor of i."""
+        """Attention mask, (T, T) bool: node i attends to node j where j is i itself or an ancestor of i."""
         mask = np.eye(self.size, dtype=np.bool_)  # (T, T)
         for node in range(1, self.size):
             mask[node] |= mask[self.parents[node]]
@@ -102,7 +119,7 @@ class TreeProfile:
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
-        """The children of each node, T tuples of node indices in rising rank."""
+        """Children of each node, T tuples of node indices in ascending rank."""
         children: list[list[int]] = [[] for _ in range(self.size)]
         for node in range(1, self.size):
             children[self.parents[node]].append(node)
@@ -110,14 +127,19 @@ class TreeProfile:
 
     @cached_property
     def chain_length(self) -> int:
-        """How many candidates the rank-0 chain [0], [0, 0], ... has: nodes 1 to chain_length."""
+        """Length of the chain of most likely candidates [0], [0, 0], ..., which are the nodes 1 to chain_length."""
         return sum(not any(path) for path in self.paths)
 
     def candidate_ids(self, top_k: int) -> IntArray:
-        """Return (T,) int32, the graph's input ids: -1 - (head * top_k + rank), and 0 in place of the root's token.
+        """Return the graph's `input_ids` for this tree, a new array (T,) int32.
 
-        The array is new at each call, so the caller may fill in the root.
-        Raises ProfileError if a rank does not fit top_k, since it would name another head's candidate.
+        A candidate is encoded as -1 - (head * top_k + rank). The root's entry is 0, to be replaced by its token id.
+
+        Args:
+            top_k: Candidates that each head ranks.
+
+        Raises:
+            ProfileError: A rank is not below top_k; it would refer to another head's candidate.
         """
         self.check_fits(self.depth, top_k)
         ids: IntArray = -1 - (self.heads * np.int32(top_k) + self.ranks)
@@ -125,7 +147,7 @@ class TreeProfile:
         return ids
 
     def check_fits(self, heads: int, top_k: int) -> None:
-        """Raise ProfileError unless a bundle with so many heads, each giving top_k candidates, can serve this tree."""
+        """Raise ProfileError unless `heads` heads, each of which ranks `top_k` candidates, can fill this tree."""
         for path in self.paths:
             if len(path) > heads:
                 raise ProfileError(
@@ -164,7 +186,7 @@ def _check_source(name: str, source: object) -> None:
 
 
 def _canonical_paths(name: str, paths: object) -> tuple[Path, ...]:
-    """Return the paths in lexicographic order as tuples of int, or raise ProfileError saying which one is wrong."""
+    """Return the paths in lexicographic order as tuples of int, or raise ProfileError naming the wrong one."""
     if not isinstance(paths, (list, tuple)):
         raise ProfileError(f"tree '{name}': paths must be a list of lists of ranks, got {_kind(paths)}")
     if len(paths) + 1 > MAX_NODES:

@@ -1,9 +1,14 @@
-"""The best tree for measured head accuracies, and what a tree is worth on them.
+"""Finds the best tree for measured head accuracies, and predicts the tokens per step of a tree.
 
-Both work on `hits`, (S, K) integers: hits[s, k] is the rank (0-based) at which head k held the true token at sample s,
-or -1 where that rank was beyond what was kept. A node is accepted at a sample where its path equals the first ranks of
-that row, so a tree's expected tokens per step are 1 (the root's own) + the sum of its nodes' frequencies. A prefix of
-ranks is at least as frequent as any continuation of it, so the most frequent prefixes always form a tree.
+Both functions read `hits`, an integer array (S, K): hits[s, k] is the rank (0-based) at which head k ranked the true
+token at sample s, or -1 where it was not among the recorded ranks. A node is accepted at a sample where its path equals
+the first ranks of that row. So the expected tokens per step are 1 (the decoder's own) + the sum of the frequencies of
+the tree's nodes. A prefix of ranks is at least as frequent as its continuations, so the most frequent prefixes always
+form a tree, and this tree is the best one of its size.
+
+Example: the hits of two heads at four samples are [[0, 0], [0, 1], [0, -1], [1, 0]]. The path [0] is accepted at three
+samples, [0, 0], [0, 1], [1] and [1, 0] at one each. The best tree of 3 nodes has the paths [0] and [1] and yields
+1 + (3 + 1) / 4 = 2 tokens per step.
 """
 
 from __future__ import annotations
@@ -19,10 +24,18 @@ Hits = npt.NDArray[np.integer[Any]]
 
 
 def best_tree(hits: Hits, nodes: int, name: str, source: str = "") -> TreeProfile:
-    """Return the tree of `nodes` nodes, root included, with the most expected tokens per step on `hits` (S, K).
+    """Return the tree of a given size with the most expected tokens per step.
 
     Ties go to the shorter path, then to the lexicographically smaller one, so the result is deterministic.
-    Raises ProfileError if `hits` has another shape or type, or holds fewer distinct rank prefixes than nodes - 1.
+
+    Args:
+        hits: Integers (S, K): the rank of the true token at each of S samples for each of K heads, -1 for a miss.
+        nodes: Number of nodes of the tree, including the root.
+        name: Name of the tree.
+        source: Where the tree comes from, one line of text.
+
+    Raises:
+        ProfileError: `hits` has another shape or type, or fewer than nodes - 1 distinct prefixes of ranks.
     """
     _check_hits(hits)
     if nodes < 1:
@@ -38,9 +51,14 @@ def best_tree(hits: Hits, nodes: int, name: str, source: str = "") -> TreeProfil
 
 
 def expected_tokens(profile: TreeProfile, hits: Hits) -> float:
-    """Return the mean tokens per step (1 or more) that greedy verification of the tree keeps on `hits` (S, K).
+    """Return the mean number of tokens per step, 1 or more, that greedy verification of a tree accepts.
 
-    Raises ProfileError if `hits` has another shape or type, is empty, or has fewer heads than the tree is deep.
+    Args:
+        profile: The tree.
+        hits: Integers (S, K): the rank of the true token at each of S samples for each of K heads, -1 for a miss.
+
+    Raises:
+        ProfileError: `hits` has another shape or type, is empty, or has fewer heads than the tree needs.
     """
     _check_hits(hits)
     if len(hits) == 0:
@@ -52,15 +70,14 @@ def expected_tokens(profile: TreeProfile, hits: Hits) -> float:
 
 
 def _prefix_counts(hits: Hits, limit: int) -> dict[Path, int]:
-    """Return how many samples start with each prefix of ranks, for at most `limit` prefixes of each length.
+    """Count the samples that start with each prefix of ranks, for the `limit` most frequent prefixes of each length.
 
-    At one length the most frequent are kept. What is dropped, and what continues it, has `limit` prefixes before it,
-    so none of it can be among the best `limit`.
+    A dropped prefix and its continuations are less frequent than `limit` others, so none is among the best `limit`.
     """
     counts: dict[Path, int] = {}
     prefixes: list[Path] = [()]  # of the current length, in lexicographic order
     width = int(hits.max(initial=0)) + 1
-    group = np.zeros(len(hits), np.int64)  # (S,) which prefix a sample starts with, -1 for none of them
+    group = np.zeros(len(hits), np.int64)  # (S,) index of the prefix that a sample starts with, -1 for none
     for ranks in hits.T.astype(np.int64):  # (S,) the ranks of one head
         alive = (group >= 0) & (ranks >= 0)
         keys, inverse, count = np.unique(group[alive] * width + ranks[alive], return_inverse=True, return_counts=True)

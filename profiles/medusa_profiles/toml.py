@@ -1,4 +1,11 @@
-"""Trees as TOML text: name, source, and the paths as an array of arrays."""
+"""Reads and writes trees as TOML: name, source, and the paths as an array of arrays.
+
+Example::
+
+    name = "small"
+    source = "by hand"
+    paths = [[0], [0, 0], [1]]
+"""
 
 from __future__ import annotations
 
@@ -15,22 +22,26 @@ else:
     import tomli as tomllib
 
 KEYS = ("name", "source", "paths")
-MAX_DOTS = 100  # in a line: Python's parser takes time by the square of a dotted key's length, and a tree has none
+MAX_DOTS = 100  # in a line: Python's parser needs quadratic time for a dotted key, and trees have no dotted keys
 
 
 def to_toml(profile: TreeProfile) -> str:
-    """Return the profile as TOML that `from_toml` reads back equal: one path a line, indented by its depth."""
+    """Return a tree as TOML that `from_toml` reads back: one path per line, indented by its depth."""
     head = tomli_w.dumps({"name": profile.name, "source": profile.source})
     lines = [f"{'  ' * (len(path) + 1)}{list(path)},\n" for path in profile.paths]
     return f"{head}paths = [\n{''.join(lines)}]\n"
 
 
 def from_toml(text: str, origin: str) -> TreeProfile:
-    """Return the profile that TOML text holds.
+    """Return the tree that a TOML text describes.
 
-    origin: where the text comes from (a file name, say), put before every error message.
-    Raises ProfileError if the text is not TOML, a key is unknown or missing (only `source` may be), a value has the
-    wrong type, or the tree is malformed.
+    Args:
+        text: TOML with the keys `name`, `paths` and, optionally, `source`.
+        origin: Where the text comes from, for example a file name; error messages start with it.
+
+    Raises:
+        ProfileError: The text is not TOML, a key is unknown or missing, a value has a wrong type, or the tree is
+            malformed.
     """
     table = _parse(text, origin)
     for key in table:
@@ -46,7 +57,7 @@ def from_toml(text: str, origin: str) -> TreeProfile:
 
 
 def _parse(text: str, origin: str) -> dict[str, Any]:
-    """Return the table that the text holds, or raise ProfileError; deep nesting and endless digits are caught too."""
+    """Parse TOML, or raise ProfileError, also for nesting or numbers that are too large for the parser."""
     for number, line in enumerate(text.split("\n"), start=1):
         if (dots := line.count(".")) > MAX_DOTS:
             raise ProfileError(f"{origin}: line {number} has {dots} dots, at most {MAX_DOTS} are allowed; shorten it")

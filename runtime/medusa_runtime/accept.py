@@ -1,6 +1,18 @@
-"""Which path of a verified tree is kept: pure functions of the tree, its tokens and what the decoder says of them.
+"""Acceptance rules: which path of a verified token tree is kept.
 
-Every rule returns (path, next): the kept nodes from the root on, and the decoder's own token behind the last of them.
+A rule is a pure function of the tree, the token at each node and what the decoder computed at each node. It returns
+(path, next token): the accepted nodes from the root on, and the decoder's own choice behind the last of them.
+
+Example: the tree has the paths [0], [0, 0] and [1], and the step gave::
+
+    node    0 (root)   1    2    3
+    tokens  42         7   19    8
+    argmax   7        19    3    5
+
+`greedy` starts at the root, where the decoder would write 7. Node 1 holds 7, so the walk goes there; the decoder's
+next choice, 19, is at node 2; behind node 2 it is 3, and there is no further node. The result is ([0, 1, 2], 3): the
+answer gains the tokens 7, 19 and 3. Had node 1 held another token, the result would be ([0], 7), which is plain
+decoding.
 """
 
 from __future__ import annotations
@@ -16,16 +28,16 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends.base import FloatArray
 from medusa_runtime.errors import MedusaError
 
-MIN_TEMPERATURE = 1e-6  # of a typical rule: below, logits divided by it soon leave float32
+MIN_TEMPERATURE = 1e-6  # of `Typical`; logits divided by less soon overflow float32
 
-Acceptance = tuple[list[int], int]
+Acceptance = tuple[list[int], int]  # accepted nodes from the root on, and the next token
 
 
 class LogitsReader(Protocol):
-    """Reads one row of logits, (V,) float32, only when a rule needs it."""
+    """Reads the logits of one node on demand: a rule that needs few rows copies no others from the device."""
 
     def __call__(self, row: int, /) -> FloatArray:
-        """Return the logits at node `row`."""
+        """Return the logits at node `row`, (V,) float32."""
 
 
 AcceptRule = Callable[[TreeProfile, Sequence[int], Sequence[int], LogitsReader], Acceptance]
@@ -37,9 +49,16 @@ def greedy(
     argmax: Sequence[int],
     logits: LogitsReader | None = None,  # noqa: ARG001
 ) -> Acceptance:
-    """Keep the path whose every token is the decoder's own greedy choice: lossless.
+    """Accept the path on which every token is the decoder's own greedy choice; lossless.
 
-    tokens: the token at each of T nodes; argmax: the greedy next token at each. `logits` is not read.
+    Args:
+        tree: The tree that was verified, of T nodes.
+        tokens: Token id at each of the T nodes.
+        argmax: Most likely next token at each of the T nodes.
+        logits: Not read.
+
+    Returns:
+        The accepted nodes, the root first, and the decoder's choice behind the last of them.
     """
     path, node = [0], 0
     while True:
@@ -54,12 +73,20 @@ def greedy(
 
 @dataclass(frozen=True)
 class Typical:
-    """Keeps the longest path whose every token the decoder finds likely enough: LOSSY, by design.
+    """Typical acceptance: accepts the longest path whose every token is likely enough to the decoder. LOSSY by design.
 
-    Medusa paper (arXiv 2401.10774) section 2.3.1: a token is accepted where p > min(epsilon, delta * exp(-H)), p and
-    the entropy H being those of the decoder's distribution at its parent. epsilon: the hard threshold, a probability.
-    delta: the factor of the threshold that falls as the entropy rises; by default the root of epsilon's default.
-    temperature: divides the logits first; towards 0 the rule becomes `greedy`. Raises MedusaError for other values.
+    The rule of the Medusa paper (arXiv 2401.10774), section 2.3.1: a token of probability p is accepted where
+    p > min(epsilon, delta * exp(-H)); H is the entropy of the decoder's distribution at the token's parent.
+
+    Example: with the defaults, a distribution of entropy H = 2 gives the threshold min(0.09, 0.3 * exp(-2)) = 0.041.
+
+    Args:
+        epsilon: Hard threshold, a probability from 0 to 1.
+        delta: Factor of the threshold that falls as the entropy rises; the default is the square root of epsilon's.
+        temperature: Divides the logits before the softmax; the rule becomes `greedy` as it goes to 0.
+
+    Raises:
+        MedusaError: A value is out of its range.
     """
 
     epsilon: float = 0.09
@@ -80,10 +107,10 @@ class Typical:
     def __call__(
         self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], logits: LogitsReader, /
     ) -> Acceptance:
-        """Judge one tree; arguments as in `greedy`.
+        """Accept a path of one tree; arguments and result are those of `greedy`.
 
-        The root, drawn greedily by the decoder itself, is always accepted; among paths of one length the likelier
-        wins, then the first.
+        The root is the decoder's own greedy choice and is always accepted. Among paths of the same length the more
+        likely one wins, then the first.
         """
         best = max(self._paths(tree, tokens, logits), key=lambda found: (len(found[0]), found[1]))
         return best[0], argmax[best[0][-1]]
@@ -91,7 +118,7 @@ class Typical:
     def _paths(
         self, tree: TreeProfile, tokens: Sequence[int], logits: LogitsReader
     ) -> Iterator[tuple[list[int], float]]:
-        """Give every accepted path with its log-probability; rows are read only where a path has arrived."""
+        """Yield every accepted path and its log-probability; logits are read only at nodes that a path has reached."""
         open_paths: list[tuple[list[int], float]] = [([0], 0.0)]
         while open_paths:
             path, log_probability = open_paths.pop()
@@ -101,16 +128,16 @@ class Typical:
                 continue
             log_p = log_softmax(logits(path[-1]) / self.temperature)
             p = np.exp(log_p)
-            possible = p > 0  # a token of logit -inf adds nothing to the entropy; 0 * -inf would be NaN
+            possible = p > 0  # a token with logit -inf adds nothing to the entropy, but 0 * -inf would be NaN
             entropy = -float(np.sum(p[possible] * log_p[possible]))
             threshold = min(self.epsilon, self.delta * math.exp(-entropy))
-            for child in reversed(children):  # the last one put down is taken up first: nodes come in rising order
+            for child in reversed(children):  # the list is a stack, so nodes are visited in ascending order
                 if p[tokens[child]] > threshold:
                     open_paths.append(([*path, child], log_probability + float(log_p[tokens[child]])))
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:
-    """Log-probabilities of one row, (V,) -> (V,)."""
+    """Return the log-probabilities of one row of logits, (V,) -> (V,)."""
     shifted = logits - logits.max()
     normalised: FloatArray = shifted - np.log(np.exp(shifted).sum())
     return normalised

@@ -1,4 +1,4 @@
-"""A bundle: a folder whose every file is named, measured and hashed in its manifest, and nothing else."""
+"""Bundles: folders with a model's graphs, weights, tokenizer and trees, checked against a manifest."""
 
 from __future__ import annotations
 
@@ -35,15 +35,24 @@ CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 SPECIAL_TOKENS = "tokenizer/special_tokens.json"
 _NAMED_TEMPLATES = "tokenizer/chat_templates/"
 
-# bytes that each kind of file may have at most; its own are all read at once
+# most bytes of each kind of file that is read as a whole
 MAX_TOKENIZER, MAX_TEMPLATE, MAX_SPECIAL_TOKENS, MAX_PROFILE = 256 << 20, 4 << 20, 1 << 20, 1 << 20
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: `root` is its folder, resolved; `manifest` holds for the files as they were when opened.
+    """An opened bundle; its files were checked against the manifest when it was opened.
 
-    stamps: what the file system recorded of the files when they were hashed, by name (`FileStamp`).
+    Example::
+
+        bundle = Bundle.open("bundle")
+        print(bundle.model.context, list(bundle.profiles()))
+        backend = load_backend(bundle, "ort-cpu")
+
+    Attributes:
+        root: The bundle's folder, as an absolute path without links.
+        manifest: The checked manifest.
+        stamps: File system metadata of each file at the time it was hashed, by name.
     """
 
     root: Path
@@ -52,16 +61,24 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: str | Path, *, engines: bool = False, expected_digest: str | None = None) -> Bundle:
-        """Check the whole bundle, then return it; nothing in it is loaded before.
+        """Check a whole bundle and return it; nothing of it is loaded before.
 
-        The manifest must hold, every file that it names must be a regular file inside the folder with that size and
-        SHA-256, and the folder must hold no other file. engines: whether those are hashed too; they are many times as
-        large as all else, few of them are loaded, and each is hashed before it is (`EngineManifest.read`).
-        expected_digest: the manifest's digest, which stands for every byte of the bundle, None for any; compared before
-        anything else is read. Raises BundleError, and ArgumentError for arguments of other types.
+        The manifest must be valid, every file that it lists must be a regular file inside the folder with the listed
+        size and SHA-256, and the folder must not contain any other file.
+
+        Args:
+            folder: The bundle's folder.
+            engines: Whether to hash TensorRT engines too. They are far larger than the rest, few of them are loaded,
+                and each is hashed again before it is loaded.
+            expected_digest: SHA-256 that the manifest must have, and thereby every byte of the bundle; None accepts
+                any. It is compared before any other file is read.
+
+        Raises:
+            BundleError: The bundle is missing or damaged, or has another digest.
+            ArgumentError: An argument has a wrong type.
         """
         folder = as_path("the bundle", folder)
-        if expected_digest != "":  # which is no digest, and refused as such
+        if expected_digest != "":  # which is rejected below, as it is no digest
             as_optional_text("expected_digest", expected_digest)
         if not folder.is_dir():
             raise BundleError(f"no such bundle: {folder} is not a folder; make one with medusa-export build")
@@ -91,24 +108,29 @@ class Bundle:
 
     @property
     def model(self) -> ModelFacts:
-        """The decoder's shape."""
+        """The decoder's sizes."""
         return self.manifest.model
 
     @property
     def heads(self) -> HeadFacts:
-        """The heads' shape."""
+        """The number and form of the Medusa heads."""
         return self.manifest.heads
 
     def file(self, name: str) -> VerifiedFile:
-        """Return a file of the bundle, to be read or mapped as the manifest lists it. BundleError if it does not."""
+        """Return a file to be read or mapped, verified against the manifest; BundleError if that does not list it."""
         if name not in self.manifest.files:
             raise BundleError(f"{self.root} has no {name!r}: its manifest does not list it; {REMEDY}")
         return VerifiedFile(self.root / name, self.manifest.files[name], self.stamps.get(name))
 
     def graph(self, backend: str, precision: str | None = None) -> tuple[GraphFacts, Path]:
-        """Return a backend's graph and its file; precision None means the only one, or fp32 among several.
+        """Return the facts and the file of a backend's graph.
 
-        Raises BundleError with the list of what the bundle has.
+        Args:
+            backend: Name of the backend.
+            precision: Name of the precision; None is the only one there is, or fp32 among several.
+
+        Raises:
+            BundleError: There is no such graph; the message lists those there are.
         """
         found = {facts.precision: facts for facts in self.manifest.graphs.values() if facts.backend == backend}
         wanted = precision or (next(iter(found)) if len(found) == 1 else "fp32")
@@ -120,10 +142,11 @@ class Bundle:
         return found[wanted], self.root / found[wanted].file
 
     def engines(self, backend: str, precision: str | None = None) -> list[tuple[EngineManifest, Path]]:
-        """Return what lies beside each engine of a backend's graphs, and the engine's file, unread.
+        """Return the manifest and the file, unread, of each TensorRT engine that was built from a backend's graphs.
 
-        Raises BundleError where one is not what its place says, and where it was built from another graph or other
-        weights than those of the bundle.
+        Raises:
+            BundleError: An engine's manifest belongs to another engine, or the engine was built from another graph or
+                other weights than those of the bundle.
         """
         graph, _ = self.graph(backend, precision)
         found = []
@@ -132,19 +155,23 @@ class Bundle:
                 facts = EngineManifest.from_bytes(self.file(name).read(MAX_ENGINE_MANIFEST), self.root / name)
                 engine = name.removesuffix(".json") + ".engine"
                 listed = self.manifest.files.get(engine)
-                told = facts.flavour, facts.precision, facts.engine
-                if listed is None or told != (backend, graph.precision, listed.sha256):
-                    raise BundleError(f"{self.root / name} tells of another engine than {engine}; {REMEDY}")
+                stated = facts.flavour, facts.precision, facts.engine
+                if listed is None or stated != (backend, graph.precision, listed.sha256):
+                    raise BundleError(f"{self.root / name} describes another engine than {engine}; {REMEDY}")
                 if changed := facts.changed(f"graphs/{Path(engine).stem}.onnx", self.manifest.files):
                     raise BundleError(
-                        f"{self.root / engine} was built from another {changed} than the bundle's: it would give the "
-                        f"answers of another model or other heads; build it again: medusa-export engines {self.root}"
+                        f"{self.root / engine} was built from another {changed} than the bundle's: it would compute "
+                        f"another model or other heads; build it again: medusa-export engines {self.root}"
                     )
                 found.append((facts, self.root / engine))
         return found
 
     def profile(self, name: str) -> TreeProfile:
-        """Read one tree and check that the heads reach it. Raises BundleError with the list of what there is."""
+        """Read a tree and check that the heads can serve it.
+
+        Raises:
+            BundleError: There is no such tree (the message lists those there are), or it is invalid.
+        """
         if name not in self.manifest.profiles:
             raise BundleError(
                 f"{self.root} has no profile {name!r}; it has {', '.join(self.manifest.profiles) or 'none'}; "
@@ -155,35 +182,35 @@ class Bundle:
             tree = from_toml(self._read_text(path, MAX_PROFILE), str(self.root / path))
             tree.check_fits(self.heads.count, self.heads.top_k)
         except ProfileError as error:
-            raise BundleError(f"profile {name!r} of {self.root} does not serve: {error}") from error
+            raise BundleError(f"profile {name!r} of {self.root} cannot be used: {error}") from error
         if tree.name != name:
             raise BundleError(f"{self.root / path} holds a tree named {tree.name!r}, expected {name!r}; {REMEDY}")
         return tree
 
     def profiles(self) -> dict[str, TreeProfile]:
-        """Read all trees, by name, in the manifest's order."""
+        """Read all trees, by name, in the order of the manifest."""
         return {name: self.profile(name) for name in self.manifest.profiles}
 
     @property
     def tokenizer(self) -> bytes:
-        """The tokenizer, in the form that the `tokenizers` library reads. BundleError if there is none."""
+        """The bytes of `tokenizer.json`, for the `tokenizers` library; BundleError if there is none."""
         if TOKENIZER not in self.manifest.files:
             raise BundleError(f"{self.root} has no tokenizer: its manifest does not list {TOKENIZER}; {REMEDY}")
         return self.file(TOKENIZER).read(MAX_TOKENIZER)
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template that lays out a conversation, or None."""
+        """The Jinja source of the chat template, or None."""
         return self._read_text(CHAT_TEMPLATE, MAX_TEMPLATE) if CHAT_TEMPLATE in self.manifest.files else None
 
     @property
     def chat_template_names(self) -> list[str]:
-        """The names of the model's own chat templates, where it has several; sorted, may be empty."""
+        """The names of the model's chat templates where it has several, sorted; often empty."""
         found = (name for name in self.manifest.files if name.startswith(_NAMED_TEMPLATES) and name.endswith(".jinja"))
         return sorted(name.removeprefix(_NAMED_TEMPLATES).removesuffix(".jinja") for name in found)
 
     def named_chat_template(self, name: str) -> str:
-        """Return one of the model's own chat templates. Raises BundleError with the list of what there is."""
+        """Return one of the model's named chat templates; raise BundleError listing the names otherwise."""
         if name not in self.chat_template_names:
             has = ", ".join(self.chat_template_names) or "none by name"
             raise BundleError(
@@ -194,7 +221,7 @@ class Bundle:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """What the chat template may name: "bos_token", "eos_token" and so on, to the token's text; may be empty."""
+        """Special tokens that the chat template may use: "bos_token", "eos_token" and so on, each with its text."""
         if SPECIAL_TOKENS not in self.manifest.files:
             return {}
         try:
@@ -220,13 +247,13 @@ def _check_digest(folder: Path, got: str, expected: str | None) -> None:
         )
     if expected not in (None, got):
         raise BundleError(
-            f"{folder} has the digest {got}, expected {expected}: it is another bundle than the one that was pinned; "
-            "get that one, or pin this one if it is meant"
+            f"{folder} has the digest {got}, expected {expected}: it is not the bundle that was pinned; "
+            "fetch that one, or pin this digest if it is intended"
         )
 
 
 def named_template_path(name: str) -> str:
-    """Return the path in a bundle of the chat template that the model calls `name`."""
+    """Return the path inside a bundle of the named chat template `name`."""
     return f"{_NAMED_TEMPLATES}{name}.jinja"
 
 

@@ -1,77 +1,127 @@
-"""The graph contract: names, shapes and types of one step's inputs and outputs.
+"""The graph contract: names, shapes and element types of the inputs and outputs of one step.
 
-One step = draft, then verify. B sequences, T nodes each, P rows of past bound, R rows whose logits are wanted,
-N in {0, B} draft rows (0 skips the heads: plain decoding and prefill), S what the heads see of a token (the hidden
-size, and as much again for every layer they tap), V vocabulary, W = kv_heads * head_dim elements of one token's K or V
-row of one layer.
+One step drafts and verifies in one run of the graph: the Medusa heads propose candidates, a token tree is filled with
+them, and the decoder computes logits at every node of the tree.
 
-It has three forms. As traced, the past is read only and comes as rows, and a step gives its new rows (`input_specs`,
-`output_specs`). In place, one sequence at a time, the past is a buffer of C rows for each key head, which is an input
-and an output at once: a step writes its T rows behind the `past_length` real ones, where the next step finds them or
-writes over them (`in_place_specs`). On a GPU no size may depend on a number there: P is then the length of one input
-more, `past_rows`, past_length at least, and P + T at most C. Beside that graph there may be another one, for tokens in
-a row: it lacks the inputs `CAUSAL_OMITTED_INPUTS`, and each of its rows sees all that is before it. Stacked, as traced
-but for one input of all layers' past rows and one output of all new ones (`stacked_specs`).
+Symbols: B sequences, T tree nodes, P rows of past keys and values that are passed to the graph, R rows whose logits
+are computed, N draft rows (B, or 0 to skip the heads, as prefill and plain decoding do), S elements of the state that
+the heads read (hidden size, times 1 + the number of tapped layers), V vocabulary, D head dimension, and W = kv_heads *
+D elements of one token's key (or value) in one layer.
+
+========================  ==============  =======  ================================================================
+Input                     Shape           Type     Meaning
+========================  ==============  =======  ================================================================
+``input_ids``             (B, T)          int32    A token id, or -1 - (head * top_k + rank) for a candidate of a
+                                                   head. Column 0 is the root and always a token id.
+``position_ids``          (B, T)          int32    ``past_length`` + depth of the node.
+``tree_mask``             (B, T, T)       bool     Whether node i attends to node j of this step.
+``past_length``           (B,)            int32    Valid rows of the past; every node attends to all of them.
+``draft_hidden``          (N, S)          float32  ``hidden`` at the row whose logits chose the root token.
+``logit_rows``            (B, R)          int32    Nodes whose logits are computed.
+``past_key_i``            (B, P, W)       float    Past keys of layer i; ``past_value_i`` holds the values.
+========================  ==============  =======  ================================================================
+
+========================  ==============  =======  ================================================================
+Output                    Shape           Type     Meaning
+========================  ==============  =======  ================================================================
+``tokens``                (B, T)          int32    ``input_ids`` with each candidate replaced by its token id.
+``argmax``                (B, R)          int32    Most likely next token at each of ``logit_rows``.
+``logits``                (B, R, V)       float32  Logits at each of ``logit_rows``.
+``hidden``                (B, T, S)       float32  Hidden state after the final norm, then what tapped layers read.
+``new_key_i``             (B, T, W)       float    Keys of this step's nodes; ``new_value_i`` holds the values.
+========================  ==============  =======  ================================================================
+
+Example: ``top_k`` is 10, the past holds 5 tokens, the root token is 42, and the tree has the paths [0], [0, 0] and
+[1]. So node 1 is head 0's most likely token, node 2 head 1's most likely token behind node 1, and node 3 head 0's
+second::
+
+    node       0 (root)   1    2    3          tree_mask    0 1 2 3
+    depth      0          1    2    1                     0 x . . .
+    input_ids  42        -1  -11   -2                     1 x x . .
+    position_ids  5       6    7    6                     2 x x x .
+    logit_rows    0       1    2    3                     3 x . . x
+    past_length   5
+
+    tokens     42         7   19    8
+    argmax      7        19    3    5
+
+Node 1 holds token 7, which is the decoder's choice at the root, and node 2 holds token 19, its choice at node 1: the
+path [0, 1, 2] is accepted and token 3 follows it. The step yields the tokens 7, 19 and 3. The caller appends the rows
+0, 1 and 2 of ``new_key_i`` and ``new_value_i`` to the past, which then has 8 rows, and discards row 3. The next root
+is token 3, and ``hidden[0, 2]`` is the next ``draft_hidden``.
+
+A graph variant stores keys and values in one of three ways:
+
+* One tensor per layer, as in the tables (`input_specs`, `output_specs`): the past is read only, and a step returns its
+  new rows.
+* Stacked (`stacked_specs`): as above, but one input holds the past rows of all layers and one output the new rows.
+* In place, for one sequence (`in_place_specs`): each ``past_key_i`` is a buffer of C rows per key head, which is also
+  the output ``present_key_i``. A step writes its T rows behind the ``past_length`` valid ones, and the next step reads
+  or overwrites them there. On a GPU, where sizes may not depend on the values of a tensor, P is the length of one more
+  input, ``past_rows``; it is at least ``past_length``, and P + T is at most C.
+
+Next to an in-place GPU graph there may be a causal graph for steps without branches. It lacks the inputs in
+`CAUSAL_OMITTED_INPUTS`, and each of its rows attends to all rows before it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-INPUT_IDS = "input_ids"  # (B, T) int32: a literal token, or -1 - (head * top_k + rank); column 0 is the root
+INPUT_IDS = "input_ids"  # (B, T) int32: a token id, or -1 - (head * top_k + rank); column 0 is the root
 POSITION_IDS = "position_ids"  # (B, T) int32: past_length + depth of the node
-TREE_MASK = "tree_mask"  # (B, T, T) bool: node i may see node j of this step
-PAST_LENGTH = "past_length"  # (B,) int32: rows of the past that are real
-DRAFT_HIDDEN = "draft_hidden"  # (N, S) float: the hidden state whose logits gave the root
-LOGIT_ROWS = "logit_rows"  # (B, R) int32: the rows that need logits
-PAST = "past"  # (B, P, 2 * layers * W) float, together: a token's keys of all layers, then its values
-PAST_ROWS = "past_rows"  # (P,) int32, in place on a GPU: 0, 1, …, as many as rows of the past may be seen
+TREE_MASK = "tree_mask"  # (B, T, T) bool: node i attends to node j of this step
+PAST_LENGTH = "past_length"  # (B,) int32: valid rows of the past
+DRAFT_HIDDEN = "draft_hidden"  # (N, S) float: the hidden state whose logits chose the root
+LOGIT_ROWS = "logit_rows"  # (B, R) int32: the nodes whose logits are computed
+PAST = "past"  # (B, P, 2 * layers * W) float, stacked: a token's keys of all layers, then its values
+PAST_ROWS = "past_rows"  # (P,) int32, in place on a GPU: 0, 1, …, P - 1
 
 CAUSAL_OMITTED_INPUTS = (TREE_MASK, DRAFT_HIDDEN)
 
-# Of a buffer in place, behind the capacity that steps may fill: a graph may put a dummy beside a row that stands alone.
+# Rows of an in-place buffer behind the capacity that steps may fill: a graph may pad a step of one row to two rows.
 SPARE_ROWS = 1
 
 TOKENS = "tokens"  # (B, T) int32: input_ids with the candidates filled in
-ARGMAX = "argmax"  # (B, R) int32: greedy next token at each wanted row
+ARGMAX = "argmax"  # (B, R) int32: most likely next token at each of the logit rows
 LOGITS = "logits"  # (B, R, V) float
-HIDDEN = "hidden"  # (B, T, S) float: after the final norm; behind it what the tapped layers read
-NEW = "new"  # (B, T, 2 * layers * W) float, together: this step's keys of all layers, then its values
+HIDDEN = "hidden"  # (B, T, S) float: the hidden state after the final norm, then what the tapped layers read
+NEW = "new"  # (B, T, 2 * layers * W) float, stacked: this step's keys of all layers, then its values
 
 
 def past_key(layer: int) -> str:
-    """(B, P, W) float, input: this layer's keys of the past, one token a contiguous row."""
+    """Name the input (B, P, W) with a layer's past keys, one contiguous row per token."""
     return f"past_key_{layer}"
 
 
 def past_value(layer: int) -> str:
-    """(B, P, W) float, input: this layer's values of the past."""
+    """Name the input (B, P, W) with a layer's past values."""
     return f"past_value_{layer}"
 
 
 def present_key(layer: int) -> str:
-    """(1, kv_heads, C, head_dim) float, output, in place: the buffer that `past_key` names."""
+    """Name the in-place output (1, kv_heads, C, D): the same buffer as the layer's `past_key`."""
     return f"present_key_{layer}"
 
 
 def present_value(layer: int) -> str:
-    """(1, kv_heads, C, head_dim) float, output, in place: the buffer that `past_value` names."""
+    """Name the in-place output (1, kv_heads, C, D): the same buffer as the layer's `past_value`."""
     return f"present_value_{layer}"
 
 
 def new_key(layer: int) -> str:
-    """(B, T, W) float, output: this step's keys only."""
+    """Name the output (B, T, W) with a layer's keys of this step's nodes."""
     return f"new_key_{layer}"
 
 
 def new_value(layer: int) -> str:
-    """(B, T, W) float, output: this step's values only."""
+    """Name the output (B, T, W) with a layer's values of this step's nodes."""
     return f"new_value_{layer}"
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One graph input or output: its name, its ONNX element type, and its dimensions (a str is symbolic)."""
+    """Name, element type and shape of one graph input or output; a str in the shape is a symbolic dimension."""
 
     name: str
     dtype: str
@@ -79,7 +129,14 @@ class TensorSpec:
 
 
 def input_specs(layers: int, state_size: int, kv_row: int, dtype: str = "float32") -> tuple[TensorSpec, ...]:
-    """All inputs of a graph, in order. `state_size` is S, `dtype` that of KV rows: all other floats are float32."""
+    """Return all inputs of a graph with one past tensor per layer, in order.
+
+    Args:
+        layers: Number of decoder layers.
+        state_size: S, elements of the state that the heads read.
+        kv_row: W, elements of one token's key in one layer.
+        dtype: Element type of keys and values; all other floats are float32.
+    """
     return (
         TensorSpec(INPUT_IDS, "int32", ("B", "T")),
         TensorSpec(POSITION_IDS, "int32", ("B", "T")),
@@ -95,7 +152,7 @@ def input_specs(layers: int, state_size: int, kv_row: int, dtype: str = "float32
 def output_specs(
     layers: int, state_size: int, vocab_size: int, kv_row: int, dtype: str = "float32"
 ) -> tuple[TensorSpec, ...]:
-    """All outputs of a graph, in order."""
+    """Return all outputs of a graph with one new tensor per layer, in order; `vocab_size` is V, the rest as above."""
     return (
         TensorSpec(TOKENS, "int32", ("B", "T")),
         TensorSpec(ARGMAX, "int32", ("B", "R")),
@@ -109,7 +166,7 @@ def output_specs(
 def stacked_specs(
     layers: int, state_size: int, vocab_size: int, kv_row: int, dtype: str = "float32"
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """All inputs, and all outputs, of a graph whose rows are one tensor for all layers, a token a row."""
+    """Return all inputs and all outputs of a graph that stacks the keys and values of all layers in one tensor."""
     width = 2 * layers * kv_row
     past, new = TensorSpec(PAST, dtype, ("B", "P", width)), TensorSpec(NEW, dtype, ("B", "T", width))
     return (*input_specs(0, state_size, 0), past), (*output_specs(0, state_size, vocab_size, 0), new)
@@ -123,11 +180,18 @@ def in_place_specs(
     head_dim: int,
     dtype: str = "float32",
     *,
-    bound: bool = False,
+    with_past_rows: bool = False,
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """All inputs, and all outputs, of a graph that writes its rows in place: B is 1, and C the buffers' capacity.
+    """Return all inputs and all outputs of a graph that writes keys and values in place: B is 1, C the capacity.
 
-    bound: whether `past_rows` is among the inputs.
+    Args:
+        layers: Number of decoder layers.
+        state_size: S, elements of the state that the heads read.
+        vocab_size: V.
+        kv_heads: Number of key (and value) heads.
+        head_dim: D, elements of one head.
+        dtype: Element type of keys and values.
+        with_past_rows: Whether ``past_rows`` is one of the inputs.
     """
     buffer = (1, kv_heads, "C", head_dim)
     step, results = (
@@ -138,5 +202,5 @@ def in_place_specs(
         tuple(TensorSpec(name(i), dtype, buffer) for name in names for i in range(layers))
         for names in ((past_key, past_value), (present_key, present_value))
     )
-    more = (TensorSpec(PAST_ROWS, "int32", ("P",)),) if bound else ()
+    more = (TensorSpec(PAST_ROWS, "int32", ("P",)),) if with_past_rows else ()
     return (*step, *pasts, *more), (*results, *presents)

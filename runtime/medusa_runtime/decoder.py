@@ -1,4 +1,4 @@
-"""The loop: draft and verify a tree, keep the longest path the decoder agrees with, roll the rest back."""
+"""The decoding loop: draft and verify a tree, accept a path, keep its rows, repeat."""
 
 from __future__ import annotations
 
@@ -27,57 +27,82 @@ from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.sequence import SequenceState
 from medusa_runtime.tree_step import TreeStep
 
-WARM_UP_RUNS = 2  # runs of one shape: a GPU's first is a plain one, the second is captured
-MAX_CACHED_TREES = 8  # whose arrays, and what a backend has bound to them, are held for when they come back
+WARM_UP_RUNS = 2  # of each shape: the second one is captured as a CUDA graph on a GPU
+MAX_CACHED_TREES = 8  # whose step inputs, and the backend's bindings of them, are kept for reuse
 
 
 class Decoder:
-    """Token ids in, token ids out, one sequence at a time.
+    """Decodes one sequence at a time: token ids in, token ids out.
 
-    `start` takes a prompt, `step` gives the next tokens; between the two, `cache.length() == sequence.length - 1`.
+    `start` prefills a prompt and returns the first token; each `step` returns one or more further tokens. Between
+    calls, `cache.length() == sequence.length - 1`.
 
-    Threads: one call at a time, and an unfinished answer belongs to the thread that started it. Another thread's call
-    raises BusyError and changes nothing, until the answer is finished, given up (`stop`) or its thread has ended; in
-    the same thread the next `start` simply forgets it.
+    Example::
 
-    Interrupts: if a step raises, KeyboardInterrupt included, then nothing of it is kept and the next `step` takes it
-    again. If `start` or `warm_up` raises once it has begun to work, there is nothing to step on.
+        decoder = Decoder(load_backend(bundle), bundle.profile("tree-8"))
+        tokens = decoder.start([5, 17, 42], max_new_tokens=16)
+        while decoder.sequence.finish_reason is None:
+            tokens += decoder.step()
+
+    Threads: one call at a time, and an unfinished answer belongs to the thread that started it. A call from another
+    thread raises BusyError and changes nothing until the answer is finished or aborted (`abort`), or its thread has
+    ended. In the same thread the next `start` discards an unfinished answer.
+
+    Interrupts: if a step raises, KeyboardInterrupt included, nothing of it is kept and the next `step` repeats it. If
+    `start` or `warm_up` raises after it began to work, there is no answer to continue.
+
+    Attributes:
+        backend: Runs the steps.
+        accept: The acceptance rule, one of `medusa_runtime.accept.ACCEPT_RULES` or a function like them.
+        cache: Lengths and capacity of the KV cache.
+        sequence: The answer in progress or the last one; None before the first.
+        steps: Steps since `start`; the prefill does not count.
     """
 
     def __init__(self, backend: Backend, profile: TreeProfile | None = None, accept: AcceptRule = greedy) -> None:
-        """Decode with `backend`; without a profile (or with the root alone) this is plain decoding, no heads run.
+        """Create a decoder and allocate the backend's KV cache.
 
-        Raises ProfileError where the heads do not reach the profile, MedusaError while another decoder has the backend,
-        ArgumentError for a profile or rule of another type.
+        Args:
+            backend: A loaded backend, which no other decoder is using.
+            profile: The tree to verify in each step; None is plain decoding, for which the heads do not run.
+            accept: The acceptance rule.
+
+        Raises:
+            ProfileError: The tree needs more heads or candidates than the bundle has.
+            MedusaError: Another decoder is using the backend.
+            ArgumentError: The profile or the rule has a wrong type.
         """
         if not callable(accept):
             raise ArgumentError(
                 f"the accept rule is {accept!r:.80}; expected a function: pass one of accept.ACCEPT_RULES"
             )
         self.backend, self.accept = backend, accept
-        self._inputs: dict[TreeProfile, TreeStep] = {}  # of the last trees used: a backend binds each once
+        self._inputs: dict[TreeProfile, TreeStep] = {}  # of the trees used last: a backend binds each once
         self._plain = self._tree = self._inputs_of(TreeProfile.plain())
         if profile is not None:
             self._tree = self._inputs_of(profile)
-        self.cache = KvCache(backend)  # last: a decoder that cannot be made takes no backend
+        self.cache = KvCache(backend)  # last, so that a failed constructor does not occupy the backend
         self.sequence: SequenceState | None = None
         self.steps = 0  # steps since `start`, the prefill not counted
 
     @property
     def exclusive_use(self) -> ExclusiveUse:
-        """The backend's: one call at a time."""
+        """The backend's lock: one call at a time."""
         return self.backend.exclusive_use
 
     @property
     def profile(self) -> TreeProfile:
-        """The tree in use."""
+        """The tree that the steps verify."""
         return self._tree.profile
 
     @strictly_exclusive
     def set_profile(self, profile: TreeProfile) -> None:
-        """Decode with another tree from the next step on.
+        """Verify another tree from the next step on.
 
-        Raises ProfileError where the heads do not reach it, ArgumentError for what is no TreeProfile, BusyError.
+        Raises:
+            ProfileError: The tree needs more heads or candidates than the bundle has.
+            ArgumentError: `profile` is not a TreeProfile.
+            BusyError: Another thread is decoding.
         """
         self._check_owner()
         self._tree = self._inputs_of(profile)
@@ -85,8 +110,8 @@ class Decoder:
     def _inputs_of(self, profile: TreeProfile) -> TreeStep:
         if not isinstance(profile, TreeProfile):
             raise ArgumentError(
-                f"the profile is {profile!r:.80}, of type {type(profile).__name__}; expected a TreeProfile: a bundle "
-                "gives one by its name, Bundle.profile(name)"
+                f"the profile is {profile!r:.80}, of type {type(profile).__name__}; expected a TreeProfile: pass "
+                "Bundle.profile(name), or None for plain decoding"
             )
         heads = self.backend.heads
         profile.check_fits(heads.count, heads.top_k)
@@ -97,7 +122,7 @@ class Decoder:
         return self._inputs[profile]
 
     def abort(self) -> None:
-        """Give up the answer in progress, so that any thread may start another. Can be called from any thread."""
+        """Abort the answer in progress, so that any thread may start another one; callable from any thread."""
         sequence = self.sequence
         if sequence is not None:
             sequence.owner = None
@@ -110,18 +135,22 @@ class Decoder:
         owner = sequence.owner
         if owner is not None and owner is not threading.current_thread() and owner.is_alive():
             raise BusyError(
-                f"{self.backend.name} is in the middle of an answer for thread {owner.name!r}, expected to be asked by "
-                "that thread alone; wait for the answer's end, close it (Generation.close, Decoder.stop), or load a "
+                f"{self.backend.name} is in the middle of an answer for thread {owner.name!r}, expected calls from "
+                "that thread only; wait for the end of the answer, end it (Generation.close, Decoder.abort), or load a "
                 "second engine"
             )
 
     @strictly_exclusive
     def warm_up(self) -> None:
-        """Run a step of every shape that answers may take, so that none of them waits while one is made ready.
+        """Run a step of every shape that answers can need, so that no request waits while one is prepared.
 
-        That is plain decoding and the tree in use behind pasts of all lengths, and prompts: three seconds on an H100,
-        where each becomes a CUDA graph; on a CPU two steps of each tree. What was being decoded is forgotten. Call it
-        in the thread that is going to decode: a backend may be bound to the first thread that runs a step.
+        These are plain decoding and the current tree behind pasts of every length, and prompts. On an H100, where each
+        shape becomes a CUDA graph, it takes about three seconds; on a CPU, two steps of each tree. An answer in
+        progress is discarded. Call it in the thread that will decode: a backend may be bound to the first thread that
+        runs a step.
+
+        Raises:
+            BusyError: Another thread is decoding.
         """
         self._check_owner()
         self.sequence = None
@@ -144,18 +173,29 @@ class Decoder:
                 yield literal_step(np.zeros(size, np.int32), min(past, context - size), np.array([size - 1], np.int32))
 
     def start(self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None) -> list[int]:
-        """Prefill a prompt and return the first token of its answer, forgetting whatever was decoded before.
+        """Prefill a prompt and return the first token of its answer; an earlier answer is discarded.
 
-        `stop_ids` None means the model's own end tokens. Raises PromptError for an empty prompt, an id outside the
-        vocabulary or an argument of another type, CapacityError for one that leaves no room in the model's context,
-        InvalidLogitsError where the backend gives no valid logits, BackendError, BusyError.
+        Args:
+            prompt: Token ids.
+            max_new_tokens: Most tokens of the answer.
+            stop_ids: Token ids that end the answer; None means the model's own end tokens, () none.
+
+        Returns:
+            A list with the first token id.
+
+        Raises:
+            PromptError: The prompt is empty, holds an id outside the vocabulary, or an argument has a wrong type.
+            CapacityError: The prompt fills the model's context.
+            InvalidLogitsError: The backend computed invalid logits.
+            BackendError: The backend's library failed.
+            BusyError: Another thread is decoding.
         """
         return list(self.start_sequence(prompt, max_new_tokens, stop_ids).answer)
 
     def start_sequence(
         self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None
     ) -> SequenceState:
-        """Do the same and return the answer in progress, of one token."""
+        """Do what `start` does, with the same arguments and errors, and return the state of the answer."""
         model = self.backend.model
         ids = as_token_ids(prompt, model.vocab_size)
         if ids.size >= model.context:
@@ -169,14 +209,14 @@ class Decoder:
         try:
             self._begin(ids, sequence)
         except BaseException:
-            sequence.owner = None  # nobody gets to know of it
+            sequence.owner = None  # the caller does not receive it
             raise
         return sequence
 
     @strictly_exclusive
     def _begin(self, ids: NDArray[np.int64], sequence: SequenceState) -> None:
         self._check_owner()
-        self.sequence, self.steps = None, 0  # if the prefill fails there is nothing to step on
+        self.sequence, self.steps = None, 0  # if the prefill fails there is no answer to continue
         self.cache.truncate(0)
         self.cache.reserve(ids.size)
         chunk = self.backend.prefill_chunk
@@ -188,12 +228,21 @@ class Decoder:
         self.sequence = sequence
 
     def step(self, sequence: SequenceState | None = None) -> list[int]:
-        """Run one step and return the tokens it adds: one at least, the whole kept path and one more at most.
+        """Run one step: draft and verify the tree, and accept a path.
 
-        sequence: the answer that the caller means. With it, another thread may go on with an answer than the one that
-        started it, which then belongs to that thread, and MedusaError is raised if another prompt was started since.
-        Raises InvalidLogitsError for logits that are not finite, CapacityError, BackendError, BusyError; nothing of
-        the step is then kept.
+        Args:
+            sequence: The answer to continue, as `start_sequence` returned it; None is the one in progress. With it,
+                another thread than the one that started the answer may continue it and becomes its owner.
+
+        Returns:
+            The new token ids: at least one, at most the tree's depth + 1.
+
+        Raises:
+            MedusaError: There is no unfinished answer, or another prompt was started since `sequence`.
+            InvalidLogitsError: Logits are not finite; nothing of the step is kept, as for the following errors.
+            CapacityError: Memory does not suffice.
+            BackendError: The backend's library failed.
+            BusyError: Another thread is decoding.
         """
         before = None
         try:
@@ -204,14 +253,14 @@ class Decoder:
             self.exclusive_use.leave()
             return taken  # noqa: TRY300 -- an interrupt here counts too
         except BaseException:
-            if before is not None:  # the caller gets no tokens, so there are to be none
+            if before is not None:  # the caller receives no tokens, so none may be kept
                 del current.answer[before[0] :]
                 self.steps = before[1]
             self.exclusive_use.leave()
             raise
 
     def _to_step(self, wanted: SequenceState | None) -> SequenceState:
-        """Return the answer in progress, which must be the one that is wanted."""
+        """Return the answer in progress, which must be `wanted` unless that is None; make this thread its owner."""
         sequence = self.sequence
         if wanted is not None and wanted is not sequence:
             raise MedusaError(
@@ -227,7 +276,7 @@ class Decoder:
 
     def _advance(self, sequence: SequenceState) -> list[int]:
         cache, length = self.cache, sequence.length - 1
-        if cache.length() > length:  # a step was interrupted after its rows were kept: they are forgotten
+        if cache.length() > length:  # a step was interrupted after its rows were kept
             cache.truncate(length)
         if cache.length() < length:
             raise MedusaError(
@@ -236,8 +285,8 @@ class Decoder:
             )
         tree = self._tree
         if not cache.can_draft() or length + tree.profile.size > cache.context:
-            tree = self._plain  # no hidden state to draft from, or no rows left for the tree
-        cache.reserve(length + tree.profile.size)  # a backend may write all of them where they would be kept
+            tree = self._plain  # no hidden state to draft from, or no room left for the tree
+        cache.reserve(length + tree.profile.size)  # an in-place backend writes all of the tree's rows there
         tree.update(sequence.last_token, length)
         self.backend.run(tree.step)
         tokens = self.backend.read_tokens()
@@ -253,7 +302,7 @@ class Decoder:
         return taken
 
     def _read_logits(self, row: int, /) -> FloatArray:
-        """Return (V,): the logits at node `row`, all of them finite. Raises InvalidLogitsError."""
+        """Return the logits at node `row`, (V,); raise InvalidLogitsError unless all are finite."""
         logits = self.backend.read_logits(row)
         least, most = logits.min(), logits.max()
         if not (-np.inf < least and most < np.inf):
@@ -261,9 +310,10 @@ class Decoder:
         return logits
 
     def _check_prefill(self, ids: NDArray[np.int64]) -> None:
-        """Refuse logits that are not valid: what a graph in 16 bits gives when its numbers grow too large.
+        """Raise InvalidLogitsError for invalid logits, which a graph in fp16 computes when its values overflow.
 
-        Of one token alone they may well be all the same: a padding token's embedding is 0, and so is all that follows.
+        Equal logits are invalid too, except for a prompt of one repeated token: a padding token's embedding is 0, and
+        so is everything computed from it.
         """
         logits = self.backend.read_logits(0)
         least, most = logits.min(), logits.max()
@@ -273,12 +323,12 @@ class Decoder:
     def _invalid(self, least: float, most: float, where: str) -> InvalidLogitsError:
         backend = self.backend
         return InvalidLogitsError(
-            f"{backend.name} gave logits from {least} to {most} {where} in {backend.precision}: it does not compute "
-            "the model; look where that begins with medusa-export compare, take another precision"
+            f"{backend.name} gave logits from {least} to {most} {where} in {backend.precision}: expected finite "
+            "logits that differ; find the first wrong tensor with medusa-export compare, or use another precision"
         )
 
     def _prefill(self, ids: IntArray) -> None:
-        """Run one chunk of literal tokens under a causal mask and keep all its rows."""
+        """Run one chunk of the prompt under a causal mask and keep all its rows."""
         last = np.array([len(ids) - 1], dtype=np.int32)
         self.backend.run(literal_step(ids, self.cache.length(), last))
         self.cache.commit(range(len(ids)))

@@ -1,4 +1,4 @@
-"""Text in, text out: a bundle, a backend and a tree behind one `generate`."""
+"""The engine: generates text from prompts with a bundle, a backend and a tree."""
 
 from __future__ import annotations
 
@@ -19,10 +19,22 @@ from medusa_runtime.prompt_encoder import Prompt, PromptEncoder
 
 
 class Engine:
-    """Answers prompts with a bundle, one at a time; a second thread that asks meanwhile gets BusyError at once.
+    """Generates answers to prompts, one at a time.
 
-    engine = Engine.load("bundle", backend="ort-cpu", profile="tree-8")
-    for piece in engine.generate("Why is the sky blue?", stream=True): print(piece, end="")
+    While one thread is generating, a call from another thread raises BusyError at once instead of waiting.
+
+    Example::
+
+        engine = Engine.load("bundle", backend="ort-cpu", profile="tree-8")
+        text = engine.generate("Why is the sky blue?", max_new_tokens=40)
+        for piece in engine.generate([{"role": "user", "content": "And the sea?"}], stream=True):
+            print(piece, end="", flush=True)
+
+    Attributes:
+        bundle: The opened bundle.
+        prompt_encoder: Turns prompts into token ids.
+        tokenizer: The bundle's tokenizer.
+        decoder: Runs the steps; use it to work with token ids or to change the tree.
     """
 
     def __init__(
@@ -33,7 +45,19 @@ class Engine:
         accept: str = "greedy",
         chat_template: str | None = None,
     ) -> None:
-        """Put a bundle's tokenizer, a loaded backend and a tree together; most callers want `Engine.load`."""
+        """Combine an opened bundle, a loaded backend and a tree; most callers use `Engine.load`.
+
+        Args:
+            bundle: Provides tokenizer and chat template.
+            backend: A loaded backend of the bundle.
+            profile: The tree to verify in each step.
+            accept: Acceptance rule, "greedy" or "typical".
+            chat_template: Name of one of the model's chat templates; None is the bundle's default.
+
+        Raises:
+            ArgumentError: The acceptance rule is unknown.
+            BundleError: Tokenizer or chat template are missing or damaged.
+        """
         if not isinstance(accept, str) or accept not in ACCEPT_RULES:
             raise ArgumentError(f"unknown accept rule {accept!r}; expected one of {', '.join(ACCEPT_RULES)}")
         self.bundle = bundle
@@ -56,15 +80,28 @@ class Engine:
         chat_template: str | None = None,
         expected_digest: str | None = None,
     ) -> Engine:
-        """Check and load a bundle.
+        """Check a bundle and load it.
 
-        profile: one of the bundle's trees, "plain" for plain decoding, None for the one that suits the precision.
-        precision: None for the only one, or fp32. threads: None means `threads.default_threads`. max_length: tokens
-        that prompt and answer may come to, which bounds the memory taken; None for the model's context. accept:
-        "greedy" gives the decoder's own tokens; "typical" is the paper's rule and LOSSY. gpu: the number of the GPU,
-        from 0; it means nothing to a CPU. chat_template: the name of one of the model's own templates, None for the one
-        that the bundle was built with. expected_digest: pins the bundle to its manifest's digest, as `medusa-export
-        inspect` shows it; None takes any. Raises BundleError, MissingExtraError, CapacityError, ArgumentError.
+        Args:
+            bundle: Path of the bundle's folder.
+            backend: "ort-cpu", "ort-cuda", "tensorrt" or "tensorrt-rtx".
+            profile: Name of one of the bundle's trees, "plain" for plain decoding, or None for the default tree of the
+                graph's backend and precision.
+            precision: Precision of the graph; None is the only one there is, or fp32 among several.
+            threads: CPU threads; None is one per physical core within the process's CPU quota.
+            max_length: Most tokens of prompt and answer together, which bounds the memory; None is the model's context.
+            accept: "greedy" produces the decoder's own tokens; "typical" is the paper's rule and LOSSY.
+            gpu: Number of the GPU, from 0; ignored on a CPU.
+            chat_template: Name of one of the model's chat templates; None is the one the bundle was built with.
+            expected_digest: SHA-256 of the manifest that the bundle must have, as `medusa-export inspect` prints it;
+                None accepts any bundle.
+
+        Raises:
+            BundleError: The bundle is missing or damaged, or lacks the backend, precision, profile or template.
+            MissingExtraError: The backend's library is not installed; the message has the pip command.
+            CapacityError: Memory does not suffice.
+            ArgumentError: An argument has a wrong type or is out of range.
+            MedusaError: The GPU does not exist.
         """
         opened = Bundle.open(bundle, expected_digest=expected_digest)
         as_optional_text("profile", profile)
@@ -75,14 +112,19 @@ class Engine:
         return cls(opened, loaded, tree, accept, chat_template)
 
     def warm_up(self) -> None:
-        """Make ready for prompts and answers of all lengths (`Decoder.warm_up`): for a service, before the first."""
+        """Prepare for prompts and answers of every length, so that no request waits (`Decoder.warm_up`)."""
         self.decoder.warm_up()
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
-        """Lay a prompt out by the chat template and turn it into token ids.
+        """Render a prompt with the chat template and return its token ids.
 
-        `raw` takes a text as it stands, with the special tokens that the tokenizer itself adds. Raises PromptError
-        for an empty prompt.
+        Args:
+            prompt: One user message, or a list of messages with "role" and "content".
+            raw: Tokenize a text as it is, without the chat template but with the tokenizer's own special tokens.
+
+        Raises:
+            PromptError: The prompt is empty, has a wrong type, or the template rejects it.
+            CapacityError: The prompt has more characters than the model's context can hold.
         """
         return self.prompt_encoder.encode(prompt, raw=raw)
 
@@ -99,10 +141,23 @@ class Engine:
     def generate(
         self, prompt: Prompt, *, stream: bool = False, max_new_tokens: int = 256, raw: bool = False
     ) -> str | Generation:
-        """Answer a prompt: the whole text, or with `stream` a `Generation` to iterate over.
+        """Generate the answer to a prompt.
 
-        The answer ends with one of the model's end tokens or after `max_new_tokens`. Raises PromptError,
-        CapacityError, or BusyError while another thread is asking or has an unfinished stream.
+        The answer ends at one of the model's end tokens, after `max_new_tokens`, or where the context is full.
+
+        Args:
+            prompt: One user message, or a list of messages with "role" and "content".
+            stream: Return an iterator over pieces of text instead of the whole text.
+            max_new_tokens: Most tokens of the answer.
+            raw: Use a text as it is, without the chat template.
+
+        Returns:
+            The whole text, or with `stream` a `Generation`.
+
+        Raises:
+            PromptError: The prompt is empty, has a wrong type, or the template rejects it.
+            CapacityError: The prompt does not fit the model's context.
+            BusyError: Another thread is generating or has an unfinished stream.
         """
         generation = Generation(self.decoder, self.tokenizer, self.encode(prompt, raw=raw), max_new_tokens)
         if stream:
@@ -112,5 +167,5 @@ class Engine:
 
 
 def opened_profile(bundle: Bundle, name: str) -> TreeProfile:
-    """Return a bundle's tree by name; "plain" is always there. Raises BundleError with the list of what there is."""
+    """Return a bundle's tree by name, where "plain" always exists; raise BundleError listing the names otherwise."""
     return TreeProfile.plain() if name == PLAIN else bundle.profile(name)

@@ -1,14 +1,14 @@
-"""The errors a user can meet. Each message says what was got, what was expected and what to do."""
+"""The errors that callers can catch; each message states what was found, what was expected and what to do."""
 
 from __future__ import annotations
 
 
 class MedusaError(Exception):
-    """Base of every error that is the input's or the machine's fault, not the program's."""
+    """Base class of all errors caused by the input or the machine; anything else is a bug."""
 
 
 class BundleError(MedusaError):
-    """A bundle is missing, damaged, foreign or lacks what was asked of it."""
+    """A bundle is missing or damaged, has another schema, or lacks what was requested."""
 
 
 class CapacityError(MedusaError):
@@ -20,28 +20,28 @@ class MissingExtraError(MedusaError):
 
 
 class UnsupportedModelError(MedusaError):
-    """A model, head layout or option that this project cannot serve; refused by name before any work."""
+    """A model, head layout or option is not supported; reported before any work starts."""
 
 
 class PromptError(MedusaError):
-    """A prompt that holds nothing to decode or cannot be laid out."""
+    """A prompt is empty or invalid, or the chat template cannot render it."""
 
 
 class ArgumentError(MedusaError):
-    """An argument is of another type, or outside of the range, that is documented."""
+    """An argument has another type than documented, or is out of range."""
 
 
 class BusyError(MedusaError):
-    """Something else is using a decoder, engine, backend or folder. Nothing has changed; try again later."""
+    """Another caller is using the engine, decoder, backend or folder. Nothing has changed; try again later."""
 
 
 class WrongThreadError(MedusaError):
-    """A backend whose state belongs to one thread was asked to run a step in another one."""
+    """A backend that runs all steps in one thread was called from another thread."""
 
 
 class BackendError(MedusaError):
-    """The library that runs the graph failed while it ran a step."""
+    """The library that runs the graph failed during a step."""
 
 
 class InvalidLogitsError(MedusaError):
-    """A step gave logits that are NaN or infinite: the graph does not compute the model."""
+    """A step computed NaN, infinite or constant logits: the graph does not compute the model in this precision."""

@@ -1,4 +1,4 @@
-"""One call at a time: a call that comes while another one is at work is refused at once, it does not wait."""
+"""Exclusive use of an object: a call during another thread's call fails at once with BusyError instead of waiting."""
 
 from __future__ import annotations
 
@@ -16,53 +16,56 @@ R = TypeVar("R")
 
 
 class _Call(NamedTuple):
-    """A call that has the turn: the frame of the function that entered, and the name of its thread."""
+    """The call that is using the object: the frame of the function that entered, and its thread's name."""
 
     frame: FrameType
     thread: str
 
 
 class ExclusiveUse:
-    """Lets one call at a time use what it guards.
+    """A lock that never waits, held by one function call at a time.
 
-    The turn belongs to the function that calls `enter`, and ends with `leave`. If that function was interrupted on its
-    way out, before `leave`, the turn ends with its frame: no interrupt, wherever it comes, leaves the turn taken.
+    The call that invokes `enter` holds it until it invokes `leave`. If that call is interrupted on its way out, before
+    `leave`, the lock is released with the call's frame, so an interrupt at any place leaves nothing locked.
     """
 
     def __init__(self, what: str) -> None:
-        """what: the name of what is guarded, for the message of the error."""
+        """Create an unused lock; `what` names the guarded object in error messages."""
         self._what = what
-        self._calls: dict[None, _Call] = {}  # the call at work, if there is one; `setdefault` is atomic
-        self._ending = threading.Lock()  # held by who ends the turn of a call that did not do so itself
+        self._calls: dict[None, _Call] = {}  # the call that holds the lock, if any; `setdefault` is atomic
+        self._ending = threading.Lock()  # held while releasing for a call that ended without `leave`
 
     def enter(self, *, within: bool = False) -> None:
-        """Take the turn for the calling function.
+        """Acquire the lock for the calling function.
 
-        within: whether the function may also run inside of the call that has the turn, in the same thread; it then
-        shares that turn. Raises BusyError while another call has it.
+        Args:
+            within: Whether the calling function may also run inside the call that holds the lock, in the same thread.
+
+        Raises:
+            BusyError: Another call holds the lock.
         """
         mine = _Call(sys._getframe(1), threading.current_thread().name)
         for _ in range(2):
             found = self._calls.setdefault(None, mine)
             if found is mine or (within and _runs_inside(mine.frame, found.frame)):
                 return
-            if _is_running(found.frame) or not self._end(found):
+            if _is_running(found.frame) or not self._release(found):
                 break
         thread = found.thread
-        del found, mine  # the frames are not to live on in this error's traceback
+        del found, mine  # so that the error's traceback does not keep the frames alive
         raise BusyError(
             f"{self._what} is at work in thread {thread!r}, expected one call at a time; wait until it has returned, "
             "or load a second engine"
         )
 
     def leave(self) -> None:
-        """End the turn of the calling function, if it has one."""
+        """Release the lock if the calling function holds it."""
         call = self._calls.get(None)
         if call is not None and call.frame is sys._getframe(1):
             self._calls.clear()
 
-    def _end(self, call: _Call) -> bool:
-        """End the turn of a call that has returned without `leave`; return whether nobody else was about to."""
+    def _release(self, call: _Call) -> bool:
+        """Release the lock of a call that returned without `leave`; return False if another thread is doing so."""
         if not self._ending.acquire(blocking=False):
             return False
         try:
@@ -82,9 +85,9 @@ G = TypeVar("G", bound=_Guarded)
 
 
 def exclusive(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R]:
-    """Guard a method by its object's `turn`; a call inside of the call that has the turn shares it.
+    """Run a method under its object's `exclusive_use`; nested calls in the same thread are allowed.
 
-    The method raises BusyError while another call has the turn.
+    The method raises BusyError while another thread's call holds the lock.
     """
 
     @wraps(method)
@@ -99,7 +102,7 @@ def exclusive(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G,
 
 
 def strictly_exclusive(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R]:
-    """Guard a method as `exclusive` does, but refuse calls inside of another one too: from a signal's handler, say."""
+    """Like `exclusive`, but nested calls raise BusyError too, for example from a signal handler."""
 
     @wraps(method)
     def guarded(self: G, /, *arguments: P.args, **named: P.kwargs) -> R:
@@ -113,7 +116,7 @@ def strictly_exclusive(method: Callable[Concatenate[G, P], R]) -> Callable[Conca
 
 
 def _runs_inside(frame: FrameType, outer: FrameType) -> bool:
-    """Whether `outer` is among the callers of `frame`, which runs in this thread."""
+    """Whether `outer` is among the callers of `frame`, which belongs to this thread."""
     caller = frame.f_back
     while caller is not None:
         if caller is outer:
@@ -123,9 +126,9 @@ def _runs_inside(frame: FrameType, outer: FrameType) -> bool:
 
 
 def _is_running(frame: FrameType) -> bool:
-    """Whether a function has not returned yet, in whichever thread."""
+    """Whether the function of a frame has not returned yet, in any thread."""
     try:
-        frame.clear()  # Python refuses it for as long as the function runs
+        frame.clear()  # Python refuses this while the function runs
     except RuntimeError:
         return True
     return False

@@ -1,4 +1,4 @@
-"""One answer as a stream of text: an iterator over pieces, with the figures of its decoding."""
+"""A streamed answer: an iterator over pieces of text, with the statistics of its decoding."""
 
 from __future__ import annotations
 
@@ -14,22 +14,43 @@ from medusa_runtime.tokenizer import IncrementalDetokenizer, Tokenizer
 
 
 class Generation(Iterator[str]):
-    """One answer, streamed: an iterator over its pieces of text, each given as soon as it is certain.
+    """A streamed answer: an iterator over pieces of text, which `Engine.generate(stream=True)` returns.
 
-    No piece splits a character. `steps` and `seconds` count decoding, `prefill_seconds` the prompt. Reading can be left
-    and taken up again.
+    Each piece is returned as soon as no later token can change it, and no piece splits a character. Reading may pause
+    and continue.
 
-    While it is unfinished it belongs to the thread that read it last, and prompts of other threads raise BusyError. It
-    ends at its end, by `close`, at the end of a `with` block, or when the last reference to it goes. In the thread that
-    it belongs to, the next prompt takes the engine over, and reading on raises MedusaError. It may be read by several
-    threads, one at a time, where the backend allows that (ort-cuda runs all its steps in one thread).
+    Example::
+
+        with engine.generate("Why is the sky blue?", stream=True) as answer:
+            for piece in answer:
+                print(piece, end="", flush=True)
+        print(answer.finish_reason, f"{answer.tokens_per_step:.2f} tokens/step")
+
+    Threads: an unfinished answer belongs to the thread that read it last, and prompts from other threads raise
+    BusyError. That ends when the answer is complete or closed (`close`, the end of a `with` block, or the last
+    reference dropped). In the owning thread the next prompt takes over the engine, and reading on raises MedusaError.
+    Several threads may read one answer, one at a time, where the backend allows it (ort-cuda runs all steps in one
+    thread).
+
+    Attributes:
+        prompt_tokens: Number of tokens of the prompt.
+        steps: Decoding steps so far; the prefill does not count.
+        seconds: Duration of these steps.
+        prefill_seconds: Duration of the prefill, which computes the first token.
     """
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, prompt: Ids[int], max_new_tokens: int) -> None:
-        """Prefill the prompt; pieces come as the object is iterated over. Raises what `Decoder.start` does."""
+        """Prefill the prompt, as `Decoder.start` does; iteration runs the steps.
+
+        Args:
+            decoder: Runs the steps.
+            tokenizer: Turns token ids into text.
+            prompt: Token ids of the prompt.
+            max_new_tokens: Most tokens of the answer.
+        """
         self.exclusive_use = ExclusiveUse("this answer")
         self._decoder, self._text = decoder, IncrementalDetokenizer(tokenizer)
-        self._given = 0  # tokens whose text was given out
+        self._given = 0  # tokens that were passed to the detokenizer
         self._ended = self._closed = self._torn = False
         self.prompt_tokens = len(prompt)
         self.steps = 0
@@ -40,7 +61,7 @@ class Generation(Iterator[str]):
 
     @property
     def tokens(self) -> list[int]:
-        """The answer's token ids so far, the end token included; a copy."""
+        """A copy of the answer's token ids so far, including the end token."""
         return list(self._sequence.answer)
 
     @property
@@ -50,18 +71,18 @@ class Generation(Iterator[str]):
 
     @property
     def tokens_per_step(self) -> float:
-        """Tokens that each decoding step gave; the first token is the prefill's and does not count."""
+        """Mean tokens per decoding step; the first token, which the prefill computes, does not count."""
         return (len(self._sequence.answer) - 1) / self.steps if self.steps else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens per second of decoding, prefill excluded."""
+        """Tokens per second of decoding, without the prefill and its token."""
         return (len(self._sequence.answer) - 1) / self.seconds if self.seconds else 0.0
 
     def close(self) -> None:
-        """Give the answer up, so that any thread may ask the engine; a step under way still ends by itself.
+        """End the answer, so that any thread may use the engine; a running step still completes.
 
-        Can be called from any thread, and again. Reading on before the answer's end then raises MedusaError.
+        It may be called from any thread and more than once. Reading on an unfinished answer then raises MedusaError.
         """
         self._closed = True
         self._sequence.owner = None
@@ -75,16 +96,19 @@ class Generation(Iterator[str]):
         self.close()
 
     def __del__(self) -> None:
-        """Free the engine: nobody can read this answer any more."""
+        """Free the engine, as nobody can read this answer any more."""
         if sequence := getattr(self, "_sequence", None):
             sequence.owner = None
 
     def __next__(self) -> str:
         """Return the next piece of text.
 
-        Raises BusyError while another thread is reading or asking; MedusaError if the answer was closed, taken over by
-        another prompt or interrupted; what `Decoder.step` raises. After BusyError, CapacityError and BackendError it
-        can be read on.
+        Raises:
+            BusyError: Another thread is reading this answer or decoding; reading may continue later.
+            MedusaError: The answer was closed or interrupted, or another prompt took over the engine.
+            CapacityError: Memory does not suffice; reading may continue.
+            BackendError: The backend's library failed; reading may continue.
+            InvalidLogitsError: The backend computed invalid logits.
         """
         try:
             return self._next()
@@ -122,7 +146,7 @@ class Generation(Iterator[str]):
         try:
             self._decoder.step(self._sequence)
         finally:
-            if self._closed:  # while the step was under way, which made this thread the owner
+            if self._closed:  # during the step, which made this thread the owner
                 self._sequence.owner = None
         self.seconds += time.perf_counter() - started
         self.steps += 1

@@ -1,4 +1,4 @@
-"""The past of each sequence: how long it is, how much fits. The only thing in the runtime that mutates it."""
+"""The KV cache: how many rows of keys and values each sequence has, and for how many there is memory."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from medusa_runtime.exclusive import ExclusiveUse, exclusive
 
 INITIAL_CAPACITY = 256  # rows; doubled as a sequence grows
 
-_OPEN: WeakValueDictionary[int, KvCache] = WeakValueDictionary()  # by the id of its backend, which it keeps alive
+_OPEN: WeakValueDictionary[int, KvCache] = WeakValueDictionary()  # by id(backend), which the cache keeps alive
 
 
 class KvCache:
-    """Lengths and capacity of the arenas that a backend holds.
+    """Lengths and capacity of a backend's key and value buffers; nothing else in the runtime changes them.
 
-    Between steps `length(s)` is one less than the tokens of sequence s: the last token is the next root, whose row
-    does not exist yet.
+    Between steps `length(s)` is one less than the number of tokens of sequence s: the last token is the root of the
+    next tree, and its keys and values are computed by that step. Rows of rejected nodes are never kept, so there is no
+    rollback.
     """
 
     def __init__(self, backend: Backend, batch: int = 1) -> None:
-        """Take over the backend's arenas for `batch` sequences, all empty.
+        """Allocate a backend's buffers for `batch` empty sequences.
 
-        Raises MedusaError while another cache has them: each would overwrite the other's rows. BusyError while another
-        thread is using the backend.
+        Raises:
+            MedusaError: Another cache uses this backend; the two would overwrite each other's rows.
+            BusyError: Another thread is using the backend.
         """
         self._backend = backend
-        self._take_over(batch)
+        self._acquire_backend(batch)
 
     @exclusive
-    def _take_over(self, batch: int) -> None:
+    def _acquire_backend(self, batch: int) -> None:
         backend = self._backend
         if id(backend) in _OPEN:
             raise MedusaError(
-                f"the backend {backend.name!r} is in use by another decoder or cache, expected one at a time; go on "
-                "with that one (`start` forgets what came before, `use` takes another tree), let it go first, or load "
-                "a second backend"
+                f"the backend {backend.name!r} is in use by another decoder or cache, expected one at a time; "
+                "reuse that one (`start` discards the previous answer, `set_profile` changes the tree), delete it "
+                "first, or load a second backend"
             )
         self.batch = batch
-        self.context = backend.model.context  # rows beyond which the model has no positions
+        self.context = backend.model.context  # rows; the model has no further positions
         self.capacity = min(INITIAL_CAPACITY, self.context)
         self._lengths = [0] * batch
         self._can_draft = [False] * batch
@@ -50,22 +52,23 @@ class KvCache:
 
     @property
     def exclusive_use(self) -> ExclusiveUse:
-        """The backend's: one call at a time."""
+        """The backend's lock: one call at a time."""
         return self._backend.exclusive_use
 
     def length(self, sequence: int = 0) -> int:
-        """Rows of this sequence's past that are real."""
+        """Return the number of valid rows of a sequence's past."""
         return self._lengths[sequence]
 
     def can_draft(self, sequence: int = 0) -> bool:
-        """Whether the hidden state of the last row is held, so that the heads can run on it."""
+        """Whether the hidden state of the last row is available, from which the heads draft."""
         return self._can_draft[sequence]
 
     @exclusive
     def reserve(self, rows: int) -> None:
-        """Make room for `rows` rows a sequence, keeping what is written.
+        """Grow the buffers to at least `rows` rows per sequence; the rows in use are kept.
 
-        Raises CapacityError beyond the model's context.
+        Raises:
+            CapacityError: `rows` exceeds the model's context, or memory does not suffice.
         """
         if rows > self.context:
             raise CapacityError(
@@ -78,9 +81,11 @@ class KvCache:
 
     @exclusive
     def commit(self, path: Sequence[int], sequence: int = 0) -> None:
-        """Keep the rows of the last step's nodes in `path` (ascending), in that order, behind the past.
+        """Append the rows of the last step's nodes in `path` (ascending) to a sequence's past.
 
-        If it fails or is interrupted, the past is what it was; the next step may have to run without a draft.
+        Example: after a step over 4 nodes behind 5 rows, `commit([0, 1, 2])` makes the past 8 rows long.
+
+        If it fails or is interrupted, the past is unchanged; the next step may have to run without a draft.
         """
         if not path:
             return
@@ -88,14 +93,14 @@ class KvCache:
         end = length + len(path)
         if end > self.capacity:
             self.reserve(end)
-        self._can_draft[sequence] = False  # until the hidden state is that of the last row again
+        self._can_draft[sequence] = False  # until the hidden state of the last row is available again
         self._backend.commit(sequence, path, length)
         self._lengths[sequence] = end
         self._can_draft[sequence] = True
 
     @exclusive
     def truncate(self, length: int, sequence: int = 0) -> None:
-        """Forget all rows from `length` on. The next step runs without a draft: its hidden state is gone."""
+        """Shorten a sequence's past to `length` rows; the next step runs without a draft, as it has no hidden state."""
         if not 0 <= length <= self._lengths[sequence]:
             raise ValueError(f"cannot truncate a past of {self._lengths[sequence]} rows to {length}")
         if length < self._lengths[sequence]:

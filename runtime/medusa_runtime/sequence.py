@@ -1,4 +1,4 @@
-"""One answer in the making: its tokens and the rules that end it."""
+"""The state of one sequence: the prompt, the answer so far, and the limits that end it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from threading import Thread
 
 @dataclass
 class SequenceState:
-    """The tokens of a prompt and its answer so far.
+    """Token ids of a prompt and of its answer so far.
 
-    `stop_ids` end the answer and belong to it; `max_new_tokens` bounds it; `context` bounds prompt and answer
-    together. `owner` is the thread that an unfinished answer belongs to; None when it has been given up.
+    Attributes:
+        prompt: Token ids of the prompt.
+        max_new_tokens: Most tokens of the answer.
+        stop_ids: Token ids that end the answer; the one that does is its last token.
+        context: Most tokens of prompt and answer together.
+        answer: Token ids of the answer so far.
+        owner: Thread that may continue an unfinished answer; None after it was aborted.
     """
 
     prompt: tuple[int, ...]
@@ -23,7 +28,7 @@ class SequenceState:
     owner: Thread | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Find the most tokens that the answer may have."""
+        """Compute how many tokens the answer may have at most."""
         self._limit = min(self.max_new_tokens, self.context - len(self.prompt))
 
     @property
@@ -36,16 +41,16 @@ class SequenceState:
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and answer together."""
+        """Number of tokens of prompt and answer together."""
         return len(self.prompt) + len(self.answer)
 
     @property
     def last_token(self) -> int:
-        """The last token: the next root."""
+        """The last token id, which is the root of the next step's tree."""
         return self.answer[-1] if self.answer else self.prompt[-1]
 
     def clip(self, tokens: Ids[int]) -> list[int]:
-        """Return those of a step's tokens that belong to the answer: up to where plain decoding would have ended."""
+        """Return a step's tokens up to a stop token or the limit, where plain decoding would have ended too."""
         if self.finish_reason is not None:
             return []
         taken = list(tokens[: self._limit - len(self.answer)])
@@ -55,7 +60,7 @@ class SequenceState:
         return taken[: end + 1]
 
     def extend(self, tokens: Ids[int]) -> list[int]:
-        """Add what `clip` leaves of a step's tokens to the answer, at once; return it."""
+        """Append `clip(tokens)` to the answer and return it."""
         taken = self.clip(tokens)
         self.answer += taken
         return taken

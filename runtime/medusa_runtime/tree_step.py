@@ -1,4 +1,4 @@
-"""The step that verifies one tree, as a backend takes it."""
+"""The inputs of the step that drafts and verifies one tree."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from medusa_runtime.backends.base import Step
 
 
 class TreeStep:
-    """One tree's step, made once; only root, positions and length change from run to run.
+    """The `Step` of one tree, allocated once: only root token, positions and past length change from run to run.
 
-    They are written through memoryviews: each run streams the weights through the caches, so what comes after pays
-    for every line of code it touches, and numpy's way to one number is long (10 to 50 us a call there, measured).
+    They are written through memoryviews. Each run streams the weights through the CPU's caches, so the code that runs
+    next finds them cold, and indexing a numpy array took 10 to 50 microseconds per access there.
+
+    Args:
+        profile: The tree.
+        top_k: Candidates that each head ranks.
     """
 
     def __init__(self, profile: TreeProfile, top_k: int) -> None:
@@ -31,7 +35,7 @@ class TreeStep:
         self._past_length = self.step.past_length.data
 
     def update(self, root: int, length: int) -> None:
-        """Put the tree behind a past of `length` rows, `root` at its root."""
+        """Set the root token id and place the tree behind a past of `length` rows."""
         self._ids[0] = root
         positions = self._positions
         for node, depth in enumerate(self._depths):

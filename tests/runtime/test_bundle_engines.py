@@ -62,7 +62,7 @@ def test_an_engine_cut_short_is_refused_at_once(tmp_path: Path) -> None:
     "other", [{"engine": hashlib.sha256(b"another").hexdigest()}, {"flavour": "tensorrt-rtx"}, {"precision": "fp32"}]
 )
 def test_what_lies_beside_an_engine_must_tell_of_it(tmp_path: Path, other: dict[str, object]) -> None:
-    with pytest.raises(BundleError, match=f"tells of another engine than {ENGINE}"):
+    with pytest.raises(BundleError, match=f"describes another engine than {ENGINE}"):
         Bundle.open(build(tmp_path / "b", **other)).engines("tensorrt")
 
 

@@ -49,7 +49,7 @@ def check_saved_graph(path: Path, facts: ModelFacts, heads: HeadFacts, size: Ste
         inputs, outputs = contract.stacked_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype)
     elif len(past.shape.dim) == 4:
         model = facts.layers, state, facts.vocab_size, facts.kv_heads, facts.head_dim
-        inputs, outputs = contract.in_place_specs(*model, dtype, bound=contract.PAST_ROWS in shapes)
+        inputs, outputs = contract.in_place_specs(*model, dtype, with_past_rows=contract.PAST_ROWS in shapes)
     else:
         inputs = contract.input_specs(facts.layers, state, facts.kv_row, dtype)
         outputs = contract.output_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype)

@@ -60,7 +60,7 @@ def compare(
 def test_inputs_and_outputs_are_the_contract(traced: Traced, session: onnxruntime.InferenceSession) -> None:
     facts = traced.facts
     sizes = facts.layers, traced.heads.input_size, facts.vocab_size, facts.kv_heads, facts.head_dim
-    specs = contract.in_place_specs(*sizes, "float16", bound=True)
+    specs = contract.in_place_specs(*sizes, "float16", with_past_rows=True)
     for values, those in zip((session.get_inputs(), session.get_outputs()), specs, strict=True):
         assert [(value.name, tuple(value.shape)) for value in values] == [(spec.name, spec.shape) for spec in those]
 
