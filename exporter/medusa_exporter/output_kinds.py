@@ -8,7 +8,7 @@ from pathlib import Path
 from medusa_profiles.profile import ProfileError
 from medusa_profiles.toml import from_toml
 
-from medusa_exporter.overwrite_check import AnyKind, FolderKind, JsonKind, Kind, holds_only, starts_with
+from medusa_exporter.overwrite_check import MADE_BY, AnyKind, FolderKind, JsonKind, Kind, holds_only, starts_with
 
 REFERENCE_FORMAT = "medusa-export reference 2"
 SAVED_AS_ZIP = b"PK\x03\x04"  # the first bytes of a reference file of format 1
@@ -43,6 +43,10 @@ VERIFY = JsonKind("medusa-export verify", frozenset({"bundle", "profiles", "answ
 HEADS_REPORT = JsonKind(
     "medusa-export heads-report", frozenset({"rows", "positions", "greedy", "accuracy", "vocabularies", "trees"})
 )
+SUMMARIES = {  # summaries that --json writes; they are recognised by the command that they name
+    name: JsonKind(f"medusa-export {name} --json", frozenset({MADE_BY}))
+    for name in ("build", "distill", "engines", "generate", "heads convert", "inspect", "profiles", "report", "train")
+}
 REFERENCE = Kind("medusa-export compare --save", _is_reference)
 REPORT = Kind("medusa-export report", _is_report)
 TREE = Kind("medusa-export heads-report --write-profiles", _is_fitted)

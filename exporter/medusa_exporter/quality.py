@@ -1,4 +1,4 @@
-"""What quantised weights cost: a graph's next-token distributions beside those of another, on the same text."""
+"""Measures what quantisation costs: compares the next-token distributions of two graphs on the same text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from medusa_runtime.backends import Backend
 from medusa_runtime.backends.base import FloatArray, literal_step
 from medusa_runtime.kv_cache import KvCache
 
+from medusa_exporter.console import table
+
 Probabilities = npt.NDArray[np.float64]
 
-CHUNK = 64  # tokens a step: 49,152 logits of each are 13 MB
+CHUNK = 64  # tokens in a step: their logits over 49,152 words take 13 MB
 
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens of a prompt and its answer; the distributions at the answer's tokens are compared."""
+    """The token ids of a prompt and of its answer; distributions are compared at the tokens of the answer."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -27,10 +29,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Quality:
-    """A graph beside the reference, over `positions` answer tokens.
+    """How close a graph is to the reference, over all answer tokens.
 
-    agreement: the share of them at which both find the same token likeliest. divergence: mean KL(reference || graph),
-    in nats. perplexity: of the graph, on these tokens; reference_perplexity: of the reference.
+    Attributes:
+        positions: Number of answer tokens.
+        agreement: Share of positions at which both have the same most likely token.
+        divergence: Mean of KL(reference || graph), in nats.
+        perplexity: Perplexity of the graph on these tokens.
+        reference_perplexity: Perplexity of the reference on these tokens.
     """
 
     positions: int
@@ -41,9 +47,15 @@ class Quality:
 
 
 def measure(reference: Backend, graph: Backend, texts: Iterable[Text]) -> Quality:
-    """Run both over each text, chunk by chunk, and compare what they say of every answer token.
+    """Run both graphs over each text, chunk by chunk, and compare their distributions at every answer token.
 
-    Raises ValueError when no text has an answer.
+    Args:
+        reference: The graph to compare with, usually fp32.
+        graph: The graph to measure, usually quantised.
+        texts: The prompts and answers.
+
+    Raises:
+        ValueError: No text has an answer.
     """
     positions = agreed = 0
     divergence = own = expected = 0.0
@@ -67,17 +79,17 @@ def measure(reference: Backend, graph: Backend, texts: Iterable[Text]) -> Qualit
 
 
 def log_probabilities(backend: Backend, text: Text) -> Iterator[Probabilities]:
-    """Yield log p (V,) of each answer token, given the tokens before it."""
+    """Yield the log probabilities, shape (V,), at each answer token given the tokens before it."""
     if not text.answer:
         return
     cache = KvCache(backend)
     ids = np.array([*text.prompt, *text.answer[:-1]], dtype=np.int32)
     cache.reserve(len(ids))
-    first = len(text.prompt) - 1  # the row that says what the answer's first token is
+    first = len(text.prompt) - 1  # the row that predicts the first token of the answer
     for start in range(0, len(ids), CHUNK):
         chunk = ids[start : start + CHUNK]
         rows = np.arange(max(0, first - start), max(0, first - start, len(chunk)), dtype=np.int32)
-        # At least one row, read or not: ONNX Runtime 1.31 gives ArgMax over no rows another shape
+        # Always at least one row: ONNX Runtime 1.31 returns another shape from ArgMax over no rows
         backend.run(literal_step(chunk, start, rows if len(rows) else np.zeros(1, dtype=np.int32)))
         for row in range(len(rows)):
             yield _log_softmax(backend.read_logits(row))
@@ -85,14 +97,20 @@ def log_probabilities(backend: Backend, text: Text) -> Iterator[Probabilities]:
 
 
 def as_table(found: dict[str, Quality]) -> str:
-    """Lay out the qualities of several precisions."""
-    lines = [f"{'precision':<10}  argmax agreement  mean KL  perplexity  of the reference  positions"]
-    for name, one in found.items():
-        lines.append(
-            f"{name:<10}  {one.agreement:16.2%}  {one.divergence:7.4f}  {one.perplexity:10.3f}"
-            f"  {one.reference_perplexity:16.3f}  {one.positions:9,}"
+    """Format the quality of several precisions as a table."""
+    headings = ("precision", "same top token", "mean KL", "perplexity", "of fp32", "positions")
+    rows = [
+        (
+            name,
+            f"{one.agreement:.2%}",
+            f"{one.divergence:.4f}",
+            f"{one.perplexity:.3f}",
+            f"{one.reference_perplexity:.3f}",
+            f"{one.positions:,}",
         )
-    return "\n".join(lines)
+        for name, one in found.items()
+    ]
+    return table(headings, rows)
 
 
 def _log_softmax(logits: FloatArray) -> Probabilities:

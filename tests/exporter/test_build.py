@@ -76,7 +76,7 @@ def test_a_second_run_does_nothing_and_loads_no_torch(copied: Path, tiny_model: 
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         "assert not {'torch', 'transformers', 'onnx'} & set(sys.modules)"
     )
-    arguments = ["build", str(tiny_model), "--heads", str(tiny_heads), "-o", str(copied), "--json"]
+    arguments = ["build", str(tiny_model), "--heads", str(tiny_heads), "-o", str(copied), "--json", "-"]
     before_cpu = _children_seconds()
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

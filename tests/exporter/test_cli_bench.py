@@ -209,9 +209,9 @@ def test_prompts_that_cannot_be_timed_are_refused(
         (["--limit", "0"], 2, "--limit"),
         (["--max-new-tokens", "1"], 2, "--max-new-tokens"),
         (["--prompts", "none.jsonl"], 2, "does not exist"),
-        (["--backend", "abacus"], 2, "'abacus' is no backend; expected some of ort-cpu"),
+        (["--backend", "abacus"], 2, "'abacus' is not one of 'ort-cpu', 'ort-cuda'"),
         (["--backends", "ort-cpu,ort-cuda"], 1, "no graph for backend ort-cuda"),
-        (["--prompt-length", "12,x"], 2, "got 'x', expected whole numbers of at least 1"),
+        (["--prompt-length", "12,x"], 2, "'x' is not a valid integer range"),
         (["--prompt-length", "5"], 1, "no prompt of 5 tokens can be laid out"),
         (
             ["--prompt-length", "400", "--profile", "tree-4"],

@@ -167,12 +167,12 @@ def test_a_file_that_is_no_reference_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ((), 2, "Missing option '--backends'"),
-        (("--backends", "abacus,ort-cpu"), 2, "'abacus' names no backend; expected one of ort-cpu, ort-cuda"),
-        (("--backends", "ort-cpu,ort-cpu,ort-cpu"), 2, "3 backends are named; expected two, or one"),
-        (ONE, 2, "--backends names 1; expected two, or one with --save or --against"),
-        ((*BOTH, "--save", "x"), 2, "--backends names 2"),
-        ((*BOTH, "--against", __file__), 2, "--backends names 2"),
+        ((), 2, "Missing option '--backend'"),
+        (("--backends", "abacus,ort-cpu"), 2, "'abacus' is not one of 'ort-cpu', 'ort-cuda'"),
+        (("--backends", "ort-cpu,ort-cpu,ort-cpu"), 2, "--backend names 3; expected two, or one"),
+        (ONE, 2, "--backend names 1; expected two, or one with --save or --against"),
+        ((*BOTH, "--save", "x"), 2, "--backend names 2"),
+        ((*BOTH, "--against", __file__), 2, "--backend names 2"),
         ((*ONE, "--save", "x", "--against", __file__), 2, "leave out one of the two"),
         ((*ONE, "--against", __file__, "--steps", 3), 2, "leave out --prompts, --limit, --steps and --profile"),
         ((*ONE, "--against", __file__, "--profile", "tree-4"), 2, "takes prompts, steps and tree from the file"),

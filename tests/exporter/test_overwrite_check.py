@@ -28,11 +28,20 @@ BENCHMARKS = ROOT / "benchmarks"
 # anything, since the refusal comes first.
 FILES = {
     ("bench", "--json"): ["BUNDLE", "--prompts", "PROMPTS"],
+    ("build", "--json"): ["MODEL", "--heads", "HEADS", "-o", "NEW"],
     ("compare", "--json"): ["BUNDLE", "--backends", "ort-cpu,ort-cuda"],
     ("compare", "--save"): ["BUNDLE", "--backends", "ort-cpu"],
+    ("distill", "--json"): ["MODEL", "--prompts", "PROMPTS", "-o", "NEW"],
     ("distill", "--review-out"): ["MODEL", "--prompts", "PROMPTS", "-o", "NEW"],
+    ("engines", "--json"): ["BUNDLE"],
+    ("generate", "--json"): ["BUNDLE", "Hello"],
+    ("heads convert", "--json"): ["HEADS", "-o", "NEW"],
     ("heads-report", "--json"): ["MODEL", "HEADS", "--data", "DATA"],
+    ("inspect", "--json"): ["BUNDLE"],
+    ("profiles", "--json"): [],
+    ("report", "--json"): ["PROMPTS", "-o", "NEW"],
     ("report", "-o"): ["PROMPTS"],
+    ("train", "--json"): ["MODEL", "--data", "DATA", "-o", "NEW"],
     ("verify", "--json"): ["BUNDLE"],
 }
 FOLDERS = {  # and a name in the folder that the command would replace

@@ -25,7 +25,7 @@ def test_the_list_has_one_aligned_line_a_tree():
 
 
 def test_the_list_as_json():
-    entries = json.loads(run("--json").output)
+    entries = json.loads(run("--json", "-").stdout)["profiles"]
     assert [entry["name"] for entry in entries] == list(profile_names())
     chosen = next(entry for entry in entries if entry["name"] == "mc_sim_7b_63")
     assert chosen == {
@@ -47,7 +47,7 @@ def test_a_file_is_drawn_and_given_as_json(tmp_path):
     path = tmp_path / "file.toml"
     path.write_text(to_toml(profile), encoding="utf-8")
     assert run(str(path)).output == f"{draw_tree(profile)}\n"
-    assert json.loads(run(str(path), "--json").output)["paths"] == [[0], [0, 0]]
+    assert json.loads(run(str(path), "--json", "-").stdout)["paths"] == [[0], [0, 0]]
 
 
 def test_an_unknown_name_is_an_error():

@@ -1,40 +1,48 @@
-"""The `medusa-export` command: one file per subcommand, imported only when it is called."""
+"""The `medusa-export` command: one module for each subcommand, imported only when that subcommand is called.
+
+Every command ends with one of the exit codes of `exit_codes`. Results go to standard output, everything else to
+standard error.
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 import click
-from medusa_profiles.profile import ProfileError
-from medusa_runtime.errors import MedusaError
 
+from medusa_exporter.cli.command import common_options
+from medusa_exporter.cli.exit_codes import MEANINGS
+from medusa_exporter.cli.running import run
+
+NAME = "medusa-export"
 COMMANDS = {
-    "bench": "Time tree decoding against plain decoding, on several backends.",
-    "build": "Make a bundle: one graph with heads, tokenizer, profiles.",
-    "compare": "Compare two backends' outputs, tensor by tensor.",
-    "distill": "Let the model answer prompts: the data heads are trained on.",
-    "engines": "Build a bundle's TensorRT engines.",
-    "generate": "Answer one prompt, streamed.",
-    "heads": "Convert heads of any published layout.",
-    "heads-report": "How well heads guess, and the trees that suit them.",
-    "inspect": "Show what a bundle holds.",
-    "profiles": "List the shipped trees, or draw one.",
-    "report": "Draw what bench measured, of several runs too: one page.",
-    "train": "Train heads on distilled data, the decoder frozen.",
-    "verify": "Check that tree decoding gives the model's own tokens.",
+    "bench": "Measure the speed of tree decoding compared with plain decoding.",
+    "build": "Build a bundle from a model and its Medusa heads.",
+    "compare": "Compare the output tensors of two backends or precisions.",
+    "distill": "Generate the conversations that heads are trained on.",
+    "engines": "Build the TensorRT engines of a bundle.",
+    "generate": "Answer one prompt with a bundle.",
+    "heads": "Convert Medusa heads from any published layout.",
+    "heads-report": "Measure how well heads predict, and fit trees to them.",
+    "inspect": "Check a bundle and show its contents.",
+    "profiles": "List the trees that come with medusa-export, or draw one.",
+    "report": "Write an HTML page of the results of bench.",
+    "train": "Train Medusa heads on distilled conversations.",
+    "verify": "Check that tree decoding gives the tokens of the model.",
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose subcommands live in modules of their own: `heads-report` is `command` in `heads_report.py`."""
+    """A group that imports a subcommand when it is called: `heads-report` is `command` in `heads_report.py`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names, sorted, without importing anything."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import and return one subcommand, or None for a name that is none."""
+        """Import and return one subcommand, or None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}")
@@ -46,24 +54,22 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(sorted(COMMANDS.items()))
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the exit codes."""
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(int(code)), meaning) for code, meaning in MEANINGS.items()])
+        super().format_epilog(ctx, formatter)
 
-@click.group(cls=LazyGroup)
-@click.version_option(package_name="medusa-export")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def group(debug: bool) -> None:
-    """Medusa speculative decoding as one ONNX graph: build, verify, run and measure bundles."""
+
+@click.group(cls=LazyGroup, params=common_options())
+@click.version_option(package_name=NAME)
+def group() -> None:
+    """Export a language model with Medusa heads into one ONNX graph, then verify, run and measure it.
+
+    The options -q, -v and --debug may stand before or after the command.
+    """
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line: exit code 0 for success, 1 for a failure that is told in one line, 2 for bad usage."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if "--debug" in arguments:
-        group(arguments)
-    try:
-        group(arguments)
-    except (MedusaError, ProfileError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except Exception as error:  # the last net: a user never meets a traceback unasked
-        click.echo(f"error: unexpected {type(error).__name__}: {error}; run with --debug to see where", err=True)
-        sys.exit(1)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with one of the codes of `exit_codes`; an error is one line on standard error."""
+    sys.exit(run(group, NAME, sys.argv[1:] if arguments is None else arguments))

@@ -1,4 +1,4 @@
-"""`medusa-export bench`: time tree decoding against plain decoding, on several backends in turns."""
+"""`medusa-export bench`: measure the speed of tree decoding compared with plain decoding."""
 
 from __future__ import annotations
 
@@ -19,82 +19,89 @@ from medusa_exporter.bench.cases import Job, check_capacity, open_backends, run_
 from medusa_exporter.bench.conversations import PLAIN_TEXT
 from medusa_exporter.bench.fixed_length_prompts import prompts_of_length
 from medusa_exporter.bench.forced_acceptance import RecordedAcceptance
-from medusa_exporter.bench.results import Case, backend_facts, document, results
+from medusa_exporter.bench.results import Case, backend_facts, document
+from medusa_exporter.bench.results import results as summarise
 from medusa_exporter.bench.table import categories, table
 from medusa_exporter.bench.worker import Worker
+from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import (
-    Progress,
+    BACKEND_NAMES,
+    INPUT_FILE,
     choose_trees,
     digest_option,
     gpu_option,
     length_option,
+    limit_option,
+    list_option,
     precision_option,
-    split_commas,
-    split_numbers,
+    profiles_option,
+    threads_option,
+    turns_option,
 )
-from medusa_exporter.files import write_json
+from medusa_exporter.cli.results import Results, json_option
+from medusa_exporter.console import Progress, note
 from medusa_exporter.output_kinds import BENCH
-from medusa_exporter.overwrite_check import check_output_file
 from medusa_exporter.prompts import load_prompts, read_categories
 from medusa_exporter.verify import Difference
 
 
-def split_backends(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Flatten --backends, each once; refuse a name that is none."""
-    names = tuple(dict.fromkeys(split_commas(context, parameter, values)))
-    for name in names:
-        if name not in BACKENDS:
-            raise click.BadParameter(f"{name!r} is no backend; expected some of {', '.join(BACKENDS)}")
-    return names
-
-
-@click.command(name="bench")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--prompts", "file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--profile", "profiles", multiple=True, callback=split_commas, help="Trees to time. Default: all of the bundle."
+@click.command(
+    name="bench",
+    cls=Command,
+    example="medusa-export bench bundle --prompts prompts.jsonl --json bench.json",
 )
+@click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--backends",
-    "--backend",
+    "--prompts",
+    "file",
+    required=True,
+    type=INPUT_FILE,
+    metavar="FILE",
+    help='JSON Lines file of prompts: each line has "turns", a list of user messages, and may have a "category".',
+)
+@profiles_option("measure")
+@list_option(
+    *BACKEND_NAMES,
     "backends",
+    metavar="NAME",
+    kind=click.Choice(list(BACKENDS)),
     default=("ort-cpu",),
     show_default=True,
-    multiple=True,
-    callback=split_backends,
-    help=f"Of {', '.join(BACKENDS)}; several take turns, each in a process of its own.",
+    help=f"Backends to measure: {', '.join(BACKENDS)}. Each runs in its own process; they answer each prompt in "
+    "alternation.",
 )
 @precision_option
 @digest_option
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Default: one per physical core, within a container's quota."
-)
+@threads_option
 @length_option
 @gpu_option
-@click.option(
+@list_option(
     "--prompt-length",
     "lengths",
-    multiple=True,
-    callback=split_numbers(1),
-    help="Tokens: prompts are made of the file's text, so long each. Default: as they are, later turns too.",
+    metavar="TOKENS",
+    kind=click.IntRange(min=1),
+    help="Measure with prompts of exactly so many tokens, cut from the text of the file. Default: the prompts as they "
+    "are, with all turns.",
 )
-@click.option(
+@list_option(
     "--max-new-tokens",
     "limits",
+    metavar="TOKENS",
+    kind=click.IntRange(min=2),
     default=("128",),
     show_default=True,
-    multiple=True,
-    callback=split_numbers(2),
-    help="Per answer; with --prompt-length each answer has exactly so many.",
+    help="Maximum number of tokens of an answer; with --prompt-length the exact number.",
 )
-@click.option("--turns", default="all", show_default=True, type=click.Choice(["all", "first"]))
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts of the file.")
+@turns_option
+@limit_option
 @click.option(
     "--forced",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Accept as many tokens a step as this JSON of another bench did: for heads that were never trained. LOSSY.",
+    type=INPUT_FILE,
+    metavar="FILE",
+    help="Accept as many tokens in each step as the run in this JSON file of bench did, whatever the heads predict. "
+    "For heads that are not trained; the answers are lossy and mean nothing.",
 )
-@click.option("--json", "output", required=True, type=click.Path(path_type=Path), help="Where the figures go.")
+@json_option("the results")
 def command(
     bundle: Path,
     file: Path,
@@ -109,19 +116,20 @@ def command(
     turns: str,
     limit: int | None,
     forced: Path | None,
-    output: Path,
     expected_digest: str | None,
+    results: Results,
 ) -> None:
-    """Time BUNDLE's trees against its own plain decoding (one token a step, no heads run), prompt by prompt.
+    """Measure how fast the trees of BUNDLE decode, compared with plain decoding of the same bundle.
 
-    The prompt file holds JSON lines with "turns", a list of user messages; a later message is asked after the model's
-    own answers. Plain decoding and every tree, on every backend, answer a message before the next one is asked, warmed
-    up and in changing order. There is a result for each backend, profile ("plain" is one), --prompt-length and
-    --max-new-tokens. Exit code 1 when a backend fails, or tokens differ from plain decoding's by more than a tie (1e-3
-    logits in fp32, where weights are quantised 1% of the row's range); the JSON is written all the same. Lines that
-    have a "category" are counted by it too.
+    Plain decoding runs one token in each step and no heads. It and every tree, on every backend, answer each user
+    message in alternation, so that all see the same state of the machine; a later message of a prompt is asked after
+    the model's own answers. Results are reported for each backend, tree, --prompt-length and --max-new-tokens, and for
+    each category if lines of the prompt file have a "category". The JSON file is what `medusa-export report` reads.
+
+    Exit code 1 if a backend fails, or if a tree gives other tokens than plain decoding and the difference is more than
+    a tie (see `medusa-export verify`). The JSON is written in both cases.
     """
-    check_output_file(output, BENCH, inputs=[file, *([forced] if forced else [])], bundle=bundle)
+    results.check(BENCH, inputs=[file, *([forced] if forced else [])], bundle=bundle)
     prompts, kinds = load_prompts(file, limit), read_categories(file)
     opened = Bundle.open(bundle, expected_digest=expected_digest)
     for name in backends:
@@ -131,7 +139,7 @@ def command(
     cases = [Case(*sizes) for sizes in product(lengths or (None,), limits)]
     encoder = PromptEncoder(opened)
     if not encoder.has_chat_template:
-        click.echo(PLAIN_TEXT, err=True)
+        note(PLAIN_TEXT)
     texts = {length: prompts_of_length(encoder, prompts, length) for length in lengths}
     job = Job(opened, encoder, prompts, kinds, texts, trees, cases, turns == "first", recording, max_length, gpu)
     settings = {
@@ -146,17 +154,19 @@ def command(
     content = document(opened, file, len(prompts), threads, settings)
     workers = {name: Worker(name) for name in backends}
     try:
-        _measure(job, workers, precision, threads, content, output)
+        _measure(job, workers, precision, threads, content, results)
     finally:
         for worker in workers.values():
             worker.close()
-    click.echo(_summary(content, encoder.tokenizer))
+    results.write(BENCH, content)
+    results.echo(_summary(content, encoder.tokenizer))
     if content["failures"]:
-        raise MedusaError(f"{'; '.join(content['failures'].values())}. {output} holds what was measured")
+        kept = f". {results.file} has the results up to then" if results.file else ""
+        raise MedusaError(f"{'; '.join(content['failures'].values())}{kept}")
     if failures := sum(result["failures"] for result in content["results"]):
         raise MedusaError(
-            f"{failures} answers differ from plain decoding's by more than a tie: the figures in {output} are not of "
-            "the same text; look into it with medusa-export verify"
+            f"{failures} answers differ from those of plain decoding by more than a tie, so the results do not compare "
+            "the same text; run `medusa-export verify` to see where they differ"
         )
 
 
@@ -166,9 +176,9 @@ def _measure(
     precision: str | None,
     threads: int | None,
     content: dict[str, Any],
-    output: Path,
+    results: Results,
 ) -> None:
-    """Fill in backends and results, written case by case. Raises MedusaError where nothing could be timed."""
+    """Fill in backends and results, and save them after each case. Raises MedusaError if nothing could be measured."""
     report = Progress().report
     opened = open_backends(job, workers, precision, threads, report)
     running = {name: workers[name] for name in opened}
@@ -178,14 +188,14 @@ def _measure(
         if len(job.cases) > 1:
             report(case.describe())
         done, skipped = run_case(job, case, running, context, report)
-        content["results"] += results(case, done, opened, job.trees, job.categories, ends=job.ends(case))
+        content["results"] += summarise(case, done, opened, job.trees, job.categories, ends=job.ends(case))
         content["prompts"]["turns"] += len(done)
         content["prompts"]["skipped"] += [
             {"prompt": one.prompt, "turn": one.turn, "tokens": one.tokens} for one in skipped
         ]
         content["failures"] = {name: worker.failure for name, worker in workers.items() if worker.failure}
         if any(result["steps"] for result in content["results"]):
-            write_json(output, BENCH.marked(content))
+            results.save(BENCH, content)
         if all(worker.failure for worker in running.values()):
             break
     if not any(result["steps"] for result in content["results"]):
@@ -194,7 +204,7 @@ def _measure(
 
 
 def _summary(content: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """Table, categories, and each answer that differs from plain decoding's."""
+    """Format the table, the categories, and each answer that differs from that of plain decoding."""
     found: list[dict[str, Any]] = content["results"]
     several = len({result["backend"] for result in found}) > 1
     lines = [table(found)]

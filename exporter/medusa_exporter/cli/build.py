@@ -1,71 +1,107 @@
-"""`medusa-export build`: make a bundle."""
+"""`medusa-export build`: build a bundle from a model and its Medusa heads."""
 
 from __future__ import annotations
 
-import json
-import signal
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import click
+from medusa_runtime.manifest import Manifest
 
-from medusa_exporter.build import BACKENDS, build
+from medusa_exporter.build import BACKENDS, BuildResult, build
 from medusa_exporter.build_inputs import read_manifest
-from medusa_exporter.cli.options import Progress, capacity_options, chat_template_option, gpu_option, split_commas
+from medusa_exporter.cli.command import Command
+from medusa_exporter.cli.options import (
+    BACKEND_NAMES,
+    capacity_options,
+    chat_template_option,
+    gpu_option,
+    list_option,
+)
+from medusa_exporter.cli.results import Results, json_option
+from medusa_exporter.console import Progress
 from medusa_exporter.engines import flavours
 from medusa_exporter.engines.add import add_engines, find_targets
 from medusa_exporter.engines.flavours import FLAVOURS
 from medusa_exporter.engines.step_sizes import capacity
+from medusa_exporter.output_kinds import SUMMARIES
 from medusa_exporter.precisions import PRECISIONS, choose
 
+ALL_PRECISIONS = tuple(dict.fromkeys(precision for served in PRECISIONS.values() for precision in served))
 
-@click.command(name="build")
-@click.argument("model")
-@click.option("--heads", required=True, help="Folder or hub name of the Medusa heads.")
-@click.option("-o", "--output", "bundle", required=True, type=click.Path(path_type=Path), help="The bundle's folder.")
-@click.option(
-    "--backend", "backends", multiple=True, default=BACKENDS, callback=split_commas, show_default=True, help="Backends."
+KIND = SUMMARIES["build"]
+
+
+@click.command(
+    name="build",
+    cls=Command,
+    example=(
+        "medusa-export build HuggingFaceTB/SmolLM2-135M-Instruct \\\n"
+        "  --heads heads/smollm2-135m-instruct -o bundle --precision int8"
+    ),
 )
+@click.argument("model")
+@click.option("--heads", required=True, metavar="HEADS", help="Folder or hub name of the Medusa heads.")
 @click.option(
+    "-o",
+    "--output",
+    "bundle",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Folder to write the bundle to.",
+)
+@list_option(
+    *BACKEND_NAMES,
+    "backends",
+    metavar="NAME",
+    kind=click.Choice(list(PRECISIONS)),
+    default=BACKENDS,
+    show_default=True,
+    help=f"Backends to build graphs for: {', '.join(PRECISIONS)}.",
+)
+@list_option(
     "--precision",
     "precisions",
-    multiple=True,
-    callback=split_commas,
-    help="One graph each: "
+    metavar="NAME",
+    kind=click.Choice(ALL_PRECISIONS),
+    help="Precisions to build; each is a graph of its own. "
     + "; ".join(f"{backend} runs {', '.join(served)}" for backend, served in PRECISIONS.items())
-    + ". Default: the first of each backend.",
+    + ". Default: the first one of each backend.",
 )
-@click.option(
+@list_option(
     "--profile",
     "profiles",
-    multiple=True,
-    callback=split_commas,
-    help="Trees: names of shipped ones or .toml files. Default: every shipped tree that the heads reach.",
+    metavar="NAME|FILE",
+    help="Trees to put into the bundle: names that `medusa-export profiles` lists, or .toml files. Default: every "
+    "listed tree that is no deeper than the number of heads.",
 )
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
+    metavar="N",
     default=1,
     show_default=True,
-    help="Sequences that a step of TensorRT's engines takes. More than one is for callers of the backend itself: the "
-    "decoder takes one.",
+    help="Number of sequences in one step of a TensorRT engine. More than 1 is for programs that call the backend "
+    "themselves: the decoder runs one sequence.",
 )
 @chat_template_option
 @click.option(
     "--context",
     type=click.IntRange(min=1),
-    help="Tokens that a prompt and its answer may come to, at most what the model supports. Graphs hold a table of "
-    "that length, and a GPU allocates memory for it. Default: the model's max_position_embeddings.",
+    metavar="TOKENS",
+    help="Maximum number of tokens of a prompt and its answer together, at most what the model supports. The graphs "
+    "store a table of that length, and a GPU allocates memory for it. Default: the model's max_position_embeddings.",
 )
 @capacity_options
 @gpu_option
 @click.option(
     "--no-engines",
     is_flag=True,
-    help="Leave TensorRT's engines to medusa-export engines, on the machine that runs them.",
+    help="Do not build TensorRT engines. Run `medusa-export engines` later, on the machine that will run them.",
 )
-@click.option("--force", is_flag=True, help="Build even where nothing has changed.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON on standard output.")
+@click.option("--force", is_flag=True, help="Build again even if nothing has changed.")
+@json_option("a summary of the bundle")
 def command(
     model: str,
     heads: str,
@@ -82,16 +118,17 @@ def command(
     gpu: int,
     no_engines: bool,
     force: bool,
-    as_json: bool,
+    results: Results,
 ) -> None:
     """Build a bundle from MODEL: a hub name, a local folder or a GGUF file.
 
-    A second run with nothing changed does nothing (files are compared by size and time; a hub name counts as
-    unchanged). Progress goes to standard error. Options that take a list may be repeated or comma-separated.
+    A bundle is a folder with one ONNX graph for each backend and precision, the tokenizer, and the trees. It appears as
+    a whole: an interrupted build leaves the previous bundle, or none. A second run does nothing unless MODEL, the heads
+    or an option has changed; files are compared by size and time, and a hub name counts as unchanged.
     """
-    signal.signal(signal.SIGTERM, _stop)
-    with_engines = [] if no_engines else [backend for backend in dict.fromkeys(backends) if backend in FLAVOURS]
-    for backend in with_engines:  # before minutes of work
+    results.check(KIND, inputs=[Path(model)] if Path(model).is_file() else [], bundle=bundle)
+    with_engines = () if no_engines else tuple(backend for backend in backends if backend in FLAVOURS)
+    for backend in with_engines:  # a wrong target or capacity is refused before minutes of work
         find_targets(flavours.find(backend), targets, gpu)
         if static_capacity:
             capacity(max_length or static_capacity, static_capacity)
@@ -123,30 +160,23 @@ def command(
                 gpu=gpu,
                 report=progress.report,
             )
-    seconds = round(progress.seconds, 1)
     manifest = read_manifest(bundle)
-    size = sum(facts.size for facts in manifest.files.values())
-    if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "bundle": str(bundle),
-                    "built": result.built,
-                    "seconds": seconds,
-                    "bytes": size,
-                    "engines": engines,
-                    "graphs": sorted(manifest.graphs),
-                    "profiles": list(manifest.profiles),
-                    "digest": manifest.digest,
-                }
-            )
-        )
-    elif result.built or engines:
-        click.echo(f"built {bundle}: {size / 1e6:.0f} MB, {len(manifest.profiles)} profiles, {seconds} s")
+    results.write(KIND, _summary(result, manifest, engines, progress.seconds))
+    if result.built or engines:
+        size = sum(facts.size for facts in manifest.files.values()) / 1e6
+        results.echo(f"built {bundle}: {size:.0f} MB, {len(manifest.profiles)} profiles, {progress.seconds:.1f} s")
     else:
-        click.echo(f"{bundle} is up to date; --force builds it again")
+        results.echo(f"{bundle} is up to date; --force builds it again")
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    """Let a terminated build clean up as an interrupted one does."""
-    raise KeyboardInterrupt
+def _summary(result: BuildResult, manifest: Manifest, engines: list[str], seconds: float) -> dict[str, Any]:
+    return {
+        "bundle": str(result.bundle),
+        "built": result.built,
+        "seconds": round(seconds, 1),
+        "bytes": sum(facts.size for facts in manifest.files.values()),
+        "engines": engines,
+        "graphs": sorted(manifest.graphs),
+        "profiles": list(manifest.profiles),
+        "digest": manifest.digest,
+    }

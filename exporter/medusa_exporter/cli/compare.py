@@ -1,4 +1,4 @@
-"""`medusa-export compare`: two backends' outputs, tensor by tensor."""
+"""`medusa-export compare`: compare the output tensors of two backends or precisions."""
 
 from __future__ import annotations
 
@@ -16,69 +16,85 @@ from medusa_runtime.errors import CapacityError, MedusaError
 
 from medusa_exporter.bench.conversations import PLAIN_TEXT, encode
 from medusa_exporter.bench.machine import versions
-from medusa_exporter.cli.options import Progress, choose_trees, digest_option, gpu_option, split_commas
+from medusa_exporter.cli.command import Command
+from medusa_exporter.cli.options import (
+    BACKEND_NAMES,
+    INPUT_FILE,
+    choose_trees,
+    digest_option,
+    gpu_option,
+    limit_option,
+    list_option,
+    prompts_option,
+)
+from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.compare import formatting, reference_file
 from medusa_exporter.compare.arrays import load_polygraphy
 from medusa_exporter.compare.reference_file import Side
 from medusa_exporter.compare.steps import Plan, Reference, ReferenceStep, StepRunner, rows_needed, run_steps
 from medusa_exporter.compare.summary import ComparisonSummary
 from medusa_exporter.compare.tolerances import tolerance
+from medusa_exporter.console import Progress
 from medusa_exporter.extras import import_extra
-from medusa_exporter.files import write_json
 from medusa_exporter.output_kinds import COMPARE, REFERENCE
 from medusa_exporter.overwrite_check import check_output_file
 from medusa_exporter.prompts import load_prompts
 from medusa_exporter.verify import PROMPTS
 
 STEPS = 8
-Named = tuple[str, str | None]  # a backend and its precision, None for the bundle's own choice
+Named = tuple[str, str | None]  # a backend and a precision; None for the default precision of the bundle
 
 
-def _named(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Named]:
-    """Read BACKEND[:PRECISION], one or two of them."""
-    found: list[Named] = []
-    for word in split_commas(context, parameter, values):
-        backend, _, precision = word.partition(":")
-        if backend not in BACKENDS:
-            raise click.BadParameter(f"{word!r} names no backend; expected one of {', '.join(BACKENDS)}")
-        found.append((backend, precision or None))
-    if not 1 <= len(found) <= 2:
-        raise click.BadParameter(f"{len(found)} backends are named; expected two, or one with --save or --against")
-    return found
+class _NamedType(click.ParamType):  # type: ignore[type-arg]  # click 8.2 has no type argument
+    """Reads BACKEND or BACKEND:PRECISION."""
+
+    name = "backend"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Named:
+        backend, _, precision = value.partition(":")
+        return click.Choice(list(BACKENDS)).convert(backend, param, ctx), precision or None
 
 
-@click.command(name="compare")
+@click.command(name="compare", cls=Command, example="medusa-export compare bundle --backend ort-cpu:fp32,ort-cpu:int8")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @digest_option
-@click.option(
-    "--backends",
+@list_option(
+    *BACKEND_NAMES,
     "named",
     required=True,
-    multiple=True,
-    callback=_named,
-    metavar="A[:PRECISION][,B[:PRECISION]]",
-    help="The reference, and who is compared with it. Precision: fp32, or the only one, where none is named.",
+    unique=False,
+    kind=_NamedType(),
+    metavar="NAME[:PRECISION]",
+    help="The two backends to compare; the first one is the reference. The two may be the same backend in two "
+    "precisions, e.g. ort-cpu:fp32,ort-cpu:int8. With --save or --against name one. Default precision: fp32, or the "
+    f"only one in the bundle. Backends: {', '.join(BACKENDS)}.",
 )
+@prompts_option
+@limit_option
 @click.option(
-    "--prompts",
-    "file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="JSON lines with 'turns', of which the first is taken. Default: a handful of built-in prompts.",
+    "--steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Number of decoding steps after each prompt; each is run both plain and as a tree. Default: {STEPS}.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts.")
-@click.option("--steps", type=click.IntRange(min=1), help=f"Behind each prompt, plain and as a tree. Default: {STEPS}.")
-@click.option("--profile", help="The tree to run. Default: the largest of the bundle.")
-@click.option("--save", type=click.Path(path_type=Path), help="Run one backend and keep all that it gives there.")
+@click.option("--profile", metavar="NAME", help="Tree of the bundle to run. Default: the largest one.")
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Run one backend and write its outputs to FILE; compare nothing yet.",
+)
 @click.option(
     "--against",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Compare one backend with what --save kept: same prompts, steps and tree.",
+    type=INPUT_FILE,
+    metavar="FILE",
+    help="Compare one backend with the outputs that --save wrote to FILE: with the same prompts, steps and tree.",
 )
 @gpu_option
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the outcome there too.")
+@json_option("the outcome")
 def command(
     bundle: Path,
-    named: list[Named],
+    named: tuple[Named, ...],
     file: Path | None,
     limit: int | None,
     steps: int | None,
@@ -86,32 +102,26 @@ def command(
     save: Path | None,
     against: Path | None,
     gpu: int,
-    output: Path | None,
     expected_digest: str | None,
+    results: Results,
 ) -> None:
-    """Compare what two backends, or two precisions of one, give at every step on BUNDLE: all tensors, by polygraphy.
+    """Compare all output tensors of two backends, or of two precisions of one backend, at every step.
 
-    The first decodes the prompts greedily; the second gets the same tokens and keeps the same paths. Every step is run
-    plain and as a tree. Each tensor's largest error is a share of the largest magnitude in it; what is allowed depends
-    on the two precisions. Candidates, which heads of fewer bits rank in another way, are counted alone, then the tree
-    is run again with the first one's. Exit code 1 when anything is beyond its tolerance.
+    The first backend is the reference: it decodes the prompts greedily. The second one runs the same tokens and keeps
+    the same paths. Every step is run twice, plain and as a tree. The error of a tensor is its largest difference as a
+    share of the largest magnitude in it; the tolerance depends on the two precisions. Where the candidates of the heads
+    differ, they are counted, and the tree is run again with those of the reference.
 
-    --save and --against do the same in two processes, or on two machines.
+    To compare backends that cannot share a Python environment or a machine, run --save in one and --against in the
+    other.
+
+    Exit code 1 if an error is above its tolerance.
     """
-    alone = save is not None or against is not None
-    if save is not None and against is not None:
-        raise click.UsageError("--save runs the reference, --against compares with one; leave out one of the two")
-    if len(named) != (1 if alone else 2):
-        raise click.UsageError(f"--backends names {len(named)}; expected two, or one with --save or --against")
-    if against is not None and (file, limit, steps, profile) != (None,) * 4:
-        raise click.UsageError(
-            "--against takes prompts, steps and tree from the file; leave out --prompts, --limit, --steps and --profile"
-        )
-    if save is not None and output is not None:
-        raise click.UsageError("--save compares nothing yet; give --json with --against")
-    for place, kind in ((save, REFERENCE), (output, COMPARE)):
-        if place is not None:
-            check_output_file(place, kind, inputs=[source for source in (file, against) if source], bundle=bundle)
+    _check_usage(named, (file, limit, steps, profile), save, against, results)
+    inputs = [source for source in (file, against) if source]
+    results.check(COMPARE, inputs=inputs, bundle=bundle)
+    if save is not None:
+        check_output_file(save, REFERENCE, inputs=inputs, bundle=bundle)
     if save is None:
         load_polygraphy()  # before any work
     if against is not None:
@@ -129,10 +139,26 @@ def command(
         plan = _plan(engines, file, limit, steps or STEPS, profile, progress)
         reference = StepRunner(engines[0].decoder, plan)
         if save is not None:
-            _save(opened, reference, plan, sides[0], save, progress)
+            results.echo(_save(opened, reference, plan, sides[0], save, progress))
             return
         outcome = _compare(opened, reference, engines[1], plan, sides, progress)
-    _conclude(opened, plan, sides, outcome, output)
+    _conclude(opened, plan, sides, outcome, results)
+
+
+def _check_usage(
+    named: tuple[Named, ...], chosen: tuple[object, ...], save: Path | None, against: Path | None, results: Results
+) -> None:
+    """Raise UsageError for options that exclude each other. chosen: the options that --against takes from the file."""
+    if save is not None and against is not None:
+        raise click.UsageError("--save runs the reference, --against compares with one; leave out one of the two")
+    if len(named) != (2 if save is None and against is None else 1):
+        raise click.UsageError(f"--backend names {len(named)}; expected two, or one with --save or --against")
+    if against is not None and any(value is not None for value in chosen):
+        raise click.UsageError(
+            "--against takes prompts, steps and tree from the file; leave out --prompts, --limit, --steps and --profile"
+        )
+    if save is not None and results.wants_json:
+        raise click.UsageError("--save compares nothing yet; give --json with --against")
 
 
 def _load(bundle: Bundle, named: Named, gpu: int, progress: Progress) -> Engine:
@@ -145,7 +171,7 @@ def _load(bundle: Bundle, named: Named, gpu: int, progress: Progress) -> Engine:
 def _plan(
     engines: list[Engine], file: Path | None, limit: int | None, steps: int, profile: str | None, progress: Progress
 ) -> Plan:
-    """Lay the prompts out; one that leaves no room for the steps behind it loses its end."""
+    """Encode the prompts, choose the tree, and cut prompts that leave no room in the context for the steps."""
     bundle = engines[0].bundle
     trees = choose_trees(bundle, [] if profile is None else [profile])
     tree = max(trees, key=lambda one: (one.size, one.name == f"tree-{one.size}"))  # fitted ones first
@@ -170,8 +196,8 @@ def _plan(
     return Plan(tuple(prompts), tree, steps, bundle.model.eos_token_ids)
 
 
-def _watched(bundle: Bundle, reference: Reference, plan: Plan, progress: Progress) -> Iterator[ReferenceStep]:
-    """Take the plan's steps, and tell with which prompt each begins."""
+def _reference_steps(bundle: Bundle, reference: Reference, plan: Plan, progress: Progress) -> Iterator[ReferenceStep]:
+    """Run the steps of the plan with the reference, and report each prompt as it begins."""
     prompt = 0
     for taken in run_steps(reference, plan, bundle.heads.top_k):
         if taken.inputs.prompt != prompt:
@@ -180,12 +206,13 @@ def _watched(bundle: Bundle, reference: Reference, plan: Plan, progress: Progres
         yield taken
 
 
-def _save(bundle: Bundle, reference: StepRunner, plan: Plan, side: Side, file: Path, progress: Progress) -> None:
+def _save(bundle: Bundle, reference: StepRunner, plan: Plan, side: Side, file: Path, progress: Progress) -> str:
+    """Run the reference, write its outputs, and return a summary."""
     with reference_file.write_reference(file, bundle, side, plan) as recorder:
-        for taken in _watched(bundle, reference, plan, progress):
+        for taken in _reference_steps(bundle, reference, plan, progress):
             recorder.add(taken.outputs)
     size = file.stat().st_size / 1e6
-    click.echo(f"{side}: {recorder.steps} steps of {len(plan.prompts)} prompts, {plan.tree.name}, {size:.0f} MB")
+    return f"{side}: {recorder.steps} steps of {len(plan.prompts)} prompts, {plan.tree.name}, {size:.0f} MB"
 
 
 def _compare(
@@ -194,32 +221,31 @@ def _compare(
     limits = tolerance(*(side.precision for side in sides))
     runner = StepRunner(other.decoder, plan)
     outcome = ComparisonSummary(bundle.model, bundle.heads, plan.tree, limits)
-    for taken in _watched(bundle, reference, plan, progress):
+    for taken in _reference_steps(bundle, reference, plan, progress):
         outcome.add(taken, runner.replay(taken))
     return outcome
 
 
-def _conclude(bundle: Bundle, plan: Plan, sides: list[Side], outcome: ComparisonSummary, output: Path | None) -> None:
-    """Show and write the outcome. Raises MedusaError with the worst mismatch, if there is one."""
+def _conclude(bundle: Bundle, plan: Plan, sides: list[Side], outcome: ComparisonSummary, results: Results) -> None:
+    """Print and write the outcome. Raises MedusaError with the largest mismatch if there is one."""
     rows, worst = outcome.rows(), outcome.worst()
-    if output is not None:
-        content: dict[str, Any] = {
-            "bundle": {"name": bundle.root.name, "digest": bundle.manifest.digest},
-            "versions": versions(),
-            "reference": asdict(sides[0]),
-            "compared": asdict(sides[1]),
-            "profile": plan.tree.name,
-            "prompts": len(plan.prompts),
-            "steps": outcome.steps,
-            "passed": worst is None,
-            "tensors": formatting.as_json(rows),
-        }
-        write_json(output, COMPARE.marked(content))
-    click.echo(formatting.table(rows))
+    content: dict[str, Any] = {
+        "bundle": {"name": bundle.root.name, "digest": bundle.manifest.digest},
+        "versions": versions(),
+        "reference": asdict(sides[0]),
+        "compared": asdict(sides[1]),
+        "profile": plan.tree.name,
+        "prompts": len(plan.prompts),
+        "steps": outcome.steps,
+        "passed": worst is None,
+        "tensors": formatting.as_json(rows),
+    }
+    results.write(COMPARE, content)
+    results.echo(formatting.table(rows))
     reference, other = map(str, sides)
     if worst is not None:
         raise MedusaError(formatting.mismatch(worst, outcome.first, reference, other))
-    click.echo(
+    results.echo(
         f"{other} equals {reference} within tolerance: {outcome.steps} steps of {len(plan.prompts)} prompts, "
         f"plain and {plan.tree.name}"
     )

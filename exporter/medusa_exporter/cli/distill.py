@@ -6,38 +6,161 @@ from pathlib import Path
 
 import click
 
-from medusa_exporter.cli.options import chat_template_option
-from medusa_exporter.output_kinds import DATA, REVIEW
+from medusa_exporter.cli.command import Command
+from medusa_exporter.cli.options import (
+    INPUT_FILE,
+    chat_template_option,
+    device_option,
+    dtype_option,
+    limit_option,
+    list_option,
+)
+from medusa_exporter.cli.results import Results, json_option
+from medusa_exporter.console import note
+from medusa_exporter.output_kinds import DATA, REVIEW, SUMMARIES
 from medusa_exporter.overwrite_check import check_output_file, check_output_folder
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+KIND = SUMMARIES["distill"]
 
 
-@click.command(name="distill")
-@click.argument("model")
-@click.option("--prompts", "files", multiple=True, type=FILE, metavar="FILE", help='JSON lines with "turns".')
-@click.option("--exclude", multiple=True, type=FILE, metavar="FILE", help="Prompts that must not be in the data.")
-@click.option("--answers", multiple=True, type=FILE, metavar="FILE", help='Ready conversations: lines with "messages".')
-@click.option("--synthesize", default=0, type=click.IntRange(0), help="Conversations that the model opens itself.")
-@click.option("--follow-ups/--no-follow-ups", default=True, show_default=True, help="Go on until the context is full.")
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DATA")
-@click.option("--max-new-tokens", default=320, show_default=True, type=click.IntRange(2), help="Per answer.")
-@click.option("--context", default=768, show_default=True, type=click.IntRange(8), help="Tokens of a conversation.")
-@click.option("--temperature", multiple=True, default=(0.0,), type=click.FloatRange(0, 10), help="0 is greedy.")
-@click.option("--top-k", default=0, type=click.IntRange(0), help="Draw from the k likeliest tokens; 0: from all.")
-@click.option("--top-p", default=1.0, type=click.FloatRange(0, 1, min_open=True), help="Draw from this share.")
-@click.option("--min-p", default=0.05, show_default=True, type=click.FloatRange(0, 1), help="Share of the likeliest.")
-@chat_template_option
-@click.option("--batch", default=256, show_default=True, type=click.IntRange(1), help="Conversations at once.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many prompts of the files.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin nothing that would take longer.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
-@click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
-@click.option(
-    "--review-out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="New file, to be corrected."
+@click.command(
+    name="distill",
+    cls=Command,
+    example=(
+        "medusa-export distill HuggingFaceTB/SmolLM2-135M-Instruct \\\n"
+        "  --prompts prompts.jsonl --temperature 0,0.7 -o data"
+    ),
 )
-@click.option("--review-in", type=FILE, metavar="FILE", help="Corrected; DATA must be complete.")
+@click.argument("model")
+@click.option(
+    "--prompts",
+    "files",
+    multiple=True,
+    type=INPUT_FILE,
+    metavar="FILE",
+    help='JSON Lines file of prompts to answer: each line has "turns", a list of user messages. May be repeated.',
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    type=INPUT_FILE,
+    metavar="FILE",
+    help="JSON Lines file of prompts that must not be in the data, for example those of a benchmark. May be repeated.",
+)
+@click.option(
+    "--answers",
+    multiple=True,
+    type=INPUT_FILE,
+    metavar="FILE",
+    help='JSON Lines file of finished conversations to add as they are: each line has "messages", a list of objects '
+    'with "role" and "content". May be repeated.',
+)
+@click.option(
+    "--synthesize",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Generate N more conversations in which the model writes the first user message too.",
+)
+@click.option(
+    "--follow-ups/--no-follow-ups",
+    default=True,
+    show_default=True,
+    help="Let the model write more user messages and answer them until --context is full, or stop after the prompt's "
+    "own turns.",
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DATA",
+    help="Folder to write the conversations to.",
+)
+@click.option(
+    "--max-new-tokens",
+    default=320,
+    show_default=True,
+    type=click.IntRange(2),
+    metavar="TOKENS",
+    help="Maximum number of tokens of an answer.",
+)
+@click.option(
+    "--context",
+    default=768,
+    show_default=True,
+    type=click.IntRange(8),
+    metavar="TOKENS",
+    help="Maximum number of tokens of a conversation.",
+)
+@list_option(
+    "--temperature",
+    metavar="T",
+    kind=click.FloatRange(0, 10),
+    default=("0.0",),
+    show_default=True,
+    help="Sampling temperatures; each prompt is answered once with each of them. 0 is greedy decoding.",
+)
+@click.option(
+    "--top-k",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="K",
+    help="Sample from the K most likely tokens only; 0 samples from all. For temperatures above 0.",
+)
+@click.option(
+    "--top-p",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="P",
+    help="Sample from the smallest set of tokens whose probabilities add up to P. For temperatures above 0.",
+)
+@click.option(
+    "--min-p",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Sample from tokens that are at least P times as likely as the most likely one. For temperatures above 0.",
+)
+@chat_template_option
+@click.option(
+    "--batch",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of conversations that are generated at the same time.",
+)
+@limit_option
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Time limit: start no batch that would end later. Default: no limit.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), metavar="N", help="Seed of the random numbers."
+)
+@device_option
+@dtype_option
+@click.option(
+    "--review-out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help='Write the finished conversations to a new JSON Lines file, with "messages" and "id", for people to correct.',
+)
+@click.option(
+    "--review-in",
+    type=INPUT_FILE,
+    metavar="FILE",
+    help="Read the corrected file of --review-out back into DATA, which must be complete. Changed conversations "
+    "replace the old ones; missing ones are removed.",
+)
+@json_option("a summary of the data")
 def command(
     model: str,
     files: tuple[Path, ...],
@@ -61,15 +184,15 @@ def command(
     dtype: str,
     review_out: Path | None,
     review_in: Path | None,
+    results: Results,
 ) -> None:
-    """Let MODEL answer prompts, and go on with user turns of its own: the data that heads are trained on.
+    """Let MODEL answer prompts, and write the conversations to DATA: the data that heads are trained on.
 
-    --prompts takes JSON lines with "turns", a list of user messages; --answers takes lines with "messages", objects
-    with "role" and "content", as they are. --temperature may be given several times: one conversation a prompt each;
-    --top-k, --top-p and --min-p bear on those above 0. A run broken off goes on when the same command is given again.
+    MODEL is a hub name, a folder or a GGUF file. After a prompt's own turns the model goes on with user messages that
+    it writes itself. An interrupted run continues when the same command is given again.
 
-    --review-out writes the finished conversations as lines with "messages" and "id"; --review-in, with the same other
-    arguments, takes them back: changed ones are laid out anew, missing ones dropped.
+    To correct the conversations by hand, run the same command with --review-out, edit the file, then run it with
+    --review-in.
     """
     if not files and not synthesize and not answers:
         raise click.UsageError("nothing to answer: give --prompts FILE, --synthesize N or --answers FILE")
@@ -80,6 +203,7 @@ def command(
     check_output_folder(output, DATA, inputs=[Path(model)] if Path(model).exists() else [])
     if review_out:
         check_output_file(review_out, REVIEW, inputs=given)
+    results.check(KIND, inputs=given)
 
     from medusa_exporter.distillation.conversations import read_conversations
     from medusa_exporter.distillation.dataset import META_NAME, DataError, save_data
@@ -91,16 +215,13 @@ def command(
     from medusa_exporter.prompts import read_prompts
     from medusa_exporter.training.hidden_states import pick_device, pick_dtype
 
-    def echo(line: str) -> None:
-        click.echo(line, err=True)
-
     plan = Plan(
         conversations=tuple([turns for file in files for turns in read_prompts(file)][:limit]),
         excluded=tuple(turns for file in exclude for turns in read_prompts(file)),
         answers=tuple(found for file in answers for found in read_conversations(file)),
         synthesize=synthesize,
         follow_ups=follow_ups,
-        temperatures=tuple(dict.fromkeys(temperature)),
+        temperatures=temperature,
         sampling=Sampling(top_k, top_p, min_p),
         max_new_tokens=max_new_tokens,
         context=context,
@@ -115,12 +236,13 @@ def command(
     tokenizer = load_tokenizer(source)
     choose_template(tokenizer, chat_template)
     loaded = load_model(source, pick_dtype(dtype, device), device)
-    found = distill(loaded, tokenizer, source.name, plan, output, minutes=minutes, echo=echo)
+    found = distill(loaded, tokenizer, source.name, plan, output, minutes=minutes, echo=note)
     if review_in:
         found, counts = read_review(found, tokenizer, review_in, context)
         save_data(found, output)
-        echo(f"{', '.join(f'{count} {kind}' for kind, count in counts.items())} -> {output}")
+        note(f"{', '.join(f'{count} {kind}' for kind, count in counts.items())} -> {output}")
     if review_out:
         written, foreign = write_review(found, tokenizer, review_out)
         left_out = f"; {foreign} that the chat template did not make are left out, and stay" if foreign else ""
-        echo(f"{written} conversations{left_out} -> {review_out}")
+        note(f"{written} conversations{left_out} -> {review_out}")
+    results.write(KIND, {"output": str(output), "rows": found.rows, "tokens": len(found.tokens), "model": source.name})

@@ -1,48 +1,68 @@
-"""`medusa-export heads`: what can be done with heads by themselves."""
+"""`medusa-export heads`: convert Medusa heads from any published layout."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from medusa_exporter.cli.command import Group
+from medusa_exporter.cli.results import Results, json_option
+from medusa_exporter.console import warn
+from medusa_exporter.output_kinds import SUMMARIES
+
 if TYPE_CHECKING:
     from medusa_exporter.heads.convert import Conversion
 
 
-@click.group(name="heads")
+KIND = SUMMARIES["heads convert"]
+
+
+@click.group(name="heads", cls=Group)
 def command() -> None:
-    """Convert heads between layouts."""
+    """Convert Medusa heads from any published layout."""
 
 
-@command.command(name="convert")
+@command.command(name="convert", example="medusa-export heads convert medusa_lm_head.pt -o heads --base vicuna-7b")
 @click.argument("source")
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="HEADS")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="HEADS",
+    help="Folder to write the heads to.",
+)
 @click.option(
     "--base",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="MODEL_FOLDER",
-    help="The model they are for: check its sizes, and leave out lm_heads that equal its own.",
+    metavar="FOLDER",
+    help="Folder of the model that the heads belong to. The heads' sizes are checked against it, and lm_heads that "
+    "equal the model's own are left out.",
 )
-@click.option("--force", is_flag=True, help="Overwrite the heads in HEADS.")
-def convert_command(source: str, output: Path, base: Path | None, force: bool) -> None:
-    """Write the heads of SOURCE, in any published layout, into HEADS in the one that `train` writes.
+@click.option("--force", is_flag=True, help="Overwrite heads that are in HEADS already.")
+@json_option("the architecture of the heads")
+def convert_command(source: str, output: Path, base: Path | None, force: bool, results: Results) -> None:
+    """Convert the heads in SOURCE, in any published layout, and write them to HEADS in the layout of `train`.
 
-    SOURCE is a folder, a hub name or a file ending in .pt, .pth or .bin: the Medusa authors' (v0.1 pickles, v1.0 merged
-    with the model, version 2), TGI's, vLLM's, ModelOpt's or TensorRT-LLM's. Pickles are read by this command alone,
-    as tensors and nothing else; what else they hold is refused and never run.
+    SOURCE is a folder, a hub name, or a file that ends in .pt, .pth or .bin. These layouts are recognised: those of the
+    Medusa authors (v0.1 pickles, v1.0 merged with the model, version 2), TGI, vLLM, ModelOpt and TensorRT-LLM. This is
+    the only command that reads pickles; it reads tensors from them, refuses anything else and runs no code.
     """
+    results.check(KIND)
     from medusa_exporter.heads.convert import convert
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         converted = convert(source, output, base=base, force=force)
     for warning in caught:
-        click.echo(f"warning: {warning.message}", err=True)
-    click.echo(_found(converted))
-    click.echo(f"wrote {output}")
+        warn(str(warning.message))
+    facts, layout = asdict(converted.facts), converted.layout.title
+    results.write(KIND, {"output": str(output), "layout": layout, "shared_lm_head": converted.shared, "heads": facts})
+    results.echo(f"{_found(converted)}\nwrote {output}")
 
 
 def _found(converted: Conversion) -> str:

@@ -1,4 +1,4 @@
-"""`medusa-export heads-report`: how well heads guess, and the trees that suit them."""
+"""`medusa-export heads-report`: measure how well heads predict, and fit trees to them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,63 @@ from pathlib import Path
 
 import click
 
-from medusa_exporter.files import write_json
+from medusa_exporter.cli.command import Command
+from medusa_exporter.cli.options import device_option, dtype_option
+from medusa_exporter.cli.results import Results, json_option
+from medusa_exporter.console import warn
 from medusa_exporter.output_kinds import FITTED, HEADS_REPORT, TREE
-from medusa_exporter.overwrite_check import check_output_file, check_output_folder
+from medusa_exporter.overwrite_check import check_output_folder
 
 
-@click.command(name="heads-report")
+@click.command(
+    name="heads-report",
+    cls=Command,
+    example=(
+        "medusa-export heads-report HuggingFaceTB/SmolLM2-135M-Instruct heads \\\n  --data data --write-profiles trees"
+    ),
+)
 @click.argument("model")
 @click.argument("heads")
 @click.option(
-    "--data", "folders", multiple=True, required=True, type=click.Path(exists=True, file_okay=False), metavar="DATA"
+    "--data",
+    "folders",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DATA",
+    help="Folder of conversations that `medusa-export distill` wrote for MODEL. May be repeated.",
 )
-@click.option("--all", "every_row", is_flag=True, help="Judge on all rows, not only those held back from training.")
-@click.option("--hold-out", default=0.02, show_default=True, type=click.FloatRange(0, 1), help="As given to train.")
-@click.option("--prompts", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE")
-@click.option("--write-profiles", type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
-@click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option(
+    "--all",
+    "every_row",
+    is_flag=True,
+    help="Use all conversations. Default: only those that training held out.",
+)
+@click.option(
+    "--hold-out",
+    default=0.02,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Share of the conversations that training held out; the same value as for `medusa-export train`.",
+)
+@click.option(
+    "--prompts",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help='JSON Lines file with "turns": use only conversations that begin with these prompts. May be repeated.',
+)
+@click.option(
+    "--write-profiles",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Fit trees to all conversations used, and write them to FOLDER as tree-NODES.toml.",
+)
+@device_option
+@dtype_option
+@json_option("the report")
 def command(
     model: str,
     heads: str,
@@ -32,20 +71,19 @@ def command(
     hold_out: float,
     files: tuple[str, ...],
     write_profiles: Path | None,
-    json_file: Path | None,
     device: str,
     dtype: str,
+    results: Results,
 ) -> None:
-    """Judge HEADS of MODEL on the rows of DATA that training held back: accuracy per head, and the best trees.
+    """Measure how well HEADS predict the tokens of MODEL on DATA, and fit trees to them.
 
-    Greedy rows only, where there are any; with --prompts only conversations that these open. Trees are fitted on one
-    half of the conversations and checked on the other; nodes count the root. --write-profiles fits trees on both halves
-    and writes them as tree-{nodes}.toml.
+    MODEL and HEADS are hub names or folders; MODEL may be a GGUF file. The report has the accuracy of each head and the
+    best trees of several sizes. Only answers of greedy decoding count, if there are any. Trees are fitted on one half
+    of the conversations and measured on the other; the number of nodes includes the root.
     """
     from medusa_exporter.training.report import SIZES
 
-    if json_file:
-        check_output_file(json_file, HEADS_REPORT, inputs=map(Path, files))
+    results.check(HEADS_REPORT, inputs=map(Path, files))
     if write_profiles:
         check_output_folder(write_profiles, {f"tree-{nodes}.toml": TREE for nodes in SIZES})
 
@@ -64,7 +102,7 @@ def command(
     sizes = read_sizes(source)
     check_heads(heads, sizes.hidden_size, sizes.vocab_size, sizes.layers)
     if other := base_model_mismatch(heads, source.names):
-        click.echo(f"warning: {other}", err=True)
+        warn(other)
     loaded = load_model(source, pick_dtype(dtype, device), device)
     trained = load_heads(heads, loaded.config.hidden_size, loaded.config.vocab_size).to(device)
     name = source.name
@@ -78,8 +116,7 @@ def command(
         hold_out=None if every_row else hold_out,
         opened_by=[turns for file in files for turns in read_prompts(file)],
     )
-    click.echo(report.as_text(found))
-    if json_file:
-        write_json(json_file, HEADS_REPORT.marked(found.facts()))
+    results.write(HEADS_REPORT, found.facts())
+    results.echo(report.as_text(found))
     if write_profiles:
         report.write_profiles(found.trees, write_profiles)

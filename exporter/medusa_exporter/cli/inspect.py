@@ -1,8 +1,8 @@
-"""`medusa-export inspect`: check a bundle, then show what it holds."""
+"""`medusa-export inspect`: check a bundle and show its contents."""
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,30 +10,45 @@ from medusa_profiles.drawing import draw_tree
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.graph_check import DIFFERENCES
 
+from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import digest_option
+from medusa_exporter.cli.results import Results, json_option
+from medusa_exporter.console import table
+from medusa_exporter.graph_sizes import graph_files, graph_sizes
+from medusa_exporter.output_kinds import SUMMARIES
 
-FP32_BYTES = 4  # of one element of the KV cache
+FP32_BYTES = 4  # size of one element of the KV cache
 
 
-@click.command()
-@click.argument("folder", metavar="BUNDLE", type=click.Path())
+KIND = SUMMARIES["inspect"]
+
+
+@click.command(name="inspect", cls=Command, example="medusa-export inspect bundle")
+@click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
 @digest_option
-@click.option("--profile", "name", metavar="NAME", help="Draw this tree instead.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(folder: str, name: str | None, as_json: bool, expected_digest: str | None) -> None:
-    """Check the files of BUNDLE against its manifest, then show what it holds."""
+@click.option("--profile", "name", metavar="NAME", help="Draw this tree of the bundle in place of the whole contents.")
+@json_option("the contents")
+def command(folder: Path, name: str | None, expected_digest: str | None, results: Results) -> None:
+    """Check every file of BUNDLE against its manifest, then show the contents of the bundle.
+
+    The size of a graph is that of its file and of the weights that it uses. Graphs may share weights, so the sizes of
+    the graphs can add up to more than the bundle. Exit code 1 if a file is missing or not the one that was written.
+    """
+    results.check(KIND, bundle=folder)
     bundle = Bundle.open(folder, engines=True, expected_digest=expected_digest)
     if name is not None:
         tree = bundle.profile(name)
-        click.echo(json.dumps({"name": name, "paths": tree.paths}) if as_json else draw_tree(tree))
+        results.write(KIND, {"name": name, "paths": [list(path) for path in tree.paths]})
+        results.echo(draw_tree(tree))
         return
     facts = describe(bundle)
-    click.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(facts)))
+    results.write(KIND, facts)
+    results.echo(_text(facts))
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """Return the facts that `inspect` shows, as plain JSON values; sizes in bytes."""
-    manifest, model = bundle.manifest, bundle.model
+    """Return the contents of a bundle as JSON values; all sizes are in bytes."""
+    manifest, model, sizes = bundle.manifest, bundle.model, graph_sizes(bundle)
     return {
         "bundle": str(bundle.root),
         "schema": manifest.schema,
@@ -42,15 +57,21 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "kv_bytes_per_token": {"fp32": model.kv_bytes_per_token(FP32_BYTES)},
         "heads": vars(bundle.heads),
         "graphs": {
-            key: {**vars(graph), "size": manifest.files[graph.file].size} for key, graph in manifest.graphs.items()
+            key: {
+                **vars(graph),
+                "size": sizes[key].size,
+                "weights_size": sizes[key].weights,
+                "shared_weights_size": sizes[key].shared_weights,
+            }
+            for key, graph in manifest.graphs.items()
         },
         "graph_checks": {
             file: {**vars(check), "steps": list(check.steps)} for file, check in manifest.graph_checks.items()
         },
         "engines": {
-            path.stem: {**vars(one), "targets": list(one.targets)}
+            path.stem: {**vars(engine), "targets": list(engine.targets)}
             for graph in manifest.graphs.values()
-            for one, path in bundle.engines(graph.backend, graph.precision)
+            for engine, path in bundle.engines(graph.backend, graph.precision)
         },
         "profiles": {
             name: {"nodes": tree.size, "depth": tree.depth, "source": tree.source}
@@ -62,80 +83,99 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _lines(facts: dict[str, Any]) -> list[str]:
+def _text(facts: dict[str, Any]) -> str:
+    """Format what `describe` returns: facts of the model and the heads, then a table for each kind of content."""
+    tables = (_graphs(facts), _engines(facts), _profiles(facts), _files(facts), _packages(facts))
+    return "\n\n".join([_summary(facts), *filter(None, tables)])
+
+
+def _summary(facts: dict[str, Any]) -> str:
     model, heads = facts["model"], facts["heads"]
-    files = sorted(facts["files"].items())
-    sees = ["the hidden state", *(f"what layer {layer} reads" for layer in heads["taps"])]
-    sees += ["the root token"] if heads["conditioning"] == "root" else []
-    scores = heads["draft_vocabulary"] or model["vocab_size"]
-    return [
-        f"bundle    {facts['bundle']}, every file as its manifest says",
-        f"          digest {facts['digest']}",
-        f"model     {model['name']} ({model['family']}): {model['layers']} layers, hidden size {model['hidden_size']}, "
-        f"{model['attention_heads']} attention heads and {model['kv_heads']} KV heads of {model['head_dim']}",
-        f"          vocabulary {model['vocab_size']:,}, context {model['context']:,} tokens, "
-        f"ends at token {' or '.join(map(str, model['eos_token_ids'])) or 'none'}",
-        f"KV cache  {facts['kv_bytes_per_token']['fp32']:,} bytes a token in fp32",
-        f"heads     {heads['count']} of {heads['layers']} ResBlocks"
-        + (f" behind a gated block of {heads['trunk']:,}" if heads["trunk"] else ""),
-        f"          they see {' and '.join(sees)}; each ranks {heads['top_k']} of {scores:,} tokens",
-        *_section(
-            "graphs",
-            [
-                (
-                    key,
-                    _size(graph["size"]),
-                    graph["file"],
-                    f"by default with {graph['profile']}",
-                    _differs_by(key, facts["graph_checks"]),
-                )
-                for key, graph in facts["graphs"].items()
-            ],
-        ),
-        *_section(
-            "engines",
-            [
-                (
-                    name,
-                    _size(engine["size"]),
-                    f"for {', '.join(engine['targets'])}, {engine['flavour']} {engine['version']}",
-                    f"{engine['least']:,} to {engine['most']:,} rows, built in {engine['seconds']:.0f} s"
-                    + ("" if engine["step_ms"] is None else f", {engine['step_ms']:.2f} ms a step"),
-                )
-                for name, engine in sorted(facts["engines"].items())
-            ],
-        ),
-        *_section(
-            "profiles",
-            [(name, f"{p['nodes']} nodes", f"depth {p['depth']}") for name, p in sorted(facts["profiles"].items())],
-        ),
-        *_section("files", [("total", _size(facts["size"])), *((path, _size(size)) for path, size in files)]),
-        *_section("producer", sorted(facts["producer"].items())),
+    inputs = ["the hidden state", *(f"the input of layer {layer}" for layer in heads["taps"])]
+    inputs += ["the token that the model has chosen"] if heads["conditioning"] == "root" else []
+    ends = ", ".join(map(str, model["eos_token_ids"])) or "none"
+    trunk = f" after a gated block of width {heads['trunk']:,}" if heads["trunk"] else ""
+    return "\n".join(
+        [
+            f"bundle    {facts['bundle']}: {_size(facts['size'])}; every file is as its manifest lists it",
+            f"          digest {facts['digest']}",
+            f"model     {model['name']} ({model['family']}): {model['layers']} layers, hidden size "
+            f"{model['hidden_size']}",
+            f"          {model['attention_heads']} attention heads and {model['kv_heads']} KV heads of size "
+            f"{model['head_dim']}",
+            f"          vocabulary of {model['vocab_size']:,} tokens, context of {model['context']:,} tokens",
+            f"          end tokens: {ends}",
+            f"KV cache  {facts['kv_bytes_per_token']['fp32']:,} bytes per token in fp32",
+            f"heads     {heads['count']} heads of {heads['layers']} residual blocks{trunk}",
+            f"          inputs: {', '.join(inputs)}",
+            f"          each gives its {heads['top_k']} best of {heads['draft_vocabulary'] or model['vocab_size']:,} "
+            "tokens",
+        ]
+    )
+
+
+def _graphs(facts: dict[str, Any]) -> str:
+    headings = ("graph", "size", "of which shared", "default tree", "difference from the model")
+    rows = [
+        (
+            key,
+            _size(graph["size"]),
+            _size(graph["shared_weights_size"]) if graph["shared_weights_size"] else "none",
+            graph["profile"],
+            _difference(key, facts["graph_checks"]),
+        )
+        for key, graph in facts["graphs"].items()
     ]
+    return table(headings, rows, text=("graph", "default tree", "difference from the model"))
 
 
-def _differs_by(key: str, checks: dict[str, dict[str, Any]]) -> str:
-    """Say how far a graph's numbers were from the model's: the worst of its files, and those that were not run."""
-    found = {file: check for file, check in checks.items() if file.startswith((f"graphs/{key}.", f"graphs/{key}-"))}
-    run = [check for check in found.values() if not check["not_run"]]
-    files = "" if len(found) == 1 else f" ({len(run)} of {len(found)} files run)"
-    if run:
-        worst = max(check[part] for check in run for part in DIFFERENCES)
-        return f"differs by {worst:.1e}, at most {run[0]['limit']:.0e} allowed{files}"
-    reasons = sorted({check["not_run"] for check in found.values()})
-    return f"not compared with the model: {'; '.join(reasons) or 'not by this build'}"
+def _difference(key: str, checks: dict[str, dict[str, Any]]) -> str:
+    """Format the largest difference that the build found between the files of a graph and the model."""
+    found = [checks[file] for file in graph_files(key, checks)]
+    run = [check for check in found if not check["not_run"]]
+    if not run:
+        reasons = sorted({check["not_run"] for check in found})
+        return f"not measured: {'; '.join(reasons) or 'the build did not run the graph'}"
+    worst = max(check[part] for check in run for part in DIFFERENCES)
+    files = "" if len(run) == len(found) == 1 else f"; {len(run)} of {len(found)} files measured"
+    return f"{worst:.1e} (limit {run[0]['limit']:.0e}{files})"
 
 
-def _section(title: str, rows: list[tuple[str, ...]]) -> list[str]:
-    """Lay rows out in columns under a title; the last column is not padded."""
-    rows = rows or [("none",)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [title, *("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+def _engines(facts: dict[str, Any]) -> str:
+    if not facts["engines"]:
+        return ""
+    headings = ("engine", "size", "GPUs", "built with", "past tokens", "build time", "step")
+    rows = [
+        (
+            name,
+            _size(engine["size"]),
+            ", ".join(engine["targets"]),
+            f"{engine['flavour']} {engine['version']}",
+            f"{engine['least']:,} to {engine['most']:,}",
+            f"{engine['seconds']:.0f} s",
+            "not measured" if engine["step_ms"] is None else f"{engine['step_ms']:.2f} ms",
+        )
+        for name, engine in sorted(facts["engines"].items())
+    ]
+    return table(headings, rows, text=("engine", "GPUs", "built with", "past tokens"))
+
+
+def _profiles(facts: dict[str, Any]) -> str:
+    trees = sorted(facts["profiles"].items())
+    return table(("tree", "nodes", "depth"), [(name, str(tree["nodes"]), str(tree["depth"])) for name, tree in trees])
+
+
+def _files(facts: dict[str, Any]) -> str:
+    return table(("file", "size"), [(path, _size(size)) for path, size in sorted(facts["files"].items())])
+
+
+def _packages(facts: dict[str, Any]) -> str:
+    return table(("built with", "version"), sorted(facts["producer"].items()), text=("built with", "version"))
 
 
 def _size(count: int) -> str:
-    """Write a number of bytes in the unit that suits it, powers of 1,000."""
-    for unit, worth in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= worth:
-            return f"{count / worth:.1f} {unit}"
+    """Format a number of bytes in a suitable unit, powers of 1,000."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
     return f"{count} bytes"

@@ -1,76 +1,162 @@
-"""What several commands' options share."""
+"""Options that several commands share, so that they have one name, one help text and one behaviour."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 from medusa_profiles.profile import TreeProfile
+from medusa_runtime.backends import BACKENDS
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError
 
-Command = TypeVar("Command", bound=Callable[..., object])
+Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
-precision_option = click.option("--precision", help="Of the bundle's graphs. Default: fp32, or the only one.")
+INPUT_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+BACKEND_NAMES = ("--backend", "--backends")  # both are accepted by every command
+
+precision_option = click.option(
+    "--precision",
+    metavar="NAME",
+    help="Precision of the graph to run, e.g. int8. Default: fp32, or the only precision in the bundle.",
+)
 gpu_option = click.option(
     "--gpu",
     type=click.IntRange(min=0),
+    metavar="N",
     default=0,
     show_default=True,
-    help="Number of the GPU, as the CUDA driver counts them; a CPU backend uses none.",
+    help="Index of the GPU to use, as the CUDA driver counts them. CPU backends ignore it.",
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of CPU threads. Default: one for each physical core, or what the container's CPU quota allows.",
 )
 length_option = click.option(
-    "--max-length", type=click.IntRange(min=16), help="Tokens a sequence may come to. Default: the model's context."
+    "--max-length",
+    type=click.IntRange(min=16),
+    metavar="TOKENS",
+    help="Maximum number of tokens of a prompt and its answer together. Default: the context length of the model.",
 )
 digest_option = click.option(
     "--expected-digest",
     metavar="SHA256",
-    help="Refuse BUNDLE unless its manifest has this digest; inspect shows it.",
+    help="Refuse BUNDLE unless its manifest has this digest, which `medusa-export inspect` shows.",
 )
-
 chat_template_option = click.option(
     "--chat-template",
     metavar="NAME|FILE",
-    help="One of the model's chat templates by its name, or a Jinja file. Default: the model's default.",
+    help="Chat template to use: the name of one that the model has, or a Jinja file. Default: the model's default "
+    "template.",
+)
+turns_option = click.option(
+    "--turns",
+    default="all",
+    show_default=True,
+    type=click.Choice(["all", "first"]),
+    help="Use all user messages of each prompt, one after the other, or the first message only.",
+)
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Use at most the first N prompts. Default: all."
+)
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Torch device to run the model on: auto, cpu, cuda, cuda:1 and so on. auto is the GPU if there is one.",
+)
+dtype_option = click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="Data type of the model's weights. auto is bfloat16 on a GPU and float32 on a CPU.",
+)
+prompts_option = click.option(
+    "--prompts",
+    "file",
+    type=INPUT_FILE,
+    metavar="FILE",
+    help='JSON Lines file of prompts: each line has "turns", a list of user messages. Default: six built-in prompts.',
 )
 
 
-def split_commas(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Flatten an option that may be repeated or comma-separated, empty parts dropped."""
-    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+def list_option(
+    *names: str, metavar: str, help: str, kind: click.ParamType[Any] | None = None, unique: bool = True, **settings: Any
+) -> Callable[[Decorated], Decorated]:
+    """Create an option for several values, which may be repeated, separated by commas, or both.
+
+    The command gets a tuple. Spaces around values and empty values are dropped, and so are duplicates; an option that
+    has no value at all is refused, and so is a value that `kind` does not accept.
+
+    Args:
+        names: The spellings of the option and the name of the argument, as for `click.option`.
+        metavar: What one value is called in the help.
+        help: The help text.
+        kind: The type of one value, for example `click.Choice`. Default: any text.
+        unique: Whether a value that occurs twice counts once.
+        settings: More settings of `click.option`; a default is a tuple of texts.
+    """
+
+    def split(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
+        parts = [part.strip() for value in values for part in value.split(",") if part.strip()]
+        if values and not parts:
+            raise click.BadParameter("got no value, expected at least one", context, parameter)
+        found = [part if kind is None else kind.convert(part, parameter, context) for part in parts]
+        return tuple(dict.fromkeys(found) if unique else found)
+
+    return click.option(*names, multiple=True, callback=split, metavar=f"{metavar},...", help=help, **settings)
 
 
-def split_numbers(least: int) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[int, ...]]:
-    """Make a callback that flattens such an option of whole numbers, each once; `least` is the smallest allowed."""
+def backend_option(
+    help: str = "Backend to run the graph with.",
+    *,
+    default: str | None = "ort-cpu",
+    choices: Iterable[str] = tuple(BACKENDS),
+) -> Callable[[Decorated], Decorated]:
+    """Create the option of a command that runs one backend."""
+    return click.option(
+        *BACKEND_NAMES,
+        "backend",
+        default=default,
+        show_default=default is not None,
+        type=click.Choice(list(choices)),
+        help=help,
+    )
 
-    def split(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
-        numbers = []
-        for part in split_commas(context, parameter, values):
-            if not part.isascii() or not part.isdigit() or int(part) < least:
-                raise click.BadParameter(f"got {part!r}, expected whole numbers of at least {least}, as in 128,256")
-            numbers.append(int(part))
-        return tuple(dict.fromkeys(numbers))
 
-    return split
+def profiles_option(what: str) -> Callable[[Decorated], Decorated]:
+    """Create the option that names trees of a bundle. what: what is done with them, a verb."""
+    return list_option(
+        "--profile",
+        "profiles",
+        metavar="NAME",
+        help=f"Trees of the bundle to {what}, e.g. tree-4. Default: all trees of the bundle.",
+    )
 
 
-def capacity_options(command: Command) -> Command:
-    """Add what an engine is built for."""
+def capacity_options(command: Decorated) -> Decorated:
+    """Add the options that say which lengths and GPUs TensorRT engines are built for."""
     options = (
         length_option,
         click.option(
             "--static-capacity",
             type=click.IntRange(min=1),
-            help="Build engines for one length of the past alone, a multiple of 8.",
+            metavar="TOKENS",
+            help="Build TensorRT engines for this one number of past tokens, a multiple of 8, in place of a range of "
+            "lengths.",
         ),
-        click.option(
+        list_option(
             "--target",
             "targets",
-            multiple=True,
-            callback=split_commas,
-            help="GPUs to build for ahead of time: sm86,sm89.",
+            metavar="SM",
+            help="GPU architectures to build TensorRT engines for, e.g. sm86,sm89. Required by tensorrt-rtx, which "
+            "builds ahead of time; tensorrt always builds for the GPU in this machine.",
         ),
     )
     for option in reversed(options):
@@ -84,19 +170,3 @@ def choose_trees(bundle: Bundle, names: Iterable[str]) -> list[TreeProfile]:
     if not wanted:
         raise BundleError(f"{bundle.root} has no profiles, so no tree can be run; build it again with some")
     return [bundle.profile(name) for name in wanted]
-
-
-class Progress:
-    """Lines on standard error, each with the seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Since it was made."""
-        return time.monotonic() - self._started
-
-    def report(self, line: str) -> None:
-        """Print a line."""
-        click.echo(f"[{self.seconds:5.1f} s] {line}", err=True)

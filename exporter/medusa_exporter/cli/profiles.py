@@ -1,33 +1,41 @@
-"""`medusa-export profiles`: list the shipped trees, or draw one."""
+"""`medusa-export profiles`: list the trees that come with medusa-export, or draw one."""
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
 import click
 from medusa_profiles import TreeProfile, draw_tree, load_profile, load_profile_file, profile_names
 
-HEADER = ("name", "nodes", "depth", "max rank", "source")
+from medusa_exporter.cli.command import Command
+from medusa_exporter.cli.results import Results, json_option
+from medusa_exporter.console import table
+from medusa_exporter.output_kinds import SUMMARIES
+
+HEADINGS = ("name", "nodes", "depth", "max rank", "source")
+KIND = SUMMARIES["profiles"]
 
 
-@click.command(name="profiles")
+@click.command(name="profiles", cls=Command, example="medusa-export profiles tree-8")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def command(name: str | None, as_json: bool) -> None:
-    """List the shipped trees, or draw the one called NAME (or the one in the file NAME, if it ends in .toml).
+@json_option("the trees")
+def command(name: str | None, results: Results) -> None:
+    """List the trees that come with medusa-export, or draw the tree called NAME.
 
-    `nodes` counts the root; `depth` is the number of heads needed; ranks start at 0.
+    A NAME that ends in .toml is the path of a file with a tree. `nodes` includes the root; `depth` is the number of
+    heads that the tree needs; `max rank` is the lowest-ranked candidate of a head that it uses, counted from 0.
     """
+    results.check(KIND, inputs=[] if name is None else [Path(name)])
     if name is None:
         profiles = [load_profile(shipped) for shipped in profile_names()]
-        click.echo(_json([_facts(profile) for profile in profiles]) if as_json else _table(profiles))
+        results.write(KIND, {"profiles": [_facts(profile) for profile in profiles]})
+        rows = [[str(value) for value in _facts(profile).values()] for profile in profiles]
+        results.echo(table(HEADINGS, rows, text=("name", "source")))
         return
     profile = load_profile_file(name) if name.endswith(".toml") else load_profile(name)
-    if as_json:
-        click.echo(_json(_facts(profile) | {"paths": profile.paths}))
-    else:
-        click.echo("\n".join([draw_tree(profile), *filter(None, [profile.source])]))
+    results.write(KIND, _facts(profile) | {"paths": [list(path) for path in profile.paths]})
+    results.echo("\n".join([draw_tree(profile), *filter(None, [profile.source])]))
 
 
 def _facts(profile: TreeProfile) -> dict[str, Any]:
@@ -38,16 +46,3 @@ def _facts(profile: TreeProfile) -> dict[str, Any]:
         "max_rank": profile.max_rank,
         "source": profile.source,
     }
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _table(profiles: list[TreeProfile]) -> str:
-    """Return one aligned line a profile below a header: names to the left, numbers to the right, source last."""
-    rows = [HEADER, *(tuple(map(str, _facts(profile).values())) for profile in profiles)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]) for row in rows
-    )

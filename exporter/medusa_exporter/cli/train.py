@@ -1,62 +1,199 @@
-"""`medusa-export train`: train heads on distilled data, the decoder frozen."""
+"""`medusa-export train`: train Medusa heads on distilled conversations."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from medusa_exporter.output_kinds import TRAINING
+from medusa_exporter.cli.command import Command
+from medusa_exporter.cli.options import device_option, dtype_option, list_option
+from medusa_exporter.cli.results import Results, json_option
+from medusa_exporter.console import note
+from medusa_exporter.output_kinds import SUMMARIES, TRAINING
 from medusa_exporter.overwrite_check import check_output_folder
 
 if TYPE_CHECKING:
     from medusa_exporter.heads.modules import Conditioning
 
 
-@click.command(name="train")
+KIND = SUMMARIES["train"]
+
+
+@click.command(
+    name="train", cls=Command, example="medusa-export train HuggingFaceTB/SmolLM2-135M-Instruct --data data -o heads"
+)
 @click.argument("model")
 @click.option(
-    "--data", "folders", multiple=True, required=True, type=click.Path(exists=True, file_okay=False), metavar="DATA"
+    "--data",
+    "folders",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DATA",
+    help="Folder of conversations that `medusa-export distill` wrote for MODEL. May be repeated.",
 )
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="HEADS")
-@click.option("--heads", default=4, show_default=True, type=click.IntRange(1, 16))
-@click.option("--layers", default=3, show_default=True, type=click.IntRange(1, 16), help="ResBlocks per head.")
-@click.option("--conditioning", default="root", show_default=True, type=click.Choice(["root", "none"]))
-@click.option("--taps", multiple=True, type=click.IntRange(0), help="Decoder layers whose input heads see too.")
-@click.option("--trunk", default=0, show_default=True, type=click.IntRange(0), help="Width of a gated block in front.")
-@click.option("--draft-vocabulary", type=click.IntRange(1), metavar="N", help="Score the N most frequent tokens only.")
-@click.option("--target", default="token", show_default=True, type=click.Choice(["token", "kl"]))
-@click.option("--decay", default=0.8, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="λ.")
-@click.option("--weight-decay", default=0.3, show_default=True, type=click.FloatRange(0), help="On matrices.")
-@click.option("--dropout", default=0.1, show_default=True, type=click.FloatRange(0, 1, max_open=True))
-@click.option("--epochs", default=2.0, show_default=True, type=click.FloatRange(0, min_open=True))
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Take about so long instead of --epochs.")
-@click.option("--batch", default=8192, show_default=True, type=click.IntRange(1), help="Positions a step.")
-@click.option("--lr", default=1.5e-3, show_default=True, type=click.FloatRange(0, min_open=True))
-@click.option("--seed", default=0, show_default=True)
-@click.option("--hold-out", default=0.02, show_default=True, type=click.FloatRange(0, 1, max_open=True))
-@click.option("--compile/--no-compile", "compiled", default=True, help="Try if a compiled loss is faster.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in HEADS.")
-@click.option("--disk", type=click.Path(file_okay=False, path_type=Path), help="For states that fit no memory.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
-@click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="HEADS",
+    help="Folder to write the heads to.",
+)
+@click.option(
+    "--heads",
+    default=4,
+    show_default=True,
+    type=click.IntRange(1, 16),
+    metavar="N",
+    help="Number of heads: each predicts one more token ahead.",
+)
+@click.option(
+    "--layers",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1, 16),
+    metavar="N",
+    help="Number of residual blocks in each head.",
+)
+@click.option(
+    "--conditioning",
+    default="root",
+    show_default=True,
+    type=click.Choice(["root", "none"]),
+    help="What heads see besides the hidden state: root adds the embedding of the token that the model itself has just "
+    "chosen; none is the form of the Medusa paper.",
+)
+@list_option(
+    "--taps",
+    metavar="LAYER",
+    kind=click.IntRange(0),
+    help="Decoder layers, counted from 0, whose input the heads see too. Default: none.",
+)
+@click.option(
+    "--trunk",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="WIDTH",
+    help="Width of the gated block that all heads share; 0 disables it.",
+)
+@click.option(
+    "--draft-vocabulary",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Let heads choose among the N most frequent tokens of DATA only. Default: the whole vocabulary.",
+)
+@click.option(
+    "--target",
+    default="token",
+    show_default=True,
+    type=click.Choice(["token", "kl"]),
+    help="What heads learn: token is the token that follows in DATA (cross-entropy), kl the distribution of the model "
+    "there (KL divergence).",
+)
+@click.option(
+    "--decay",
+    default=0.8,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="FACTOR",
+    help="Weight of each head's loss relative to that of the head before it.",
+)
+@click.option(
+    "--weight-decay",
+    default=0.3,
+    show_default=True,
+    type=click.FloatRange(0),
+    metavar="FACTOR",
+    help="Weight decay of AdamW, applied to weight matrices only.",
+)
+@click.option(
+    "--dropout",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="SHARE",
+    help="Dropout in the heads during training.",
+)
+@click.option(
+    "--epochs",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    metavar="N",
+    help="Number of passes over DATA.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Train for about this long in place of --epochs; computing hidden states and evaluation are included.",
+)
+@click.option(
+    "--batch",
+    default=8192,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of token positions in one training step.",
+)
+@click.option(
+    "--lr",
+    default=1.5e-3,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    metavar="RATE",
+    help="Highest learning rate of the schedule.",
+)
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Seed of the random numbers.")
+@click.option(
+    "--hold-out",
+    default=0.02,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="SHARE",
+    help="Share of the conversations that is kept for evaluation and not trained on.",
+)
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=True,
+    show_default=True,
+    help="Try torch.compile for the loss and use it if it is faster; trying takes some seconds.",
+)
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint in HEADS.")
+@click.option(
+    "--disk",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Folder for a temporary file of hidden states, if they fit neither the device nor memory.",
+)
+@device_option
+@dtype_option
+@json_option("the record of the training")
 @click.pass_context
-def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output: Path, **options: Any) -> None:
-    """Train heads for MODEL on DATA made by distill, and write them to HEADS.
+def command(
+    ctx: click.Context, /, model: str, folders: tuple[str, ...], output: Path, results: Results, **options: Any
+) -> None:
+    """Train Medusa heads for MODEL on DATA, and write them to HEADS. The model itself does not change.
 
-    The decoder stays as it is. Hidden states of all positions are computed once and kept: on the device, in memory, or
-    in a file under --disk. A checkpoint is put into HEADS every minute. For several GPUs, start the same command by
-    `accelerate launch -m medusa_exporter`.
+    MODEL is a hub name, a folder or a GGUF file. The hidden states of all positions are computed once and stored: on
+    the device, in memory, or in a file in --disk. A checkpoint is written into HEADS every minute. To use several GPUs,
+    start the same command with `accelerate launch -m medusa_exporter`.
     """
     check_output_folder(output, TRAINING, inputs=map(Path, folders))
+    results.check(KIND)
 
     from medusa_exporter.distillation.dataset import concatenate, load_data
     from medusa_exporter.models import ModelSource, load_model
     from medusa_exporter.training.distributed import WorkerGroup
     from medusa_exporter.training.hidden_states import pick_device, pick_dtype
-    from medusa_exporter.training.train import Settings, train
+    from medusa_exporter.training.train import TRAINING_NAME, Settings, train
 
     settings = Settings(
         heads=options["heads"],
@@ -90,15 +227,17 @@ def command(ctx: click.Context, /, model: str, folders: tuple[str, ...], output:
         output,
         name=name,
         command=line,
-        echo=lambda text: click.echo(text, err=True) if workers.first else None,
+        echo=lambda text: note(text) if workers.first else None,
         resume=options["resume"],
         disk=options["disk"],
         workers=workers,
     )
+    if workers.first:
+        results.write(KIND, {"output": str(output), **json.loads((output / TRAINING_NAME).read_bytes())})
 
 
 def _words(command: click.Command, options: dict[str, Any]) -> list[str]:
-    """The options as they would be typed, in the order of --help, without those that say where to run."""
+    """Return the options as they would be typed, in the order of --help, without those that choose where to run."""
     left_out = ("device", "dtype", "resume", "disk", "compiled")
     named = [p for p in command.params if p.name in options and p.name not in left_out and options[p.name] is not None]
     words: list[str] = []

@@ -1,60 +1,63 @@
-"""`medusa-export verify`: check that a bundle gives the model's own tokens."""
+"""`medusa-export verify`: check that tree decoding gives the tokens of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
-from medusa_runtime.backends import BACKENDS, load_backend
-from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
 
-from medusa_exporter.bench.conversations import PLAIN_TEXT, Skipped, converse
+from medusa_exporter.bench.conversations import PLAIN_TEXT
 from medusa_exporter.bench.machine import versions
-from medusa_exporter.bench.timing import Measurement, TimedDecoder
-from medusa_exporter.cli.options import choose_trees, digest_option, gpu_option, precision_option, split_commas
-from medusa_exporter.files import write_json
+from medusa_exporter.cli.command import Command
+from medusa_exporter.cli.options import (
+    backend_option,
+    choose_trees,
+    digest_option,
+    gpu_option,
+    limit_option,
+    precision_option,
+    profiles_option,
+    prompts_option,
+    turns_option,
+)
+from medusa_exporter.cli.results import Results, json_option
+from medusa_exporter.console import Progress, note
 from medusa_exporter.output_kinds import VERIFY
-from medusa_exporter.overwrite_check import check_output_file
-from medusa_exporter.precisions import FORMATS
 from medusa_exporter.prompts import load_prompts
-from medusa_exporter.quality import Quality, Text, as_table, measure
-from medusa_exporter.verify import (
-    PROMPTS,
-    Difference,
-    Reference,
-    compare,
-    is_exact,
-    next_logits,
-    tolerances,
-)
+from medusa_exporter.quality import as_table
+from medusa_exporter.verification import measure_precisions, verify_answers
+from medusa_exporter.verify import PROMPTS, Reference, is_exact, tolerances
 
 
-@click.command(name="verify")
+@click.command(name="verify", cls=Command, example="medusa-export verify bundle --profile tree-4,tree-8")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@prompts_option
 @click.option(
-    "--prompts",
-    "file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="JSON lines with 'turns'. Default: a handful of built-in prompts.",
+    "--model",
+    metavar="MODEL",
+    help="Compare plain decoding with this model too, run by transformers in fp32: a hub name, a folder or a "
+    "GGUF file. Only graphs in fp32 can be compared with it.",
 )
-@click.option("--model", help="Compare with this model, run by transformers in fp32: hub name, folder or GGUF file.")
-@click.option(
-    "--profile", "profiles", multiple=True, callback=split_commas, help="Trees to check. Default: all of the bundle."
-)
-@click.option("--backend", default="ort-cpu", show_default=True, type=click.Choice(list(BACKENDS)))
+@profiles_option("check")
+@backend_option()
 @precision_option
 @gpu_option
 @digest_option
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many prompts.")
-@click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=2), help="Per answer.")
-@click.option("--turns", default="all", show_default=True, type=click.Choice(["all", "first"]))
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the outcome there too.")
+@limit_option
+@click.option(
+    "--max-new-tokens",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=2),
+    metavar="TOKENS",
+    help="Maximum number of tokens of an answer.",
+)
+@turns_option
+@json_option("the outcome")
 def command(
     bundle: Path,
     file: Path | None,
@@ -66,112 +69,65 @@ def command(
     limit: int | None,
     max_new_tokens: int,
     turns: str,
-    output: Path | None,
     expected_digest: str | None,
+    results: Results,
 ) -> None:
-    """Check that every tree gives the tokens of BUNDLE's plain decoding, and these, with --model, the model's own.
+    """Check that every tree of BUNDLE gives the same tokens as plain decoding.
 
-    Each answer's first difference is printed with its position, both tokens and their gap in logits. Exit code 1 when
-    a gap is more than a tie: 1e-3 logits in fp32, 1% of the row's range in other precisions (there another number of
-    rows rounds in another way; and the model's own tokens are not promised, so --model needs fp32).
+    Plain decoding is greedy, one token at a time. With --model it is itself compared with the original model. The first
+    difference of each answer is printed with its position, the two tokens and the gap between their logits. A gap that
+    rounding can explain is a tie and passes: at most 1e-3 in fp32, and 1% of the range of the logits in other
+    precisions, where the number of rows in a step changes the rounding.
 
-    Where BUNDLE has fp32 and quantised graphs, each of these is then compared with fp32 on the same answers: how often
-    both find the same token likeliest, KL divergence, perplexity.
+    If BUNDLE has both an fp32 graph and quantised graphs, each quantised graph is compared with fp32 on the same
+    answers: the share of positions with the same most likely token, KL divergence and perplexity.
+
+    Exit code 1 if a difference is more than a tie.
     """
-    if output is not None:
-        check_output_file(output, VERIFY, inputs=[] if file is None else [file], bundle=bundle)
+    results.check(VERIFY, inputs=[] if file is None else [file], bundle=bundle)
+    progress = Progress()
     prompts = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
     engine = Engine.load(
         bundle, backend=backend, profile=PLAIN, precision=precision, gpu=gpu, expected_digest=expected_digest
     )
     if not engine.prompt_encoder.has_chat_template:
-        click.echo(PLAIN_TEXT, err=True)
+        note(PLAIN_TEXT)
     exact = is_exact(engine.decoder.backend.precision)
     if model is not None and not exact:
         raise click.UsageError(
             f"--model is compared with fp32, not with {engine.decoder.backend.precision}; leave out one of the two"
         )
-    trees, context = choose_trees(engine.bundle, profiles), engine.decoder.cache.context
-    reference = None if model is None else Reference(model, engine.bundle.model)
-    texts: list[Text] = []
-    tokens = 0
-    found: list[dict[str, Any]] = []
-    failures = 0
-    asked = converse(
-        {engine.decoder.backend.name: TimedDecoder(engine.decoder, trees, warm=False)},
-        engine.prompt_encoder,
-        context,
+    trees = choose_trees(engine.bundle, profiles)
+    found = verify_answers(
+        engine,
+        trees,
         prompts,
         max_new_tokens=max_new_tokens,
-        first_only=turns == "first",
+        first_turn_only=turns == "first",
+        reference=None if model is None else Reference(model, engine.bundle.model),
+        report=progress.report,
+        show=results.echo,
     )
-    for answers in asked:
-        if isinstance(answers, Skipped):
-            where = f"prompt {answers.prompt}/{len(prompts)}, turn {answers.turn}"
-            click.echo(f"{where}: {answers.describe()}", err=True)
-            continue
-        (turn,) = answers.values()
-        question, plain = turn.question, turn.plain.tokens
-        where = f"prompt {question.prompt}/{len(prompts)}, turn {question.turn}"
-        texts.append(Text(question.ids, plain))
-        tokens += len(plain)
-        click.echo(f"{where}: {len(question.ids)} tokens of prompt, {len(plain)} answered", err=True)
-        for subject, difference in _differences(engine, turn, reference, max_new_tokens):
-            failures += difference.fails
-            found.append({"prompt": question.prompt, "turn": question.turn, "subject": subject, **asdict(difference)})
-            where = f"prompt {question.prompt}, turn {question.turn}"
-            click.echo(f"{where}, {subject}: {difference.describe(engine.tokenizer)}")
-    if not texts:
-        raise MedusaError(f"none of the {len(prompts)} prompts fits the context of {context} tokens")
-    qualities = _qualities(engine.bundle, backend, gpu, texts)
-    if output is not None:
-        content = {
-            "bundle": {"name": engine.bundle.root.name, "digest": engine.bundle.manifest.digest},
-            "model": model,
-            "versions": versions(),
-            "profiles": [tree.name for tree in trees],
-            "backend": backend,
-            "precision": engine.decoder.backend.precision,
-            **tolerances(exact),
-            "answers": len(texts),
-            "tokens": tokens,
-            "passed": not failures,
-            "differences": found,
-            "quality": {name: asdict(quality) for name, quality in qualities.items()},
-        }
-        write_json(output, VERIFY.marked(content))
-    against = "plain decoding" if model is None else f"plain decoding, and that against {model} in transformers"
+    qualities = measure_precisions(engine.bundle, backend, gpu, found.texts, progress.report)
+    content = {
+        "bundle": {"name": engine.bundle.root.name, "digest": engine.bundle.manifest.digest},
+        "model": model,
+        "versions": versions(),
+        "profiles": [tree.name for tree in trees],
+        "backend": backend,
+        "precision": engine.decoder.backend.precision,
+        **tolerances(exact),
+        "answers": len(found.texts),
+        "tokens": found.tokens,
+        "passed": not found.failures,
+        "differences": [one.as_json() for one in found.differences],
+        "quality": {name: asdict(quality) for name, quality in qualities.items()},
+    }
+    results.write(VERIFY, content)
     if qualities:
-        click.echo(as_table(qualities))
-    summary = f"{len(texts)} answers of {tokens} tokens in all, {len(trees)} profiles against {against}"
-    if failures:
-        raise MedusaError(f"{summary}: {failures} of {len(found)} differences are more than a tie")
-    click.echo(f"{summary}: {f'{len(found)} ties, all else the same' if found else 'the same tokens'}")
-
-
-def _qualities(bundle: Bundle, backend: str, gpu: int, texts: list[Text]) -> dict[str, Quality]:
-    """Each quantised precision of a backend's graphs beside fp32, on `texts`; none where there are not both."""
-    graphs = [facts.precision for facts in bundle.manifest.graphs.values() if facts.backend == backend]
-    others = [precision for precision in FORMATS if precision in graphs and not is_exact(precision)]
-    if not others or len(others) == len(graphs):
-        return {}
-    found, reference = {}, load_backend(bundle, backend, gpu=gpu)
-    for precision in others:
-        click.echo(f"quality of {precision} beside fp32, on {len(texts)} answers", err=True)
-        found[precision] = measure(reference, load_backend(bundle, backend, precision, gpu=gpu), texts)
-    return found
-
-
-def _differences(
-    engine: Engine, turn: Measurement, reference: Reference | None, max_new_tokens: int
-) -> Iterator[tuple[str, Difference]]:
-    """Give each difference of one turn with what was compared."""
-    for name, difference in turn.differences.items():
-        yield f"{name} against plain decoding", difference
-    if reference is None:
-        return
-    expected = reference.answer(turn.question.ids, max_new_tokens)
-    readers = next_logits(engine.decoder), reference.next_logits
-    parted = compare(turn.question.ids, expected, turn.plain.tokens, *readers)
-    if parted is not None:
-        yield "plain decoding against transformers", parted
+        results.echo(as_table(qualities))
+    against = "plain decoding" if model is None else f"plain decoding, and that against {model} in transformers"
+    summary = f"{len(found.texts)} answers of {found.tokens} tokens in all, {len(trees)} profiles against {against}: "
+    if found.failures:
+        raise MedusaError(summary + found.describe())
+    results.echo(summary + found.describe())

@@ -290,7 +290,7 @@ def test_the_command_line(graphs: Path, tmp_path: Path) -> None:
     assert "built 4 engines in" in done.output
     shown = run.invoke(group, ["inspect", str(bundle)])
     assert "tensorrt-rtx-fp16-t4" in shown.output and "sm86" in shown.output
-    facts = json.loads(run.invoke(group, ["inspect", str(bundle), "--json"]).output)
+    facts = json.loads(run.invoke(group, ["inspect", str(bundle), "--json", "-"]).stdout)
     assert facts["engines"]["tensorrt-rtx-fp16-t4"]["targets"] == ["sm86"]
 
 

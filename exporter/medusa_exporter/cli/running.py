@@ -1,0 +1,156 @@
+"""Runs a command line as a well-behaved process: errors in one line, exit codes, signals, closed pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import TextIO
+
+import click
+from medusa_profiles.profile import ProfileError
+from medusa_runtime.errors import MedusaError, MissingExtraError
+
+from medusa_exporter.cli.command import DEBUG
+from medusa_exporter.cli.exit_codes import ExitCode
+from medusa_exporter.console import Verbosity, is_utf8, set_verbosity, write
+from medusa_exporter.extras import missing_extra
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM has arrived. Code that cleans up after Ctrl-C cleans up after this too."""
+
+
+def run(group: click.Group, name: str, arguments: Sequence[str]) -> ExitCode:
+    """Run the subcommand of `group` that `arguments` name and return the exit code of the process.
+
+    Results of the command have then been written; a failure has been reported on standard error.
+    """
+    set_verbosity(Verbosity.NORMAL)
+    for stream in (sys.stdout, sys.stderr):
+        _replace_unknown_characters(stream)
+    options: dict[str, object] = {}
+    try:
+        with _sigterm_raises():
+            _invoke(group, name, arguments, options)
+        code = ExitCode.SUCCESS
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError) and any(map(_has_no_reader, (sys.stdout, sys.stderr))):
+            code = ExitCode.CLOSED_PIPE
+        else:
+            code = _exit_code(error)
+            with contextlib.suppress(OSError):
+                _report(error, debug=DEBUG in options)
+    for stream in (sys.stdout, sys.stderr):
+        if _cannot_flush(stream):
+            _discard(stream)
+            code = code or ExitCode.FAILURE
+    return code
+
+
+def _invoke(group: click.Group, name: str, arguments: Sequence[str], options: dict[str, object]) -> None:
+    """Parse the arguments and call the subcommand. options: filled in with the common options that were used."""
+    if f"_{name.replace('-', '_').upper()}_COMPLETE" in os.environ:
+        group.main(list(arguments), name)  # prints what the shell completes, and exits
+    with group.make_context(name, list(arguments)) as context:
+        try:
+            group.invoke(context)
+        finally:
+            options.update(context.meta)
+
+
+def _exit_code(error: BaseException) -> ExitCode:
+    if isinstance(error, _TerminatedError):
+        return ExitCode.TERMINATED
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    if isinstance(error, click.exceptions.Exit):
+        return ExitCode(error.exit_code)
+    if isinstance(error, SystemExit):
+        return ExitCode.FAILURE if error.code else ExitCode.SUCCESS
+    return ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.FAILURE
+
+
+def _report(error: BaseException, *, debug: bool) -> None:
+    """Print what went wrong to standard error: wrong usage as click does, anything else in one line."""
+    if isinstance(error, click.exceptions.Exit | SystemExit):
+        return
+    if debug:
+        write("".join(traceback.format_exception(error)), error=True)
+    if isinstance(error, click.ClickException):
+        error.show(sys.stderr)
+        return
+    write(_describe(error, debug=debug), error=True)
+
+
+def _describe(error: BaseException, *, debug: bool) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "terminated" if isinstance(error, _TerminatedError) else "interrupted"
+    if not isinstance(error, MissingExtraError):
+        error = missing_extra(error) or error
+    if isinstance(error, MedusaError | ProfileError | OSError):
+        return f"error: {error}"
+    remedy = "" if debug else "; run with --debug to see where"
+    return f"error: unexpected {type(error).__name__}: {error}{remedy}"
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise an exception meanwhile, so that unfinished files are removed; only a main thread can."""
+
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        raise _TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _replace_unknown_characters(stream: TextIO | None) -> None:
+    """Let a stream write "?" for characters that its encoding does not have, in place of an error."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="replace" if not is_utf8(stream) else "backslashreplace")
+
+
+def _has_no_reader(stream: TextIO | None) -> bool:
+    """Whether a stream is a pipe that its reader has closed."""
+    if stream is None or not hasattr(select, "poll"):  # Windows has no poll
+        return False
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    except (OSError, ValueError):  # a stream in memory
+        return False
+
+
+def _cannot_flush(stream: TextIO | None) -> bool:
+    """Whether text that was printed cannot be written, for example to a full disk."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def _discard(stream: TextIO | None) -> None:
+    """Throw away what cannot be written, so that the end of the process does not try it again and complain."""
+    if stream is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
