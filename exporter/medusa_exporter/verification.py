@@ -12,12 +12,13 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import MedusaError
 
+from medusa_exporter.answer_differences import Difference, compare, is_exact, next_logits
 from medusa_exporter.bench.conversations import BackendMeasurements, Skipped, converse
 from medusa_exporter.bench.timing import Measurement, TimedDecoder
 from medusa_exporter.precisions import FORMATS
 from medusa_exporter.prompts import Turns
 from medusa_exporter.quality import Quality, Text, measure
-from medusa_exporter.verify import Difference, Reference, compare, is_exact, next_logits
+from medusa_exporter.transformers_reference import TransformersReference
 
 Report = Callable[[str], None]
 
@@ -79,7 +80,7 @@ def verify_answers(
     *,
     max_new_tokens: int,
     first_turn_only: bool = False,
-    reference: Reference | None = None,
+    reference: TransformersReference | None = None,
     report: Report = lambda _line: None,
     show: Report = lambda _line: None,
 ) -> Verification:
@@ -160,7 +161,7 @@ def _answers(
 
 
 def _differences(
-    engine: Engine, answers: Measurement, reference: Reference | None, max_new_tokens: int
+    engine: Engine, answers: Measurement, reference: TransformersReference | None, max_new_tokens: int
 ) -> Iterator[tuple[str, Difference]]:
     """Yield each difference of the answers to one message, with what was compared."""
     for name, difference in answers.differences.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medusa_exporter import verify
+from medusa_exporter import answer_differences
 from medusa_runtime import accept
 from medusa_runtime.bundle import Bundle
 
@@ -153,7 +153,7 @@ def test_a_tie_in_float_is_shown_and_forgiven(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(accept.ACCEPT_RULES, "greedy", accept_wrongly)
-    monkeypatch.setattr(verify, "_gap", lambda logits, tokens: (2.5e-4, 1e-5))
+    monkeypatch.setattr(answer_differences, "_gap", lambda logits, tokens: (2.5e-4, 1e-5))
     output = tmp_path / "bench.json"
     arguments = ["--profile", "tree-4", "--max-new-tokens", 8, "--threads", 1]
     assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medusa_exporter import verify
+from medusa_exporter import answer_differences
 from medusa_exporter.cli import main
 from medusa_runtime import Engine, accept
 from medusa_runtime.backends import ort_cuda
@@ -191,7 +191,7 @@ def test_a_tie_in_float_is_shown_with_its_gap_and_passes(
     tiny_bundle: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(accept.ACCEPT_RULES, "greedy", accept_wrongly)
-    monkeypatch.setattr(verify, "_gap", lambda logits, tokens: (2.5e-4, 1e-5))
+    monkeypatch.setattr(answer_differences, "_gap", lambda logits, tokens: (2.5e-4, 1e-5))
     assert run(tiny_bundle, "--prompts", prompts, *TREES) == 0
     out = capsys.readouterr().out
     assert "logit gap 2.50e-04, a tie in float" in out

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.bundle import Bundle
 
+from medusa_exporter.answer_differences import is_exact, tolerances
 from medusa_exporter.bench.conversations import BackendMeasurements
 from medusa_exporter.bench.machine import machine, versions
 from medusa_exporter.bench.metrics import aggregate, by_category
 from medusa_exporter.bench.timing import Measurement
 from medusa_exporter.bench.worker import LoadedBackend
-from medusa_exporter.verify import is_exact, tolerances
 
 SCHEMA = 1
 

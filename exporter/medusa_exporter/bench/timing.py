@@ -12,8 +12,8 @@ from medusa_runtime.backends.step_shape import padded_past_length
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.facts import PLAIN
 
+from medusa_exporter.answer_differences import Difference, compare, is_exact, next_logits
 from medusa_exporter.bench.forced_acceptance import RecordedAcceptance
-from medusa_exporter.verify import Difference, compare, is_exact, next_logits
 
 RECENT = 4  # questions: a backend holds so many shapes and no more, so one that was not met for longer may be forgotten
 WARM_TOKENS = 4  # of an answer that only warms up: three steps, of which a tree takes one at least

@@ -15,6 +15,7 @@ from medusa_runtime.facts import PLAIN
 from medusa_runtime.prompt_encoder import PromptEncoder
 from medusa_runtime.tokenizer import Tokenizer
 
+from medusa_exporter.answer_differences import Difference
 from medusa_exporter.bench.cases import Job, check_capacity, open_backends, run_case
 from medusa_exporter.bench.conversations import PLAIN_TEXT
 from medusa_exporter.bench.fixed_length_prompts import prompts_of_length
@@ -42,7 +43,6 @@ from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import Progress, note
 from medusa_exporter.output_kinds import BENCH
 from medusa_exporter.prompts import load_prompts, read_categories
-from medusa_exporter.verify import Difference
 
 
 @click.command(

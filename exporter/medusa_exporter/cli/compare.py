@@ -16,6 +16,7 @@ from medusa_runtime.errors import CapacityError, MedusaError
 
 from medusa_exporter.bench.conversations import PLAIN_TEXT, encode
 from medusa_exporter.bench.machine import versions
+from medusa_exporter.built_in_prompts import BUILT_IN_PROMPTS
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import (
     BACKEND_NAMES,
@@ -39,7 +40,6 @@ from medusa_exporter.extras import import_extra
 from medusa_exporter.output_kinds import COMPARE, REFERENCE
 from medusa_exporter.overwrite_check import check_output_file
 from medusa_exporter.prompts import load_prompts
-from medusa_exporter.verify import PROMPTS
 
 STEPS = 8
 Named = tuple[str, str | None]  # a backend and a precision; None for the default precision of the bundle
@@ -185,7 +185,7 @@ def _plan(
     if not engines[0].prompt_encoder.has_chat_template:
         progress.report(PLAIN_TEXT)
     prompts = []
-    conversations = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
+    conversations = list(BUILT_IN_PROMPTS)[:limit] if file is None else load_prompts(file, limit)
     for number, turns in enumerate(conversations, start=1):
         ids = encode(engines[0].prompt_encoder, [{"role": "user", "content": turns[0]}])
         if len(ids) > longest:

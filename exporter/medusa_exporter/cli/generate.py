@@ -13,6 +13,7 @@ from medusa_runtime.accept import ACCEPT_RULES
 from medusa_runtime.engine import Engine
 from medusa_runtime.generation import Generation
 
+from medusa_exporter.answer_differences import first_difference
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import (
     backend_option,
@@ -25,7 +26,6 @@ from medusa_exporter.cli.options import (
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import note
 from medusa_exporter.output_kinds import SUMMARIES
-from medusa_exporter.verify import first_difference
 
 KIND = SUMMARIES["generate"]
 

@@ -10,8 +10,10 @@ from medusa_runtime.engine import Engine
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
 
+from medusa_exporter.answer_differences import is_exact, tolerances
 from medusa_exporter.bench.conversations import PLAIN_TEXT
 from medusa_exporter.bench.machine import versions
+from medusa_exporter.built_in_prompts import BUILT_IN_PROMPTS
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import (
     backend_option,
@@ -29,8 +31,8 @@ from medusa_exporter.console import Progress, note
 from medusa_exporter.output_kinds import VERIFY
 from medusa_exporter.prompts import load_prompts
 from medusa_exporter.quality import as_table
+from medusa_exporter.transformers_reference import TransformersReference
 from medusa_exporter.verification import measure_precisions, verify_answers
-from medusa_exporter.verify import PROMPTS, Reference, is_exact, tolerances
 
 
 @click.command(name="verify", cls=Command, example="medusa-export verify bundle --profile tree-4,tree-8")
@@ -86,7 +88,7 @@ def command(
     """
     results.check(VERIFY, inputs=[] if file is None else [file], bundle=bundle)
     progress = Progress()
-    prompts = list(PROMPTS)[:limit] if file is None else load_prompts(file, limit)
+    prompts = list(BUILT_IN_PROMPTS)[:limit] if file is None else load_prompts(file, limit)
     engine = Engine.load(
         bundle, backend=backend, profile=PLAIN, precision=precision, gpu=gpu, expected_digest=expected_digest
     )
@@ -104,7 +106,7 @@ def command(
         prompts,
         max_new_tokens=max_new_tokens,
         first_turn_only=turns == "first",
-        reference=None if model is None else Reference(model, engine.bundle.model),
+        reference=None if model is None else TransformersReference(model, engine.bundle.model),
         report=progress.report,
         show=results.echo,
     )

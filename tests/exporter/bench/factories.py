@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medusa_exporter.answer_differences import Difference
 from medusa_exporter.bench.timing import Generation, Measurement, Question
-from medusa_exporter.verify import Difference
 from medusa_profiles.profile import TreeProfile
 
 CHAIN = TreeProfile("chain-2", ((0,), (0, 0)))

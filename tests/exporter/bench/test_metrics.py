@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from medusa_exporter.answer_differences import Difference
 from medusa_exporter.bench.metrics import METRICS, aggregate, by_category
 from medusa_exporter.bench.timing import Generation, Measurement, Question
-from medusa_exporter.verify import Difference
 from medusa_profiles.profile import TreeProfile
 
 from .factories import CHAIN, run, turn

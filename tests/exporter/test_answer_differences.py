@@ -1,20 +1,15 @@
-"""Where answers part, how far apart the two tokens are, and what transformers answers."""
+"""Where two answers first differ, how far apart the two tokens are, and what counts as a tie."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from medusa_exporter import verify
+from medusa_exporter.answer_differences import Difference, compare, first_difference, next_logits
 from medusa_exporter.bench.timing import generate_timed
-from medusa_exporter.verify import PROMPTS, Difference, Reference, compare, first_difference, next_logits
 from medusa_runtime import Engine
 from medusa_runtime.backends.base import PREFILL_CHUNK
-from medusa_runtime.errors import MissingExtraError, UnsupportedModelError
 
 
 @pytest.fixture(scope="module")
@@ -131,55 +126,3 @@ def test_the_reader_gives_the_logits_that_plain_decoding_chose_by(engine: Engine
     read = next_logits(engine.decoder)
     for position, token in enumerate(answer):
         assert int(read([*ids, *answer[:position]]).argmax()) == token
-
-
-def test_transformers_answers_as_the_bundle_does(engine: Engine, tiny_model: Path) -> None:
-    reference = Reference(str(tiny_model), engine.bundle.model)
-    for text in ("Hello there", "What is a tree?", "word " * 60):
-        ids = engine.encode(text)
-        assert reference.answer(ids, 60) == list(generate_timed(engine.decoder, ids, 60).tokens)
-    np.testing.assert_allclose(reference.next_logits(ids), next_logits(engine.decoder)(ids), atol=1e-4)
-
-
-def test_both_end_with_the_context(engine: Engine, tiny_model: Path) -> None:
-    ids = [5] * (engine.bundle.model.context - 4)
-    facts = dataclasses.replace(engine.bundle.model, eos_token_ids=())
-    engine.decoder.start(ids, 60, stop_ids=())
-    sequence = engine.decoder.sequence
-    assert sequence is not None
-    while sequence.finish_reason is None:
-        engine.decoder.step()
-    assert Reference(str(tiny_model), facts).answer(ids, 60) == sequence.answer
-    assert len(sequence.answer) == 4
-
-
-def test_the_model_s_own_sampling_settings_do_not_count(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
-    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    settings = json.loads((model / "generation_config.json").read_text())
-    settings |= {"do_sample": True, "temperature": 1.5, "repetition_penalty": 3.0, "eos_token_id": [5, 6]}
-    (model / "generation_config.json").write_text(json.dumps(settings))
-    ids = engine.encode("a b c")
-    answer = Reference(str(model), engine.bundle.model).answer(ids, 40)
-    assert answer == list(generate_timed(engine.decoder, ids, 40).tokens)
-
-
-def test_a_model_of_another_shape_is_refused(engine: Engine, tiny_model: Path) -> None:
-    facts = dataclasses.replace(engine.bundle.model, layers=3)
-    with pytest.raises(UnsupportedModelError, match=r"layers is 2, the bundle's is 3"):
-        Reference(str(tiny_model), facts)
-
-
-def test_without_transformers_the_extra_is_named(
-    engine: Engine, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'medusa-export\[export\]'"):
-        Reference(str(tiny_model), engine.bundle.model)
-
-
-def test_the_built_in_prompts_vary_and_one_is_long() -> None:
-    assert len(PROMPTS) >= 5
-    assert any(len(turns) > 1 for turns in PROMPTS)
-    assert max(len(text.split()) for turns in PROMPTS for text in turns) > PREFILL_CHUNK
-    assert len({text for turns in PROMPTS for text in turns}) == sum(map(len, PROMPTS))
-    assert verify.TOLERANCE == 1e-3
