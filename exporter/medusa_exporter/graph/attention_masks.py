@@ -1,4 +1,4 @@
-"""Masks in the type of the rows, which a fused attention wants; as traced they are fp32 whatever the rows are."""
+"""Casts attention masks to the type of the rows, as a fused Attention requires; traced masks are always fp32."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from medusa_exporter.graph.past_lengths import LOWEST
 
 
 def cast_masks(graph: ir.Graph) -> None:
-    """Cast each Attention's mask, in place: what hides a row becomes the lowest number of the type, never infinity.
+    """Cast the mask of each Attention, in place. Hidden scores get the lowest finite value of the type, not infinity.
 
-    A row that sees nothing, as those that pad a step may, is then spread evenly, where infinities would make it NaN.
+    A row that sees nothing, as rows that pad a step may, then has a uniform softmax; infinities would make it NaN.
     """
-    made: dict[ir.Value, ir.Value] = {}
+    cast: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         if node.op_type != "Attention":
             continue
@@ -23,9 +23,9 @@ def cast_masks(graph: ir.Graph) -> None:
         assert query is not None and query.dtype is not None and mask is not None  # noqa: S101 -- all are traced so
         if mask.dtype == query.dtype:
             continue
-        if mask not in made:
+        if mask not in cast:
             lowest = constant(graph, "masks.lowest", np.array(LOWEST[query.dtype], np.float32))
-            held = insert(graph, node, "Max", [mask, lowest], ir.DataType.FLOAT)
-            made[mask] = insert(graph, node, "Cast", [held], query.dtype, {"to": query.dtype})
-            made[mask].shape = mask.shape
-        node.replace_input_with(ATTENTION_INPUTS, made[mask])
+            finite = insert(graph, node, "Max", [mask, lowest], ir.DataType.FLOAT)
+            cast[mask] = insert(graph, node, "Cast", [finite], query.dtype, {"to": query.dtype})
+            cast[mask].shape = mask.shape
+        node.replace_input_with(ATTENTION_INPUTS, cast[mask])

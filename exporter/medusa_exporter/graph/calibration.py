@@ -1,4 +1,4 @@
-"""How large each channel of what products multiply gets, on text that the model writes: fixed scales come from it."""
+"""Measures the ranges of activations on text that the model generates; fixed scales (w8a8) are computed from them."""
 
 from __future__ import annotations
 
@@ -17,26 +17,31 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from medusa_runtime.facts import ModelFacts
 
-Ranges = Mapping[str, NDArray[np.float32]]  # by the name of the value: (channels,), the largest magnitude seen
+Ranges = Mapping[str, NDArray[np.float32]]  # by the name of a value: (channels,), the largest magnitude of each
 
-ROWS, LENGTH, SEED = 16, 192, 0  # texts that the model writes, tokens of each at most, of the draws
-# What a product's rows may come from if their scale is to be fixed: norms and attention keep rows within bounds. The
-# gated units of an MLP do not: with a fixed scale for them too, mean KL was 0.058 in place of 0.006.
+TEXTS, MAX_NEW_TOKENS, SEED = 16, 192, 0  # how many texts, tokens generated for each, and the seed of sampling
+# The operators whose results have bounded ranges, so that a matrix multiplication of them can have a fixed scale. The
+# gated units of an MLP have not: with a fixed scale for them too, the mean KL divergence was 0.058 instead of 0.006.
 BOUNDED = ("RMSNormalization", "SkipSimplifiedLayerNormalization", "LayerNormalization", "GroupQueryAttention")
 
 
 def generate_texts(model: Any, opening: Sequence[int], context: int) -> list[list[int]]:
-    """Let the decoder write texts that begin with `opening`, the same each time.
+    """Let the decoder generate texts; the same call returns the same texts.
 
-    context: tokens of the bundle, which no text exceeds, for a graph's rope tables end there. An opening that would
-    leave less than half of it to the model is cut.
+    Args:
+        model: The decoder.
+        opening: The token ids that each text begins with. Cut to half the context if it is longer.
+        context: The bundle's context in tokens. No text is longer, because a graph's rotary tables end there.
+
+    Returns:
+        The token ids of each text.
     """
     import torch
     from transformers import GenerationConfig
 
     opening = opening[: max(1, context // 2)]
-    length = min(LENGTH, context - len(opening))
-    ids = torch.tensor(opening).unsqueeze(0).repeat(ROWS, 1)
+    length = min(MAX_NEW_TOKENS, context - len(opening))
+    ids = torch.tensor(opening).unsqueeze(0).repeat(TEXTS, 1)
     rules = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, max_new_tokens=length, pad_token_id=0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(SEED)
@@ -47,7 +52,7 @@ def generate_texts(model: Any, opening: Sequence[int], context: int) -> list[lis
 
 
 def bounded_matmuls(graph: ir.Graph) -> list[ir.Node]:
-    """The products with a weight whose rows come from BOUNDED operators."""
+    """Return the MatMuls by a constant weight whose rows come from a BOUNDED operator."""
     return [
         node
         for node in graph
@@ -66,32 +71,37 @@ def measure_ranges(
     texts: Sequence[Sequence[int]],
     scratch: Path | None = None,
 ) -> Ranges:
-    """Run a graph of the CPU's dialect over `texts` and watch what its `bounded_matmuls` multiply.
+    """Run a CPU graph over texts and return the range of each channel that its `bounded_matmuls` read.
 
-    scratch: folder to write the graph and its weights to for a while; None for the system's.
+    Args:
+        model: The graph, in fp32.
+        facts: The decoder's sizes.
+        state_size: S, the size of a row of `draft_hidden`.
+        texts: Token ids of each text.
+        scratch: A folder for a temporary copy of the graph and its weights; None for the system's temporary folder.
     """
     onnxruntime = import_onnxruntime("export")
-    watched = model.clone()
-    values = list(dict.fromkeys(node.inputs[0] for node in bounded_matmuls(watched.graph)))
+    observed = model.clone()
+    values = list(dict.fromkeys(node.inputs[0] for node in bounded_matmuls(observed.graph)))
     names = [str(value.name) for value in values if value is not None]
-    watched.graph.outputs.extend(value for value in values if value is not None and not value.is_graph_output())
-    largest: dict[str, NDArray[np.float32]] = {}
+    observed.graph.outputs.extend(value for value in values if value is not None and not value.is_graph_output())
+    ranges: dict[str, NDArray[np.float32]] = {}
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        path = Path(folder) / "watched.onnx"
-        ir.save(watched, path, external_data=f"{path.name}.data")
+        path = Path(folder) / "observed.onnx"
+        ir.save(observed, path, external_data=f"{path.name}.data")
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.disable_prepacking", "1")  # or each weight would be copied
+        options.add_session_config_entry("session.disable_prepacking", "1")  # prepacking would copy each weight
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         for text in texts:
-            found = session.run(names, _prefill(facts, state_size, text))
-            for name, rows in zip(names, found, strict=True):
-                here = np.abs(rows).reshape(-1, rows.shape[-1]).max(axis=0)
-                largest[name] = np.maximum(largest.get(name, here), here)
+            results = session.run(names, _prefill_inputs(facts, state_size, text))
+            for name, rows in zip(names, results, strict=True):
+                magnitudes = np.abs(rows).reshape(-1, rows.shape[-1]).max(axis=0)
+                ranges[name] = np.maximum(ranges.get(name, magnitudes), magnitudes)
         del session
-    return largest
+    return ranges
 
 
-def _prefill(facts: ModelFacts, state_size: int, ids: Sequence[int]) -> dict[str, NDArray[Any]]:
+def _prefill_inputs(facts: ModelFacts, state_size: int, ids: Sequence[int]) -> dict[str, NDArray[Any]]:
     step = literal_step(np.array(ids, dtype=np.int32), 0, np.array([len(ids) - 1], dtype=np.int32))
     buffer = np.zeros((1, facts.kv_heads, len(ids), facts.head_dim), dtype=np.float32)
     return {

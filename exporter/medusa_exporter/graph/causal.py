@@ -1,7 +1,7 @@
-"""A graph of its own for tokens in a row, plain decoding and prompts: what they may see needs no mask.
+"""Makes the causal graph: a separate graph for plain decoding and prompts, without draft, tree and mask.
 
-Without one ONNX Runtime's GroupQueryAttention takes flash attention on a GPU, which writes no scores out. Weights are
-the same tensors, so that two sessions can share them.
+Without a mask ONNX Runtime's GroupQueryAttention uses flash attention on a GPU, which does not write scores to memory.
+The weights are the same tensors as those of the graph for trees, so that two sessions can share them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from medusa_exporter.graph.single_row_padding import MASK
 
 
 def causal_graph(model: ir.Model) -> ir.Model:
-    """Return a copy, without draft and tree, of a graph in place whose layers all see the whole past.
+    """Return a causal copy of a graph that writes keys and values in place; without `contract.CAUSAL_OMITTED_INPUTS`.
 
-    Each row sees the past and the rows up to itself: the operator's own rule, by the number of real rows that it is
-    given. Of the inputs, `contract.CAUSAL_OMITTED_INPUTS` are gone.
+    Each row sees the past and the step's rows up to itself, which is what the operator does without a mask. Layers with
+    a sliding window would need one.
     """
-    found = model.clone()
-    graph = found.graph
+    causal = model.clone()
+    graph = causal.graph
     remove_draft(graph)
     for node in graph:
         if node.op_type == "GroupQueryAttention":
             node.replace_input_with(MASK, None)
-    common.RemoveUnusedNodesPass()(found)
+    common.RemoveUnusedNodesPass()(causal)
     for value in [value for value in graph.inputs if value.name in contract.CAUSAL_OMITTED_INPUTS]:
         graph.inputs.remove(value)
-    strip_metadata(found)
-    return found
+    strip_metadata(causal)
+    return causal

@@ -1,4 +1,4 @@
-"""Checks what a saved graph declares before it may enter a bundle: the ONNX checker, shape inference, the contract."""
+"""Checks a saved graph before it may enter a bundle: ONNX checker, shape inference, and the contract's signature."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from onnx import ValueInfoProto, helper
 
 from medusa_exporter.engines.step_sizes import StepSize
 
+Signature = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]  # inputs and outputs
+
 
 @dataclass(frozen=True)
 class SavedGraph:
-    """A saved graph whose inputs and outputs are the contract's, in its order.
+    """A saved graph whose inputs and outputs were checked against the contract.
 
-    dtype: of keys and values. size: of the steps that it is fixed to, None where it takes any.
+    Attributes:
+        path: The graph's file.
+        inputs: All inputs, in order.
+        outputs: All outputs, in order.
+        dtype: The type of keys and values.
+        size: The only step size that the graph accepts; None if it accepts any.
     """
 
     path: Path
@@ -29,47 +36,62 @@ class SavedGraph:
 
     @property
     def input_names(self) -> frozenset[str]:
-        """The names of its inputs."""
+        """The names of all inputs."""
         return frozenset(spec.name for spec in self.inputs)
 
 
 def check_saved_graph(path: Path, facts: ModelFacts, heads: HeadFacts, size: StepSize | None = None) -> SavedGraph:
-    """Return what the graph at `path` declares.
+    """Check the graph at `path` and return its signature.
 
-    size: of the steps that it is fixed to, None where it takes any. Raises RuntimeError, or onnx's own checker error,
-    where it is not what the contract says.
+    Args:
+        path: The graph's file.
+        facts: The decoder's sizes.
+        heads: The heads' sizes.
+        size: The only step size that the graph accepts; None if it accepts any.
+
+    Raises:
+        RuntimeError: The graph's inputs or outputs differ from the contract. onnx's checker raises errors of its own.
     """
     onnx.checker.check_model(str(path), full_check=True)
     graph = onnx.load(path, load_external_data=False).graph
-    shapes = {value.name: value.type.tensor_type for value in graph.input}
-    joined = contract.PAST in shapes
-    past, state = shapes[contract.PAST if joined else contract.past_key(0)], state_size(facts, heads)
+    types = {value.name: value.type.tensor_type for value in graph.input}
+    past = types[contract.PAST if contract.PAST in types else contract.past_key(0)]
     dtype = helper.tensor_dtype_to_np_dtype(past.elem_type).name
-    if joined:
-        inputs, outputs = contract.stacked_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype)
-    elif len(past.shape.dim) == 4:
-        model = facts.layers, state, facts.vocab_size, facts.kv_heads, facts.head_dim
-        inputs, outputs = contract.in_place_specs(*model, dtype, with_past_rows=contract.PAST_ROWS in shapes)
-    else:
-        inputs = contract.input_specs(facts.layers, state, facts.kv_row, dtype)
-        outputs = contract.output_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype)
+    inputs, outputs = _contract_signature(frozenset(types), len(past.shape.dim), facts, heads, dtype)
     if size is not None:
-        inputs, outputs = (tuple(_fixed(spec, size) for spec in specs) for specs in (inputs, outputs))
+        inputs, outputs = (tuple(_freeze(spec, size) for spec in specs) for specs in (inputs, outputs))
         inputs = tuple(spec for spec in inputs if size.draft or spec.name != contract.DRAFT_HIDDEN)
-    elif contract.TREE_MASK not in shapes:
+    elif contract.TREE_MASK not in types:
         inputs = tuple(spec for spec in inputs if spec.name not in contract.CAUSAL_OMITTED_INPUTS)
     for values, specs in ((graph.input, inputs), (graph.output, outputs)):
-        for got, wanted in zip(map(_spec, values), specs, strict=True):
-            if got != wanted:
-                raise RuntimeError(f"{path.name} declares {got}, the contract says {wanted}")
+        for declared, expected in zip(map(_spec, values), specs, strict=True):
+            if declared != expected:
+                raise RuntimeError(f"{path.name} declares {declared}, expected {expected} as in the contract")
     return SavedGraph(path, inputs, outputs, dtype, size)
 
 
-def _fixed(spec: TensorSpec, size: StepSize) -> TensorSpec:
+def _contract_signature(
+    names: frozenset[str], past_rank: int, facts: ModelFacts, heads: HeadFacts, dtype: str
+) -> Signature:
+    """Return the contract's signature in the form that a graph with these inputs has."""
+    state = state_size(facts, heads)
+    if contract.PAST in names:
+        return contract.stacked_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype)
+    if past_rank == 4:
+        sizes = facts.layers, state, facts.vocab_size, facts.kv_heads, facts.head_dim
+        return contract.in_place_specs(*sizes, dtype, with_past_rows=contract.PAST_ROWS in names)
+    return (
+        contract.input_specs(facts.layers, state, facts.kv_row, dtype),
+        contract.output_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype),
+    )
+
+
+def _freeze(spec: TensorSpec, size: StepSize) -> TensorSpec:
+    """Replace the symbolic dimensions that a step size fixes."""
     return TensorSpec(spec.name, spec.dtype, tuple(size.sizes.get(str(one), one) for one in spec.shape))
 
 
 def _spec(value: ValueInfoProto) -> TensorSpec:
-    kind = value.type.tensor_type
-    shape = tuple(one.dim_param or one.dim_value for one in kind.shape.dim)
-    return TensorSpec(value.name, helper.tensor_dtype_to_np_dtype(kind.elem_type).name, shape)
+    tensor = value.type.tensor_type
+    shape = tuple(one.dim_param or one.dim_value for one in tensor.shape.dim)
+    return TensorSpec(value.name, helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, shape)

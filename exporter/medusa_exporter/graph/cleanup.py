@@ -1,4 +1,4 @@
-"""Rewrites of a freshly traced graph: row-major rope, no reshapes that change nothing, no duplicates, short names."""
+"""Cleans up a freshly traced graph: row-major rotary embeddings, no redundant reshapes or duplicates, short names."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import onnx_ir as ir
 from medusa_runtime.contract import TensorSpec
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import constant, only_consumer
-from medusa_exporter.graph.rotary_fusion import fuse_rotary_embeddings, producer, swaps_heads
+from medusa_exporter.graph.edit import constant, only_consumer, producer_of_type
+from medusa_exporter.graph.rotary_fusion import fuse_rotary_embeddings, swaps_heads
 
 
 def clean_up(model: ir.Model) -> None:
-    """Apply all rewrites in place."""
+    """Apply all clean-up rewrites in place."""
     graph = model.graph
-    fuse_rotary_embeddings(graph)
-    common.RemoveUnusedNodesPass()(model)  # what spelt a rope out, so that each value has its last users alone
+    fuse_rotary_embeddings(model)
+    common.RemoveUnusedNodesPass()(model)  # or values would still have consumers that are no longer needed
     for node in list(graph):
         if node.op_type == "RotaryEmbedding":
-            _rope_on_rows(graph, node)
+            _make_row_major(graph, node)
     for node in list(graph):
         if node.op_type == "Reshape":
-            _skip_reshape(node)
+            _shorten_reshapes(node)
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
         common.DeduplicateInitializersPass(),
@@ -31,12 +31,13 @@ def clean_up(model: ir.Model) -> None:
     strip_metadata(model)
 
 
-def _rope_on_rows(graph: ir.Graph, rope: ir.Node) -> None:
-    """Transpose -> RotaryEmbedding (B, heads, T, D) -> Transpose -> Reshape becomes RotaryEmbedding on (B, T, W).
+# Not a pattern rule: onnxscript inserts the replacement after the last matched node, which reorders the graph.
+def _make_row_major(graph: ir.Graph, rotary: ir.Node) -> None:
+    """Replace Transpose -> RotaryEmbedding (B, heads, T, D) -> Transpose -> Reshape by RotaryEmbedding (B, T, W).
 
-    The 3-D form of the operator (ONNX opset 23) reads and writes rows as the KV arenas hold them.
+    The 3-D form of the operator (ONNX opset 23) reads and writes rows as the KV cache stores them, W = heads * D.
     """
-    before, after = producer(rope.inputs[0], "Transpose"), only_consumer(rope.outputs[0], "Transpose")
+    before, after = producer_of_type(rotary.inputs[0], "Transpose"), only_consumer(rotary.outputs[0], "Transpose")
     if before is None or after is None or not (swaps_heads(before) and swaps_heads(after)):
         return
     rows = only_consumer(after.outputs[0], "Reshape")
@@ -46,39 +47,43 @@ def _rope_on_rows(graph: ir.Graph, rope: ir.Node) -> None:
     heads, width = split.shape[2], split.shape[3]
     if not (isinstance(heads, int) and isinstance(width, int)):
         return
-    source = _flat_source(split, heads * width)
+    source = _row_major_source(split, heads * width)
     if source is None:
-        shape = constant(graph, f"{rope.name}_rows", np.array([0, 0, heads * width]))
+        shape = constant(graph, f"{rotary.name}_rows", np.array([0, 0, heads * width]))
         join = ir.node("Reshape", [split, shape])
         join.outputs[0].shape = ir.Shape([split.shape[0], split.shape[1], heads * width])
         join.outputs[0].type = split.type
-        graph.insert_before(rope, join)
+        graph.insert_before(rotary, join)
         source = join.outputs[0]
-    attributes = {name: value for name, value in rope.attributes.items() if name != "num_heads"}
-    new = ir.node("RotaryEmbedding", [source, *rope.inputs[1:]], attributes={**attributes, "num_heads": heads})
+    attributes = {name: value for name, value in rotary.attributes.items() if name != "num_heads"}
+    new = ir.node("RotaryEmbedding", [source, *rotary.inputs[1:]], attributes={**attributes, "num_heads": heads})
     new.outputs[0].shape = ir.Shape([split.shape[0], split.shape[1], heads * width])
     new.outputs[0].type = split.type
-    graph.insert_before(rope, new)
+    graph.insert_before(rotary, new)
     _replace(rows.outputs[0], new.outputs[0])
 
 
-def _flat_source(split: ir.Value, width: int) -> ir.Value | None:
-    """Return the (B, T, width) value that `split` (B, T, heads, D) was reshaped from, if there is one."""
-    reshape = producer(split, "Reshape")
+def _row_major_source(split: ir.Value, width: int) -> ir.Value | None:
+    """Return the (B, T, width) value that `split` (B, T, heads, D) was reshaped from, or None."""
+    reshape = producer_of_type(split, "Reshape")
     source = None if reshape is None else reshape.inputs[0]
     if source is None or source.shape is None or len(source.shape) != 3 or source.shape[2] != width:
         return None
     return source
 
 
-def _skip_reshape(reshape: ir.Node) -> None:
-    """Make a chain of Reshapes one, or none where it ends in the shape it began with: (B, T, W) -> … -> (B, T, W)."""
+# onnxscript's own rule for two Reshapes merges no shape with two symbolic sizes, which (B, T, W) has.
+def _shorten_reshapes(reshape: ir.Node) -> None:
+    """Merge a chain of Reshapes into its last one, or remove it if the last shape equals the first.
+
+    For example, (B, T, W) -> (B, T, heads, D) -> (B, T, W) disappears.
+    """
     end = reshape.outputs[0]
     value = reshape.inputs[0]
-    while value is not None and (earlier := producer(value, "Reshape")) is not None:
+    while value is not None and (earlier := producer_of_type(value, "Reshape")) is not None:
         value = earlier.inputs[0]
     allow_zero = reshape.attributes.get("allowzero")
-    if allow_zero is not None and allow_zero.as_int():  # no size is taken over from the input: any will do
+    if allow_zero is not None and allow_zero.as_int():  # no size is copied from the input, so any input will do
         reshape.replace_input_with(0, value)
     if value is None or value.shape is None or end.shape is None:
         return
@@ -87,7 +92,7 @@ def _skip_reshape(reshape: ir.Node) -> None:
 
 
 def _sizes(shape: ir.Shape) -> list[int | str | None]:
-    """Return whole numbers, the names of symbolic sizes, and None for a size that nothing is known of."""
+    """Return integers, the names of symbolic sizes, and None for unknown sizes."""
     return [size if isinstance(size, int) else size.value for size in shape]
 
 
@@ -96,7 +101,10 @@ def _replace(old: ir.Value, new: ir.Value) -> None:
 
 
 def strip_metadata(model: ir.Model) -> None:
-    """Drop the tracer's notes (most of the file) and give inner values short names that cannot clash with outputs."""
+    """Remove the exporter's metadata (most of a graph's file size) and rename nodes and inner values to `n<index>`.
+
+    The short names cannot clash with those of graph inputs and outputs.
+    """
     model.metadata_props.clear()
     model.producer_name, model.producer_version, model.doc_string = "medusa-export", None, None
     model.graph.metadata_props.clear()
@@ -116,11 +124,11 @@ def strip_metadata(model: ir.Model) -> None:
         value.doc_string = None
 
 
-def declare_signature(graph: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-    """Give every input and output the contract's name, and its symbolic dimensions in place of those of the tracer."""
-    for values, specs in ((graph.graph.inputs, inputs), (graph.graph.outputs, outputs)):
+def declare_signature(model: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Set names, types and symbolic dimensions of all inputs and outputs to those of the contract."""
+    for values, specs in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
         if len(values) != len(specs):
-            raise RuntimeError(f"the traced graph has {len(values)} inputs or outputs, the contract {len(specs)}")
+            raise RuntimeError(f"the graph has {len(values)} inputs or outputs, expected {len(specs)} as the contract")
         for value, spec in zip(values, specs, strict=True):
             value.name = spec.name
             value.shape = ir.Shape(spec.shape)

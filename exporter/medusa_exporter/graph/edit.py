@@ -1,4 +1,4 @@
-"""What rewrites of a graph need: constants, nodes with one result, values put in others' places, who uses one."""
+"""Helpers that all graph rewrites share: add constants and nodes, replace values, look up producers and consumers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import onnx_ir as ir
 from medusa_runtime.contract import PAST
 from numpy.typing import NDArray
 
-ORT_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
-SLICE_END = int(np.iinfo(np.int64).max)  # where a Slice goes to the end of an axis
+ORT_DOMAIN = "com.microsoft"  # the domain of ONNX Runtime's own operators
+SLICE_END = int(np.iinfo(np.int64).max)  # the end of a Slice that keeps everything up to the end of the axis
 
 
 def constant(graph: ir.Graph, name: str, array: NDArray[Any] | ir.TensorProtocol) -> ir.Value:
-    """Give the graph a constant, or the one of that name that it has; a tensor is held as it is, by others too."""
+    """Return the graph's initializer `name`, adding it if the graph does not have one of that name.
+
+    A tensor is referenced, not copied, so several graphs can share it.
+    """
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
@@ -34,7 +37,7 @@ def insert(
     dtype: ir.DataType,
     attributes: Mapping[str, Any] | None = None,
 ) -> ir.Value:
-    """Put a standard node in front of another; return what it gives."""
+    """Insert a standard ONNX node before the node `before` and return its output, whose element type is `dtype`."""
     node = ir.node(op_type, inputs, attributes=attributes)
     node.outputs[0].type = ir.TensorType(dtype)
     graph.insert_before(before, node)
@@ -42,70 +45,81 @@ def insert(
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Put `new` wherever `old` was used; an output of the graph keeps its name and shape."""
+    """Use `new` wherever `old` was used. If `old` is a graph output, `new` takes its name and shape."""
     if old.is_graph_output():
         old.name, new.name, new.shape = f"{old.name}_before", old.name, old.shape
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def is_past_input(value: ir.Value) -> bool:
-    """Whether a value is one of the contract's inputs of past rows, of whatever type they are."""
+    """Return whether a value is one of the contract's inputs for past keys and values, in any float type."""
     floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     return (value.name or "").startswith(PAST) and value.dtype in floats
 
 
+def producer_of_type(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """Return the node that produces `value` if it is an `op_type`, else None."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
+
+
 def only_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
-    """Return the one node that uses `value`, if there is one only and it is of that type."""
+    """Return the node that consumes `value` if it is the only consumer and an `op_type`, else None."""
     nodes = list(value.consumers())
     return nodes[0] if len(nodes) == 1 and nodes[0].op_type == op_type else None
 
 
+def int_attribute(node: ir.Node, name: str, default: int = 0) -> int:
+    """Return an integer attribute of a node, or `default` if the node does not have it."""
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
 def past_and_new(rows: ir.Value | None) -> tuple[ir.Value, ir.Value]:
-    """Return the past rows and the new ones, which the rows that an attention reads are the Concat of."""
-    concat = None if rows is None else rows.producer()
-    if concat is None or concat.op_type != "Concat" or len(concat.inputs) != 2:
-        raise RuntimeError(f"attention over {rows}, expected past and new rows, one behind the other")
+    """Return the two inputs of the Concat that an attention reads its keys or values from: past rows and new rows."""
+    concat = producer_of_type(rows, "Concat")
+    if concat is None or len(concat.inputs) != 2:
+        raise RuntimeError(f"attention reads {rows}, expected a Concat of past and new rows")
     past, new = concat.inputs
     assert past is not None and new is not None  # noqa: S101 -- Concat has no optional inputs
     return past, new
 
 
 class NodeBuilder:
-    """Puts nodes in front of one that they take the place of."""
+    """Inserts nodes before one node of a graph, usually the node that they are about to replace."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self._graph, self._node = graph, node
 
     def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """Add a node whose result is of its first input's type."""
+        """Insert a node and return its output, which has the element type of the first input."""
         first = inputs[0]
         assert first is not None and first.dtype is not None  # noqa: S101
         return insert(self._graph, self._node, op_type, inputs, first.dtype, attributes)
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Add a Cast, where the value is not of that type already."""
+        """Insert a Cast to `dtype` unless the value already has that type."""
         if value.dtype == dtype:
             return value
         return insert(self._graph, self._node, "Cast", [value], dtype, {"to": dtype})
 
     def ints(self, *numbers: int) -> ir.Value:
-        """Give a constant vector, int64."""
+        """Return an int64 vector constant."""
         return constant(self._graph, "ints." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
 
-    def number(self, value: float) -> ir.Value:
-        """Give a constant scalar, fp32."""
+    def scalar(self, value: float) -> ir.Value:
+        """Return an fp32 scalar constant."""
         return constant(self._graph, f"number.{value!r}", np.array(value, dtype=np.float32))
 
     def reshape(self, value: ir.Value, *shape: int) -> ir.Value:
-        """Reshape; a 0 takes that size over from the input."""
+        """Insert a Reshape; a size of 0 copies that size from the input."""
         return self("Reshape", value, self.ints(*shape))
 
     def slice(self, value: ir.Value, start: int, end: int) -> ir.Value:
-        """Take a range of the last axis."""
+        """Insert a Slice of the last axis."""
         return self("Slice", value, self.ints(start), self.ints(end), self.ints(-1))
 
     def replace(self, value: ir.Value) -> None:
-        """Let `value` be what the node gave, under its name where that is an output of the graph."""
+        """Use `value` in place of the node's output and remove the node. A graph output keeps its name."""
         old = self._node.outputs[0]
         value.shape = old.shape
         replace(old, value)

@@ -1,13 +1,16 @@
-"""Fixes the sizes of a step, for devices that want to know them beforehand: no work on shapes is left in the graph."""
+"""Fixes the sizes of a step, for devices that need static shapes: no computation on shapes is left in the graph."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from medusa_runtime.contract import DRAFT_HIDDEN, INPUT_IDS, TOKENS
 from onnx_ir.passes import common
+from onnxscript import optimizer
+from onnxscript.rewriter import pattern
 
 from medusa_exporter.graph.cleanup import strip_metadata
 from medusa_exporter.graph.edit import constant
@@ -15,55 +18,73 @@ from medusa_exporter.library_logging import log_errors_only
 
 
 def freeze_shapes(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
-    """Return a copy, for steps of these sizes, of a graph in which all heads run; it shares the tensors.
+    """Return a copy of the graph whose steps have these sizes; weights are shared, not copied.
 
-    sizes: of the contract's dimensions B, T, R and N; P may be left out and stays symbolic. Where N is 0 no head runs,
-    `tokens` is `input_ids`, and `draft_hidden` is gone from the inputs.
+    All heads of the graph must run (see `run_all_heads`).
+
+    Args:
+        model: A graph with the contract's symbolic dimensions.
+        sizes: The sizes of B, T, R and N. Without P, it stays symbolic. If N is 0, no head runs: `tokens` is
+            `input_ids`, and the input `draft_hidden` is removed.
     """
-    found = model.clone()
-    graph = found.graph
+    frozen = model.clone()
+    graph = frozen.graph
     if not sizes["N"]:
         remove_draft(graph)
-        common.RemoveUnusedNodesPass()(found)
+        common.RemoveUnusedNodesPass()(frozen)
     for value in (*graph.inputs, *graph.outputs):
         value.shape = None if value.shape is None else ir.Shape([_size(one, sizes) for one in value.shape])
     for node in graph:
         for value in node.outputs:
             if not value.is_graph_output():
-                value.shape = None  # the tracer's names for sizes; what they are now is inferred
+                value.shape = None  # it has symbolic dimensions of the trace; the fixed shape is inferred below
     before = set(graph.initializers)
-    _fold(found)
+    _fold_constants(frozen)
     for index, name in enumerate([name for name in graph.initializers if name not in before]):
-        graph.initializers[name].name = f"fixed.{index}"  # those of nodes are given anew
-    strip_metadata(found)
-    return found
+        graph.initializers[name].name = f"fixed.{index}"  # `strip_metadata` renames the outputs of nodes only
+    strip_metadata(frozen)
+    return frozen
 
 
 def _size(size: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.SymbolicDim:
     return size if isinstance(size, int) or size.value is None else sizes.get(size.value, size)
 
 
+def _heads_used(op: Any, candidates: Any, first_candidates: Any) -> Any:
+    """Match how `Step` counts the heads that a tree uses: one, and one more for each whose candidates it reaches."""
+    reached = op.GreaterOrEqual(op.ReduceMax(candidates), first_candidates)
+    return op.Add(op.ReduceSum(op.Cast(reached)), pattern.ANY_VALUE)
+
+
+_HEADS_USED = pattern.Pattern(_heads_used)
+
+
 def run_all_heads(model: ir.Model, heads: int) -> None:
-    """Let all heads run, in place: how many the tree uses is counted from its numbers, on which no shape may depend."""
+    """Let all heads run, in place.
+
+    As traced, the graph runs only the heads whose candidates are in the tree. That number depends on the values of
+    `input_ids`, and a graph of fixed shapes must not depend on values.
+    """
     graph = model.graph
-    largest = [node for node in graph if node.op_type == "ReduceMax"]
-    if not largest and heads == 1:
+    counts = [
+        node.outputs[0]
+        for node in graph
+        if node.op_type == "Add" and _HEADS_USED.match(model, graph, node, check_nodes_are_removable=False)
+    ]
+    if not counts and heads == 1:
         return
-    if len(largest) != 1:
-        raise RuntimeError(f"{len(largest)} maxima in the traced graph, expected the one of the tree's candidates")
-    value = largest[0].outputs[0]
-    for op_type in ("GreaterOrEqual", "Cast", "ReduceSum", "Add"):
-        [node] = [use for use in value.consumers() if use.op_type == op_type]
-        value = node.outputs[0]
-    ir.convenience.replace_all_uses_with(value, constant(graph, "fixed.heads", np.array(heads, dtype=np.int64)))
+    if len(counts) != 1:
+        raise RuntimeError(f"the traced graph counts the heads that a tree uses {len(counts)} times, expected once")
+    all_heads = constant(graph, "fixed.heads", np.array(heads, dtype=np.int64))
+    ir.convenience.replace_all_uses_with(counts[0], all_heads)
     common.RemoveUnusedNodesPass()(model)
 
 
 def remove_draft(graph: ir.Graph) -> None:
-    """Leave the draft out, in place: all tokens are literal, and `draft_hidden` is no input any more."""
-    given = {value.name: value for value in graph.inputs}
+    """Remove the heads, in place: `tokens` becomes a copy of `input_ids`, and the input `draft_hidden` is removed."""
+    inputs = {value.name: value for value in graph.inputs}
     [tokens] = [value for value in graph.outputs if value.name == TOKENS]
-    ids = given[INPUT_IDS]
+    ids = inputs[INPUT_IDS]
     same = ir.node("Identity", [ids])
     same.outputs[0].type, same.outputs[0].shape, same.outputs[0].name = tokens.type, tokens.shape, TOKENS
     graph.insert_before(graph[0], same)
@@ -71,13 +92,11 @@ def remove_draft(graph: ir.Graph) -> None:
         use.node.replace_input_with(use.idx, ids)
     graph.outputs[list(graph.outputs).index(tokens)] = same.outputs[0]
     tokens.name = f"{TOKENS}_drafted"
-    graph.inputs.remove(given[DRAFT_HIDDEN])
+    graph.inputs.remove(inputs[DRAFT_HIDDEN])
 
 
-def _fold(model: ir.Model) -> None:
-    """Compute what is known now; constants become initializers."""
-    from onnxscript import optimizer
-
+def _fold_constants(model: ir.Model) -> None:
+    """Compute everything that no longer depends on an input; the results become initializers."""
     with log_errors_only("onnxscript.optimizer"):
         optimizer.fold_constants(model, onnx_shape_inference=True)
     ir.passes.Sequential(

@@ -1,8 +1,8 @@
-"""Keys and values are written where they stay, and never copied: ONNX Runtime's variants on a CPU, and in 16 bits.
+"""Writes keys and values in place, without copying the past: for ONNX Runtime on CPUs, and on GPUs in 16 bits.
 
-Of the traced graph each layer's Concat of past and new rows, Attention and rope become one GroupQueryAttention over a
-buffer that is input and output at once. Its limits: steps of several rows take one sequence at a time, and its CUDA
-kernel knows no fp32.
+In each layer the Concat of past and new rows, Attention and usually the rotary embeddings become one
+GroupQueryAttention over a buffer that is input and output at once. That operator has two limits: a step of several rows
+takes one sequence only, and its CUDA kernel does not support fp32.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ from medusa_runtime import contract
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.cleanup import declare_signature, strip_metadata
-from medusa_exporter.graph.decompose import softcap_of
-from medusa_exporter.graph.edit import ORT_DOMAIN, constant, insert, is_past_input, past_and_new
+from medusa_exporter.graph.decompose_attention import softcap_of
+from medusa_exporter.graph.edit import (
+    ORT_DOMAIN,
+    constant,
+    insert,
+    int_attribute,
+    is_past_input,
+    past_and_new,
+    producer_of_type,
+)
 from medusa_exporter.graph.past_lengths import LengthsFromShapes, LengthsFromValues
-from medusa_exporter.graph.rotary_fusion import number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,9 +34,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INT64 = ir.DataType.INT64
-HEADS, ANGLES = ("q_num_heads", "kv_num_heads"), ("cos", "sin")
-ROPE_INPUTS = 3  # rows, cosines, sines; behind them may be the positions to read in tables of these
-ROPE_MULTIPLE = 16  # of head sizes, and of parts of heads, that the operator turns by itself
+HEAD_COUNTS = ("q_num_heads", "kv_num_heads")
+ROTARY_INPUTS = 3  # rows, cosines and sines; a fourth input has positions, to read tables of cosines and sines
+ROTARY_MULTIPLE = 16  # GroupQueryAttention rotates heads, and parts of heads, whose sizes are multiples of this
 
 
 def write_kv_in_place(
@@ -39,24 +46,29 @@ def write_kv_in_place(
     tables: tuple[NDArray[np.float32], NDArray[np.float32]],
     dtype: ir.DataType | None = None,
 ) -> None:
-    """Turn a traced graph into this dialect.
+    """Turn a traced graph into one that writes its rows in place (`contract.in_place_specs`).
 
-    tables: the decoder's `rotary_tables`. dtype: of rows that a GPU reads, `past_rows` of which are bound;
-    None for a CPU, which reads those that are real, in fp32.
+    Args:
+        model: A traced graph, changed in place.
+        facts: The decoder's sizes.
+        state_size: S, the size of a row of `hidden`.
+        tables: Cosines and sines of all positions (`rotary_tables`).
+        dtype: The type of KV rows on a GPU, where the input `past_rows` determines how many are read. None for a CPU,
+            which reads the real rows only, in fp32.
     """
     graph = model.graph
     graph.opset_imports[ORT_DOMAIN] = 1
     lengths = LengthsFromValues(graph) if dtype is None else LengthsFromShapes(graph, dtype)
-    dialect = _Dialect(graph, lengths, tables, dtype, absorbs_rope=facts.head_dim % ROPE_MULTIPLE == 0)
+    rewriter = _LayerRewriter(graph, lengths, tables, dtype, fuse_rotary=facts.head_dim % ROTARY_MULTIPLE == 0)
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Shape" else None
-        if source is not None and is_past_input(source) and _axis(node) == 1:
+        if source is not None and is_past_input(source) and int_attribute(node, "start") == 1:
             ir.convenience.replace_all_uses_with(node.outputs[0], lengths.rows)
     outputs = [value for value in graph.outputs if not _name(value).startswith("new_")]
     presents: dict[str, ir.Value] = {}
     for node in list(graph):
         if node.op_type == "Attention":
-            presents |= dialect.attend(node)
+            presents |= rewriter.rewrite(node)
     inputs, results = contract.in_place_specs(
         facts.layers,
         state_size,
@@ -74,8 +86,8 @@ def write_kv_in_place(
     strip_metadata(model)
 
 
-class _Dialect:
-    """What all layers share, and the rewrite of one."""
+class _LayerRewriter:
+    """Replaces the attention of one layer after the other; lengths, positions and tables are shared by all."""
 
     def __init__(
         self,
@@ -84,41 +96,45 @@ class _Dialect:
         tables: Sequence[NDArray[np.float32]],
         dtype: ir.DataType | None,
         *,
-        absorbs_rope: bool,
+        fuse_rotary: bool,
     ) -> None:
-        self._absorbs_rope = absorbs_rope
+        self._fuse_rotary = fuse_rotary
         self._graph, self._lengths = graph, lengths
         positions = next(value for value in graph.inputs if value.name == contract.POSITION_IDS)
         self._positions = insert(graph, graph[0], "Cast", [positions], INT64, {"to": INT64})
-        kind = np.float32 if dtype is None else dtype.numpy()
+        numpy_type = np.float32 if dtype is None else dtype.numpy()
         self._tables = [
-            constant(graph, f"in_place.{name}", table.astype(kind)) for name, table in zip(ANGLES, tables, strict=True)
+            constant(graph, f"in_place.{name}", table.astype(numpy_type))
+            for name, table in zip(("cos", "sin"), tables, strict=True)
         ]
 
-    def attend(self, node: ir.Node) -> dict[str, ir.Value]:
-        """Put GroupQueryAttention in an Attention's place; return the buffers that it gives, by their names."""
+    def rewrite(self, node: ir.Node) -> dict[str, ir.Value]:
+        """Replace an Attention by GroupQueryAttention and return the buffers that it writes, by output name."""
         query, keys, values, mask = node.inputs[:4]
-        assert mask is not None  # noqa: S101 -- all are traced with a mask
-        (past_key, new_key), (past_value, value) = (past_and_new(both) for both in (keys, values))
+        assert mask is not None  # noqa: S101 -- each attention is traced with a mask
+        (past_key, new_key), (past_value, value) = (past_and_new(rows) for rows in (keys, values))
         key: ir.Value | None = new_key
         layer = int(_name(past_key).rsplit("_", 1)[1])
-        ropes = [_rope(one, node.attributes[count].as_int()) for one, count in zip((query, key), HEADS, strict=True)]
-        rope = all(one is not None and self._absorbs(one) for one in ropes)
-        if rope:
-            query, key = (None if one is None else one.inputs[0] for one in ropes)
+        rotary = [
+            _rotary(rows, node.attributes[count].as_int())
+            for rows, count in zip((query, key), HEAD_COUNTS, strict=True)
+        ]
+        fused = all(one is not None and self._can_fuse(one) for one in rotary)
+        if fused:
+            query, key = (None if one is None else one.inputs[0] for one in rotary)
         else:
-            self._read_tables(ropes)
+            self._read_tables(rotary)
         new = ir.node(
             "GroupQueryAttention",
             [query, key, value, past_key, past_value, self._lengths.last, self._lengths.total]
-            + ([*self._tables, self._positions] if rope else [None, None, None])
+            + ([*self._tables, self._positions] if fused else [None, None, None])
             + [self._lengths.mask(node, mask)],
             attributes={
                 "num_heads": node.attributes["q_num_heads"].as_int(),
                 "kv_num_heads": node.attributes["kv_num_heads"].as_int(),
                 "scale": node.attributes["scale"].as_float(),
-                "do_rotary": int(rope),
-                "rotary_interleaved": number(ropes[0], "interleaved") if rope and ropes[0] is not None else 0,
+                "do_rotary": int(fused),
+                "rotary_interleaved": int_attribute(rotary[0], "interleaved") if fused and rotary[0] is not None else 0,
                 "softcap": softcap_of(node),
             },
             domain=ORT_DOMAIN,
@@ -133,33 +149,29 @@ class _Dialect:
             present.type = output.type
         return dict(zip(names, presents, strict=True))
 
-    def _absorbs(self, rope: ir.Node) -> bool:
-        """Whether GroupQueryAttention turns rows as this rope does."""
-        return self._absorbs_rope and number(rope, "rotary_embedding_dim") % ROPE_MULTIPLE == 0
+    def _can_fuse(self, rotary: ir.Node) -> bool:
+        """Return whether GroupQueryAttention can rotate rows as this RotaryEmbedding does."""
+        return self._fuse_rotary and int_attribute(rotary, "rotary_embedding_dim") % ROTARY_MULTIPLE == 0
 
-    def _read_tables(self, ropes: Sequence[ir.Node | None]) -> None:
-        """Let ropes that stay read the angles that the operator's own rope does.
+    def _read_tables(self, rotary: Sequence[ir.Node | None]) -> None:
+        """Let RotaryEmbeddings that stay read cosines and sines from the tables.
 
-        Made by nodes of the graph, in fp16 on a GPU, those of far positions were off by some hundredths.
+        Computed by the graph in fp16, those of far positions were wrong by some hundredths.
         """
-        for rope in ropes:
-            if rope is not None:
-                rope.resize_inputs(ROPE_INPUTS + 1)
+        for node in rotary:
+            if node is not None:
+                node.resize_inputs(ROTARY_INPUTS + 1)
                 for index, value in enumerate((*self._tables, self._positions), 1):
-                    rope.replace_input_with(index, value)
+                    node.replace_input_with(index, value)
 
 
 def _name(value: ir.Value | None) -> str:
     return "" if value is None else value.name or ""
 
 
-def _axis(shape: ir.Node) -> int:
-    return shape.attributes["start"].as_int() if "start" in shape.attributes else 0
-
-
-def _rope(rows: ir.Value | None, heads: int) -> ir.Node | None:
-    """The decoder's rope, if these are rows that it has turned."""
-    rope = None if rows is None else rows.producer()
-    if rope is None or rope.op_type != "RotaryEmbedding" or number(rope, "num_heads") != heads:
+def _rotary(rows: ir.Value | None, heads: int) -> ir.Node | None:
+    """Return the RotaryEmbedding that produces `rows`, if it is the decoder's own."""
+    rotary = producer_of_type(rows, "RotaryEmbedding")
+    if rotary is None or int_attribute(rotary, "num_heads") != heads:
         return None
-    return rope if len([one for one in rope.inputs if one is not None]) == ROPE_INPUTS else None
+    return rotary if len([one for one in rotary.inputs if one is not None]) == ROTARY_INPUTS else None

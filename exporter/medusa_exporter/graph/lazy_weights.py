@@ -1,4 +1,4 @@
-"""Weights made of other weights: copied when they are asked for, a part at a time where that is enough."""
+"""Weights that are made of other weights when they are read, whole or in parts, so that no copy is kept."""
 
 from __future__ import annotations
 
@@ -16,26 +16,33 @@ EVERY = slice(None)
 
 
 class SelectedRows(ir.LazyTensor):
-    """The rows `picked` (D,) of a weight (V, H), in that order, in fp32; no copy is held.
+    """Some rows of a weight, in fp32.
 
-    name: of the tensor.
+    For example, with `selected` = [7, 0, 3] the tensor has 3 rows: rows 7, 0 and 3 of the weight.
+
+    Args:
+        weight: (V, H).
+        selected: (D,) indices of rows, in the order in which the tensor has them.
+        name: The tensor's name.
     """
 
-    def __init__(self, weight: torch.Tensor, picked: torch.Tensor, name: str) -> None:
-        self._weight, self._picked = weight.detach(), picked
-        shape = ir.Shape([len(picked), weight.shape[1]])
+    def __init__(self, weight: torch.Tensor, selected: torch.Tensor, name: str) -> None:
+        self._weight, self._selected = weight.detach(), selected
+        shape = ir.Shape([len(selected), weight.shape[1]])
         super().__init__(lambda: ir.tensor(self.rows(), name=name), dtype=ir.DataType.FLOAT, shape=shape, name=name)
 
     def rows(self, some: slice = EVERY) -> NDArray[np.float32]:
-        """Copy some of the rows."""
-        copied: NDArray[np.float32] = self._weight[self._picked[some]].float().numpy()
+        """Return a copy of some of the rows."""
+        copied: NDArray[np.float32] = self._weight[self._selected[some]].float().numpy()
         return copied
 
 
 class ConcatenatedColumns(ir.LazyTensor):
-    """Tensors next to each other along their last axis; no copy is held.
+    """Tensors concatenated along their last axis.
 
-    name: of the tensor.
+    Args:
+        tensors: Tensors of one type whose shapes differ in the last axis only.
+        name: The name of the result.
     """
 
     def __init__(self, tensors: Sequence[ir.TensorProtocol], name: str) -> None:
@@ -45,7 +52,11 @@ class ConcatenatedColumns(ir.LazyTensor):
         super().__init__(lambda: ir.tensor(self.columns(), name=name), tensors[0].dtype, shape, name=name)
 
     def columns(self, some: slice = EVERY) -> NDArray[Any]:
-        """Copy some of the columns; `some` has no step."""
+        """Return a copy of some of the columns; the slice has no step.
+
+        For example, `slice(3, 7)` of two tensors of 5 columns each is columns 3 and 4 of the first and 0 and 1 of the
+        second.
+        """
         first, last, _ = some.indices(self.shape.numpy()[-1])
         parts: list[NDArray[Any]] = []
         for tensor in self._tensors:

@@ -1,7 +1,8 @@
-"""Logits where a step wants them, without a copy: for one sequence the rows of a graph need not be laid flat and back.
+"""Writes the logits of a single sequence without a copy.
 
-As traced the rows of all sequences lie one behind the other, so that an index may choose among them, and what the
-lm_head gives is laid out by sequence again: on a GPU a copy of all logits, since they are an output.
+As traced, the rows of all sequences are flattened so that one index can select among them, and the lm_head's result is
+reshaped to sequences again. On a GPU that last reshape is a copy of all logits, because they are an output. With one
+sequence there is nothing to flatten.
 """
 
 from __future__ import annotations
@@ -13,33 +14,37 @@ from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import ORT_DOMAIN, constant, insert
 
-ELEMENTWISE = ("Mul", "Div", "Tanh")  # what families do to logits: a scale, a cap
+ELEMENTWISE = ("Mul", "Div", "Tanh")  # how some families scale or cap logits
 
 
+# Not a pattern rule: how many elementwise operators follow the lm_head differs between families.
 def single_sequence_logits(model: ir.Model) -> None:
-    """Rewrite, in place, the end of a graph for one sequence: hidden (1, T, H) -> logits (1, R, V) in one product."""
+    """Rewrite the end of a graph for one sequence, in place: one multiplication from `hidden` to `logits` (1, R, V).
+
+    Raises:
+        RuntimeError: The logits are computed in another way than `Step` does.
+    """
     graph = model.graph
     graph.opset_imports[ORT_DOMAIN] = 1
     [logits] = [value for value in graph.outputs if value.name == contract.LOGITS]
-    [wanted] = [value for value in graph.inputs if value.name == contract.LOGIT_ROWS]
-    end = _maker(logits, "Reshape").inputs[0]  # of the product, or of what scales or caps it
-    product = _product(end)
-    chosen = _maker(product.inputs[0], "Gather")
-    hidden = _maker(chosen.inputs[0], "Reshape").inputs[0]
-    assert hidden is not None and hidden.dtype is not None  # noqa: S101 -- typed before
-    rows = insert(
-        graph, product, "Reshape", [wanted, constant(graph, "logits.flat", np.array([-1]))], ir.DataType.INT32
-    )
-    picked = insert(graph, product, "Gather", [hidden, rows], hidden.dtype, {"axis": 1})  # (1, R, H)
-    new = ir.node("FusedMatMul", [picked, product.inputs[1]], attributes={"transB": 1}, domain=ORT_DOMAIN)
-    graph.insert_before(product, new)
+    [logit_rows] = [value for value in graph.inputs if value.name == contract.LOGIT_ROWS]
+    end = _producer(logits, "Reshape").inputs[0]  # the lm_head's result, or what scales or caps it
+    lm_head = _lm_head(end)
+    selected = _producer(lm_head.inputs[0], "Gather")
+    hidden = _producer(selected.inputs[0], "Reshape").inputs[0]
+    assert hidden is not None and hidden.dtype is not None  # noqa: S101 -- `cast_precision` has set it
+    flat = constant(graph, "logits.flat", np.array([-1]))
+    rows = insert(graph, lm_head, "Reshape", [logit_rows, flat], ir.DataType.INT32)
+    picked = insert(graph, lm_head, "Gather", [hidden, rows], hidden.dtype, {"axis": 1})  # (1, R, H)
+    new = ir.node("FusedMatMul", [picked, lm_head.inputs[1]], attributes={"transB": 1}, domain=ORT_DOMAIN)
+    graph.insert_before(lm_head, new)
     result = new.outputs[0]
     result.type = logits.type
-    if len(product.inputs) > 2 and product.inputs[2] is not None:
-        result = insert(graph, product, "Add", [result, product.inputs[2]], hidden.dtype)
-    if end is not product.outputs[0]:
-        ir.convenience.replace_all_uses_with(product.outputs[0], result)
-        assert end is not None  # noqa: S101 -- `_product` has walked from it
+    if len(lm_head.inputs) > 2 and lm_head.inputs[2] is not None:
+        result = insert(graph, lm_head, "Add", [result, lm_head.inputs[2]], hidden.dtype)
+    if end is not lm_head.outputs[0]:
+        ir.convenience.replace_all_uses_with(lm_head.outputs[0], result)
+        assert end is not None  # noqa: S101 -- `_lm_head` has followed it
         for value in [result, *_between(end, result)]:
             value.shape = logits.shape
         result = end
@@ -48,29 +53,29 @@ def single_sequence_logits(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
-def _product(end: ir.Value | None) -> ir.Node:
-    """The lm_head's product that `end` comes of: itself, or through operators on each element alone."""
+def _lm_head(end: ir.Value | None) -> ir.Node:
+    """Return the lm_head's Gemm, which computes `end` directly or followed by elementwise operators."""
     node = None if end is None else end.producer()
     while node is not None and node.op_type in ELEMENTWISE:
         node = None if node.inputs[0] is None else node.inputs[0].producer()
     if node is None or node.op_type != "Gemm":
-        raise RuntimeError(f"{end} comes of {node}, expected a Gemm on the way to the logits")
+        raise RuntimeError(f"{end} is computed by {node}, expected a Gemm on the way to the logits")
     return node
 
 
 def _between(end: ir.Value, start: ir.Value) -> list[ir.Value]:
-    """The values from `end` back to `start`, which is left out."""
-    found, value = [], end
+    """Return the values from `end` back to `start`, without `start`."""
+    values, value = [], end
     while value is not start:
-        found.append(value)
+        values.append(value)
         node = value.producer()
-        assert node is not None and node.inputs[0] is not None  # noqa: S101 -- `_product` has walked here
+        assert node is not None and node.inputs[0] is not None  # noqa: S101 -- `_lm_head` has followed it
         value = node.inputs[0]
-    return found
+    return values
 
 
-def _maker(value: ir.Value | None, op_type: str) -> ir.Node:
+def _producer(value: ir.Value | None, op_type: str) -> ir.Node:
     node = None if value is None else value.producer()
     if node is None or node.op_type != op_type:
-        raise RuntimeError(f"{value} comes of {node}, expected a {op_type} on the way to the logits")
+        raise RuntimeError(f"{value} is computed by {node}, expected a {op_type} on the way to the logits")
     return node

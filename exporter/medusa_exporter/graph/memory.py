@@ -1,4 +1,4 @@
-"""Frees what building a graph leaves behind: references that onnxscript keeps, and pages that the C library keeps."""
+"""Frees memory that building a graph leaves behind: references kept by onnxscript and torch, and free heap pages."""
 
 from __future__ import annotations
 
@@ -8,41 +8,42 @@ import sys
 
 
 def release_memory() -> None:
-    """Free all memory that nothing refers to any more, and return it to the operating system where that is possible.
+    """Free all unreferenced memory and return it to the operating system if possible.
 
     onnxscript's rewrite rules live as long as the process, and the matcher of each keeps the last graph that it was
-    tried on, with all its weights: the matchers forget it. So do torch's maps and caches of the last program
-    that was exported. Afterwards the garbage collector runs, and glibc, on Linux, is asked for the pages that it holds.
+    tried on, with all weights; the matchers are reset. torch keeps maps and caches of the last program that was
+    exported; they are emptied. Then the garbage collector runs, and on Linux glibc returns its free pages.
     """
-    _forget_graphs()
-    _forget_programs()
+    _reset_matchers()
+    _clear_torch_caches()
     gc.collect()
     trim_heap()
 
 
 def trim_heap() -> None:
-    """Return freed pages to the operating system: glibc, on Linux, holds them in reserve."""
+    """Return free pages of the heap to the operating system, which glibc (Linux) otherwise keeps."""
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries do not have it
         if trim is not None:
             trim(0)
 
 
-def _forget_graphs() -> None:
-    """Bring every matcher of onnxscript's rules back into the state that its constructor left."""
+def _reset_matchers() -> None:
+    """Reset every matcher of onnxscript's rules to the state after its constructor."""
     library = sys.modules.get("onnxscript.rewriter._matcher")
-    kind = getattr(library, "PatternMatcher", None)
-    if kind is None:
+    matcher_class = getattr(library, "PatternMatcher", None)
+    if matcher_class is None:
         return  # nothing has been rewritten
-    matchers = [found for found in gc.get_objects() if issubclass(type(found), kind)]  # isinstance wakes lazy modules
+    # issubclass of the type: isinstance would import lazy modules
+    matchers = [one for one in gc.get_objects() if issubclass(type(one), matcher_class)]
     for matcher in matchers:
         fresh = vars(type(matcher)(matcher.pattern))
         vars(matcher).clear()
         vars(matcher).update(fresh)
 
 
-def _forget_programs() -> None:
-    """Empty what torch keeps of an exported program: a map of its nodes, and caches of its symbolic shapes."""
+def _clear_torch_caches() -> None:
+    """Empty torch's map of an exported program's nodes and its caches of symbolic shapes."""
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
     getattr(proxies, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
     shapes = getattr(sys.modules.get("torch.fx.experimental.symbolic_shapes"), "ShapeEnv", object)

@@ -1,4 +1,4 @@
-"""Weights that are quantised as they are written: until then a graph holds the weight that they are made from alone."""
+"""Weights in 8 or 4 bits for MatMulNBits, quantised while they are written: a graph holds the original weight only."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from medusa_runtime.backends.ort_library import import_onnxruntime
 
 from medusa_exporter.precisions import WeightFormat
 
-COLUMNS = 512  # that are quantised at once: the library copies what it is given
+COLUMNS_AT_ONCE = 512  # quantised per call: the library copies its input
 
 Matrix = npt.NDArray[np.float32]
-Read = Callable[[slice], Matrix]  # gives some columns of a weight (in, out)
+ReadColumns = Callable[[slice], Matrix]  # returns some columns of a weight (in, out)
 
 
 class NBitsWeight:
-    """A weight (in, out) as MatMulNBits takes it: `packed` (out, blocks, bytes of a block), `scales` (out, blocks).
+    """A weight (in, out) as MatMulNBits reads it.
 
-    read: returns some columns; called whenever a tensor's values are asked for. Only the scales, which are small, are
-    kept from then on. name: of the weight; those of the tensors begin with it.
+    `packed` is (out, blocks, bytes per block) and `scales` (out, blocks). A weight (576, 1536) in 4 bits with blocks of
+    32, for example, has 18 blocks per column: `packed` is (1536, 18, 16), `scales` is (1536, 18).
+
+    Args:
+        read: Returns some columns of the weight. It is called whenever the values of `packed` or `scales` are read; the
+            scales, which are small, are kept from then on.
+        shape: (in, out).
+        to: Bits and block size.
+        name: The weight's name, with which the names of both tensors begin.
     """
 
-    def __init__(self, read: Read, shape: tuple[int, int], to: WeightFormat, name: str) -> None:
+    def __init__(self, read: ReadColumns, shape: tuple[int, int], to: WeightFormat, name: str) -> None:
         self._read, self._to, self._name = read, to, name
         self._scales: Matrix | None = None
         rows, columns = shape
@@ -35,7 +42,7 @@ class NBitsWeight:
 
     @property
     def packed(self) -> ir.LazyTensor:
-        """The numbers, `bits` each, uint8."""
+        """The quantised values, uint8: one (8 bits) or two (4 bits) per byte."""
         name = f"{self._name}.q{self._to.bits}"
         return ir.LazyTensor(
             lambda: ir.tensor(self._quantise(), name=name),
@@ -49,13 +56,13 @@ class NBitsWeight:
         """The scale of each block, fp32."""
         name = f"{self._name}.q{self._to.bits}_scales"
         return ir.LazyTensor(
-            lambda: ir.tensor(self._make_scales(), name=name),
+            lambda: ir.tensor(self._read_scales(), name=name),
             dtype=ir.DataType.FLOAT,
             shape=ir.Shape(self._shape[:2]),
             name=name,
         )
 
-    def _make_scales(self) -> Matrix:
+    def _read_scales(self) -> Matrix:
         if self._scales is None:
             self._quantise()
         assert self._scales is not None  # noqa: S101 -- `_quantise` has just set them
@@ -63,22 +70,26 @@ class NBitsWeight:
 
     def _quantise(self) -> npt.NDArray[np.uint8]:
         packed, scales = np.empty(self._shape, np.uint8), np.empty(self._shape[:2], np.float32)
-        for first in range(0, self._shape[0], COLUMNS):
-            some = slice(first, first + COLUMNS)
+        for first in range(0, self._shape[0], COLUMNS_AT_ONCE):
+            some = slice(first, first + COLUMNS_AT_ONCE)
             packed[some], scales[some] = quantise_blocks(self._read(some), self._to)
         self._scales = scales
         return packed
 
 
 def quantise_blocks(matrix: Matrix, to: WeightFormat) -> tuple[npt.NDArray[np.uint8], Matrix]:
-    """Quantise (in, out), each column in blocks; return (out, blocks, bytes of a block) and (out, blocks) scales."""
-    silent = logging.NullHandler()
-    logging.root.addHandler(silent)  # or the library's import would set up logging for the whole process
+    """Quantise a matrix (in, out), each column in blocks, symmetrically around zero.
+
+    Returns:
+        The packed values (out, blocks, bytes per block) and the scales (out, blocks).
+    """
+    handler = logging.NullHandler()
+    logging.root.addHandler(handler)  # without a handler the library's import would configure the root logger
     try:
         import_onnxruntime("export")
         library = importlib.import_module("onnxruntime.quantization.matmul_nbits_quantizer")
     finally:
-        logging.root.removeHandler(silent)
+        logging.root.removeHandler(handler)
     config = library.DefaultWeightOnlyQuantConfig(to.block, is_symmetric=True, bits=to.bits)
     contiguous = np.ascontiguousarray(matrix, dtype=np.float32)
     packed, scales, _zero_points = library.DefaultWeightOnlyQuantizer(config).qbits_block_quant(contiguous)

@@ -1,7 +1,8 @@
-"""A rope's attention factor (YaRN's and longrope's): taken out while a decoder is traced, put back into the graph.
+"""Handles the attention factor of rotary embeddings (YaRN's and longrope's), which scales cosines and sines.
 
-torch.onnx makes one operator of a rope only where nothing stands between cosines, sines and the rows that they turn.
-Spelt out, the rope would be neither absorbed by attention nor computed in fp32 for graphs in 16 bits.
+torch.onnx exports a rotary embedding as one operator only if nothing is between the cosines and sines and the rows that
+they rotate. Otherwise it would be decomposed, and neither be fused into attention nor computed in fp32 in graphs in 16
+bits. So the factor is removed while the decoder is traced, and put back into the graph.
 """
 
 from __future__ import annotations
@@ -21,31 +22,35 @@ if TYPE_CHECKING:
 
 @contextmanager
 def without_attention_factor(model: PreTrainedModel) -> Iterator[float]:
-    """Within the block the decoder's rope leaves its attention factor out; give that factor, 1 where it has none."""
-    rope: Any = getattr(model.base_model, "rotary_emb", None)
-    factor = getattr(rope, "attention_scaling", 1.0)
+    """Remove the decoder's attention factor within the block, and yield it; 1 if the decoder has none."""
+    rotary: Any = getattr(model.base_model, "rotary_emb", None)
+    factor = getattr(rotary, "attention_scaling", 1.0)
     if factor == 1.0:
         yield 1.0
         return
-    rope.attention_scaling = 1.0
+    rotary.attention_scaling = 1.0
     try:
         yield float(factor)
     finally:
-        rope.attention_scaling = factor
+        rotary.attention_scaling = factor
 
 
 def apply_attention_factor(graph: ir.Graph, factor: float) -> None:
-    """Multiply cosines and sines by the factor, in place. Raises RuntimeError where the graph has none."""
+    """Multiply all cosines and sines of a graph by the factor, in place.
+
+    Raises:
+        RuntimeError: The graph has no cosines and sines, and the factor is not 1.
+    """
     if factor == 1.0:
         return
     nodes = [node for node in graph if node.op_type in ("Cos", "Sin")]
     if not nodes:
-        raise RuntimeError(f"no cosines and sines in the graph, expected those of a rope to be multiplied by {factor}")
+        raise RuntimeError(f"no cosines and sines in the graph, expected some to multiply by {factor}")
     scale = constant(graph, "rope.attention_factor", np.array(factor, np.float32))
     for node in nodes:
-        angles = node.outputs[0]
-        scaled = ir.node("Mul", [angles, scale])
-        scaled.outputs[0].type, scaled.outputs[0].shape = angles.type, angles.shape
+        unscaled = node.outputs[0]
+        scaled = ir.node("Mul", [unscaled, scale])
+        scaled.outputs[0].type, scaled.outputs[0].shape = unscaled.type, unscaled.shape
         graph.insert_after(node, scaled)
-        ir.convenience.replace_all_uses_with(angles, scaled.outputs[0])
-        scaled.replace_input_with(0, angles)
+        ir.convenience.replace_all_uses_with(unscaled, scaled.outputs[0])
+        scaled.replace_input_with(0, unscaled)

@@ -1,6 +1,8 @@
-"""What transformers calls while the model is traced: a KV cache of contiguous rows, and attention over it.
+"""The KV cache and attention that transformers calls while the model is traced; both are row-major.
 
-Both enter through transformers' own extension points, so no model is rewritten.
+A row holds the keys (or values) of one token for all key heads: W = Hkv * D elements. Cache and attention enter through
+transformers' extension points, so no model code is changed. Shapes: B sequences, T nodes, P past rows, Hq query heads,
+Hkv key heads, D elements per head.
 """
 
 from __future__ import annotations
@@ -17,10 +19,14 @@ ATTENTION_NAME = "medusa_rows"  # the name under which `row_attention` is regist
 
 
 class RowMajorCache(Cache):  # type: ignore[misc]  # transformers is not typed
-    """The past of every layer as (B, P, W) rows, read only; `update` keeps this step's rows apart."""
+    """The past of every layer as rows (B, P, W), read only; `update` keeps the step's new rows separate.
+
+    Args:
+        keys: The past keys of each layer, (B, P, W).
+        values: The past values of each layer, (B, P, W).
+    """
 
     def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        """Take the past: one (B, P, W) tensor per layer in each list."""
         super().__init__(layers=[])
         self.keys, self.values = keys, values
         self.new_keys: dict[int, Tensor] = {}
@@ -34,7 +40,7 @@ class RowMajorCache(Cache):  # type: ignore[misc]  # transformers is not typed
         *args: Any,  # noqa: ARG002
         **kwargs: Any,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
-        """Keep the new rows (given as (B, Hkv, T, D)) and return past and new ones together, (B, P + T, W)."""
+        """Keep the new keys and values (B, Hkv, T, D) as rows, and return past and new rows, (B, P + T, W)."""
         self.new_keys[layer_idx] = _to_rows(key_states)
         self.new_values[layer_idx] = _to_rows(value_states)
         return (
@@ -43,15 +49,15 @@ class RowMajorCache(Cache):  # type: ignore[misc]  # transformers is not typed
         )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Rows of the past that are bound (P)."""
+        """Return the number of past rows, P."""
         return self.keys[layer_idx].shape[1]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Return keys seen by a query, and the offset of the first: (P + T, 0)."""
+        """Return the number of keys that a query sees, and the offset of the first: (P + T, 0)."""
         return self.get_seq_length(layer_idx) + query_length, 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Return where this step's rows begin: P."""
+        """Return the index of the step's first row: P."""
         return self.get_seq_length(layer_idx)
 
 
@@ -67,15 +73,30 @@ def row_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as one ONNX `Attention` node over row-major keys and values.
+    """Compute attention as one ONNX `Attention` node over row-major keys and values.
 
-    query (B, Hq, T, D); key, value (B, P + T, W) from `RowMajorCache.update`; masks (B, 1, T, P + T), added to
-    the scores; `windowed_mask` is taken instead of `attention_mask` where the layer has a sliding window. softcap: what
-    tanh bounds the scores by before the mask is added. Returns (B, T, Hq, D). Raises UnsupportedModelError for
-    attention of a further kind.
+    Args:
+        module: The attention module that calls this function.
+        query: (B, Hq, T, D).
+        key: (B, P + T, W), from `RowMajorCache.update`.
+        value: (B, P + T, W), from `RowMajorCache.update`.
+        attention_mask: (B, 1, T, P + T), added to the scores.
+        scaling: The factor of the scores.
+        sliding_window: The layer's window, or None.
+        windowed_mask: The mask that replaces `attention_mask` in layers with a window, (B, 1, T, P + T).
+        softcap: The bound of the scores, applied with tanh before the mask is added.
+        **kwargs: Further arguments of transformers, which are ignored.
+
+    Returns:
+        (B, T, Hq, D), and None for the attention weights.
+
+    Raises:
+        UnsupportedModelError: The model uses attention sinks.
     """
     if kwargs.get("s_aux") is not None:
-        raise UnsupportedModelError(f"{type(module).__name__}: attention with sinks is not served")
+        raise UnsupportedModelError(
+            f"{type(module).__name__} uses attention sinks, expected attention without them; export another model"
+        )
     B, heads, T, D = query.shape
     mask = attention_mask if sliding_window is None else windowed_mask
     output, *_ = torch.onnx.ops.attention(

@@ -1,4 +1,4 @@
-"""Writes graphs beside each other, tensors that several of them use only once."""
+"""Saves several graphs into one folder; tensors that more than one of them uses are written once."""
 
 from __future__ import annotations
 
@@ -10,39 +10,42 @@ from onnx_ir import external_data
 
 from medusa_exporter.graph.memory import trim_heap
 
-LEAST_BYTES = 256  # smaller tensors stay in the graph's own file
+MIN_EXTERNAL_BYTES = 256  # smaller tensors are written into the graph's own file
 
 
 def save_graphs(graphs: dict[Path, ir.Model], shared: str) -> None:
-    """Write each graph to its path, all in one folder, and its large tensors to `<path>.data`.
+    """Write each graph to its path, and its large tensors to `<path>.data`.
 
-    shared: the name of the file for tensors that more than one of the graphs holds.
+    Args:
+        graphs: The graphs by path; all paths are in one folder.
+        shared: The name of the file for large tensors that more than one graph uses.
     """
-    tensors = {path: _large(graph) for path, graph in graphs.items()}
+    tensors = {path: _large_tensors(graph) for path, graph in graphs.items()}
     count = Counter(key for of_one in tensors.values() for key in of_one)
     common = {key: tensor for of_one in tensors.values() for key, tensor in of_one.items() if count[key] > 1}
     written = _write(common, next(iter(graphs)).with_name(shared))
     for path, graph in graphs.items():
         own = {key: tensor for key, tensor in tensors[path].items() if key not in common}
-        places = written | _write(own, path.with_name(f"{path.name}.data"))
+        external = written | _write(own, path.with_name(f"{path.name}.data"))
         for value in graph.graph.initializers.values():
-            value.const_value = places.get(id(value.const_value), value.const_value)
+            value.const_value = external.get(id(value.const_value), value.const_value)
         ir.save(graph, path)
 
 
-def _large(graph: ir.Model) -> dict[int, ir.TensorProtocol]:
-    """The large tensors of a graph by identity, in its own order."""
-    found = (value.const_value for value in graph.graph.initializers.values())
-    return {id(tensor): tensor for tensor in found if tensor is not None and tensor.nbytes > LEAST_BYTES}
+def _large_tensors(graph: ir.Model) -> dict[int, ir.TensorProtocol]:
+    """Return the large tensors of a graph by identity, in the graph's order."""
+    tensors = (value.const_value for value in graph.graph.initializers.values())
+    return {id(tensor): tensor for tensor in tensors if tensor is not None and tensor.nbytes > MIN_EXTERNAL_BYTES}
 
 
 def _write(tensors: dict[int, ir.TensorProtocol], file: Path) -> dict[int, ir.ExternalTensor]:
+    """Write tensors to a file and return references to it, by the identity of the original tensor."""
     if not tensors:
         return {}
-    places = external_data.convert_tensors_to_external(list(tensors.values()), file.parent, file.name, _after_tensor)
-    return dict(zip(tensors, places, strict=True))
+    external = external_data.convert_tensors_to_external(list(tensors.values()), file.parent, file.name, _before_tensor)
+    return dict(zip(tensors, external, strict=True))
 
 
-def _after_tensor(_tensor: ir.TensorProtocol, _progress: object) -> None:
-    """Return what making the tensors before this one took: else their memory would add up."""
+def _before_tensor(_tensor: ir.TensorProtocol, _progress: object) -> None:
+    """Free what computing the previous tensors took, which would otherwise add up."""
     trim_heap()

@@ -1,6 +1,6 @@
-"""One input for all past rows, one output for all new ones: TensorRT's dialect of the contract.
+"""Stacks the KV rows of all layers into one input and one output, for TensorRT.
 
-With some hundred inputs and outputs TensorRT 8.6 turns each of them into fp32 and back, though both sides are fp16.
+With some hundred inputs and outputs, TensorRT 8.6 converts each of them to fp32 and back, although both sides are fp16.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from medusa_exporter.graph.edit import insert
 
 
 def stack_layers(graph: ir.Graph, layers: int) -> None:
-    """Put `past` and `new` (`contract.stacked_specs`) in the place of each layer's own rows, in place."""
+    """Replace each layer's rows by one input `past` and one output `new` (`contract.stacked_specs`), in place.
+
+    With 2 layers and W = 192, for example, the inputs past_key_0, past_key_1, past_value_0 and past_value_1 (B, P, 192)
+    become `past` (B, P, 768), in that order.
+    """
     order = list(kv_tensor_names(layers, contract.new_key, contract.new_value))
-    given, made = ({value.name: value for value in values} for values in (graph.inputs, graph.outputs))
-    pasts, news = [given[past] for past, _ in order], [made[new] for _, new in order]
-    past = ir.Value(name=contract.PAST, type=pasts[0].type, shape=_side_by_side(pasts))
+    inputs, outputs = ({value.name: value for value in values} for values in (graph.inputs, graph.outputs))
+    pasts, news = [inputs[past] for past, _ in order], [outputs[new] for _, new in order]
+    past = ir.Value(name=contract.PAST, type=pasts[0].type, shape=_stacked_shape(pasts))
     split = ir.node("Split", [past], attributes={"axis": -1, "num_outputs": len(pasts)}, num_outputs=len(pasts))
     graph.insert_before(graph[0], split)
     for part, value in zip(split.outputs, pasts, strict=True):
@@ -28,15 +32,15 @@ def stack_layers(graph: ir.Graph, layers: int) -> None:
     dtype = news[0].dtype
     assert dtype is not None  # noqa: S101 -- the contract's
     new = insert(graph, graph[-1], "Concat", news, dtype, {"axis": -1})
-    new.name, new.shape = contract.NEW, _side_by_side(news)
+    new.name, new.shape = contract.NEW, _stacked_shape(news)
     for value in news:
         graph.outputs.remove(value)
     graph.outputs.append(new)
     graph.sort()
 
 
-def _side_by_side(values: list[ir.Value]) -> ir.Shape:
-    """The shape of all of these, which are of one shape, joined along the last axis."""
+def _stacked_shape(values: list[ir.Value]) -> ir.Shape:
+    """Return the shape of values of one shape that are concatenated along the last axis."""
     shape = values[0].shape
     assert shape is not None and isinstance(shape[-1], int)  # noqa: S101 -- the contract's
     return ir.Shape([*shape[:-1], len(values) * shape[-1]])

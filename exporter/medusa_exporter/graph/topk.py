@@ -1,6 +1,8 @@
-"""Finds the largest of many numbers in two rounds: those of each part, then those of these.
+"""Computes TopK and ArgMax in two stages, faster on a GPU: the top of each part of a row, then the top of those.
 
-A row's numbers are gone through by one block of a GPU's threads, and a step has few rows; parts of rows are many.
+A GPU searches a row with one block of threads, and a step has few rows; their parts are many. For example, ArgMax over
+a vocabulary of 49,152 becomes TopK with k = 1 over 64 parts of 768 values, and another over the 64 winners. In each
+stage the first of equal values wins, as in the original operators.
 """
 
 from __future__ import annotations
@@ -11,61 +13,61 @@ import onnx_ir as ir
 from medusa_exporter.graph.edit import constant, insert, replace
 
 INT64 = ir.DataType.INT64
-MOST_PARTS = 64  # of a row
+MAX_PARTS = 64  # of a row
 
 
 def two_stage_topk(graph: ir.Graph) -> None:
-    """Rewrite every TopK and ArgMax over a last axis of known length, in place. Of equal numbers the first one wins."""
+    """Rewrite every TopK whose indices only are used, and every ArgMax, over a last axis of known length, in place."""
     for node in list(graph):
         if node.op_type in ("TopK", "ArgMax") and node.attributes["axis"].as_int() == -1:
             _rewrite(graph, node)
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
-    source, found = node.inputs[0], node.outputs[-1]
+    source, result = node.inputs[0], node.outputs[-1]
     assert source is not None and source.dtype is not None  # noqa: S101
-    count, dtype = _count(node), source.dtype
+    k, dtype = _k(node), source.dtype
     length = None if source.shape is None else source.shape[-1]
-    if count is None or source.shape is None or not isinstance(length, int):
+    if k is None or source.shape is None or not isinstance(length, int):
         return
-    rows = [0] * (source.shape.rank() - 1)  # sizes that stay
-    parts = _parts(length, count)
+    leading = [0] * (source.shape.rank() - 1)  # for Reshape: sizes that stay
+    parts = _parts(length, k)
     if parts < 2 or (node.op_type == "TopK" and (node.outputs[0].uses() or node.outputs[0].is_graph_output())):
-        return  # the places alone are found here, which are all that a step asks for
+        return
 
-    def reshaped(value: ir.Value, dtype: ir.DataType, *shape: int) -> ir.Value:
+    def reshape(value: ir.Value, dtype: ir.DataType, *shape: int) -> ir.Value:
         name = "shape." + ".".join(map(str, shape))
         return insert(graph, node, "Reshape", [value, constant(graph, name, np.array(shape, np.int64))], dtype)
 
     def top(value: ir.Value) -> tuple[ir.Value, ir.Value]:
-        number = constant(graph, f"top.{count}", np.array([count], np.int64))
-        made = ir.node("TopK", [value, number], attributes={"axis": -1, "largest": 1, "sorted": 1}, num_outputs=2)
-        values, places = made.outputs
-        values.type, places.type = ir.TensorType(dtype), ir.TensorType(INT64)
-        graph.insert_before(node, made)
-        return values, places
+        number = constant(graph, f"top.{k}", np.array([k], np.int64))
+        topk = ir.node("TopK", [value, number], attributes={"axis": -1, "largest": 1, "sorted": 1}, num_outputs=2)
+        values, indices = topk.outputs
+        values.type, indices.type = ir.TensorType(dtype), ir.TensorType(INT64)
+        graph.insert_before(node, topk)
+        return values, indices
 
-    best, places = top(reshaped(source, dtype, *rows, parts, length // parts))
+    best, indices = top(reshape(source, dtype, *leading, parts, length // parts))
     starts = constant(graph, f"parts.{parts}.{length}", np.arange(0, length, length // parts, dtype=np.int64)[:, None])
-    places = reshaped(insert(graph, node, "Add", [places, starts], INT64), INT64, *rows, parts * count)
-    _, order = top(reshaped(best, dtype, *rows, parts * count))
-    chosen = insert(graph, node, "GatherElements", [places, order], INT64, {"axis": -1})
-    result = reshaped(chosen, INT64, *rows) if node.op_type == "ArgMax" else chosen
-    result.shape = found.shape
-    replace(found, result)
+    indices = reshape(insert(graph, node, "Add", [indices, starts], INT64), INT64, *leading, parts * k)
+    _, winners = top(reshape(best, dtype, *leading, parts * k))
+    chosen = insert(graph, node, "GatherElements", [indices, winners], INT64, {"axis": -1})
+    rewritten = reshape(chosen, INT64, *leading) if node.op_type == "ArgMax" else chosen
+    rewritten.shape = result.shape
+    replace(result, rewritten)
     graph.remove(node, safe=True)
 
 
-def _count(node: ir.Node) -> int | None:
-    """How many a node looks for, where that is known and it is done as it is here."""
-    given = {name: attribute.value for name, attribute in node.attributes.items()}
+def _k(node: ir.Node) -> int | None:
+    """Return how many values a node looks for; None if that is unknown or the node has other options than supported."""
+    options = {name: attribute.value for name, attribute in node.attributes.items()}
     if node.op_type == "ArgMax":
-        return None if given.get("keepdims", 1) or given.get("select_last_index") else 1
+        return None if options.get("keepdims", 1) or options.get("select_last_index") else 1
     number = node.inputs[1].const_value if node.inputs[1] is not None else None
-    return int(number.numpy().item()) if number is not None and given.get("largest", 1) else None
+    return int(number.numpy().item()) if number is not None and options.get("largest", 1) else None
 
 
-def _parts(length: int, count: int) -> int:
-    """The most parts of one length, up to MOST_PARTS, that hold `count` numbers each; 1 where there are none."""
-    fitting = [parts for parts in range(1, MOST_PARTS + 1) if length % parts == 0 and length // parts >= count]
+def _parts(length: int, k: int) -> int:
+    """Return the largest number of equal parts, up to MAX_PARTS, with at least k values each; 1 if there is none."""
+    fitting = [parts for parts in range(1, MAX_PARTS + 1) if length % parts == 0 and length // parts >= k]
     return max(fitting, default=1)

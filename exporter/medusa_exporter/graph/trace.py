@@ -23,39 +23,45 @@ if TYPE_CHECKING:
     from medusa_exporter.heads.modules import MedusaHeads
 
 OPSET = 23
-FOLD_LIMIT = 512 * 512  # numbers in a constant that the exporter may compute with
-# Example sizes, pairwise different where the dimensions are: none is 0 or 1, which the tracer would take as fixed.
+FOLD_LIMIT = 512 * 512  # the exporter computes with constants of at most so many elements
+# Example sizes, all different. None is 0 or 1: the tracer would treat such a size as fixed.
 EXAMPLE = {"B": 3, "T": 5, "P": 7, "R": 4, "N": 2}
 
 
 def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: int) -> ir.Model:
-    """Return the graph of one step; its weights are the torch tensors themselves, not copies.
+    """Return the graph of one step.
 
-    Inputs and outputs are those of `medusa_runtime.contract`, in that order, with the symbolic dimensions B, T, P, R
-    and N. `top_k` candidates are kept per head.
+    Its inputs and outputs are those of `medusa_runtime.contract`, in that order, with the symbolic dimensions B, T, P,
+    R and N. Its weights are the torch tensors themselves, not copies.
+
+    Args:
+        model: The decoder, in fp32.
+        heads: Its heads.
+        facts: The decoder's sizes.
+        top_k: The number of candidates that each head proposes.
     """
     inputs = contract.input_specs(facts.layers, heads.input_size, facts.kv_row)
     outputs = contract.output_specs(facts.layers, heads.input_size, facts.vocab_size, facts.kv_row)
-    release_memory()  # what loading has left
-    graph, factor = _exported(model, heads, inputs, outputs, top_k)
-    release_memory()  # what the exporter has left
+    release_memory()  # left over from loading
+    graph, factor = _export(model, heads, inputs, outputs, top_k)
+    release_memory()  # left over from the exporter
     clean_up(graph)
     apply_attention_factor(graph.graph, factor)
     declare_signature(graph, inputs, outputs)
     return graph
 
 
-def _exported(
+def _export(
     model: PreTrainedModel,
     heads: MedusaHeads,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     top_k: int,
 ) -> tuple[ir.Model, float]:
-    """Return the exporter's graph, and the factor that cosines and sines of its rope still lack."""
+    """Return the exporter's graph, and the attention factor that its cosines and sines still lack."""
     layers = model.config.num_hidden_layers
-    arguments = _group(tuple(_example(spec) for spec in inputs), layers)
-    dynamic = _group(
+    arguments = _group_layers(tuple(_example(spec) for spec in inputs), layers)
+    dynamic = _group_layers(
         tuple(
             {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
             for spec in inputs
@@ -76,20 +82,20 @@ def _exported(
             verbose=False,
             optimize=False,
         )
-        assert program is not None  # noqa: S101 -- it is when dynamo=True
+        assert program is not None  # noqa: S101 -- never None with dynamo=True
         program.optimize()
-    graph = program.model.clone()  # a graph remembers values that it no longer has
-    _forget_origin(graph)
+    graph = program.model.clone()  # the original keeps references to values that it no longer has
+    _drop_references(graph)
     if rows is not None and heads.token_map is not None:
         _replace_stand_in(graph, rows, model.get_output_embeddings().weight, heads.token_map)
     return graph, factor
 
 
 def _stand_in(model: PreTrainedModel, heads: MedusaHeads) -> torch.Tensor | None:
-    """Return memory that nobody touches, and that thus takes none, for the lm_head's rows of a draft vocabulary.
+    """Return a tensor in place of the lm_head's rows of a draft vocabulary, which would be a copy.
 
-    A copy of the rows is only made when they are written. None without a draft vocabulary and for one so small that the
-    exporter may compute with it.
+    The tensor is never written, so it occupies no memory; `_replace_stand_in` makes the graph read the rows lazily.
+    None without a draft vocabulary, and if it is so small that the exporter may compute with it.
     """
     if heads.token_map is None or heads.own_lm_head is not None:
         return None
@@ -99,6 +105,8 @@ def _stand_in(model: PreTrainedModel, heads: MedusaHeads) -> torch.Tensor | None
 
 
 def _replace_stand_in(graph: ir.Model, rows: torch.Tensor, weight: torch.Tensor, token_map: torch.Tensor) -> None:
+    """Let the graph read the lm_head's rows of the draft vocabulary where it has the stand-in `rows`."""
+
     def stands_in(tensor: Any) -> bool:
         raw = getattr(tensor, "raw", None)
         return isinstance(raw, torch.Tensor) and raw.data_ptr() == rows.data_ptr()
@@ -107,8 +115,8 @@ def _replace_stand_in(graph: ir.Model, rows: torch.Tensor, weight: torch.Tensor,
     value.const_value = SelectedRows(weight, token_map, str(value.name))
 
 
-def _forget_origin(model: ir.Model) -> None:
-    """Drop what nodes and values know of the program that they were made from: it would live as long as they do."""
+def _drop_references(model: ir.Model) -> None:
+    """Drop references from nodes and values to the exported program, which would otherwise live as long as they do."""
     graphs = [model.graph, *model.graph.subgraphs()]
     for graph in graphs:
         graph.meta.clear()
@@ -120,12 +128,13 @@ def _forget_origin(model: ir.Model) -> None:
                 value.meta.clear()
 
 
-def _group(per_input: tuple[object, ...], layers: int) -> tuple[object, ...]:
-    """Lay per-input things out as Step.forward takes them: the pasts as two lists."""
+def _group_layers(per_input: tuple[object, ...], layers: int) -> tuple[object, ...]:
+    """Arrange one item per input as the arguments of `Step.forward`: past keys and past values become lists."""
     singles = len(per_input) - 2 * layers
     return (*per_input[:singles], list(per_input[singles : singles + layers]), list(per_input[singles + layers :]))
 
 
 def _example(spec: TensorSpec) -> torch.Tensor:
+    """Return an input of example size."""
     shape = [EXAMPLE[size] if isinstance(size, str) else size for size in spec.shape]
     return torch.zeros(shape, dtype=getattr(torch, spec.dtype))

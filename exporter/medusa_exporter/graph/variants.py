@@ -1,4 +1,7 @@
-"""One trace, a dialect for each backend: which rewrites lead from the traced graph to the one that a backend runs."""
+"""Makes the graph variant of each backend: applies the rewrites that turn the traced graph into it.
+
+The order of the rewrites per backend is in the documentation of the package, `medusa_exporter.graph`.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,13 @@ from medusa_exporter.graph.calibration import measure_ranges
 from medusa_exporter.graph.cast_precision import DTYPES, cast_precision
 from medusa_exporter.graph.causal import causal_graph
 from medusa_exporter.graph.cleanup import strip_metadata
-from medusa_exporter.graph.decompose import decompose_all, decompose_attention, softcap_of
+from medusa_exporter.graph.decompose import decompose_all
+from medusa_exporter.graph.decompose_attention import decompose_attention, softcap_of
 from medusa_exporter.graph.freeze_shapes import freeze_shapes, run_all_heads
-from medusa_exporter.graph.fuse import fuse, merge_matmuls
+from medusa_exporter.graph.fuse import fuse
 from medusa_exporter.graph.in_place_kv import write_kv_in_place
 from medusa_exporter.graph.logits import single_sequence_logits
+from medusa_exporter.graph.merge_matmuls import merge_matmuls
 from medusa_exporter.graph.quantise import quantise_draft, with_precision
 from medusa_exporter.graph.stack_layers import stack_layers
 from medusa_exporter.graph.topk import two_stage_topk
@@ -30,18 +35,24 @@ from medusa_exporter.precisions import DRAFT
 
 @dataclass(frozen=True)
 class TracedGraph:
-    """A traced graph and what its variants need to know.
+    """A traced graph and what its variants depend on.
 
-    state_size: S. heads: how many there are. angles: the decoder's, from `rotary_tables`. windowed: whether
-    some layers see the nearest rows alone. texts: what activations are measured on, where a precision fixes their
-    scales. scratch: folder that a copy of the weights may lie in for a while; None for the system's.
+    Attributes:
+        graph: The graph, from `trace`.
+        facts: The decoder's sizes.
+        state_size: S, the size of a row of `hidden`.
+        heads: The number of heads.
+        tables: Cosines and sines of all positions, from `rotary_tables`.
+        windowed: Whether some layers have a sliding window that is shorter than the context.
+        texts: Token ids of texts to measure activations on; only precisions with fixed scales need them.
+        scratch: A folder for a temporary copy of the weights; None for the system's temporary folder.
     """
 
     graph: ir.Model
     facts: ModelFacts
     state_size: int
     heads: int
-    angles: tuple[NDArray[np.float32], NDArray[np.float32]]
+    tables: tuple[NDArray[np.float32], NDArray[np.float32]]
     windowed: bool = False
     texts: Sequence[Sequence[int]] = ()
     scratch: Path | None = None
@@ -50,10 +61,16 @@ class TracedGraph:
 def make_graphs(
     traced: TracedGraph, pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize], fused: Container[str] = ()
 ) -> tuple[dict[str, ir.Model], dict[str, StepSize]]:
-    """Return the graph of each file, and the size of step that it is fixed to, if it is.
+    """Return all graphs of a bundle. They share the tensors that they have in common.
 
-    pairs: backends and precisions. steps: what TensorRT gets a graph for. fused: backends of which it gets one of fused
-    operators. Graphs share the tensors that they have in common.
+    Args:
+        traced: The traced graph.
+        pairs: Backends and precisions.
+        steps: The step sizes that TensorRT gets a graph for.
+        fused: Backends, of TensorRT's, whose graphs keep attention, norms and rotary embeddings as one operator each.
+
+    Returns:
+        The graph of each file of the bundle, and the step size of each file that has a fixed one.
     """
     pairs = list(pairs)
     on_cpu = ort_cpu_graphs(traced, [precision for backend, precision in pairs if backend == "ort-cpu"])
@@ -76,11 +93,11 @@ def make_graphs(
 
 
 def ort_cpu_graphs(traced: TracedGraph, precisions: Sequence[str]) -> dict[str, ir.Model]:
-    """Give the CPU's graph in each precision: rows in place, fused operators, quantised weights."""
+    """Return the graph for ONNX Runtime on a CPU in each precision."""
     if not precisions:
         return {}
     graph = traced.graph.clone()
-    write_kv_in_place(graph, traced.facts, traced.state_size, traced.angles)
+    write_kv_in_place(graph, traced.facts, traced.state_size, traced.tables)
     fuse(graph)
     quantise_draft(graph, DRAFT)
     model = traced.facts, traced.state_size
@@ -89,29 +106,29 @@ def ort_cpu_graphs(traced: TracedGraph, precisions: Sequence[str]) -> dict[str, 
 
 
 class GpuVariants:
-    """The variants of GPU backends; graphs of one precision share its weights.
+    """The graph variants of GPU backends. Graphs of one precision share its weights.
 
-    All heads run: a count that the graph makes would have to come back to the host, and no CUDA graph be captured.
+    All heads run: as traced, their number depends on the tree, so it would have to be copied to the host, and the step
+    could not be captured as a CUDA graph.
     """
 
     def __init__(self, traced: TracedGraph) -> None:
-        """Take what was traced; its graph stays as it is."""
         self._traced, self._graph = traced, traced.graph.clone()
         run_all_heads(self._graph, traced.heads)
-        self._cast_graphs: dict[str, ir.Model] = {}
-        self._merged_graphs: dict[str, ir.Model] = {}
-        cos, sin = traced.angles
-        self._angles = ir.tensor(cos), ir.tensor(sin)  # once for all graphs that read them
+        self._cast: dict[str, ir.Model] = {}  # by precision
+        self._merged: dict[str, ir.Model] = {}
+        cos, sin = traced.tables
+        self._tables = ir.tensor(cos), ir.tensor(sin)  # the same tensors for all graphs
 
     def ort_cuda(self, precision: str) -> ir.Model:
-        """Give the graph for ONNX Runtime: few, fused operators.
+        """Return the graph for ONNX Runtime on a GPU.
 
-        In 16 bits keys and values are written in place. The operator that does so knows no fp32: there attention is
-        spelt out, for `Attention` itself has a slow kernel for more than one row under a mask.
+        In 16 bits, keys and values are written in place. The operator that does this does not support fp32; there,
+        attention is decomposed, because ONNX Runtime's kernel of `Attention` is slow for several rows and a mask.
         """
         graph, traced = self.cast(precision).clone(), self._traced
         if in_place_on_gpu(precision):
-            write_kv_in_place(graph, traced.facts, traced.state_size, traced.angles, DTYPES[precision])
+            write_kv_in_place(graph, traced.facts, traced.state_size, traced.tables, DTYPES[precision])
             single_sequence_logits(graph)
         else:
             decompose_attention(graph)
@@ -119,32 +136,33 @@ class GpuVariants:
         return graph
 
     def tensorrt(self, precision: str, size: StepSize, *, fused: bool = False) -> ir.Model:
-        """Give the graph that TensorRT reads for one size of step: rows together, only P left open.
+        """Return the graph for TensorRT with one step size; only the length of the past, P, is symbolic.
 
-        fused: whether attention, norms and ropes stay one operator each, or are spelt out, as every version reads them.
+        Args:
+            precision: fp32, fp16 or bf16. size: The step size. fused: Whether attention, norms and rotary embeddings
+            stay one operator each. If not, they are decomposed into operators that every version of TensorRT supports.
         """
-        graph = freeze_shapes(self._merged(precision), size.sizes)
+        graph = freeze_shapes(self._with_merged_matmuls(precision), size.sizes)
         stack_layers(graph.graph, self._traced.facts.layers)
         two_stage_topk(graph.graph)
         if fused:
-            if any(softcap_of(node) for node in graph.graph):  # which TensorRT's own attention does not know
+            if any(softcap_of(node) for node in graph.graph):  # TensorRT's own attention does not support it
                 decompose_attention(graph, size.nodes)
             cast_masks(graph.graph)
             strip_metadata(graph)
         else:
-            decompose_all(graph, size.nodes, self._traced.facts.context, self._angles)
+            decompose_all(graph, size.nodes, self._traced.facts.context, self._tables)
         return graph
 
-    def _merged(self, precision: str) -> ir.Model:
-        """Give `typed`'s graph with one product of each that read the same rows; made once."""
-        if precision not in self._merged_graphs:
-            self._merged_graphs[precision] = self.cast(precision).clone()
-            merge_matmuls(self._merged_graphs[precision].graph)
-        return self._merged_graphs[precision]
-
     def cast(self, precision: str) -> ir.Model:
-        """Give the graph in a precision of DTYPES, otherwise as traced; made once."""
-        if precision not in self._cast_graphs:
-            self._cast_graphs[precision] = self._graph.clone()
-            cast_precision(self._cast_graphs[precision], DTYPES[precision])
-        return self._cast_graphs[precision]
+        """Return the traced graph in a precision of DTYPES; it is made once per precision."""
+        if precision not in self._cast:
+            self._cast[precision] = self._graph.clone()
+            cast_precision(self._cast[precision], DTYPES[precision])
+        return self._cast[precision]
+
+    def _with_merged_matmuls(self, precision: str) -> ir.Model:
+        if precision not in self._merged:
+            self._merged[precision] = self.cast(precision).clone()
+            merge_matmuls(self._merged[precision].graph)
+        return self._merged[precision]

@@ -155,7 +155,7 @@ def test_the_graph_is_made_of_few_fused_operators(traced: Traced) -> None:
 def test_attention_of_another_form_is_refused(traced: Traced) -> None:
     from medusa_exporter.graph.in_place_kv import write_kv_in_place
 
-    with pytest.raises(RuntimeError, match="expected past and new rows"):
+    with pytest.raises(RuntimeError, match="expected a Concat of past and new rows"):
         graph = ir.load(traced.path)
         for node in list(graph.graph):
             if node.op_type == "Concat" and any(value and value.name == "past_key_0" for value in node.inputs):
