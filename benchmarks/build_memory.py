@@ -37,7 +37,7 @@ import torch, transformers, torch.onnx._internal.exporter._core, torch._dynamo, 
 from onnxscript import optimizer
 from transformers.models.llama import modeling_llama
 from medusa_exporter.build import build
-from medusa_exporter.build import model_facts
+from medusa_exporter.model_facts import model_facts
 from medusa_exporter.graph import check, variants
 from medusa_exporter.graph.memory import release_memory
 from medusa_exporter.graph.trace import trace

@@ -35,7 +35,7 @@ class TransformersReference:
         transformers = import_extra("transformers", "export")
         if verbosity() < Verbosity.VERBOSE:
             transformers.utils.logging.set_verbosity_error()
-        from medusa_exporter.build import model_facts
+        from medusa_exporter.model_facts import model_facts
 
         source = ModelSource.resolve(model)
         with warnings.catch_warnings():

@@ -98,7 +98,7 @@ def test_whatever_changed_is_noticed(copied: Path, tiny_model: Path, tiny_heads:
             return True
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(building, "_fill", _begin)
+    patch.setattr(building, "write_bundle", _begin)
     try:
         assert not built()
         assert built(profiles=("tree-8",))
@@ -128,7 +128,7 @@ def test_an_interrupted_build_leaves_the_old_bundle_and_nothing_else(
         (folder / "half").write_text("half")
         raise stop
 
-    monkeypatch.setattr(building, "_fill", fail)
+    monkeypatch.setattr(building, "write_bundle", fail)
     for target in (copied, copied.parent / "new"):
         with pytest.raises(stop):
             build(str(tiny_model), str(tiny_heads), target, force=True)
@@ -145,6 +145,16 @@ def test_a_folder_that_is_no_bundle_is_never_touched(tiny_model: Path, tiny_head
     with pytest.raises(BundleError, match="is a file"):
         build(str(tiny_model), str(tiny_heads), tmp_path / "mine" / "thesis.txt", force=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_a_bundle_inside_of_the_models_folder_is_refused(tiny_model: Path, tiny_heads: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    before = sorted(model.rglob("*"))
+    (tmp_path / "link").symlink_to(model)
+    for place in (model / "bundle", tmp_path / "link" / "deep" / "bundle"):
+        with pytest.raises(BundleError, match=r"bundle is inside of the model's folder .*model.*: give another"):
+            build(str(model), str(tiny_heads), place)
+    assert sorted(model.rglob("*")) == before
 
 
 def test_other_families_are_refused_by_name_before_any_work(tiny_heads: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from medusa_exporter import build as building
 from medusa_exporter import folder_swap, publish
 from medusa_exporter.build import build
+from medusa_exporter.bundle_writer import BuildPlan
 from medusa_exporter.publish import check_target, lock_bundle, replace_bundle
 from medusa_runtime.bundle import Bundle, write_manifest
 from medusa_runtime.errors import BundleError
@@ -92,10 +93,10 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> str:
 def filled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds write the small bundle again, with their own sources, in place of minutes of work."""
 
-    def fill(folder: Path, *arguments: Any) -> Any:
-        return sealed(folder, next(one for one in arguments if isinstance(one, dict)))
+    def write_small(folder: Path, plan: BuildPlan, *_arguments: object) -> Manifest:
+        return sealed(folder, plan.sources)
 
-    monkeypatch.setattr(building, "_fill", fill)
+    monkeypatch.setattr(building, "write_bundle", write_small)
 
 
 @pytest.mark.parametrize("swaps", [True, False])
@@ -266,7 +267,7 @@ def test_a_bundle_that_cannot_be_renamed_is_refused_before_any_work(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", forbidden)
-    monkeypatch.setattr(building, "_fill", lambda *_arguments: pytest.fail("worked for minutes"))
+    monkeypatch.setattr(building, "write_bundle", lambda *_arguments: pytest.fail("worked for minutes"))
     with pytest.raises(BundleError, match=r"no bundle can be put at .*: Operation not permitted; give"):
         build(model, heads, bundle, force=True)
     monkeypatch.undo()
@@ -288,7 +289,7 @@ def test_the_probe_moves_nothing(small: Path, tmp_path: Path) -> None:
 def test_a_place_where_nothing_can_be_written_is_refused_before_any_work(
     model: str, heads: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(building, "_fill", lambda *_arguments: pytest.fail("worked for minutes"))
+    monkeypatch.setattr(building, "write_bundle", lambda *_arguments: pytest.fail("worked for minutes"))
     (tmp_path / "file").write_text("x")
     with pytest.raises(BundleError, match=r"no bundle can be put at .*file/deep/bundle: .*; give another place"):
         build(model, heads, tmp_path / "file" / "deep" / "bundle")

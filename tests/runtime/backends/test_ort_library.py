@@ -43,7 +43,7 @@ def test_a_build_with_it_is_refused_before_any_work(
     from medusa_exporter import build as building
 
     monkeypatch.setattr("onnxruntime.__version__", "1.30.1")
-    monkeypatch.setattr(building, "_fill", lambda *_arguments: pytest.fail("worked for minutes"))
+    monkeypatch.setattr(building, "write_bundle", lambda *_arguments: pytest.fail("worked for minutes"))
     with pytest.raises(MissingExtraError, match=r"1\.30\.1 is too old"):
         building.build(str(tiny_model), str(tiny_heads), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
