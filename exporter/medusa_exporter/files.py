@@ -1,4 +1,4 @@
-"""Files that appear whole: whoever reads one finds what lay there before, or all of the new."""
+"""Writes files atomically: a reader finds the previous file or all of the new one, even if the writer is killed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import json
 import os
 import re
 import secrets
-import shutil
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,23 +17,23 @@ from typing import Any, BinaryIO
 
 from medusa_runtime.errors import BusyError
 
+from medusa_exporter.folder_lock import hold_lock
+from medusa_exporter.staging import MARK, Staging, finish_move, staged_files
+
 if sys.platform != "win32":
     import fcntl
 
-LOCK = "lock"  # in the workshop of a folder that is being written
-MARK = "medusa-export"  # part of the name of all that is unfinished; no other program has a reason to use it
 WAIT = 600.0  # seconds for another writer of a folder to end, before one gives up
-_VANISHED = 200  # times that a folder may be gone before it cannot be made at all
 _BLOCK = 4 << 20  # bytes read and hashed at a time
-_NUMBERS = re.compile(r"\[\n[\s\d,-]+\]")  # of whole numbers, over several lines; no JSON text holds a line break
+_INTEGERS = re.compile(r"\[\n[\s\d,-]+\]")  # a list of integers over several lines; no JSON string has a line break
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a scratch file next to `path` that takes its place when the block ends, and is removed when it raises.
+    """Open a scratch file next to `path` that replaces it when the block ends, and is removed if the block raises.
 
-    The folder is made. Where `path` is a link, the file that it leads to is replaced and the link stays. Scratch files
-    that killed processes have left are removed. Raises OSError.
+    The folder is created. If `path` is a link, the file that it leads to is replaced and the link is kept. Scratch
+    files that killed processes have left are removed. Raises OSError.
     """
     place = Path(os.path.realpath(path))
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -56,89 +54,49 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_write_files(folder: Path) -> Iterator[Path]:
-    """Give an empty folder whose files come into `folder` together when the block ends, or not at all when it raises.
+    """Yield an empty folder whose files appear in `folder` together when the block ends, or not at all if it raises.
 
-    A process killed while they are moved leaves them to `finish_interrupted_write`, which the next reader or writer
-    calls. A second writer of the folder waits for the first one. Raises OSError, and BusyError after WAIT seconds.
+    The files must not be in subfolders. A second writer of the folder waits for the first one. A process that is killed
+    while it moves the files leaves the rest to `finish_interrupted_write`, which the next reader or writer calls.
+
+    Raises:
+        OSError: If something cannot be written.
+        BusyError: If another command still writes to the folder after WAIT seconds.
     """
-    with _alone(folder):
-        finish_interrupted_write(folder)
-        new = folder / f".{MARK}" / "new"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
+    staging = Staging(folder, inside=True)
+    with contextlib.ExitStack() as lock:
         try:
+            lock.enter_context(hold_lock(staging.lock, remove_folder=True, timeout=WAIT))
+        except TimeoutError:
+            raise BusyError(
+                f"another command is writing to {folder}, for more than {WAIT:.0f} seconds; nothing was written: "
+                "wait until it has ended, then run this again, or give another folder"
+            ) from None
+        finish_move(staging)
+        with staged_files(staging) as new:
             yield new
             for path in new.iterdir():
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-            new.rename(new.with_name("ready"))
-            finish_interrupted_write(folder)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, a file in its workshop; both go with the block. Raises BusyError, OSError."""
-    from filelock import FileLock, Timeout
-
-    workshop = folder / f".{MARK}"
-    lock, until, vanished = FileLock(workshop / LOCK), time.monotonic() + WAIT, 0
-    while True:
-        try:
-            workshop.mkdir(parents=True, exist_ok=True)
-            lock.acquire(blocking=False)
-            break
-        except (FileExistsError, FileNotFoundError):  # its last holder was just removing the workshop
-            vanished += 1
-            if vanished > _VANISHED:
-                raise
-        except Timeout:
-            if time.monotonic() > until:
-                raise BusyError(
-                    f"another command is writing to {folder}, for more than {WAIT:.0f} seconds; nothing was written: "
-                    "wait until it has ended, then run this again, or give another folder"
-                ) from None
-        time.sleep(0.01)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            (workshop / LOCK).unlink()  # while it is held, so that nobody else's is removed
-        lock.release()
-        with contextlib.suppress(OSError):
-            workshop.rmdir()
 
 
 def finish_interrupted_write(folder: Path) -> None:
-    """Move the files of a killed `atomic_write_files` to their places, where it was complete. Raises OSError.
-
-    Several may do so at once: what one of them has moved is gone for the others.
-    """
-    ready = folder / f".{MARK}" / "ready"
-    if not ready.is_dir():
-        return
-    with contextlib.suppress(FileNotFoundError):
-        for path in sorted(ready.iterdir()):
-            with contextlib.suppress(FileNotFoundError):
-                path.replace(folder / path.name)
-        ready.rmdir()
-    with contextlib.suppress(OSError):
-        ready.parent.rmdir()
+    """Move finished files to `folder` that a killed `atomic_write_files` has left in its staging folder. OSError."""
+    finish_move(Staging(folder, inside=True))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` to `path` as strict JSON, indented by 2, each list of whole numbers on one line.
+    """Write `content` to `path` atomically, as strict JSON indented by 2, with each list of integers on one line.
 
-    Raises ValueError or TypeError for what JSON cannot say.
+    Raises ValueError or TypeError for what JSON cannot represent.
     """
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    text = _NUMBERS.sub(lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
+    text = _INTEGERS.sub(lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`."""
+    """Write `content` to `path` atomically."""
     with atomic_write(path) as file:
         file.write(content)
 
@@ -153,7 +111,7 @@ def sha256(path: Path) -> str:
 
 
 def check_can_create(path: Path) -> None:
-    """Make and remove a scratch file, so that a place where none can be written shows before hours of work: OSError."""
+    """Create and remove a scratch file next to `path`; raise OSError, before hours of work, if that is not possible."""
     scratch = _scratch(path)
     scratch.touch(exist_ok=False)
     scratch.unlink()
@@ -164,7 +122,7 @@ def _scratch(place: Path) -> Path:
 
 
 def _opened(place: Path) -> tuple[Path, BinaryIO]:
-    """Open and lock a new scratch file, which nobody has swept away before it was locked. Raises OSError."""
+    """Create and lock a scratch file, again if another process removed it before it was locked. Raises OSError."""
     while True:
         scratch = _scratch(place)
         file = scratch.open("xb")
@@ -182,16 +140,19 @@ def _opened(place: Path) -> tuple[Path, BinaryIO]:
 
 
 def _lock(file: BinaryIO) -> None:
-    """Lock a file until it is closed; Windows removes no file that is open."""
+    """Lock a scratch file until it is closed, so that other processes leave it; Windows removes no file that is open.
+
+    Not by filelock, whose lock would be a second file to create and remove for every output.
+    """
     if sys.platform != "win32":
-        with contextlib.suppress(OSError):  # a file system without locks; then nobody removes what it cannot lock
+        with contextlib.suppress(OSError):  # a file system without locks, where no process removes scratch files
             fcntl.flock(file.fileno(), fcntl.LOCK_EX)
 
 
 def _sweep(place: Path) -> None:
     """Remove the scratch files of `place` that no process is writing."""
     for path in place.parent.glob(f".{glob.escape(place.name)}.{MARK}-*.tmp"):
-        with contextlib.suppress(OSError):  # somebody holds it, or has just removed it
+        with contextlib.suppress(OSError):  # another process writes it, or has just removed it
             if sys.platform == "win32":
                 path.unlink()
                 continue

@@ -17,7 +17,8 @@ from typing import Any
 
 from medusa_runtime.errors import MedusaError
 
-from medusa_exporter.files import LOCK, MARK, check_can_create, finish_interrupted_write
+from medusa_exporter.files import check_can_create
+from medusa_exporter.staging import MARK, Staging, finish_move
 
 MADE_BY = "made_by"  # the first key of every JSON
 LARGEST_JSON = 256 << 20  # bytes that are read to recognise one
@@ -116,18 +117,19 @@ def check_output_folder(folder: Path, kinds: Mapping[str, AnyKind], *, inputs: I
             raise OverwriteError(f"{folder} lies in {source}, which is read by this command; give another folder")
     if (status := _status(folder, place)) is not None and not stat.S_ISDIR(status.st_mode):
         raise OverwriteError(f"{folder} is a file; expected a folder to write to: {REMEDY}")
-    workshop = place / f".{MARK}"
-    if workshop.is_dir() and (foreign := sorted({path.name for path in workshop.iterdir()} - {"new", "ready", LOCK})):
-        raise OverwriteError(f"{workshop} is where unfinished files stand, but it holds {foreign[0]!r}; move that away")
-    if os.path.lexists(workshop) and not workshop.is_dir():
-        raise OverwriteError(f"{workshop} is a file, but unfinished files are to stand there; move it away")
+    staging = Staging(place, inside=True)
+    if foreign := staging.foreign():
+        raise OverwriteError(f"{staging.folder} is for unfinished files, but it holds {foreign[0]!r}; move that away")
+    for parent in (staging.folder.parent, staging.folder):
+        if os.path.lexists(parent) and not parent.is_dir():
+            raise OverwriteError(f"{parent} is a file, expected a folder for unfinished files there; move it away")
     for name, kind in kinds.items():
-        if (workshop / "ready" / name).exists():  # a killed command's, to be moved over what is there
+        if (staging.ready / name).exists():  # a killed command has left it to be moved to its place
             _check_content(folder / name, place / name, kind)
     try:
-        finish_interrupted_write(place)
+        finish_move(staging)
     except OSError as error:
-        raise OverwriteError(f"{workshop} has files of a killed command, which cannot be moved: {error}") from None
+        raise OverwriteError(f"{staging.ready} has files of a killed command that cannot be moved: {error}") from None
     for name, kind in kinds.items():
         _check_content(folder / name, place / name, kind)
     _check_writable(folder / "x", place / "x")

@@ -1,78 +1,157 @@
-"""Where a command that works on a bundle keeps what is unfinished, and how that becomes the bundle.
+"""Staging folders: where a command writes files before all of them appear together in their target folder.
 
-Usually all of it stands next to the bundle, whose folder is then swapped as a whole. A folder that cannot be renamed,
-as a mount point of a container's volume, keeps it inside, below `.cache`, where readers of a bundle do not look.
+A bundle is staged next to its folder, which is then swapped as a whole. A folder that cannot be renamed, such as the
+mount point of a container's volume, and a folder that may hold other files, as one of heads or data, has its staging
+folder inside, below `.cache`, where readers do not look; finished files are then moved to their places one by one. A
+command that is killed while it moves them leaves the rest to whoever uses the folder next, see `finish_move`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medusa_runtime.bundle import walk
 from medusa_runtime.manifest import FILE_NAME, MAX_BYTES
 
-MARK = "medusa-export"  # part of the names of all that a command keeps while it works on a bundle
+MARK = "medusa-export"  # part of the name of every unfinished file or folder; no other program has a reason to use it
 CANNOT_MOVE = (errno.EBUSY, errno.EXDEV)  # a mount point; a folder of a lower layer of an overlay file system
-_OPENING = b'{\n  "digest": "'  # how every manifest begins
+_MANIFEST_START = b'{\n  "digest": "'  # how the manifest of every bundle begins
 
 
 @dataclass(frozen=True)
 class Staging:
-    """The place of a bundle and what one command keeps while it works on it, all on one file system.
+    """Paths that a command uses while it writes to a target folder, all on one file system.
 
-    `place` is the bundle's own folder, links resolved. `new` is the folder that is to take its place, `old` the bundle
-    that was there. within: whether they stand inside of `place`, which cannot be renamed; then `new` becomes `ready`,
-    the files of which are moved to the place one by one.
+    Attributes:
+        target: The folder that the finished files are for.
+        inside: Whether the staging folder is inside of `target`, and not next to it.
     """
 
-    place: Path
-    within: bool = False
+    target: Path
+    inside: bool = False
 
     @property
-    def workshop(self) -> Path:
-        """The folder for all that is unfinished; no other program has a reason to make one of this name."""
-        return self.place / ".cache" / MARK if self.within else self.place.with_name(f".{self.place.name}.{MARK}")
+    def folder(self) -> Path:
+        """The staging folder, which contains the three below."""
+        return self.target / ".cache" / MARK if self.inside else self.target.with_name(f".{self.target.name}.{MARK}")
 
     @property
     def new(self) -> Path:
-        """The folder that is to take the bundle's place."""
-        return self.workshop / "new"
-
-    @property
-    def old(self) -> Path:
-        """The bundle that was replaced, until it is removed."""
-        return self.workshop / "old"
+        """Files that are being written."""
+        return self.folder / "new"
 
     @property
     def ready(self) -> Path:
-        """The finished bundle whose files are being moved to the place."""
-        return self.workshop / "ready"
+        """Finished files that are being moved to the target; used if the staging folder is inside of it."""
+        return self.folder / "ready"
+
+    @property
+    def old(self) -> Path:
+        """The bundle that was swapped for the new one, until it is removed."""
+        return self.folder / "old"
 
     @property
     def lock(self) -> Path:
-        """The file that the command that works on the bundle holds locked."""
-        return self.workshop.with_name(f"{self.workshop.name}.lock")
+        """The lock file of the command that writes to the target."""
+        return self.folder.with_name(f"{self.folder.name}.lock")
 
-    @property
-    def inside(self) -> Staging:
-        """The same place, with all that is unfinished inside of it."""
-        return replace(self, within=True)
+    def moved_inside(self) -> Staging:
+        """Return the same target with its staging folder inside of it."""
+        return replace(self, inside=True)
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing is left of a command that works on the bundle, or was killed."""
-        return not any(os.path.lexists(path) for one in (self, self.inside) for path in (one.workshop, one.lock))
+        """Whether no command writes to the target, or was killed while it did."""
+        return not any(os.path.lexists(path) for one in (self, self.moved_inside()) for path in (one.folder, one.lock))
+
+    def foreign(self) -> list[str]:
+        """Return the names in the staging folder that no command of ours has put there, sorted."""
+        ours = {self.new.name, self.old.name, self.ready.name}
+        return sorted({path.name for path in self.folder.iterdir()} - ours) if self.folder.is_dir() else []
+
+    def clear(self) -> None:
+        """Remove what is unfinished, and a bundle that was replaced; keep finished files."""
+        for folder in (self.new, self.old):
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it does not exist, or holds something else
+            self.folder.rmdir()
+
+
+@contextmanager
+def staged_files(staging: Staging) -> Iterator[Path]:
+    """Yield an empty folder whose files are moved to the target together when the block ends without an error.
+
+    The caller holds the lock. `staging` is inside of its target.
+    """
+    staging.clear()
+    staging.new.mkdir(parents=True)
+    try:
+        yield staging.new
+        staging.new.rename(staging.ready)  # from here on, whoever comes next can finish the move
+        finish_move(staging)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            finish_move(staging)
+        raise
+    finally:
+        staging.clear()
+
+
+def finish_move(staging: Staging) -> None:
+    """Move finished files to the target; the command that wrote them may have been killed before it could.
+
+    A bundle's manifest comes last, after the files that only the previous bundle has were removed: until then the
+    bundle does not open. Only the holder of the lock may finish a bundle; readers of other files need no lock, since
+    each process skips the files that another one has moved. Raises OSError.
+    """
+    if not staging.ready.is_dir():
+        return
+    target, ready = staging.target, staging.ready
+    coming = listed_files(ready / FILE_NAME)
+    names = set[str]()
+    with contextlib.suppress(FileNotFoundError):  # another process has moved all of them
+        names = {path.relative_to(ready).as_posix() for path in ready.rglob("*") if not path.is_dir()}
+    for name in sorted(names if coming is None else names - {FILE_NAME}):
+        _move(ready / name, target / name)
+    if coming is not None:
+        for name in sorted(set(walk(target)) & (listed_files(target / FILE_NAME) or set()) - coming):
+            (target / name).unlink()
+            _remove_empty_parents(target / name, target)
+        _move(ready / FILE_NAME, target / FILE_NAME)
+    with contextlib.suppress(OSError):  # another process has removed them
+        for folder in sorted((path for path in ready.rglob("*") if path.is_dir()), reverse=True):
+            folder.rmdir()
+        ready.rmdir()
+        ready.parent.rmdir()
+
+
+def _move(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another process has moved it
+        source.replace(target)
+        if source.samefile(target):  # hard links of one file, with which a rename does nothing
+            source.unlink()
+
+
+def _remove_empty_parents(path: Path, root: Path) -> None:
+    folder = path.parent
+    while folder != root and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def is_mount(folder: Path) -> bool:
-    """Whether a folder is a mount point, one of the same file system included.
+    """Return whether a folder is a mount point, even one of the same file system.
 
-    It is asked to move into itself, which no system does; but that the two lie on different mounts is said first.
+    The system is asked to move the folder into itself. No system does that, but it reports different mounts first.
     """
     if os.path.ismount(folder):
         return True
@@ -84,46 +163,22 @@ def is_mount(folder: Path) -> bool:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a command keeps that works on a bundle there."""
-    staging = Staging(folder.resolve(), within=True)
-    ours = (staging.workshop.parent, staging.workshop, staging.lock)
-    return all(path in ours or path.is_relative_to(staging.workshop) for path in staging.place.rglob("*"))
+    """Return whether a folder contains nothing but the staging folder of a bundle."""
+    staging = Staging(folder.resolve(), inside=True)
+    ours = (staging.folder.parent, staging.folder, staging.lock)
+    return all(path in ours or path.is_relative_to(staging.folder) for path in staging.target.rglob("*"))
 
 
-def listed(manifest: Path) -> set[str] | None:
-    """Return the files that a manifest of any version lists; None where there is no manifest of a bundle."""
+def listed_files(manifest: Path) -> set[str] | None:
+    """Return the files that a bundle's manifest of any version lists; None if this is not the manifest of a bundle."""
     if not manifest.is_file():
         return None
     with manifest.open("rb") as file:
         data = file.read(MAX_BYTES)
-    if not data.startswith(_OPENING):
+    if not data.startswith(_MANIFEST_START):
         return None
     try:
         files = json.loads(data)["files"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return set(files) if isinstance(files, dict) else None
-
-
-def bring_in(staging: Staging) -> None:
-    """Move the files of `ready` to the place, and remove those of the bundle before; the manifest comes last.
-
-    Until then the bundle does not open. What ends the move early is made up for by calling this once more.
-    """
-    if not staging.ready.is_dir():
-        return
-    if (coming := listed(staging.ready / FILE_NAME)) is not None:
-        for name in sorted(set(walk(staging.ready)) - {FILE_NAME}):
-            (staging.place / name).parent.mkdir(parents=True, exist_ok=True)
-            (staging.ready / name).replace(staging.place / name)
-        for name in sorted(set(walk(staging.place)) & (listed(staging.place / FILE_NAME) or set()) - coming):
-            (staging.place / name).unlink()
-            _remove_empty((staging.place / name).parent, staging.place)
-        (staging.ready / FILE_NAME).replace(staging.place / FILE_NAME)
-    shutil.rmtree(staging.ready)
-
-
-def _remove_empty(folder: Path, root: Path) -> None:
-    while folder != root and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent

@@ -279,21 +279,25 @@ def test_a_folder_that_nobody_may_write_to_is_refused() -> None:
         check_output_folder(Path("/proc/out"), output_kinds.TRAINING)
 
 
-def test_a_workshop_of_the_users_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / f".{MARK}").mkdir()
-    (tmp_path / f".{MARK}" / "thesis.txt").write_text("years")
+def test_a_staging_folder_of_the_users_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".cache" / MARK).mkdir(parents=True)
+    (tmp_path / ".cache" / MARK / "thesis.txt").write_text("years")
     with pytest.raises(OverwriteError, match=r"it holds 'thesis\.txt'; move that away"):
         check_output_folder(tmp_path, output_kinds.TRAINING)
 
 
-def test_a_file_in_place_of_the_workshop_is_refused_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / f".{MARK}").write_text("years")
-    with pytest.raises(OverwriteError, match="is a file, but unfinished files are to stand there"):
-        check_output_folder(tmp_path, output_kinds.TRAINING)
+def test_a_file_in_place_of_the_staging_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    for name in (".cache", f".cache/{MARK}"):
+        shutil.rmtree(tmp_path / ".cache", ignore_errors=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("years")
+        with pytest.raises(OverwriteError, match=f"{name} is a file, expected a folder for unfinished files there"):
+            check_output_folder(tmp_path, output_kinds.TRAINING)
+        (tmp_path / name).unlink()
 
 
 def test_what_a_killed_command_left_does_not_replace_a_file_of_the_users(tmp_path: Path) -> None:
-    ready = tmp_path / f".{MARK}" / "ready"
+    ready = tmp_path / ".cache" / MARK / "ready"
     ready.mkdir(parents=True)
     (ready / "config.json").write_text("{}")
     (tmp_path / "config.json").write_text('{"years": "of work"}')

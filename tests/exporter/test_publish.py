@@ -169,7 +169,7 @@ def test_folders_of_the_user_with_names_like_ours_stay(filled: None, model: str,
     assert all((tmp_path / name / "thesis.txt").read_text() == "years" for name in theirs)
 
 
-def test_a_workshop_that_holds_something_of_the_users_is_left_alone(tmp_path: Path) -> None:
+def test_a_staging_folder_that_holds_something_of_the_users_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".bundle.medusa-export").mkdir()
     (tmp_path / ".bundle.medusa-export" / "thesis.txt").write_text("years")
     with pytest.raises(BundleError, match=r"it holds 'thesis\.txt'; move that away"), lock_bundle(tmp_path / "bundle"):
@@ -331,4 +331,4 @@ def test_an_error_while_a_bundle_is_placed_leaves_the_old_one(small: Path, tmp_p
         monkeypatch.undo()
     assert Bundle.open(bundle).manifest.sources == {"made": "before"}
     assert hidden(tmp_path) == []
-    assert publish.Staging(bundle).place == bundle
+    assert publish.Staging(bundle).target == bundle

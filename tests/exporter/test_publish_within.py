@@ -32,7 +32,7 @@ bundle = Path(sys.argv[1])
 assert is_mount(bundle)
 for number in range(2):
     with lock_bundle(bundle) as staging:
-        assert staging.within
+        assert staging.inside
         with replace_bundle(staging) as folder:
             sealed(folder, {"number": number})
         assert Bundle.open(bundle, engines=True).manifest.sources == {"number": number}
@@ -95,7 +95,7 @@ def test_a_plain_folder_is_no_mount_point(tmp_path: Path) -> None:
 def test_readers_find_the_old_bundle_until_the_new_one_is_finished(fixed: Path) -> None:
     put(fixed, {"made": "before"})
     with lock_bundle(fixed) as staging:
-        assert staging.within
+        assert staging.inside
         with replace_bundle(staging) as folder:
             sealed(folder, {"made": "after"})
             assert Bundle.open(fixed, engines=True).manifest.sources == {"made": "before"}
@@ -130,7 +130,7 @@ def test_a_command_killed_at_any_access_leaves_a_bundle_or_the_next_one_makes_it
     seen = set()
     restore()
     for _number in cuts(lambda: put(fixed, {"made": "after"})):
-        torn = Staging(fixed, within=True).ready.exists()
+        torn = Staging(fixed, inside=True).ready.exists()
         if not torn and (fixed / "manifest.json").exists():
             seen.add(Bundle.open(fixed, engines=True).manifest.sources["made"])
         with lock_bundle(fixed):  # what any command on this bundle does first

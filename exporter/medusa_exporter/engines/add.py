@@ -110,11 +110,11 @@ def _make(
     cache = f"{FOLDER}/{flavour.name}-{flavour.version}.cache"
     built = build_engine(
         flavour,
-        staging.place / graph,
+        staging.target / graph,
         precision,
         wanted.capacity,
         wanted.targets if flavour.ahead_of_time else (),
-        timing_cache=(staging.place / cache).read_bytes() if cache in manifest.files else b"",
+        timing_cache=(staging.target / cache).read_bytes() if cache in manifest.files else b"",
         report=report,
     )
     facts = EngineManifest(
@@ -133,7 +133,7 @@ def _make(
         best=wanted.capacity.best,
         most=wanted.capacity.most,
         seconds=round(time.monotonic() - started, 1),
-        weights=tuple((name, manifest.files[name].sha256) for name in external_files(staging.place, graph)),
+        weights=tuple((name, manifest.files[name].sha256) for name in external_files(staging.target, graph)),
     )
     content = {f"{stem}.engine": built.engine}
     if built.timing_cache is not None:
@@ -141,7 +141,7 @@ def _make(
     with replace_bundle(staging) as folder:
         known = manifest.files.keys() - content.keys() - {f"{stem}.json"}
         for name in known:
-            link_or_copy((staging.place / name).resolve(), folder / name)
+            link_or_copy((staging.target / name).resolve(), folder / name)
         (folder / FOLDER).mkdir(exist_ok=True)
         for name, data in content.items():
             (folder / name).write_bytes(data)

@@ -237,7 +237,7 @@ def test_an_engines_build_killed_at_any_access_leaves_a_bundle_that_opens(
         add_engines(bundle, "tensorrt-rtx", **options)
 
     for _number in cuts(run):
-        if mounted and Staging(bundle, within=True).ready.exists():
+        if mounted and Staging(bundle, inside=True).ready.exists():
             with lock_bundle(bundle):
                 pass
         opened = Bundle.open(bundle, engines=True)
