@@ -1,4 +1,4 @@
-"""Swaps two folders in one step, so that whoever opens the place meanwhile finds the old one or the new one."""
+"""Swaps two folders atomically, so that a reader who opens the path finds the old one or the new one."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ _AT_FDCWD = -100
 
 
 def swap_folders(new: Path, place: Path, old: Path) -> None:
-    """Put the folder `new` at `place`, and what is there at `old`; all three lie on one file system. Raises OSError.
+    """Move the folder `new` to `place`, and the folder at `place` to `old`. Raises OSError.
 
-    Where the system or the file system cannot swap, two renames do it, and between them there is nothing at `place`.
+    All three paths are on one file system. If it cannot swap atomically, two renames do it, and between them there is
+    nothing at `place`.
     """
-    if _swapped(new, place):
+    if _swap(new, place):
         new.rename(old)
         return
     place.rename(old)
     new.rename(place)
 
 
-def _swapped(one: Path, other: Path) -> bool:
-    """Swap two paths in one step; return False where that is not possible here."""
+def _swap(one: Path, other: Path) -> bool:
+    """Swap two paths atomically; return False if the system cannot."""
     first, second = os.fsencode(one), os.fsencode(other)
     try:
         library = ctypes.CDLL(None)

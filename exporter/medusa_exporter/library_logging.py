@@ -1,4 +1,4 @@
-"""Libraries that say on their own account what a user has not asked for."""
+"""Silences the log messages and warnings of libraries that do not concern the user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def log_errors_only(name: str) -> Iterator[None]:
-    """Let a library's logger say errors only, and nobody warn."""
+    """Let the logger `name` log errors only, and suppress Python warnings, while the block runs."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Which packages are installed, and in which versions."""
+"""Looks up the versions of installed packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib import metadata
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
+    """Return the version of each named package that is installed."""
     found = {}
     for name in names:
         try:

@@ -1,4 +1,7 @@
-"""The precisions that each backend runs: of weights alone on a CPU, of weights, activations and KV rows on a GPU."""
+"""The precisions that each backend runs, and the default tree profile for each.
+
+On a CPU a precision is that of the weights alone; on a GPU it is that of weights, activations and KV cache.
+"""
 
 from __future__ import annotations
 
@@ -14,47 +17,59 @@ from medusa_exporter.families import FAMILIES, Decoder
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How weights are kept: bits each, and how many neighbours in a column share a scale; symmetric around zero."""
+    """A symmetric quantised format of weights.
+
+    Attributes:
+        bits: Bits per weight.
+        block: Number of neighbouring weights of a column that share a scale.
+    """
 
     bits: int
     block: int
 
 
-# int8: blocks of 64 are as near to fp32 as blocks of 32 (0.976 and 0.977 of the argmaxes, 128: 0.959), and a step of
-# four rows is a tenth faster where the processor has VNNI (AVX2: no difference). int4: those of 128 agree less (0.738,
-# 32: 0.766), and with blocks of 64 too one row alone has other bits than among others, so a tree would part from plain.
+# int8: blocks of 64 agree with fp32 as well as blocks of 32 (0.976 and 0.977 of the argmaxes are equal; blocks of 128:
+# 0.959), and a step of four rows takes a tenth less time if the processor has VNNI (with AVX2: no difference).
+# int4: blocks of 128 agree less (0.738; blocks of 32: 0.766). With blocks of 64 and 128 a single row is computed with
+# other bits than the same row among several, so that a tree's answer could differ from that of plain decoding.
 INT8 = WeightFormat(8, 64)
 
-# The heads only guess: whatever they are kept in, the decoder verifies, so few bits cost guesses and never tokens. 8
-# bits in place of fp32 cost none that could be measured and take 1.6 ms off a fp32 step; 4 bits took no more than 1%
-# off that, and 1.5 to 6% of the tokens a step (2 to 8 nodes, 36 training prompts).
+# The decoder verifies what the heads propose, so fewer bits in the heads can lower acceptance but never change a token.
+# 8 bits in place of fp32 lowered acceptance by nothing that could be measured and saved 1.6 ms of an fp32 step. 4 bits
+# saved at most another 1% of the step, and lowered tokens per step by 1.5 to 6% (2 to 8 nodes, 36 training prompts).
 DRAFT = INT8
 
 FORMATS: dict[str, WeightFormat | None] = {"fp32": None, "int8": INT8, "w8a8": INT8, "int4": WeightFormat(4, 32)}
 ON_GPU = ("fp16", "bf16", "fp32")
-PRECISIONS = {  # of each backend; the first where none is named
+PRECISIONS = {  # of each backend; the first is its default
     "ort-cpu": tuple(FORMATS),
     "ort-cuda": ON_GPU,
     "tensorrt": ON_GPU,
     "tensorrt-rtx": ON_GPU,
 }
 
-# Precisions in which products of what norms and attention give are of whole numbers, activations under fixed scales
-# (`graph.integer_matmul`); FORMATS says what the other products are in.
+# Precisions in which the matrix multiplications of the outputs of norms and attention are of integers, with activations
+# quantised by scales that are fixed in the graph (`graph.integer_matmul`). FORMATS has the format of the other weights.
 FIXED_SCALES = frozenset({"w8a8"})
 
-# Nodes of the tree with the most tokens per millisecond. On a CPU: two cores (AVX-512 with VNNI), measured on training
-# prompts; 1 is plain decoding, which no tree beats in int4: its second row costs a third of a step, the heads a sixth.
+# Number of nodes of the tree with the most tokens per millisecond, measured on training prompts with two cores (AVX-512
+# with VNNI). 1 is plain decoding, which no tree beats in int4: a second row costs a third of a step, the heads a sixth.
 BEST_NODES = {"fp32": 6, "int8": 2, "w8a8": 2, "int4": 1}
-BEST_NODES_ON_GPU = 64  # a step of so many rows waits for the same weights as one of a single row
+BEST_NODES_ON_GPU = 64  # a step of so many rows is bound by reading the same weights as a step of one row
 
 
 def choose(backends: Iterable[str], precisions: Iterable[str], decoder: Decoder | None = None) -> list[tuple[str, str]]:
-    """Return the (backend, precision) pairs to build: of the precisions named, those that each backend runs.
+    """Return the (backend, precision) pairs to build.
 
-    Without any each backend gets its first. decoder: the model, where it is known. Raises BundleError for an unknown
-    backend, a precision that none of them runs, and a backend that runs none of those named; UnsupportedModelError for
-    a pair that is not built of the decoder.
+    Args:
+        backends: Names of backends.
+        precisions: Precisions to build; each backend gets those that it runs. Empty for each backend's default.
+        decoder: The model, if it is known already.
+
+    Raises:
+        BundleError: For an unknown backend, a precision that no named backend runs, and a backend that runs none of the
+            named precisions.
+        UnsupportedModelError: For a pair that cannot be built for the decoder.
     """
     backends, precisions = tuple(dict.fromkeys(backends)), tuple(dict.fromkeys(precisions))
     for backend in backends:
@@ -82,7 +97,7 @@ def choose(backends: Iterable[str], precisions: Iterable[str], decoder: Decoder 
 
 
 def served(decoder: Decoder, backend: str) -> tuple[str, ...]:
-    """The precisions in which a graph of a decoder is built for a backend."""
+    """Return the precisions in which a decoder's graph can be built for a backend."""
     return tuple(precision for precision in PRECISIONS[backend] if decoder.refusal(backend, precision) is None)
 
 
@@ -98,7 +113,7 @@ def _check_served(decoder: Decoder, backend: str, precision: str) -> None:
 
 
 def default_profile(backend: str, precision: str, trees: Iterable[TreeProfile]) -> str:
-    """Name the tree to take where none is named: the largest of the best number of nodes at most, fitted ones first."""
+    """Return the default tree: the largest that does not exceed the best number of nodes, fitted trees first."""
     nodes = BEST_NODES[precision] if backend == "ort-cpu" else BEST_NODES_ON_GPU
     fitting = [tree for tree in trees if tree.size <= nodes]
     best = max(fitting, key=lambda tree: (tree.size, tree.name == f"tree-{tree.size}"), default=None)

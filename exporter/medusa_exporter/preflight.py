@@ -1,4 +1,4 @@
-"""Whether a build can come to anything: heads that fit the model, memory that suffices. Before anything is loaded."""
+"""Checks before a build loads anything: that the heads fit the model, and that memory suffices."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from medusa_exporter.loading.memory import check_memory
 from medusa_exporter.loading.sizes import DecoderSizes
 from medusa_exporter.models import ModelSource, check_family, read_sizes
 
-# A build's peak of anonymous memory over what a process with torch and transformers imported holds; each a little more
-# than benchmarks/build_memory.py measured of models of 0.35 to 3 GB.
+# The peak of a build's anonymous memory above that of a process that has imported torch and transformers; each value is
+# a little more than benchmarks/build_memory.py measured for models of 0.35 to 3 GB.
 PEAK = 1.02  # times the weights in fp32
-OF_A_LAYER = 5 * 10**6  # bytes that tracing a layer takes
-BESIDES = 150 * 10**6  # bytes
+TRACE_PER_LAYER = 5 * 10**6  # bytes that tracing a layer takes
+OVERHEAD = 150 * 10**6  # bytes, whatever the model
 
 
 def check_build(source: ModelSource, heads: str, report: Callable[[str], None]) -> None:
-    """Check `heads` against the model of `source`, and both against the memory that is left.
+    """Check that `heads` fit the model, and that both fit into the memory that is available.
 
-    Raises HeadsError and UnsupportedModelError for heads and models that do not fit each other, CapacityError, with the
-    figures, where memory does not suffice. Heads that name another base model are reported.
+    Args:
+        source: The decoder.
+        heads: Folder or hub name of the heads.
+        report: Gets a warning if the heads name another base model.
+
+    Raises:
+        HeadsError: If the heads do not fit the model.
+        UnsupportedModelError: If the model is not supported.
+        CapacityError: If memory does not suffice; the message has both sizes.
     """
     sizes = read_sizes(source)
     facts = check_heads(heads, sizes.hidden_size, sizes.vocab_size, sizes.layers)
@@ -36,13 +43,13 @@ def check_build(source: ModelSource, heads: str, report: Callable[[str], None]) 
         )
     weights = 4 * (sizes.parameters + parameter_count(facts)) // 10**6
     check_memory(
-        needed(sizes, facts), f"{source.gguf or source.location}: building it ({weights:,} MB of fp32 weights)"
+        memory_needed(sizes, facts), f"{source.gguf or source.location}: building it ({weights:,} MB of fp32 weights)"
     )
     if other := base_model_mismatch(heads, source.names):
         report(f"warning: {other}")
 
 
-def needed(sizes: DecoderSizes, facts: HeadArchitecture) -> int:
-    """The bytes that a build takes at its peak: the weights, and a copy of the largest one or what a trace takes."""
+def memory_needed(sizes: DecoderSizes, facts: HeadArchitecture) -> int:
+    """Return the peak of a build in bytes: the weights, and a copy of the largest one or the memory of the trace."""
     weights = 4 * (sizes.parameters + parameter_count(facts))
-    return round(weights * PEAK) + max(4 * sizes.largest, sizes.layers * OF_A_LAYER) + BESIDES
+    return round(weights * PEAK) + max(4 * sizes.largest, sizes.layers * TRACE_PER_LAYER) + OVERHEAD

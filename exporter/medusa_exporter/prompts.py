@@ -1,4 +1,4 @@
-"""Prompts: read from JSON lines, laid out by the model's chat template, compared with those to leave out."""
+"""Prompts: reads them from JSON lines, renders them by a chat template, leaves out excluded ones."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Message = dict[str, str]
 
 
 def read_objects(path: str | Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each JSON line that is not blank and where it stands, `path:number`.
+    """Yield the place (`path:line`) and the content of each JSON line that is not blank.
 
-    Raises PromptError naming a line that is no object with `key`.
+    Raises PromptError for a line that is not an object with `key`.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # JSON texts may hold other line breaks
@@ -36,7 +36,7 @@ def read_objects(path: str | Path, key: str) -> Iterator[tuple[str, dict[str, An
 
 
 def read_prompts(path: str | Path) -> list[Turns]:
-    """Read one conversation's user turns a line, `{"turns": ["…", …]}`; raise PromptError naming the line at fault."""
+    """Read one conversation per line, `{"turns": ["…", …]}`; raise PromptError for an invalid line."""
     prompts: list[Turns] = []
     for where, line in read_objects(path, "turns"):
         turns = line["turns"]
@@ -47,7 +47,7 @@ def read_prompts(path: str | Path) -> list[Turns]:
 
 
 def load_prompts(file: Path, limit: int | None) -> list[Turns]:
-    """Read the first `limit` conversations of JSON lines with 'turns'; PromptError if there are none."""
+    """Read the first `limit` conversations of a file, None for all. Raises PromptError if there are none."""
     prompts = read_prompts(file)
     if not prompts:
         raise PromptError(f"{file} holds no prompts; expected JSON lines with 'turns', a list of user messages")
@@ -55,34 +55,34 @@ def load_prompts(file: Path, limit: int | None) -> list[Turns]:
 
 
 def read_categories(path: str | Path) -> list[str | None]:
-    """Return each line's "category", None where it has no such text: in the order of `read_prompts`."""
+    """Return the "category" of each line, None if it has none, in the order of `read_prompts`."""
     found = (line.get("category") for _, line in read_objects(path, "turns"))
     return [category if isinstance(category, str) else None for category in found]
 
 
 def normalise(text: str) -> str:
-    """Return the text's words alone, NFKC-normalised and case-folded, so that trifles make no difference."""
+    """Return the words of a text, NFKC-normalised and case-folded, without punctuation."""
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def turn_keys(conversations: Iterable[Turns]) -> set[str]:
-    """All turns of the conversations, normalised."""
+    """Return all turns of the conversations, normalised."""
     return {normalise(turn) for turns in conversations for turn in turns}
 
 
 def without(prompts: Iterable[Turns], excluded: Iterable[Turns]) -> list[Turns]:
-    """Leave out each conversation that shares a turn, normalised, with `excluded`."""
+    """Return the conversations that share no turn with `excluded`; turns are normalised before they are compared."""
     refused = turn_keys(excluded)
     return [turns for turns in prompts if not shares_turn(turns, refused)]
 
 
 def shares_turn(turns: Turns, keys: set[str]) -> bool:
-    """Whether a turn, normalised, is among `keys` (`turn_keys`)."""
+    """Return whether one of the turns, normalised, is among `keys`, see `turn_keys`."""
     return any(normalise(turn) in keys for turn in turns)
 
 
-def lay_out(tokenizer: Any, conversations: list[list[Message]]) -> list[list[int]]:
-    """Token ids of each conversation as the model's chat template writes it, up to where the answer begins."""
+def prompt_ids(tokenizer: Any, conversations: list[list[Message]]) -> list[list[int]]:
+    """Return the token ids of each conversation, as the chat template renders it, up to the start of the answer."""
     if not conversations:
         return []
     ids: list[list[int]] = tokenizer(render(tokenizer, conversations), add_special_tokens=False)["input_ids"]
@@ -90,9 +90,15 @@ def lay_out(tokenizer: Any, conversations: list[list[Message]]) -> list[list[int
 
 
 def render(tokenizer: Any, conversations: list[list[Message]], *, prompt: bool = True) -> list[str]:
-    """Text of each conversation as the chat template writes it, with `prompt` up to where the next answer begins.
+    """Return the text of each conversation, as the chat template renders it.
 
-    Raises PromptError when there is no template or it refuses a conversation.
+    Args:
+        tokenizer: The model's tokenizer.
+        conversations: Messages with "role" and "content".
+        prompt: Whether the text ends with the start of the next answer.
+
+    Raises:
+        PromptError: If there is no template, or it refuses a conversation.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise PromptError("the model has no chat template; expected an instruction-tuned model with one")
@@ -101,5 +107,7 @@ def render(tokenizer: Any, conversations: list[list[Message]], *, prompt: bool =
     try:
         texts: list[str] = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=prompt)
     except Exception as error:  # a template raises what it likes
-        raise PromptError(f"the chat template refuses a conversation ({error}); expected one it can write") from error
+        raise PromptError(
+            f"the chat template refuses a conversation ({error}); expected one that it accepts"
+        ) from error
     return texts

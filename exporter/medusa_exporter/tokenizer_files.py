@@ -1,4 +1,4 @@
-"""A bundle's tokenizer, chat templates and special tokens, as the runtime reads them."""
+"""Writes a bundle's tokenizer, chat templates and special tokens in the files that the runtime reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, templates: ChatTemplates) -> None:
-    """Write them into the bundle's folder: the chosen template in its place, the model's own ones by their names."""
+    """Write the tokenizer, the chosen chat template and the model's named ones into the folder of a bundle."""
     (folder / "tokenizer").mkdir()
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
     found = {named_template_path(name): text for name, text in templates.named.items()}
@@ -27,5 +27,5 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, templates:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return the special tokens that a chat template may name, as "bos_token"."""
+    """Return the special tokens that a chat template may use, by name, such as `bos_token`."""
     return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}

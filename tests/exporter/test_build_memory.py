@@ -12,7 +12,7 @@ from medusa_exporter.heads.headers import find_heads
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.heads.storage import save_heads
 from medusa_exporter.models import ModelSource, read_sizes
-from medusa_exporter.preflight import needed
+from medusa_exporter.preflight import memory_needed
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "build_memory.py"
 HIDDEN, VOCABULARY = 1024, 16_384
@@ -49,7 +49,7 @@ def test_the_peak_is_bound_by_the_weights(model_of_some_size, tmp_path):
     subprocess.run([*command, "--precision", ",".join(MOST)], check=True)
     measured = json.loads(found.read_text())
     sizes = read_sizes(ModelSource.resolve(str(folder / "model")))
-    expected = needed(sizes, stored_architecture(find_heads(folder / "heads")))
+    expected = memory_needed(sizes, stored_architecture(find_heads(folder / "heads")))
     for precision, build in measured["builds"].items():
         peak = max(build["anonymous"].values()) - build["ready_anonymous"]
         assert peak <= MOST[precision] * measured["weights"], precision

@@ -63,7 +63,7 @@ def test_heads_that_name_another_base_are_warned_of(model_folder, tmp_path, base
 def test_a_model_that_cannot_fit_ends_a_build_before_it_loads(model_folder, tmp_path, monkeypatch):
     folder = saved(tmp_path / "heads", MedusaHeads(64, 3, 1))
     source = models.ModelSource.resolve(str(model_folder))
-    needed = preflight.needed(models.read_sizes(source), stored_architecture(find_heads(folder)))
+    needed = preflight.memory_needed(models.read_sizes(source), stored_architecture(find_heads(folder)))
     monkeypatch.setattr(memory, "available_memory", lambda _root: needed)
     preflight.check_build(source, folder, print)
     monkeypatch.setattr(memory, "available_memory", lambda _root: needed - 1)

@@ -39,9 +39,9 @@ def test_exclusion_looks_past_case_punctuation_and_width():
 
 
 def test_layout_follows_the_template(tokenizer):
-    (ids,) = prompts.lay_out(tokenizer, [[{"role": "user", "content": "hi"}]])
+    (ids,) = prompts.prompt_ids(tokenizer, [[{"role": "user", "content": "hi"}]])
     assert tokenizer.decode(ids) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert prompts.lay_out(tokenizer, []) == []
+    assert prompts.prompt_ids(tokenizer, []) == []
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert prompts.render(tokenizer, [conversation], prompt=False) == [
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"

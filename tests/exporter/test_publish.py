@@ -104,7 +104,7 @@ def test_a_build_killed_at_any_access_leaves_a_bundle_and_the_next_one_succeeds(
     small: Path, filled: None, model: str, heads: str, tmp_path: Path, monkeypatch: Any, swaps: bool
 ) -> None:
     if not swaps:  # as on a network's file system
-        monkeypatch.setattr(folder_swap, "_swapped", lambda *_paths: False)
+        monkeypatch.setattr(folder_swap, "_swap", lambda *_paths: False)
     bundle, seen = tmp_path / "bundle", set()
 
     def run() -> None:
@@ -317,7 +317,7 @@ def test_a_link_to_a_place_elsewhere_stays_a_link(
 
 def test_an_error_while_a_bundle_is_placed_leaves_the_old_one(small: Path, tmp_path: Path, monkeypatch: Any) -> None:
     bundle, rename = Path(shutil.copytree(small, tmp_path / "bundle")), Path.rename
-    monkeypatch.setattr(folder_swap, "_swapped", lambda *_paths: False)
+    monkeypatch.setattr(folder_swap, "_swap", lambda *_paths: False)
 
     def failing(path: Path, target: Path) -> Path:
         if path.name == "new":

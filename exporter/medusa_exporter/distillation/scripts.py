@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medusa_exporter.distillation.template_parts import EndTokens, Ids, TemplateParts, later_turns
-from medusa_exporter.prompts import Turns, lay_out
+from medusa_exporter.prompts import Turns, prompt_ids
 
 GIVEN, USER, ANSWER = 0, 1, 2  # the role of a token: forced, or written by the model as the user's turn or an answer
 USER_TEMPERATURE = 0.9
@@ -92,13 +92,13 @@ def shuffle_requests(
 
 def drop_long_prompts(tokenizer: Any, conversations: list[Turns], room: int) -> list[Turns]:
     """Leave out conversations whose first turn takes more than `room` tokens."""
-    laid_out = lay_out(tokenizer, [[{"role": "user", "content": turns[0]}] for turns in conversations])
+    laid_out = prompt_ids(tokenizer, [[{"role": "user", "content": turns[0]}] for turns in conversations])
     return [turns for turns, ids in zip(conversations, laid_out, strict=True) if len(ids) <= room]
 
 
 def make_scripts(tokenizer: Any, streams: Sequence[Request], terms: ScriptSettings) -> list[Script]:
     """The scripts of streams, each long enough to fill its row if it can."""
-    firsts = iter(lay_out(tokenizer, [[{"role": "user", "content": s.turns[0]}] for s in streams if s.turns]))
+    firsts = iter(prompt_ids(tokenizer, [[{"role": "user", "content": s.turns[0]}] for s in streams if s.turns]))
     scripts = []
     for stream in streams:
         given = [np.array(next(firsts), np.int64)] if stream.turns else []

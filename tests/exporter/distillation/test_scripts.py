@@ -11,7 +11,7 @@ from medusa_exporter.distillation.scripts import (
     ScriptSettings,
 )
 from medusa_exporter.distillation.template_parts import EndTokens, split_template
-from medusa_exporter.prompts import lay_out
+from medusa_exporter.prompts import prompt_ids
 
 ASK = "\n<|im_start|>user\n"
 REPLY = "\n<|im_start|>assistant\n"
@@ -55,7 +55,7 @@ def test_without_follow_ups_a_script_ends_with_what_was_asked(tokenizer):
 
 def test_without_a_frame_only_the_first_turn_is_answered(tokenizer):
     (script,) = scripts.make_scripts(tokenizer, [Request(("a", "b"), 0.0)], ScriptSettings(100, 12, None, True))
-    assert [part.given.tolist() for part in script] == lay_out(tokenizer, [[{"role": "user", "content": "a"}]])
+    assert [part.given.tolist() for part in script] == prompt_ids(tokenizer, [[{"role": "user", "content": "a"}]])
 
 
 def test_streams_are_shuffled_by_the_seed():
@@ -72,7 +72,7 @@ def test_streams_are_shuffled_by_the_seed():
 
 
 def test_prompts_without_room_for_an_answer_are_left_out(tokenizer):
-    (ids,) = lay_out(tokenizer, [[{"role": "user", "content": "abc"}]])
+    (ids,) = prompt_ids(tokenizer, [[{"role": "user", "content": "abc"}]])
     assert scripts.drop_long_prompts(tokenizer, [("abc", "x" * 99), ("abcd",)], len(ids)) == [("abc", "x" * 99)]
 
 

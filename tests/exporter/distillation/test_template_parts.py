@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from medusa_exporter.distillation import template_parts
-from medusa_exporter.prompts import lay_out
+from medusa_exporter.prompts import prompt_ids
 from medusa_runtime.errors import PromptError
 
 EOS = (1,)
@@ -36,11 +36,11 @@ def test_later_turns_with_the_answers_between_are_the_template_s_own_tokens(toke
     turns, answers = ("one", " two\n", "three"), ("a", "b")
     later = template_parts.later_turns(tokenizer, turns, EOS)
     messages = [{"role": "user", "content": turns[0]}]
-    (whole,) = lay_out(tokenizer, [messages])
+    (whole,) = prompt_ids(tokenizer, [messages])
     for turn, answer, given in zip(turns[1:], answers, later, strict=True):
         whole = [*whole, *template_parts.encode(tokenizer, answer), 1, *given]
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
-        assert [whole] == lay_out(tokenizer, [messages])
+        assert [whole] == prompt_ids(tokenizer, [messages])
 
 
 def test_space_before_an_end_is_the_model_s_to_leave_out(tokenizer):
