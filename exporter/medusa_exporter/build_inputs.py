@@ -1,4 +1,4 @@
-"""What a build was made from, small enough to compare in an instant: decides whether there is anything to do."""
+"""Describes all inputs of a build, to decide whether a bundle is up to date."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medusa_exporter.loading.templates import describe_wanted
 from medusa_exporter.models import ModelSource
 from medusa_exporter.package_versions import installed_versions
 
-MAKERS = (
+PRODUCERS = (  # packages whose versions a bundle depends on
     "medusa-export",
     "torch",
     "transformers",
@@ -37,9 +37,9 @@ MAKERS = (
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
 )
-SHAPING = ("medusa_profiles", "medusa_runtime", "medusa_exporter")  # the packages whose code makes bundles
-NOT_SHAPING = ("bench", "cli", "compare", "report", "training")  # folders of theirs whose code does not
-SHAPING_THERE = ("compare/tolerances.py",)  # but these files: the limits of a build's validation
+CODE_PACKAGES = ("medusa_profiles", "medusa_runtime", "medusa_exporter")  # packages whose code a bundle depends on
+CODE_EXCLUDED = ("bench", "cli", "compare", "report", "training")  # but for the code in these folders
+CODE_INCLUDED = ("compare/tolerances.py",)  # except for these files: the limits of a build's validation
 
 
 def describe_inputs(
@@ -51,12 +51,19 @@ def describe_inputs(
     chat_template: str | None = None,
     context: int | None = None,
 ) -> dict[str, Any]:
-    """Describe all that a build depends on: files by name, size and time; trees whole; versions and code.
+    """Describe all inputs of a build: files by name, size and time; trees by content; versions and code by digest.
 
-    fused: backends whose graphs have fused operators. chat_template: what was asked for, a name or a file. context: the
-    tokens asked for, None for the model's own.
-    A hub name stands for itself: whether the hub holds something newer is not asked. Folders enter as a digest, so
-    that a bundle does not tell where it was made.
+    A hub name stands for itself: whether the hub has something newer is not checked. The path of a folder is hashed,
+    so that a bundle does not reveal where it was built.
+
+    Args:
+        source: The decoder.
+        heads: Folder or hub name of the heads.
+        graphs: Paths of the graph files in the bundle.
+        profiles: The bundle's tree profiles.
+        fused: Backends whose graphs have fused operators.
+        chat_template: Name or file of the chat template that was asked for.
+        context: Number of tokens that was asked for; None for the model's own.
     """
     return {
         "model": _described(source.location, source.gguf, source.files()),
@@ -72,10 +79,10 @@ def describe_inputs(
 
 
 def unchanged_manifest(bundle: Path, sources: dict[str, Any]) -> Manifest | None:
-    """Return the manifest of the bundle there if it was made from `sources` and nothing in it was touched since.
+    """Return the manifest of a bundle that was built from `sources` and has not been changed since, else None.
 
-    Sizes and times are compared, and contents only of files that came there after the manifest: all are hashed whenever
-    the bundle is opened.
+    Sizes and times are compared, and the content only of files that are newer than the manifest; all files are hashed
+    whenever the bundle is opened.
     """
     try:
         manifest = read_manifest(bundle)
@@ -85,28 +92,28 @@ def unchanged_manifest(bundle: Path, sources: dict[str, Any]) -> Manifest | None
 
 
 def read_manifest(bundle: Path) -> Manifest:
-    """Read what a bundle says of itself; its files are not looked at. Raises BundleError."""
+    """Read a bundle's manifest, without checking its files. Raises BundleError."""
     try:
         with (bundle / FILE_NAME).open("rb") as file:
             return Manifest.from_bytes(file.read(MAX_BYTES + 1), str(bundle / FILE_NAME))
     except OSError as error:
-        raise BundleError(f"{bundle} is no bundle: {error}; make one with medusa-export build") from None
+        raise BundleError(f"{bundle} is not a bundle: {error}; make one with medusa-export build") from None
 
 
 def producer_versions() -> dict[str, str]:
-    """Versions of the packages that shape a bundle."""
-    return installed_versions(MAKERS)
+    """Return the versions of the packages that a bundle depends on."""
+    return installed_versions(PRODUCERS)
 
 
 def code_digest() -> str:
-    """Digest of the code that makes bundles, so that another state of it makes them again, in development too."""
+    """Return a digest of the code that builds bundles, so that any change of it causes a new build."""
     digest = hashlib.sha256()
-    for package in SHAPING:
+    for package in CODE_PACKAGES:
         spec = importlib.util.find_spec(package)
         for root in sorted(map(Path, (spec.submodule_search_locations or []) if spec else [])):
             for file in sorted(root.rglob("*.py")):
                 place = file.relative_to(root)
-                if place.parts[0] not in NOT_SHAPING or place.as_posix() in SHAPING_THERE:
+                if place.parts[0] not in CODE_EXCLUDED or place.as_posix() in CODE_INCLUDED:
                     content = file.read_bytes()
                     digest.update(f"{package}/{place.as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()

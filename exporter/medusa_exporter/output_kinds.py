@@ -1,8 +1,9 @@
-"""The files that commands write, and by what each is known again (see `overwrite_check`)."""
+"""The files that commands write, and how each is recognised before it is overwritten, see `overwrite_check`."""
 
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 from medusa_profiles.profile import ProfileError
@@ -10,19 +11,20 @@ from medusa_profiles.toml import from_toml
 
 from medusa_exporter.overwrite_check import MADE_BY, AnyKind, FolderKind, JsonKind, Kind, holds_only, starts_with
 
-REFERENCE_FORMAT = "medusa-export reference 2"
-SAVED_AS_ZIP = b"PK\x03\x04"  # the first bytes of a reference file of format 1
-FITTED = "fitted on answers of "  # how the source of a tree begins that heads-report writes
+REFERENCE_FORMAT, REFERENCE_HEADER = "medusa-export recording", "header.json"
+FITTED = "fitted on answers of "  # the start of `source` in the trees that heads-report writes
 GENERATOR = '<meta name="generator" content="medusa-export report">'
-CHECKPOINT = "checkpoint"  # the folder of a training that has not ended
-PARTIAL = "partial"  # the folder of a distillation that has not ended
+CHECKPOINT = "checkpoint"  # the folder of a training that is not finished
+PARTIAL = "partial"  # the folder of a distillation that is not finished
 DATA_FORMAT = "medusa-distilled 1"
 
 
 def _is_reference(file: Path) -> bool:
-    marked = starts_with(b'{"__metadata__":{"format":"medusa-export reference ')
-    older = starts_with(SAVED_AS_ZIP, b'"format": "medusa-export recording"')
-    return marked(file) or older(file)
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(REFERENCE_HEADER) as header:
+            return f'"format": {json.dumps(REFERENCE_FORMAT)}'.encode() in header.read(4096)
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError):
+        return False
 
 
 def _is_fitted(file: Path) -> bool:
@@ -50,9 +52,9 @@ SUMMARIES = {  # summaries that --json writes; they are recognised by the comman
 REFERENCE = Kind("medusa-export compare --save", _is_reference)
 REPORT = Kind("medusa-export report", _is_report)
 TREE = Kind("medusa-export heads-report --write-profiles", _is_fitted)
-REVIEW = Kind("medusa-export distill --review-out", lambda _file: False)  # people correct it: never replaced
+REVIEW = Kind("medusa-export distill --review-out", lambda _file: False)  # people edit it: never overwritten
 
-# Heads: their config, which appears together with the weights, has a key that no other layout has.
+# Heads are recognised by their config, which appears together with the weights: no other layout has these keys.
 _HEADS = JsonKind("medusa-export", frozenset({"medusa_num_heads", "medusa_conditioning"}))
 
 
@@ -65,7 +67,7 @@ HEADS: dict[str, AnyKind] = {
     "config.json": Kind("medusa-export", _HEADS.is_ours),
     "medusa_lm_head.safetensors": Kind("medusa-export", _are_weights),
 }
-CONVERTED: dict[str, AnyKind] = {  # a record of training would stay with other heads
+CONVERTED: dict[str, AnyKind] = {  # a training record is not overwritten: it would stay next to other heads
     **HEADS,
     "training.json": Kind("medusa-export heads convert", lambda _file: False),
 }
@@ -89,7 +91,7 @@ DATA_ARRAYS = ("tokens", "offsets", "answer", "temperature", "groups")
 
 
 def _is_data(file: Path) -> bool:
-    """Whether the folder of a file is a data set's, complete or begun."""
+    """Return whether a file is in the folder of a data set, complete or unfinished."""
     return _is_facts(file.with_name("meta.json")) or (file.parent / PARTIAL / "plan.json").is_file()
 
 

@@ -1,7 +1,7 @@
-"""What an output may replace: nothing, an empty file or folder, or what the same command wrote before.
+"""Checks that an output does not overwrite anything but an earlier output of the same command.
 
-Every command asks before it begins to work, so that a refusal comes at once. A file is recognised by what is in it,
-never by its name. What each command writes is listed in `outputs`.
+Every command checks its outputs before it begins to work. A file is recognised by its content, never by its name; the
+kinds of files that each command writes are listed in `output_kinds`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from medusa_exporter.files import check_can_create
 from medusa_exporter.staging import MARK, Staging, finish_move
 
 MADE_BY = "made_by"  # the first key of every JSON
-LARGEST_JSON = 256 << 20  # bytes that are read to recognise one
+LARGEST_JSON = 256 << 20  # bytes; larger files are not read to recognise them
 REMEDY = "give another place, or remove it yourself"
 
 
 class OverwriteError(MedusaError):
-    """An output would replace what its command did not write, or its place can hold none. Nothing has been changed."""
+    """An output would overwrite what its command did not write, or cannot be written. Nothing has been changed."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Something that a command writes. maker: the command. is_ours: whether a file, which is not empty, is of it.
+    """A file that a command writes.
 
-    `is_ours` may raise OSError or ValueError for a file that is damaged or something else.
+    Attributes:
+        maker: The command.
+        is_ours: Returns whether a file, which is not empty, is of this kind. It may raise OSError or ValueError for a
+            file that is damaged or of another kind.
     """
 
     maker: str
@@ -42,17 +45,22 @@ class Kind:
 
 @dataclass(frozen=True)
 class JsonKind:
-    """A JSON file that a command writes. keys: those by which files without MADE_BY, of earlier versions, are known."""
+    """A JSON file that a command writes.
+
+    Attributes:
+        maker: The command, recorded in the file as MADE_BY.
+        keys: Keys by which files of earlier versions are recognised, which lack MADE_BY.
+    """
 
     maker: str
     keys: frozenset[str]
 
     def marked(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what is to be written for `content`."""
+        """Return `content` with the maker added."""
         return {MADE_BY: self.maker, **content}
 
     def is_ours(self, file: Path) -> bool:
-        """Whether the file names this maker, or has the keys. Raises OSError, ValueError."""
+        """Return whether the file names this maker, or has the keys. Raises OSError, ValueError."""
         if file.stat().st_size > LARGEST_JSON:
             return False
         try:
@@ -66,7 +74,7 @@ class JsonKind:
 
 @dataclass(frozen=True)
 class FolderKind:
-    """A folder that a command makes, fills and removes."""
+    """A folder that a command creates, fills and removes."""
 
     maker: str
     is_ours: Callable[[Path], bool]
@@ -76,7 +84,7 @@ AnyKind = Kind | JsonKind | FolderKind
 
 
 def starts_with(*texts: bytes) -> Callable[[Path], bool]:
-    """Make a test for files that hold all of `texts` within their first 4096 bytes."""
+    """Return a test for files that contain all of `texts` within their first 4096 bytes."""
 
     def test(path: Path) -> bool:
         with path.open("rb") as file:
@@ -89,14 +97,20 @@ def starts_with(*texts: bytes) -> Callable[[Path], bool]:
 def check_output_file(
     file: Path, kind: Kind | JsonKind, *, inputs: Iterable[Path] = (), bundle: Path | None = None
 ) -> None:
-    """Refuse an output file that would replace anything but what its command wrote.
+    """Refuse an output file that would overwrite anything but an earlier output of its command.
 
-    inputs: files that the command reads. bundle: a bundle's folder, which must hold no other files. A link is followed:
-    what it leads to is replaced, and made where it leads to nothing. Raises OverwriteError.
+    Args:
+        file: The output. A link is followed: the file that it leads to is checked.
+        kind: What the command writes.
+        inputs: Files that the command reads; none of them may be the output.
+        bundle: Folder of a bundle, in which no other files may be.
+
+    Raises:
+        OverwriteError: If the output is refused or cannot be written.
     """
     place = Path(os.path.realpath(file))
     if bundle is not None and place.is_relative_to(bundle.resolve()):
-        raise OverwriteError(f"{file} lies in the bundle, which must hold no other files; give another place")
+        raise OverwriteError(f"{file} is inside of the bundle, which must hold no other files; give another place")
     if any(place == Path(os.path.realpath(source)) for source in inputs):
         raise OverwriteError(f"{file} is one of the files to read; give another place")
     _check_content(file, place, kind)
@@ -104,17 +118,22 @@ def check_output_file(
 
 
 def check_output_folder(folder: Path, kinds: Mapping[str, AnyKind], *, inputs: Iterable[Path] = ()) -> None:
-    """Refuse an output folder in which a file would be replaced that its command did not write.
+    """Refuse an output folder in which the command would overwrite a file that it did not write.
 
-    kinds: what is written into the folder, by name; its other files are left as they are. inputs: files and folders
-    that the command reads; the folder may not be one of them or lie in one. Raises OverwriteError.
+    Args:
+        folder: The output folder.
+        kinds: What the command writes into the folder, by file name. Other files are not touched.
+        inputs: Files and folders that the command reads; the folder must not be one of them, or inside of one.
+
+    Raises:
+        OverwriteError: If the folder is refused or cannot be written to.
     """
     place = Path(os.path.realpath(folder))
     for source in (Path(os.path.realpath(source)) for source in inputs):
         if place == source:
             raise OverwriteError(f"{folder} is read by this command; give another folder to write to")
         if place.is_relative_to(source):
-            raise OverwriteError(f"{folder} lies in {source}, which is read by this command; give another folder")
+            raise OverwriteError(f"{folder} is inside of {source}, which is read by this command; give another folder")
     if (status := _status(folder, place)) is not None and not stat.S_ISDIR(status.st_mode):
         raise OverwriteError(f"{folder} is a file; expected a folder to write to: {REMEDY}")
     staging = Staging(place, inside=True)
@@ -136,7 +155,7 @@ def check_output_folder(folder: Path, kinds: Mapping[str, AnyKind], *, inputs: I
 
 
 def holds_only(*names: str) -> Callable[[Path], bool]:
-    """Make a test for folders that hold files of these patterns only (those of unfinished ones included)."""
+    """Return a test for folders that contain only files of these patterns, and scratch files."""
 
     def test(folder: Path) -> bool:
         return folder.is_dir() and all(
@@ -148,7 +167,7 @@ def holds_only(*names: str) -> Callable[[Path], bool]:
 
 
 def _status(path: Path, place: Path) -> os.stat_result | None:
-    """Return what lies at `place`, None for nothing. Raises OverwriteError where nothing can lie there."""
+    """Return the status of `place`, None if there is nothing. Raises OverwriteError if nothing can be there."""
     try:
         return place.stat()
     except FileNotFoundError:
@@ -198,7 +217,7 @@ def _described(place: Path) -> str:
 
 
 def _check_writable(path: Path, place: Path) -> None:
-    """Try a file in the folder of `place`, or in the one where that is to be made. Raises OverwriteError."""
+    """Create and remove a scratch file in the folder of `place`, or in its nearest parent. Raises OverwriteError."""
     folder = place.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

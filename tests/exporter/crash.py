@@ -94,5 +94,5 @@ def _run(operation: Callable[[], object], number: int) -> None:
 
 
 def hidden(parent: Path) -> list[str]:
-    """What lies in a folder under a name that begins with a dot."""
+    """Return the names in a folder that begin with a dot."""
     return sorted(path.name for path in parent.iterdir() if path.name.startswith("."))

@@ -73,7 +73,7 @@ def test_another_state_of_the_code_is_another_source(tmp_path: Path, monkeypatch
         place.mkdir()
         (place / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(build_inputs, "SHAPING", ("shaping_package",))
+    monkeypatch.setattr(build_inputs, "CODE_PACKAGES", ("shaping_package",))
     seen = [build_inputs.code_digest()]
     (package / "graph" / "trace.py").write_text("a = 1\n")
     seen.append(build_inputs.code_digest())

@@ -203,7 +203,7 @@ def test_wrong_usage_is_told(
 def test_nothing_is_written_into_the_bundle(tiny_precisions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option in (*ONE, "--save"), (*BOTH, "--json"):
         assert run(tiny_precisions, *option, tiny_precisions / "file") == 1
-        assert "lies in the bundle, which must hold no other files" in capsys.readouterr().err
+        assert "is inside of the bundle, which must hold no other files" in capsys.readouterr().err
     assert not (tiny_precisions / "file").exists()
 
 

@@ -267,7 +267,7 @@ def test_asking_makes_nothing_and_writing_makes_the_folder(tmp_path: Path) -> No
 
 
 def test_a_bundle_is_no_place_for_a_file(tmp_path: Path) -> None:
-    with pytest.raises(OverwriteError, match="lies in the bundle"):
+    with pytest.raises(OverwriteError, match="is inside of the bundle"):
         check_output_file(tmp_path / "bundle" / "out.json", output_kinds.BENCH, bundle=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
