@@ -1,7 +1,7 @@
-"""The error of a build whose graph is not the model."""
+"""The error of a build in which a graph differs from the model."""
 
 from medusa_runtime.errors import MedusaError
 
 
 class GraphMismatchError(MedusaError):
-    """A graph gives other numbers than the model that it was made from; the message names where this begins."""
+    """A graph computes other values than the model that it was exported from; the message names where this begins."""

@@ -1,7 +1,7 @@
-"""Runs the steps of a reference in one saved graph, in ONNX Runtime on the CPU.
+"""Runs the steps of a reference in a saved graph, with ONNX Runtime on the CPU.
 
-Shapes: n tokens of a step, T nodes that the graph is given, R rows with logits, L layers, W elements of one token's
-keys of one layer, V vocabulary.
+Shapes: n tokens of a step, T nodes of the graph's input, R rows with logits, L layers, W elements of a token's keys in
+a layer, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ Array = NDArray[Any]
 
 
 class NotServedError(Exception):
-    """ONNX Runtime's CPU provider has no kernel for one of the graph's operators in its type."""
+    """ONNX Runtime's CPU provider has no kernel for an operator of the graph in the operator's data type."""
 
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """What a step gave for one sequence, floats in fp32.
+    """What a graph computed in a step for one sequence, floats in fp32.
 
-    rows: of its n tokens, logits (R, V) of `logit_rows` (R,) alone. argmax (R,), tokens (n,).
+    Attributes:
+        rows: Of its n tokens; logits (R, V) only of `logit_rows`.
+        logit_rows: Rows with logits, (R,).
+        argmax: Most likely token of each of these rows, (R,).
+        tokens: Token of each node, (n,).
     """
 
     rows: Rows
@@ -40,18 +44,25 @@ class StepResult:
 
 
 class GraphRunner:
-    """One graph in a session of its own, which ends with this object."""
+    """One graph in an ONNX Runtime session."""
 
     def __init__(self, graph: SavedGraph, *, packed: bool = False) -> None:
-        """Load the graph. Raises NotServedError where the CPU lacks an operator, GraphMismatchError for other causes.
+        """Load the graph.
 
-        packed: whether weights are packed anew, as for serving, which takes memory: quantised ones then run in the
-        kernels that serve them. Others stay where they are on disk, in kernels that differ by the order of sums alone.
+        Args:
+            graph: The saved graph.
+            packed: Whether ONNX Runtime may repack weights, as it does when it serves the graph. This takes memory, but
+                only so do quantised weights run in the kernels that serve them. The kernels for other weights differ
+                by the order of additions only.
+
+        Raises:
+            NotServedError: If the CPU lacks an operator.
+            GraphMismatchError: If the graph cannot be loaded for another reason.
         """
         onnxruntime = import_onnxruntime("export")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.enable_mem_pattern = not packed  # as the runtime sets it
+        options.enable_mem_pattern = not packed  # as in the runtime
         if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
         self.graph = graph
@@ -66,39 +77,45 @@ class GraphRunner:
                 f"{graph.path.name}: ONNX Runtime {onnxruntime.__version__} cannot load it ({reason}); expected a "
                 "graph that it runs: build with the versions of constraints.txt, and report this if it stays"
             ) from error
-        self._past = kv_layout(graph, onnxruntime)
+        self._kv_layout = kv_layout(graph, onnxruntime)
 
     @property
     def drafts(self) -> bool:
-        """Whether its heads can run."""
+        """Whether the graph can run heads."""
         return contract.DRAFT_HIDDEN in self._inputs
 
     @property
     def most_nodes(self) -> int | None:
-        """T of all its steps; None where it takes any number."""
+        """Number of nodes of each step; None if the graph accepts any number."""
         return None if self.graph.size is None else self.graph.size.nodes
 
     def parts(self, step: ReferenceStep) -> list[ReferenceStep]:
-        """Return the steps by which the graph runs one of the reference, or as many of its first nodes as it takes.
+        """Split a step of the reference into steps that the graph can run.
 
-        Nodes that stand alone are run in several steps. None for a tree where the graph takes tokens in a row alone,
-        and for several nodes where it takes one.
+        Independent nodes are split into several steps; of other steps the graph runs as many of the first nodes as it
+        accepts. Returns an empty list for a tree if the graph is causal, and for several dependent nodes if it accepts
+        one.
         """
         most = self.most_nodes or step.nodes
-        if contract.TREE_MASK not in self._inputs and not step.chained:
+        if contract.TREE_MASK not in self._inputs and not step.causal:
             most = 1
-        if step.apart:
+        if step.independent:
             return [step.part(at, min(at + most, step.nodes)) for at in range(0, step.nodes, most)]
         return [step.part(0, min(most, step.nodes))] if most > 1 else []
 
     def step(self, step: ReferenceStep) -> list[StepResult]:
-        """Run one of `parts`; return what each sequence of the graph's batch gave, all of which were given the same."""
+        """Run one of `parts` in all sequences of the graph's batch; return the result of each."""
         return self._run(step.ids, step.positions, step.mask, step.past, None)
 
     def draft(self, draft: ReferenceDraft, candidates: IntArray) -> list[IntArray]:
-        """Return the token of each symbolic id in `candidates` (n - 1,), all of which are children of the root.
+        """Run a step with the heads, in which all candidates are children of the root.
 
-        One array for each sequence of the graph's batch.
+        Args:
+            draft: The root, and the input of the heads.
+            candidates: Symbolic ids of candidates, (n - 1,), see `medusa_runtime.contract`.
+
+        Returns:
+            The token of each candidate, one array for each sequence of the graph's batch.
         """
         n = 1 + len(candidates)
         mask = np.eye(n, dtype=np.bool_)
@@ -112,31 +129,31 @@ class GraphRunner:
     ) -> list[StepResult]:
         n, size = len(ids), self.graph.size
         T = n if size is None else size.nodes
-        rows = np.arange(n, dtype=np.int32)  # whose logits are wanted: all, or the last where the graph gives fewer
+        rows = np.arange(n, dtype=np.int32)  # rows with logits: all, or the last ones if the graph computes fewer
         R = n if size is None else size.rows
         B = 1 if size is None else size.batch
         rows = rows[-R:]
-        whole = np.eye(T, dtype=np.bool_)  # what fills the step up sees itself alone
+        whole = np.eye(T, dtype=np.bool_)  # a padding node attends to itself only
         whole[:n, :n] = mask
         inputs: dict[str, Array] = {
-            contract.INPUT_IDS: _filled(ids, T, 0)[None],
-            contract.POSITION_IDS: _filled(positions, T, past.length)[None],
+            contract.INPUT_IDS: _padded(ids, T, 0)[None],
+            contract.POSITION_IDS: _padded(positions, T, past.length)[None],
             contract.TREE_MASK: whole[None],
             contract.PAST_LENGTH: np.array([past.length], np.int32),
-            contract.LOGIT_ROWS: _filled(rows, R, 0)[None],
+            contract.LOGIT_ROWS: _padded(rows, R, 0)[None],
         }
         if self.drafts:
             inputs[contract.DRAFT_HIDDEN] = self._draft_hidden(hidden)
         inputs = {name: np.repeat(array, B, axis=0) for name, array in inputs.items() if name in self._inputs}
         try:
-            results, new = self._past.run(self._session, inputs, past)
+            results, new = self._kv_layout.run(self._session, inputs, past)
         except GraphMismatchError:
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise GraphMismatchError(
-                f"{self.graph.path.name}: ONNX Runtime stopped in a step of {T} nodes behind {past.length} rows "
-                f"({reason}), expected results; report this together with the model's name"
+                f"{self.graph.path.name}: ONNX Runtime failed in a step of {T} nodes after {past.length} rows "
+                f"({reason}), expected it to run; report this together with the model's name"
             ) from error
         self._check_results(results, {"B": B, "T": T, "R": R})
         found = []
@@ -149,17 +166,17 @@ class GraphRunner:
         return found
 
     def _draft_hidden(self, hidden: FloatArray | None) -> FloatArray:
-        """(1 or 0, S), of one sequence: no row where no head is to run, but for a graph whose heads always do."""
+        """Return the input of the heads, (1 or 0, S): no row if no head is to run, unless the graph runs all always."""
         N, S = self._inputs[contract.DRAFT_HIDDEN].shape
         if hidden is not None:
             return hidden[None]
         return np.zeros((1 if isinstance(N, int) else 0, int(S)), np.float32)
 
     def _check_results(self, results: dict[str, Array], sizes: dict[str, int]) -> None:
-        """Raise GraphMismatchError for an output of another shape or type than the graph declares."""
+        """Raise GraphMismatchError for an output whose shape or data type is not what the graph declares."""
         for spec in self.graph.outputs:
             if (result := results.get(spec.name)) is None:
-                continue  # keys and values, which the form of the past has laid out by their declared shapes
+                continue  # keys and values, which the KV layout has checked by using their declared shapes
             shape = tuple(sizes.get(one, -1) if isinstance(one, str) else one for one in spec.shape)
             if result.shape != shape or result.dtype != spec.dtype:
                 raise GraphMismatchError(
@@ -168,8 +185,8 @@ class GraphRunner:
                 )
 
 
-def _filled(values: IntArray, count: int, rest: int) -> IntArray:
-    """Lengthen (n,) to (count,) with `rest`."""
-    filled = np.full(count, rest, np.int32)
-    filled[: len(values)] = values
-    return filled
+def _padded(values: IntArray, count: int, rest: int) -> IntArray:
+    """Pad (n,) to (count,) with `rest`."""
+    padded = np.full(count, rest, np.int32)
+    padded[: len(values)] = values
+    return padded

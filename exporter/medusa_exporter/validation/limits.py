@@ -1,7 +1,7 @@
-"""How far a graph's numbers may be from the model's, and where they first are further.
+"""Compares the values that a graph computes with the model's, and limits how far they may differ.
 
-fp32 graphs add up in another order than the model does: 5e-6 of a row's range is usual. Where weights or activations
-have fewer bits, `compare.tolerances` says what that costs, measured as shares of a tensor's largest magnitude.
+An fp32 graph adds up in another order than the model; 5e-6 of a row's range is usual. What fewer bits of weights or
+activations cost was measured, as a share of a tensor's largest magnitude; the limits are in `compare.tolerances`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ from medusa_exporter.validation.graph_runner import StepResult
 from medusa_exporter.validation.steps import FloatArray, ReferenceDraft, ReferenceStep, Rows
 
 FP32 = 5e-5  # of a row's range
-# The first layer's keys and values depend on the embedding, a norm, its own weights and the rope alone. Graphs of
-# SmolLM2-135M-Instruct came to 0.01, 0.09 and 0.14, those of tiny models to less; with a sign of the rope turned to 0.9
-# and more, with a norm's epsilon of 1e-2 to 0.35.
+# The first layer's keys and values depend only on the embedding, a norm, the layer's own weights and the rotary
+# embedding. Graphs of SmolLM2-135M-Instruct differed by 0.01, 0.09 and 0.14, those of tiny models by less; with a wrong
+# sign in the rotary embedding they differed by 0.9 and more, with a norm's epsilon of 1e-2 by 0.35.
 FIRST_LAYER = {"int8": 0.15, "w8a8": 0.25, "int4": 0.3}
-LEAST_RANGE = 0.01  # of the widest row's range: a row that is nearly constant is measured by this
+LEAST_RANGE = 0.01  # of the widest row's range; the range of a row that is nearly constant is taken as this
 
 
 @dataclass(frozen=True)
 class Limits:
-    """error: of any element. gap: between the likeliest tokens of both sides where they are not the same; None for any.
+    """How far a graph may differ from the model.
 
-    draft: between a head's logit of a candidate and that of the model's candidate of the same rank. by_row: whether
-    errors and gaps are shares of a row's range; else of a tensor's largest magnitude. first_layer: root mean square of
-    the errors of the first layer's keys and values, as a share of theirs; None where `error` is as tight.
+    Attributes:
+        error: The largest error of any element.
+        gap: The largest difference between the logits of both sides' most likely tokens, if these are not the same;
+            None if it is not limited.
+        draft: The largest difference between a head's logits of the graph's candidate and of the model's candidate of
+            the same rank.
+        by_row: Whether errors and gaps are shares of a row's range, and not of a tensor's largest magnitude.
+        first_layer: The largest root mean square error of the first layer's keys and values, as a share of their own
+            root mean square; None if `error` is as tight.
     """
 
     error: float
@@ -43,9 +49,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one tensor of a step is from the model's.
+    """How far one tensor of a step differs from the model's.
 
-    part: "keys", "values", …; layer: None behind all layers. mean: whether it is the root mean square of all errors.
+    Attributes:
+        part: What is compared: "keys", "values", "hidden state", "logits", ….
+        layer: Number of the layer; None after all layers.
+        error: The error, and `limit` the largest that is accepted.
+        mean: Whether the error is the root mean square of all elements, and not the largest.
     """
 
     part: str
@@ -56,15 +66,16 @@ class Difference:
 
     @property
     def passed(self) -> bool:
-        """Whether it is within its limit; NaN is not."""
+        """Whether the error is within its limit; NaN is not."""
         return self.error <= self.limit
 
 
 def limits(backend: str, precision: str) -> Limits:
-    """Return what holds for a backend's graph in a precision.
+    """Return the limits for a backend's graph in a precision.
 
-    The CPU's heads have 8 bits in all of them, and are given the model's own hidden state. Which token is the likeliest
-    is not asked of weights of fewer bits: some models' logits are closer to each other than what those cost.
+    Heads have 8 bits in every graph for the CPU; their input is the model's own hidden state. The most likely token is
+    not compared if weights have fewer bits: some models' logits are closer to each other than the error that this
+    causes.
     """
     heads = DIFFERENT_WEIGHTS["int8"].gap if backend == "ort-cpu" else None
     if precision == "fp32":
@@ -77,7 +88,7 @@ def limits(backend: str, precision: str) -> Limits:
 def differences(
     step: ReferenceStep, found: StepResult, limit: Limits, hidden_size: int, taps: tuple[int, ...]
 ) -> Iterator[Difference]:
-    """Compare a step with the model's, in the order in which its parts are computed."""
+    """Compare the result of a step with the model's, in the order in which its parts are computed."""
     expected, got = step.expected, found.rows
     for layer in range(len(expected.keys)):
         for part, of_model, of_graph in (("keys", expected.keys, got.keys), ("values", expected.values, got.values)):
@@ -98,7 +109,7 @@ def differences(
 
 
 def error(expected: FloatArray, got: FloatArray, limit: Limits) -> float:
-    """Return the largest error in (n, …) rows, as a share of what `limit` measures by; inf for what is not finite."""
+    """Return the largest error in rows (n, …), as a share of the scale that `limit` names; inf if any is not finite."""
     if not expected.size:
         return 0.0
     if not (np.isfinite(expected).all() and np.isfinite(got).all()):
@@ -111,15 +122,22 @@ def error(expected: FloatArray, got: FloatArray, limit: Limits) -> float:
 
 
 def mean_error(expected: FloatArray, got: FloatArray) -> float:
-    """Return the root mean square of all errors in (n, …) rows, as a share of that of what is expected."""
+    """Return the root mean square error of rows (n, …), as a share of the root mean square of `expected`."""
     size = float(np.linalg.norm(expected))
     return float(np.linalg.norm(expected - got)) / size if size else 0.0
 
 
 def draft_error(draft: ReferenceDraft, heads: IntArray, ranks: IntArray, tokens: IntArray) -> float:
-    """Return how far the candidates (n,) of some heads and ranks are from the model's, in the heads' own logits.
+    """Return how far a graph's candidates differ from the model's, in the logits of the heads.
 
-    As a share of the range of a head's logits; inf for a token that the heads do not score.
+    Args:
+        draft: What the model's heads compute.
+        heads: Number of the head of each candidate, (n,).
+        ranks: Rank of each candidate among those of its head, (n,).
+        tokens: The graph's candidates, (n,).
+
+    Returns:
+        The largest difference as a share of the range of a head's logits; inf for a token that the heads do not score.
     """
     worst = 0.0
     for head, rank, token in zip(heads.tolist(), ranks.tolist(), tokens.tolist(), strict=True):
@@ -133,7 +151,7 @@ def draft_error(draft: ReferenceDraft, heads: IntArray, ranks: IntArray, tokens:
 
 
 def _scale(expected: FloatArray, limit: Limits) -> FloatArray:
-    """(n,): what the errors of each row are shares of."""
+    """Return the value that each row's errors are divided by, (n,)."""
     if not limit.by_row:
         return np.repeat(np.abs(expected).max(), len(expected)).astype(np.float32)
     ranges = np.ptp(expected, axis=-1)
@@ -142,10 +160,10 @@ def _scale(expected: FloatArray, limit: Limits) -> FloatArray:
 
 
 def _argmax_gap(expected: FloatArray, got: Rows, argmax: IntArray, limit: Limits) -> float:
-    """Return how far the likeliest tokens (R,) are from the model's, in the logits of the side that is further apart.
+    """Return how far the model's logits of the graph's most likely tokens (R,) are below the model's maximum.
 
-    Where both are within the limits of logits, a near tie of the model's may be decided either way. 0.0 where no gap is
-    asked for and the tokens are the likeliest of the graph's own logits.
+    If logits are within their limits, a near tie may be decided either way. inf if a token is not the most likely one
+    by the graph's own logits. 0.0 if no gap is limited.
     """
     rows = np.arange(len(expected))
     if argmax.min() < 0 or argmax.max() >= expected.shape[-1]:

@@ -1,10 +1,10 @@
-"""What the model itself computes for a few short steps: recorded before the model is traced, compared with each graph.
+"""Records what the PyTorch model computes for a few short steps, before it is traced; each graph is compared with it.
 
-Only transformers' own forward pass over whole sequences is used: its masks, its cache, its rope. A node of a tree is
-the last token of the sequence that leads to it. So nothing of what is under test takes part.
+Only transformers' own forward pass over whole sequences is used: its masks, its cache, its rotary embedding. A node of
+a tree is the last token of the sequence from the root to it. So nothing that is under test takes part.
 
-Shapes: n tokens of a step, P rows of its past, L layers, W elements of one token's keys of one layer, S what the heads
-see of a token, V vocabulary, K heads, D tokens that the heads score.
+Shapes: n tokens of a step, P rows of its past, L layers, W elements of a token's keys in a layer, S elements of the
+heads' input for a token, V tokens of the vocabulary, K heads, D tokens that the heads score.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ PROMPT = 16  # tokens before the plain step and the tree step
 TREE = TreeProfile(
     "validation", ((0,), (1,), (0, 0))
 )  # of the tree step: a root, two children, one of which has a child
-LONGEST_WINDOW = 256  # a window up to this length is reached beyond
-BEHIND = 8  # rows that such a window hides
-FAR_PAST = 2  # rows of the past before far positions: behind none, a CPU's operator takes positions for 0, 1, …
+LONGEST_WINDOW = 256  # a step goes beyond sliding windows up to this length
+HIDDEN_ROWS = 8  # rows that such a window hides in that step
+FAR_PAST = 2  # rows of the past before far positions; without a past, a CPU's operator uses positions 0, 1, …
 TEXT = (
     "The harbour opens at six. Before that, 12 boats wait outside the wall, and nobody on them says much: they drink "
     "tea, count the nets, and look at the sky. What do they see there? Rain, mostly; sometimes a line of light."
@@ -41,34 +41,42 @@ TEXT = (
 
 
 def text_ids(tokenizer: Any, vocab_size: int, count: int) -> list[int]:
-    """Return `count` token ids below `vocab_size` of an English text, repeated as often as it takes."""
+    """Return `count` token ids below `vocab_size` of an English text, repeated as often as necessary."""
     ids = [token for token in tokenizer.encode(TEXT, add_special_tokens=False) if token < vocab_size]
     found: list[int] = np.resize(np.array(ids or range(min(vocab_size, count)), np.int32), count).tolist()
     return found
 
 
 def record_reference(model: Any, heads: MedusaHeads, facts: ModelFacts, tokenizer: Any) -> Reference:
-    """Run the model over a short prompt, a plain step, a tree, far positions and, where it is short, past its window.
+    """Run the model over a short prompt, a plain step, a tree, far positions and, if it is short, beyond its window.
 
-    model: as loaded, before `trace` gives it another attention. The context must be 8 tokens or more. Raises
-    UnsupportedModelError for numbers that are not finite.
+    Args:
+        model: The decoder as loaded, before `trace` replaces its attention.
+        heads: The Medusa heads.
+        facts: Facts about the decoder; the context must be 8 tokens or more.
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        UnsupportedModelError: If the model computes values that are not finite.
     """
-    window = _window(model.config, facts.context)
+    window = _reachable_window(model.config, facts.context)
     prompt = min(PROMPT, facts.context - TREE.depth - 2)
-    behind = 0 if window is None else min(window + BEHIND, facts.context - 1)
-    ids = text_ids(tokenizer, facts.vocab_size, max(prompt + TREE.size, behind + 1))
+    length = 0 if window is None else min(window + HIDDEN_ROWS, facts.context - 1)
+    ids = text_ids(tokenizer, facts.vocab_size, max(prompt + TREE.size, length + 1))
     with _eager(model), torch.no_grad():
         steps, draft = _near_steps(model, heads, np.array(ids, np.int32), prompt)
         if window is not None:
-            steps.append(_step_behind_window(model, heads, np.array(ids[: behind + 1], np.int32)))
-        steps.append(_far_step(model, heads, facts.context, np.array(ids, np.int32), whole=not _windowed(model.config)))
+            steps.append(_step_beyond_window(model, heads, np.array(ids[: length + 1], np.int32)))
+        steps.append(
+            _far_step(model, heads, facts.context, np.array(ids, np.int32), whole=not _has_window(model.config))
+        )
     return check_finite(Reference(tuple(steps), draft), facts.name)
 
 
 def _near_steps(
     model: Any, heads: MedusaHeads, ids: IntArray, prompt: int
 ) -> tuple[list[ReferenceStep], ReferenceDraft]:
-    """Prompt, plain step and tree step: the tree's paths are sequences of one batch, padded behind their ends."""
+    """Record the prompt, a plain step and a tree step; the tree's paths are sequences of a batch, padded at the end."""
     leaves = [node for node in range(TREE.size) if not TREE.children[node]]
     nodes = ids[prompt : prompt + TREE.size]
     paths = [np.flatnonzero(TREE.mask[leaf]) for leaf in leaves]
@@ -79,7 +87,7 @@ def _near_steps(
     past = Past(first.keys[:, :prompt], first.values[:, :prompt])
     ends = {node: leaf for leaf, path in enumerate(paths) for node in path.tolist()}  # a sequence through each node
     rows = (TREE.depths + prompt).tolist()
-    tree = _joined([found[ends[node]].take(slice(rows[node], rows[node] + 1)) for node in range(TREE.size)])
+    tree = _concatenate([found[ends[node]].take(slice(rows[node], rows[node] + 1)) for node in range(TREE.size)])
     nothing = Past(first.keys[:, :0], first.values[:, :0])
     every = np.arange(prompt, dtype=np.int32)
     steps = [
@@ -92,8 +100,8 @@ def _near_steps(
     return steps, _draft(model, heads, int(nodes[0]), first.hidden[prompt - 1], past)
 
 
-def _step_behind_window(model: Any, heads: MedusaHeads, ids: IntArray) -> ReferenceStep:
-    """One token behind so many that some lie beyond the window."""
+def _step_beyond_window(model: Any, heads: MedusaHeads, ids: IntArray) -> ReferenceStep:
+    """Record a step of one token after so many that some of them are outside the window."""
     last = len(ids) - 1
     [found] = _forward(model, heads, ids[None], logits_to_keep=1)
     past = Past(found.keys[:, :last], found.values[:, :last])
@@ -103,10 +111,15 @@ def _step_behind_window(model: Any, heads: MedusaHeads, ids: IntArray) -> Refere
 
 
 def _far_step(model: Any, heads: MedusaHeads, context: int, ids: IntArray, *, whole: bool) -> ReferenceStep:
-    """Tokens that see each other not, at the positions where a rope's table may be wrong, behind a short past.
+    """Record a step of independent tokens after a short past, at positions where rotary tables may be wrong.
 
-    whole: whether all is compared; else the first layer's keys and values, on which no mask bears: a window is counted
-    in positions by a graph, and in tokens by transformers.
+    Args:
+        model: The decoder.
+        heads: The Medusa heads.
+        context: Number of tokens of the bundle's context.
+        ids: Token ids.
+        whole: Whether everything is compared, and not only the first layer's keys and values, which depend on no mask:
+            a graph counts a window in positions, transformers counts it in tokens.
     """
     positions = np.array(far_positions(model.config, context), np.int32)
     n, first = len(positions), np.arange(FAR_PAST, dtype=np.int32)
@@ -114,14 +127,14 @@ def _far_step(model: Any, heads: MedusaHeads, context: int, ids: IntArray, *, wh
     sequences = np.concatenate((np.repeat(ids[None, :FAR_PAST], n, axis=0), tokens[:, None]), axis=1)
     places = np.concatenate((np.repeat(first[None], n, axis=0), positions[:, None]), axis=1)
     found = _forward(model, heads, sequences, places)
-    expected = _joined([one.take(slice(FAR_PAST, None)) for one in found])
+    expected = _concatenate([one.take(slice(FAR_PAST, None)) for one in found])
     past = Past(found[0].keys[:, :FAR_PAST], found[0].values[:, :FAR_PAST])
     step = ReferenceStep("rope", tokens, positions, np.eye(n, dtype=np.bool_), past, expected, far=True)
     return step if whole else step.first_layer()
 
 
 def far_positions(config: Any, context: int) -> list[int]:
-    """Return the first and last position of a context, its middle, and those around the length of an unscaled rope."""
+    """Return the first, middle and last position of a context, and those around the length before rotary scaling."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     original = rope.get("original_max_position_embeddings") if isinstance(rope, dict) else None
     original = original or getattr(config, "original_max_position_embeddings", None)
@@ -136,9 +149,17 @@ def _forward(
     positions: IntArray | None = None,
     logits_to_keep: int = 0,
 ) -> list[Rows]:
-    """Run sequences (B, n), each row seeing those before it; return their rows. positions (B, n): None for 0, 1, ….
+    """Run sequences with causal attention.
 
-    logits_to_keep: of how many of the last tokens logits and the hidden state after the final norm are kept, 0 for all.
+    Args:
+        model: The decoder.
+        heads: The Medusa heads.
+        ids: Token ids, (B, n).
+        positions: Positions, (B, n); None for 0, 1, ….
+        logits_to_keep: Number of the last tokens whose logits and final hidden states are kept; 0 for all.
+
+    Returns:
+        The rows of each sequence.
     """
     kept: list[torch.Tensor] = []
 
@@ -153,8 +174,8 @@ def _forward(
         more["logits_to_keep"] = logits_to_keep
     hook = model.get_output_embeddings().register_forward_pre_hook(keep)
     with hook, capture_taps(model, heads.taps) as caught:
-        given = torch.from_numpy(ids.astype(np.int64))
-        logits = model(input_ids=given, past_key_values=cache, use_cache=True, **more).logits
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, **more).logits
     last = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
     hidden = torch.cat((kept[0], *(caught[layer][:, last] for layer in heads.taps)), dim=-1)
     keys, values = (
@@ -169,7 +190,7 @@ def _rows(heads_first: torch.Tensor) -> FloatArray:
     return rows
 
 
-def _joined(rows: Sequence[Rows]) -> Rows:
+def _concatenate(rows: Sequence[Rows]) -> Rows:
     return Rows(
         np.concatenate([one.keys for one in rows], axis=1),
         np.concatenate([one.values for one in rows], axis=1),
@@ -189,25 +210,25 @@ def _draft(model: Any, heads: MedusaHeads, root: int, hidden: FloatArray, past: 
     return ReferenceDraft(root, hidden, past, logits.float().numpy(), tokens.numpy().astype(np.int32))
 
 
-def _windowed(config: Any) -> bool:
+def _has_window(config: Any) -> bool:
     return bool(getattr(config, "sliding_window", None)) and bool(getattr(config, "use_sliding_window", True))
 
 
-def _window(config: Any, context: int) -> int | None:
-    """How many of the nearest tokens some layers see alone, where the context goes beyond and it is cheap to."""
-    window = int(config.sliding_window) if _windowed(config) else 0
+def _reachable_window(config: Any, context: int) -> int | None:
+    """Return the length of the sliding window, if the context is longer and a step beyond it is cheap; else None."""
+    window = int(config.sliding_window) if _has_window(config) else 0
     return window if 0 < window <= LONGEST_WINDOW and window < context else None
 
 
 def unvalidated_window(config: Any, context: int) -> int | None:
-    """Return the window that no step goes beyond, as that would take too long; None where there is none."""
-    window = int(config.sliding_window) if _windowed(config) else 0
+    """Return the length of a sliding window that no step goes beyond, as that takes too long; None if there is none."""
+    window = int(config.sliding_window) if _has_window(config) else 0
     return window if LONGEST_WINDOW < window < context else None
 
 
 @contextmanager
 def _eager(model: Any) -> Iterator[None]:
-    """Let transformers spell attention out while the block runs, as every family's definition does."""
+    """Let transformers use eager attention, the definition of every family, while the block runs."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

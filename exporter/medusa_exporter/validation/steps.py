@@ -1,7 +1,7 @@
-"""The steps of a reference: their inputs, and the rows that the model gives for them.
+"""The steps of a reference: their inputs, and what the model computes for them.
 
-Shapes: n tokens of a step, P rows of its past, L layers, W elements of one token's keys of one layer, S what the heads
-see of a token, V vocabulary, K heads, D tokens that the heads score.
+Shapes: n tokens of a step, P rows of its past, L layers, W elements of a token's keys in a layer, S elements of the
+heads' input for a token, V tokens of the vocabulary, K heads, D tokens that the heads score.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Keys and values (L, n, W), hidden (n, S) and logits (n, V) of n tokens; what is not kept has no columns."""
+    """Keys and values (L, n, W), hidden states (n, S) and logits (n, V) of n tokens; parts not kept have no columns."""
 
     keys: FloatArray
     values: FloatArray
@@ -26,7 +26,7 @@ class Rows:
     logits: FloatArray
 
     def take(self, rows: slice | IntArray) -> Rows:
-        """Return those of some tokens."""
+        """Return the rows of some of the tokens."""
         return Rows(self.keys[:, rows], self.values[:, rows], self.hidden[rows], self.logits[rows])
 
 
@@ -39,17 +39,22 @@ class Past:
 
     @property
     def length(self) -> int:
-        """P."""
+        """Number of rows, P."""
         return int(self.keys.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceStep:
-    """A step of literal tokens and what the model gives for it.
+    """A step of given tokens, and what the model computes for it.
 
-    ids, positions (n,), mask (n, n): node i sees node j of this step. expected: one row for each node. far: whether its
-    tokens stand where no text has them, at far positions behind a few tokens: small errors may then grow large on their
-    way through the layers, so a graph of fewer bits than fp32 is compared by the `first_layer` alone.
+    Attributes:
+        ids: Token ids, (n,).
+        positions: Positions, (n,).
+        mask: (n, n); whether node i attends to node j of this step.
+        past: Keys and values of the tokens before the step.
+        expected: What the model computes, one row for each node.
+        far: Whether the tokens are at positions far from the few tokens of their past, as in no real text. Small errors
+            may grow there from layer to layer, so graphs of fewer bits than fp32 are compared in the first layer only.
     """
 
     name: str
@@ -62,26 +67,26 @@ class ReferenceStep:
 
     @property
     def nodes(self) -> int:
-        """N."""
+        """Number of nodes, n."""
         return len(self.ids)
 
     @property
-    def apart(self) -> bool:
-        """Whether its nodes do not see each other."""
+    def independent(self) -> bool:
+        """Whether no node attends to another one."""
         return bool(np.array_equal(self.mask, np.eye(self.nodes, dtype=np.bool_)))
 
     @property
-    def chained(self) -> bool:
-        """Whether each node sees all before it."""
+    def causal(self) -> bool:
+        """Whether each node attends to all nodes before it."""
         return bool(np.array_equal(self.mask, np.tri(self.nodes, dtype=np.bool_)))
 
     def first_layer(self) -> ReferenceStep:
-        """Return the same step with the first layer's keys and values alone to be compared."""
+        """Return the same step, of which only the keys and values of the first layer are compared."""
         rows = self.expected
         return replace(self, expected=Rows(rows.keys[:1], rows.values[:1], rows.hidden[:, :0], rows.logits[:, :0]))
 
     def part(self, start: int, end: int) -> ReferenceStep:
-        """Return the step of some of its nodes, which must not see any of those left out."""
+        """Return the step of the nodes from `start` to `end`, which must not attend to any other node."""
         rows = slice(start, end)
         return replace(
             self,
@@ -94,9 +99,14 @@ class ReferenceStep:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceDraft:
-    """What the heads propose behind `past`, whose last hidden row (S,) they see, for the root token.
+    """What the heads propose for a root token.
 
-    logits (K, D): of each head. tokens (D,): the token of each column.
+    Attributes:
+        root: The root token, which follows `past`.
+        hidden: Input of the heads for the last token of `past`, (S,).
+        past: Keys and values of the tokens before the root.
+        logits: Logits of each head, (K, D).
+        tokens: The token of each column of `logits`, (D,).
     """
 
     root: int
@@ -108,7 +118,7 @@ class ReferenceDraft:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """All that is compared with each graph."""
+    """Everything that each graph is compared with."""
 
     steps: tuple[ReferenceStep, ...]
     draft: ReferenceDraft

@@ -1,4 +1,4 @@
-"""Checks every graph of a build next to the model, one at a time; a graph that is not the model ends the build."""
+"""Compares every graph of a build with the model, one at a time; a graph that differs ends the build."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from medusa_exporter.validation.graph_runner import GraphRunner, NotServedError
 from medusa_exporter.validation.limits import Difference, Limits, differences, draft_error, limits
 from medusa_exporter.validation.steps import Reference, ReferenceStep
 
-CANDIDATES = 15  # of the heads, whose tokens are compared, at most
+CANDIDATES = 15  # of the heads' candidates that are compared, at most
 SIZE_LEFT_OUT = "its steps have neither the fewest nor the most nodes of those built, whose graphs were run"
-SERVED_HERE = "ort-cpu"  # the backend whose graphs are served by what runs them here
-BF16 = "ONNX Runtime's CPU provider does not know bfloat16"
+SERVED_HERE = "ort-cpu"  # the backend that runs its graphs in the same library as the validation
+BF16 = "ONNX Runtime's CPU provider does not support bfloat16"
 REMEDY = (
-    "expected the model's own numbers, so no bundle was written: build with the versions of constraints.txt, and "
+    "expected the model's own values, so no bundle was written: build with the versions of constraints.txt, and "
     "report this together with the model's name if it stays"
 )
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What graphs are compared with, and the shapes of both."""
+    """What graphs are compared with: the recorded reference, and facts about the model and its heads."""
 
     reference: Reference
     model: ModelFacts
@@ -44,11 +44,23 @@ def validate_graphs(
     truth: GroundTruth,
     report: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, GraphCheck]:
-    """Check the graphs `files` of a folder; return what was found, by file.
+    """Compare graphs with the model.
 
-    graphs: to which of them each file belongs. sizes: of the files that are fixed to one size of step; of those of one
-    backend and precision only the smallest, the largest and the largest with heads are run. Raises GraphMismatchError
-    for a graph that gives other numbers than the model, RuntimeError for one that declares what no contract says.
+    Args:
+        folder: Folder of the bundle.
+        files: Paths of the graph files in the bundle.
+        graphs: The bundle's graphs; each file belongs to one of them.
+        sizes: Step size of each file whose shapes are fixed. Of the files of one backend and precision, only the
+            smallest, the largest and the largest with heads are run.
+        truth: What the model itself computes.
+        report: Gets a line for each graph.
+
+    Returns:
+        The differences that were measured, by file.
+
+    Raises:
+        GraphMismatchError: If a graph computes other values than the model.
+        RuntimeError: If a graph's inputs or outputs are not those of the contract.
     """
     of_key = {graph.key: graph for graph in graphs}
     left_out = _left_out(sizes)
@@ -61,18 +73,18 @@ def validate_graphs(
             report(f"check {Path(file).stem}: ONNX checker, inputs and outputs; not run here: {runner}")
             checks[file] = GraphCheck(not_run=runner)
             continue
-        report(f"check {Path(file).stem}: ONNX checker, inputs and outputs, numbers next to the model's")
+        report(f"check {Path(file).stem}: ONNX checker, inputs and outputs, values compared with the model's")
         checks[file] = check_graph(runner, limits(of_key[key].backend, of_key[key].precision), truth)
         del runner  # its session ends before the next one begins
     return checks
 
 
 def _runner(graph: SavedGraph, facts: GraphFacts) -> GraphRunner | str:
-    """Load a graph, or say why the CPU cannot run it; a graph for the CPU must load."""
+    """Load a graph, or return why the CPU cannot run it; raise GraphMismatchError if the graph is for the CPU."""
     if graph.dtype == "bfloat16":
         return BF16
     try:
-        return GraphRunner(graph, packed=as_served(facts.backend, facts.precision))
+        return GraphRunner(graph, packed=packs_weights(facts.backend, facts.precision))
     except NotServedError as error:
         if facts.backend == SERVED_HERE:
             raise GraphMismatchError(
@@ -82,13 +94,13 @@ def _runner(graph: SavedGraph, facts: GraphFacts) -> GraphRunner | str:
         return f"ONNX Runtime's CPU provider cannot: {error}"
 
 
-def as_served(backend: str, precision: str) -> bool:
-    """Whether a graph's weights are packed for its check as they are for serving: a CPU's quantised ones."""
+def packs_weights(backend: str, precision: str) -> bool:
+    """Return whether a graph's weights are repacked as they are for serving: only those of quantised CPU graphs."""
     return backend == SERVED_HERE and precision != "fp32"
 
 
 def check_graph(runner: GraphRunner, limit: Limits, truth: GroundTruth) -> GraphCheck:
-    """Run one graph and compare it with the model; GraphMismatchError where it differs by more than `limit`."""
+    """Run one graph and compare it with the model. Raises GraphMismatchError if it differs by more than `limit`."""
     graph = runner.graph
     worst = dict.fromkeys(DIFFERENCES, 0.0)
     names = []
@@ -97,7 +109,7 @@ def check_graph(runner: GraphRunner, limit: Limits, truth: GroundTruth) -> Graph
         for part in parts:
             for one in _all_differences(runner, part, limit, truth):
                 if not one.passed:
-                    raise GraphMismatchError(_words(graph, step.name, one, truth.model.layers))
+                    raise GraphMismatchError(_mismatch_message(graph, step.name, one, truth.model.layers))
                 if one.part in worst and not one.mean:
                     worst[one.part] = max(worst[one.part], one.error)
         names += [step.name] if parts else []
@@ -110,13 +122,13 @@ def check_graph(runner: GraphRunner, limit: Limits, truth: GroundTruth) -> Graph
 def _all_differences(
     runner: GraphRunner, step: ReferenceStep, limit: Limits, truth: GroundTruth
 ) -> Iterator[Difference]:
-    """Run a step; return how far each sequence of the graph's batch is from the model."""
+    """Run a step; yield how far each sequence of the graph's batch differs from the model."""
     for found in runner.step(step):
         yield from differences(step, found, limit, truth.model.hidden_size, truth.heads.taps)
 
 
 def _check_draft(runner: GraphRunner, limit: Limits, truth: GroundTruth) -> bool:
-    """Compare what the heads propose; tell whether the graph has any that run."""
+    """Compare the heads' candidates; return whether the graph has heads that can run."""
     draft, heads = truth.reference.draft, truth.heads
     most = min(CANDIDATES, (runner.most_nodes or CANDIDATES + 1) - 1)
     if not runner.drafts or most < 1:
@@ -126,29 +138,29 @@ def _check_draft(runner: GraphRunner, limit: Limits, truth: GroundTruth) -> bool
     worst = max(draft_error(draft, numbers, ranks, tokens) for tokens in drafted)
     one = Difference("candidates", None, worst, limit.draft)
     if not one.passed:
-        raise GraphMismatchError(_words(runner.graph, "draft", one, truth.model.layers))
+        raise GraphMismatchError(_mismatch_message(runner.graph, "draft", one, truth.model.layers))
     return True
 
 
-def _words(graph: SavedGraph, step: str, one: Difference, layers: int) -> str:
-    """Name the graph, the step, where it first differs and by how much."""
+def _mismatch_message(graph: SavedGraph, step: str, one: Difference, layers: int) -> str:
+    """Return the message that names the graph, the step, where it first differs and by how much."""
     where = {
-        "hidden state": f"the hidden state behind layer {layers - 1}, the last",
-        "logits": "the logits, behind all layers",
-        "argmax": "the choice of the likeliest token, behind all layers",
+        "hidden state": f"the hidden state after layer {layers - 1}, the last",
+        "logits": "the logits, after all layers",
+        "argmax": "the choice of the most likely token, after all layers",
         "tokens": "the tokens, which are the step's own",
         "candidates": "the candidates of the heads",
     }.get(one.part, f"the {one.part} of layer {one.layer}")
     if one.part in ("keys", "values") and one.layer:
-        where += f" (its own projections, or what layer {one.layer - 1} hands on)"
+        where += f" (its own projections, or the output of layer {one.layer - 1})"
     return (
-        f"{graph.path.name} is not the model: in its {step} step {where} differ by {one.error:.2g} "
+        f"{graph.path.name} differs from the model: in its {step} step {where} differ by {one.error:.2g} "
         f"{'in root mean square' if one.mean else 'at most'}, expected {one.limit:.2g}; {REMEDY}"
     )
 
 
 def _left_out(sizes: Mapping[str, StepSize]) -> set[str]:
-    """Of files fixed to a size, those that are neither the smallest nor the largest of their kind."""
+    """Return the files with fixed shapes that are neither the smallest nor the largest of their kind."""
     kinds: dict[str, list[str]] = {}
     for file, size in sizes.items():
         kinds.setdefault(file.removesuffix(f"-{size.name}.onnx"), []).append(file)
@@ -160,5 +172,5 @@ def _left_out(sizes: Mapping[str, StepSize]) -> set[str]:
 
 
 def _rounded(number: float) -> float:
-    """Two digits are what a difference has to say."""
+    """Round a difference to two significant digits."""
     return float(f"{number:.1e}")

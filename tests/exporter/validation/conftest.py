@@ -20,7 +20,7 @@ from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.validation import GroundTruth, record_reference
 from medusa_exporter.validation.graph_runner import GraphRunner
 from medusa_exporter.validation.limits import limits
-from medusa_exporter.validation.validate import as_served, check_graph
+from medusa_exporter.validation.validate import check_graph, packs_weights
 from medusa_profiles import catalogue
 from medusa_runtime.facts import GraphFacts, HeadFacts
 from medusa_runtime.graph_check import GraphCheck
@@ -94,7 +94,7 @@ class Changed:
     def check(self) -> GraphCheck:
         onnx.save(self.model, self.path)
         declared = check_saved_graph(self.path, self.exported.truth.model, self.exported.truth.heads)
-        runner = GraphRunner(declared, packed=as_served(self.backend, self.precision))
+        runner = GraphRunner(declared, packed=packs_weights(self.backend, self.precision))
         return check_graph(runner, limits(self.backend, self.precision), self.exported.truth)
 
 

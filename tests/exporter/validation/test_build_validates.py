@@ -35,7 +35,9 @@ def test_no_bundle_appears_where_a_graph_is_another_model(
         return graphs, sizes
 
     monkeypatch.setattr(variants, "make_graphs", faulty)
-    with pytest.raises(GraphMismatchError, match=r"ort-cpu-fp32\.onnx is not the model: .* keys of layer 0 differ"):
+    with pytest.raises(
+        GraphMismatchError, match=r"ort-cpu-fp32\.onnx differs from the model: .* keys of layer 0 differ"
+    ):
         build(str(tiny_model), str(tiny_heads), tmp_path / "bundle", profiles=("tree-4",))
     assert list(tmp_path.iterdir()) == []
 

@@ -115,8 +115,8 @@ def swapped_kv_heads(model: onnx.ModelProto) -> None:
 
 
 FAULTS: dict[str, tuple[Change, str]] = {
-    "first layer's weight": (one_layers_weight(0), r"prefill step the keys of layer 1 \(.*layer 0 hands on\)"),
-    "last layer's weight": (one_layers_weight(1), "prefill step the hidden state behind layer 1, the last"),
+    "first layer's weight": (one_layers_weight(0), r"prefill step the keys of layer 1 \(.*the output of layer 0\)"),
+    "last layer's weight": (one_layers_weight(1), "prefill step the hidden state after layer 1, the last"),
     "a sign in rope": (a_sign_in_rope, "prefill step the keys of layer 0"),
     "rope at the last position": (one_position_of_rope(127), "rope step the keys of layer 0"),
     "mask": (a_mask_of_rows_in_order, "tree step the keys of layer 1"),
@@ -131,7 +131,9 @@ def test_a_faulty_fp32_graph_is_refused_where_it_begins(changed, fault: str) -> 
     graph = changed("ort-cpu", "fp32")
     change, where = FAULTS[fault]
     change(graph.model)
-    with pytest.raises(GraphMismatchError, match=rf"ort-cpu-fp32\.onnx is not the model: in its {where}") as caught:
+    with pytest.raises(
+        GraphMismatchError, match=rf"ort-cpu-fp32\.onnx differs from the model: in its {where}"
+    ) as caught:
         graph.check()
     found = re.search(r"differ by (\S+) at most, expected (\S+);", str(caught.value))
     assert found and float(found[1]) > float(found[2]) == 5e-5
@@ -177,5 +179,5 @@ def test_an_argmax_of_its_own_is_refused(changed) -> None:
     graph = changed("ort-cpu", "fp32")
     argmax = nodes(graph.model, "ArgMax")[0]
     argmax.op_type = "ArgMin"
-    with pytest.raises(GraphMismatchError, match="likeliest token, behind all layers differ by inf"):
+    with pytest.raises(GraphMismatchError, match="most likely token, after all layers differ by inf"):
         graph.check()

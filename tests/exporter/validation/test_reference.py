@@ -84,7 +84,7 @@ def test_a_model_that_gives_no_numbers_is_refused_by_name_and_layer(number: floa
     heads = MedusaHeads(64, 2, 1)
     with torch.no_grad():
         model.model.layers[1].self_attn.v_proj.weight[3] = number
-    where = rf"^tiny: the model itself gives ({word}) in the values of layer 1 .*; look at its weights"
+    where = rf"^tiny: the model itself computes ({word}) in the values of layer 1 .*; check its weights"
     with pytest.raises(UnsupportedModelError, match=where):
         record_reference(model, heads, facts_of(model), Letters())
 
@@ -94,7 +94,7 @@ def test_heads_that_give_no_numbers_are_refused() -> None:
     heads = MedusaHeads(64, 2, 1)
     with torch.no_grad():
         next(heads.parameters()).fill_(float("nan"))
-    with pytest.raises(UnsupportedModelError, match=r"^tiny: its heads themselves give NaN in their logits"):
+    with pytest.raises(UnsupportedModelError, match=r"^tiny: the heads compute NaN in their logits"):
         record_reference(model, heads, facts_of(model), Letters())
 
 

@@ -23,7 +23,7 @@ def checks(exported: ExportedGraphs):
     assert len(lines) == len(found) == len(exported.files)
     for line, file in zip(lines, exported.files, strict=True):
         reason = found[file].not_run
-        assert line.endswith(f"not run here: {reason}" if reason else "numbers next to the model's")
+        assert line.endswith(f"not run here: {reason}" if reason else "values compared with the model's")
     return found
 
 
