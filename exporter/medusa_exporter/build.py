@@ -15,7 +15,7 @@ from medusa_runtime.manifest import Manifest
 from medusa_exporter import models
 from medusa_exporter.build_inputs import describe_inputs, unchanged_manifest
 from medusa_exporter.bundle_writer import BuildPlan, write_bundle
-from medusa_exporter.engines.flavours import fusing
+from medusa_exporter.engines.flavours import fusing_flavours
 from medusa_exporter.engines.step_sizes import graph_files, step_sizes
 from medusa_exporter.extras import import_extra
 from medusa_exporter.heads.architecture import read_architecture
@@ -88,7 +88,7 @@ def build(
     source = ModelSource.resolve(model)
     trees = choose_profiles(profiles, read_architecture(heads).heads)
     steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch)
-    fused = fusing(backend for backend, _ in pairs)
+    fused = fusing_flavours(backend for backend, _ in pairs)
     sources = describe_inputs(source, heads, graph_files(pairs, steps), trees, fused, chat_template, context)
     if not force and Staging(bundle.resolve()).at_rest and (manifest := unchanged_manifest(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)

@@ -1,3 +1,3 @@
-"""TensorRT engines: which ones a bundle needs, how each flavour builds one, what is kept beside it."""
+"""Builds TensorRT engines and adds them to bundles, for TensorRT and TensorRT-RTX."""
 
 FOLDER = "engines"  # of a bundle

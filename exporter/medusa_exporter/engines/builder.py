@@ -1,4 +1,4 @@
-"""Builds one engine from one graph, with progress, a timing cache, and the parser's and builder's own words."""
+"""Builds one TensorRT engine from one graph, with progress, a timing cache, and TensorRT's own error messages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from medusa_exporter.engines.step_sizes import Capacity, StepSize
 
 Report = Callable[[str], None]
 WORKSPACE = 4 << 30  # bytes that the builder may use for a tactic's scratch memory
-QUIET = 5.0  # seconds between two lines of progress
+PROGRESS_INTERVAL = 5.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True)
-class Built:
-    """An engine, the sizes of its steps, and what its build measured, for the next one; None where nothing was."""
+class BuiltEngine:
+    """A serialized engine, the size of its steps, and the timing cache of its build; None if nothing was timed."""
 
     engine: bytes
     size: StepSize
@@ -39,11 +39,20 @@ def build_engine(
     *,
     timing_cache: bytes = b"",
     report: Report = lambda _line: None,
-) -> Built:
-    """Parse the ONNX file `graph`, whose `past` is open in P, and build its engine. No file is written.
+) -> BuiltEngine:
+    """Parse an ONNX file and build its engine, without writing a file.
 
-    targets: compute capabilities ("sm86") where the flavour builds ahead of time. timing_cache: what earlier builds
-    measured. Raises BundleError with what the parser or the builder said.
+    Args:
+        flavour: The installed TensorRT flavour.
+        graph: The ONNX file; its only dynamic dimension is P, the rows of the past.
+        precision: Precision of the graph.
+        capacity: Range of P.
+        targets: Compute capabilities, such as "sm86", if the flavour builds ahead of time.
+        timing_cache: Timing cache of earlier builds.
+        report: Gets a line of progress every few seconds.
+
+    Raises:
+        BundleError: With the messages of the parser or the builder.
     """
     trt = flavour.trt
     log = _log(trt)
@@ -51,44 +60,44 @@ def build_engine(
     network = flavour.network(builder)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        said = [_told(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise BundleError(_failure(flavour, "cannot read", graph, said or log.errors))
+        errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise BundleError(_failure(flavour, "cannot read", graph, errors or log.errors))
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
     flavour.configure(config, network, precision, targets)
     config.add_optimization_profile(_profile(flavour, builder, network, capacity))
-    cache = None if flavour.ahead_of_time else _timing_cache(config, timing_cache)  # it measures nothing
+    cache = None if flavour.ahead_of_time else _timing_cache(config, timing_cache)  # ahead of time nothing is timed
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _monitor(trt, report)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise BundleError(_failure(flavour, "cannot build an engine for", graph, log.errors))
     measured = None if cache is None else bytes(config.get_timing_cache().serialize())
-    return Built(bytes(engine), _sizes(network), measured)
+    return BuiltEngine(bytes(engine), _sizes(network), measured)
 
 
-def _told(error: Any) -> str:
-    """What the parser says of an error: the node, where it names one."""
+def _parser_error(error: Any) -> str:
+    """Return the message of a parser error, with the node if the parser names one."""
     node = f"{error.node_operator()} {error.node_name()}: " if hasattr(error, "node_operator") else ""
     return f"{node}{error.desc()}"
 
 
-def _failure(flavour: Flavour, what: str, graph: Path, said: Sequence[str]) -> str:
-    return f"{flavour.name} {flavour.version} {what} {graph}: {'; '.join(said[-3:]) or 'it did not say why'}"
+def _failure(flavour: Flavour, what: str, graph: Path, errors: Sequence[str]) -> str:
+    return f"{flavour.name} {flavour.version} {what} {graph}: {'; '.join(errors[-3:]) or 'it gives no reason'}"
 
 
 def _sizes(network: Any) -> StepSize:
-    given = {one.name: tuple(one.shape) for one in (network.get_input(index) for index in range(network.num_inputs))}
-    (batch, nodes), rows = given[contract.INPUT_IDS], given[contract.LOGIT_ROWS][1]
-    return StepSize(batch, nodes, rows, contract.DRAFT_HIDDEN in given)
+    shapes = {one.name: tuple(one.shape) for one in (network.get_input(index) for index in range(network.num_inputs))}
+    (batch, nodes), rows = shapes[contract.INPUT_IDS], shapes[contract.LOGIT_ROWS][1]
+    return StepSize(batch, nodes, rows, contract.DRAFT_HIDDEN in shapes)
 
 
 def _profile(flavour: Flavour, builder: Any, network: Any, capacity: Capacity) -> Any:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
-        given = network.get_input(index)
-        shape = tuple(given.shape)
-        if -1 in shape:  # P is all that is open
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        if -1 in shape:  # P is the only dynamic dimension
             row, most = -math.prod(shape), flavour.most_elements
             if most is not None and row * capacity.most > most:
                 raise BundleError(
@@ -97,12 +106,12 @@ def _profile(flavour: Flavour, builder: Any, network: Any, capacity: Capacity) -
                     f"{round_past_down(most // row)} or less"
                 )
             sizes = (capacity.least, capacity.best, capacity.most)
-            profile.set_shape(given.name, *(tuple(rows if size == -1 else size for size in shape) for rows in sizes))
+            profile.set_shape(tensor.name, *(tuple(rows if size == -1 else size for size in shape) for rows in sizes))
     return profile
 
 
 def _timing_cache(config: Any, measured: bytes) -> Any:
-    """Let the build start from what earlier ones have measured."""
+    """Let the build use the timing cache of earlier ones."""
     cache = config.create_timing_cache(measured)
     if cache is not None:
         config.set_timing_cache(cache, ignore_mismatch=False)
@@ -110,7 +119,7 @@ def _timing_cache(config: Any, measured: bytes) -> Any:
 
 
 def _log(trt: Any) -> Any:
-    """A logger that keeps errors for the user and passes nothing on."""
+    """Return a logger that collects errors and prints nothing."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -125,20 +134,20 @@ def _log(trt: Any) -> Any:
 
 
 def _monitor(trt: Any, report: Report) -> Any:
-    """Tell how far the longest phase is, every few seconds."""
+    """Return a monitor that reports the progress of each long phase, every few seconds."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
-            self.told = time.monotonic()
+            self.reported = time.monotonic()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
             self.steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if time.monotonic() - self.told > QUIET:
-                self.told = time.monotonic()
+            if time.monotonic() - self.reported > PROGRESS_INTERVAL:
+                self.reported = time.monotonic()
                 report(f"  {phase_name}: {step + 1} of {self.steps.get(phase_name, 0)}")
             return True
 

@@ -1,4 +1,4 @@
-"""Which engines of a bundle that is being replaced stand in the new one: those of the same graphs and weights."""
+"""Reuses the engines of a bundle that is being replaced, if their graphs and weights are the same in the new one."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ from medusa_exporter.publish import link_or_copy
 
 
 def external_files(bundle: Path, graph: str) -> list[str]:
-    """Return the paths in a bundle of all files in which a graph's weights lie, sorted. Raises BundleError, OSError."""
+    """Return the paths of all files with weights of a graph, sorted. Raises BundleError, OSError."""
     contents = read_contents((bundle / graph).read_bytes(), str(bundle / graph))
     places = {weight.external.file for weight in contents.weights if weight.external}
     return sorted(f"{Path(graph).parent.as_posix()}/{file}" for file in places)
 
 
 def reuse_engines(old: Path, new: Path) -> tuple[list[str], dict[str, FileFacts]]:
-    """Put the engines of `old` that stand for graphs and weights of `new`, not yet sealed, into it.
+    """Copy or link engines of the bundle `old` whose graphs and weights are unchanged into the folder `new`.
 
-    Return their names, and the facts of the files that were hashed for it, which `write_manifest` need not hash
-    again. What cannot be read or is damaged is left behind: it would be refused when it is used.
+    An engine that cannot be read or is damaged is not copied: the runtime would refuse it.
+
+    Args:
+        old: The bundle that is being replaced, which need not exist.
+        new: Folder of the new bundle, which is not sealed yet.
+
+    Returns:
+        The engines' names, and the size and digest of each file that was hashed, so that `write_manifest` need not hash it again.
     """
     kept, hashed = [], dict[str, FileFacts]()
     for file in sorted((old / FOLDER).glob("*.json")):

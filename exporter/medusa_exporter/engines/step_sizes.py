@@ -1,4 +1,4 @@
-"""Which engines a bundle needs: one for each number of nodes, whatever the trees look like."""
+"""The step sizes that TensorRT engines are built for, the names of graph files, and the range of an engine's past."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from medusa_runtime.backends.step_shape import MIN_PADDED_PAST
 from medusa_runtime.backends.tensorrt import PAST_MULTIPLE, PLAIN_ENGINE_NODES, round_past_down
 from medusa_runtime.errors import BundleError
 
-PREFILL_NODES = PREFILL_CHUNK  # tokens of a prompt that one step takes
+PREFILL_NODES = PREFILL_CHUNK  # tokens of a prompt in one step
 
 
 @dataclass(frozen=True)
 class StepSize:
-    """The sizes of one engine's steps: B sequences, T nodes, R rows with logits, whether the heads run."""
+    """The fixed sizes of an engine's steps. An engine depends on the size of a tree, not on its shape.
+
+    Attributes:
+        batch: Number of sequences, B.
+        nodes: Number of nodes of each sequence, T.
+        rows: Number of rows with logits, R.
+        draft: Whether the heads run.
+    """
 
     batch: int
     nodes: int
@@ -27,18 +34,18 @@ class StepSize:
 
     @property
     def name(self) -> str:
-        """What its files are called: "plain", "prefill" or "t<nodes>"; with several sequences "-b<batch>" behind it."""
+        """The part of its files' names: "plain", "prefill" or "t<nodes>", and "-b<batch>" for several sequences."""
         kind = f"t{self.nodes}" if self.draft else "plain" if self.nodes == PLAIN_ENGINE_NODES else "prefill"
         return kind if self.batch == 1 else f"{kind}-b{self.batch}"
 
     @property
     def sizes(self) -> dict[str, int]:
-        """By the contract's letters."""
+        """The sizes by the letters of the graph contract."""
         return {"B": self.batch, "T": self.nodes, "R": self.rows, "N": self.batch if self.draft else 0}
 
 
 def step_sizes(trees: Iterable[TreeProfile], batch: int) -> list[StepSize]:
-    """Plain decoding, prefill, and one for each size of the trees, ascending."""
+    """Return the step sizes of plain decoding, of prefill, and of each tree size, ascending."""
     sizes = sorted({tree.size for tree in trees if tree.size > 1})
     return [
         StepSize(batch, PLAIN_ENGINE_NODES, 1, draft=False),
@@ -48,24 +55,24 @@ def step_sizes(trees: Iterable[TreeProfile], batch: int) -> list[StepSize]:
 
 
 def graph_file(backend: str, precision: str, size: StepSize | None = None) -> str:
-    """Where a graph lies in a bundle; size: of the steps that one for TensorRT is for."""
+    """Return the path of a graph in a bundle; `size` is that of its steps if it is for TensorRT."""
     return f"graphs/{backend}-{precision}{f'-{size.name}' if size else ''}.onnx"
 
 
 def in_place_on_gpu(precision: str) -> bool:
-    """Whether ONNX Runtime writes keys and values in place on a GPU: its operator for that knows 16 bits alone."""
+    """Return whether ONNX Runtime writes keys and values in place on a GPU, which its operator does in 16 bits only."""
     return precision != "fp32"
 
 
 def causal_file(backend: str, precision: str) -> str:
-    """Where the graph for tokens in a row lies, of a graph that has one."""
+    """Return the path of the causal graph that belongs to another graph."""
     return causal_graph_name(graph_file(backend, precision))
 
 
 def graph_files(pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize]) -> list[str]:
-    """Every graph's file, for backends and precisions; TensorRT has one for each of `steps`.
+    """Return the paths of all graphs for (backend, precision) pairs; TensorRT has one for each of `steps`.
 
-    That for tokens in a row is among them though some models lack it.
+    Causal graphs are among them, although some models have none.
     """
     sizes, files = list(steps), []
     for backend, precision in pairs:
@@ -78,14 +85,14 @@ def graph_files(pairs: Iterable[tuple[str, str]], steps: Iterable[StepSize]) -> 
 
 
 def step_name(file: str, key: str) -> str:
-    """Return the name of the step that a bundle's file is a graph for, of the graphs of `key`; "" for another file."""
+    """Return the step size's name in the path of a graph of `key` ("tensorrt-fp16"); "" for any other file."""
     start, end = f"graphs/{key}-", ".onnx"
     return file[len(start) : -len(end)] if file.startswith(start) and file.endswith(end) else ""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """How many rows of the past an engine takes: the fewest, those it is tuned for, the most."""
+    """The range of rows of the past that an engine accepts: the fewest, those it is optimised for, the most."""
 
     least: int
     best: int
@@ -93,20 +100,20 @@ class Capacity:
 
 
 def capacity(max_length: int, static: int | None) -> Capacity:
-    """Range over the lengths that a backend binds, up to `max_length`, or be one length where `static` names it.
+    """Return the range of lengths that the backend binds, up to `max_length`, or only the length `static`.
 
-    Lengths are multiples of PAST_MULTIPLE; `max_length` is cut to that. Raises BundleError where nothing is left of it,
-    and for a `static` that is not one, or more than it.
+    Lengths are multiples of PAST_MULTIPLE; `max_length` is rounded down. Raises BundleError if that leaves
+    nothing, and for a `static` that is not a multiple or exceeds it.
     """
     if static is not None:
         if static != round_past_down(static):
             more = round_past_down(static) + PAST_MULTIPLE
             raise BundleError(
-                f"an engine for one length takes a multiple of {PAST_MULTIPLE} rows, got {static}; take {more}"
+                f"an engine for one length accepts a multiple of {PAST_MULTIPLE} rows, got {static}; use {more}"
             )
         if static > max_length:
             raise BundleError(
-                f"an engine for {static} rows has no use where a sequence comes to {max_length}; take fewer"
+                f"an engine for {static} rows has no use if a sequence has at most {max_length} tokens; use fewer rows"
             )
         return Capacity(static, static, static)
     most = round_past_down(max_length)
@@ -116,6 +123,6 @@ def capacity(max_length: int, static: int | None) -> Capacity:
         )
     least = min(MIN_PADDED_PAST, most)
     best = least
-    while best * 2 <= min(1024, most):  # where a range costs least beside an engine of one length
+    while best * 2 <= min(1024, most):  # where a range costs least, compared with an engine for one length
         best *= 2
     return Capacity(least, best, most)

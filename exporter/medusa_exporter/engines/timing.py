@@ -1,4 +1,4 @@
-"""How long a step of an engine takes, on the GPU that has built it: what a runtime chooses between engines by."""
+"""Measures how long a step of an engine takes on the GPU that built it, by which the runtime chooses an engine."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from medusa_runtime.backends.tensorrt import TensorRtBackend
 from medusa_runtime.engine_manifest import EngineManifest
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
-WARM, RUNS = 5, 20  # steps: the first is a plain one, the second is captured, all others replay that
+WARM, RUNS = 5, 20  # steps: the first runs as it is, the second is captured as a CUDA graph, the others replay it
 
 
 def step_ms(facts: EngineManifest, engine: Path, model: ModelFacts, heads: HeadFacts, device: Any) -> float:
-    """Return the median of RUNS steps, in milliseconds, behind as many rows as the engine is tuned for.
+    """Return the median time of RUNS steps, in milliseconds, after as many rows as the engine is optimised for.
 
-    device: a `medusa_runtime.backends.cuda.CudaDevice`. Raises CapacityError where the engine does not fit its memory.
+    Args:
+        facts: Facts about the engine.
+        engine: The engine file.
+        model: Facts about the decoder.
+        heads: Facts about the heads.
+        device: A `medusa_runtime.backends.cuda.CudaDevice`.
+
+    Raises:
+        CapacityError: If the engine does not fit into the GPU's memory.
     """
     B, T, rows = facts.batch, facts.nodes, facts.best
-    enough = replace(model, context=rows)  # no memory for more, of which an engine may take much
-    backend = TensorRtBackend([(facts, engine)], enough, heads, device, name=facts.flavour)
+    model = replace(model, context=rows)  # allocates no memory for more rows than are used
+    backend = TensorRtBackend([(facts, engine)], model, heads, device, name=facts.flavour)
     backend.allocate(B, rows)
     step = Step(
         input_ids=np.zeros((B, T), np.int32),

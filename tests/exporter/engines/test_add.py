@@ -86,7 +86,7 @@ def test_fused_operators_are_refused_where_the_flavour_takes_none(
 ) -> None:
     monkeypatch.setattr(flavours.Flavour, "fuses", False)
     with pytest.raises(
-        BundleError, match=r"have fused operators, which tensorrt-rtx 1\.7\S* does not take.*build on this"
+        BundleError, match=r"have fused operators, which tensorrt-rtx 1\.7\S* does not support.*build on this"
     ):
         add_engines(graphs, "tensorrt-rtx", targets=["sm86"])
 
@@ -274,7 +274,7 @@ def test_the_parsers_own_words_reach_the_user_and_nothing_is_left(graphs: Path, 
         build_engine(flavour, tmp_path / "broken.onnx", "fp16", Capacity(256, 256, 256), ["sm86"])
     assert [path.name for path in tmp_path.iterdir()] == ["broken.onnx"]
     known = "sm75, sm80, sm86, sm89, sm120, sm121"
-    with pytest.raises(BundleError, match=f"knows no target 'sm60'; expected some of {known}"):
+    with pytest.raises(BundleError, match=f"does not know the target 'sm60'; expected one or more of {known}"):
         build_engine(flavour, graphs / "graphs/tensorrt-rtx-fp16-plain.onnx", "fp16", Capacity(256, 256, 256), ["sm60"])
 
 
@@ -283,7 +283,7 @@ def test_the_command_line(graphs: Path, tmp_path: Path) -> None:
     run = CliRunner()
     nothing = run.invoke(group, ["engines", str(bundle)])
     assert isinstance(nothing.exception, BundleError)
-    assert "say for which GPUs: --target sm86,sm89" in str(nothing.exception)
+    assert "name the GPUs to build for: --target sm86,sm89" in str(nothing.exception)
     done = run.invoke(group, ["engines", str(bundle), "--target", "sm86", "--max-length", "256"])
     assert done.exit_code == 0, done.output
     assert "engine 3 of 4: build engines/tensorrt-rtx-fp16-t4 for sm86" in done.output
@@ -297,9 +297,9 @@ def test_the_command_line(graphs: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_aimed_at_is_refused_before_any_work(tiny_model: Path, tiny_heads: Path, tmp_path: Path) -> None:
     arguments = ["build", str(tiny_model), "--heads", str(tiny_heads), "-o", str(tmp_path / "bundle")]
     for more, message in (
-        ([], "tensorrt-rtx builds ahead of time; say for which GPUs: --target sm86,sm89 (of sm75, "),
-        (["--target", "sm86,hopper"], "knows no target 'hopper'; expected some of sm75, "),
-        (["--target", "sm86", "--static-capacity", "100"], "takes a multiple of 8 rows, got 100; take 104"),
+        ([], "tensorrt-rtx builds ahead of time; name the GPUs to build for: --target sm86,sm89 (of sm75, "),
+        (["--target", "sm86,hopper"], "does not know the target 'hopper'; expected one or more of sm75, "),
+        (["--target", "sm86", "--static-capacity", "100"], "accepts a multiple of 8 rows, got 100; use 104"),
     ):
         done = CliRunner().invoke(group, [*arguments, "--backend", "tensorrt-rtx", *more])
         assert message in str(done.exception)

@@ -109,5 +109,5 @@ def test_flavours_that_are_installed_and_fuse() -> None:
 
 
 def test_a_flavour_without_bf16_refuses_it() -> None:
-    with pytest.raises(BundleError, match=r"tensorrt 8\.6\.0 knows no bf16; take --precision fp16 or fp32"):
+    with pytest.raises(BundleError, match=r"tensorrt 8\.6\.0 does not support bf16; use --precision fp16 or fp32"):
         asked("bf16")

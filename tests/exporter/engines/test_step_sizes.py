@@ -52,7 +52,7 @@ def test_capacity(length: int, static: int | None, expected: Capacity) -> None:
 
 @pytest.mark.parametrize(
     ("length", "static", "said"),
-    [(8192, 100, "got 100; take 104"), (64, 72, "72 rows has no use"), (7, None, "got a length of 7")],
+    [(8192, 100, "got 100; use 104"), (64, 72, "72 rows has no use"), (7, None, "got a length of 7")],
 )
 def test_no_capacity_but_whole_units(length: int, static: int | None, said: str) -> None:
     with pytest.raises(BundleError, match=said):
