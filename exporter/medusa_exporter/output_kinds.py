@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 
 from medusa_profiles.profile import ProfileError
@@ -11,7 +10,8 @@ from medusa_profiles.toml import from_toml
 
 from medusa_exporter.overwrite_check import MADE_BY, AnyKind, FolderKind, JsonKind, Kind, holds_only, starts_with
 
-REFERENCE_FORMAT, REFERENCE_HEADER = "medusa-export recording", "header.json"
+REFERENCE_FORMAT = "medusa-export reference 2"
+SAVED_AS_ZIP = b"PK\x03\x04"  # the first bytes of a reference file of format 1
 FITTED = "fitted on answers of "  # the start of `source` in the trees that heads-report writes
 GENERATOR = '<meta name="generator" content="medusa-export report">'
 CHECKPOINT = "checkpoint"  # the folder of a training that is not finished
@@ -20,11 +20,9 @@ DATA_FORMAT = "medusa-distilled 1"
 
 
 def _is_reference(file: Path) -> bool:
-    try:
-        with zipfile.ZipFile(file) as archive, archive.open(REFERENCE_HEADER) as header:
-            return f'"format": {json.dumps(REFERENCE_FORMAT)}'.encode() in header.read(4096)
-    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError):
-        return False
+    marked = starts_with(b'{"__metadata__":{"format":"medusa-export reference ')
+    older = starts_with(SAVED_AS_ZIP, b'"format": "medusa-export recording"')
+    return marked(file) or older(file)
 
 
 def _is_fitted(file: Path) -> bool:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from medusa_runtime.bundle import TOLERATED, walk
+from medusa_runtime.bundle import IGNORED_NAMES, walk
 from medusa_runtime.errors import BundleError
 from medusa_runtime.manifest import FILE_NAME
 
@@ -122,7 +122,7 @@ def replace_bundle(staging: Staging) -> Iterator[Path]:
     try:
         yield staging.new
         if staging.target.is_dir():
-            for name in TOLERATED:
+            for name in IGNORED_NAMES:
                 if os.path.lexists(staging.target / name) and not os.path.lexists(staging.new / name):
                     link_or_copy(staging.target / name, staging.new / name)
             swap_folders(staging.new, staging.target, staging.old)

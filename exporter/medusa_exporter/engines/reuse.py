@@ -31,7 +31,7 @@ def reuse_engines(old: Path, new: Path) -> tuple[list[str], dict[str, FileFacts]
         new: Folder of the new bundle, which is not sealed yet.
 
     Returns:
-        The engines' names, and the size and digest of each file that was hashed, so that `write_manifest` need not hash it again.
+        The engines' names, and the size and digest of each file that was hashed, which need not be hashed again.
     """
     kept, hashed = [], dict[str, FileFacts]()
     for file in sorted((old / FOLDER).glob("*.json")):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from medusa_exporter.engines.flavours import Flavour, fusing
+from medusa_exporter.engines.flavours import Flavour, fusing_flavours
 from medusa_runtime.errors import BundleError
 
 DataType = Enum("DataType", "FLOAT HALF INT32")
@@ -105,7 +105,7 @@ def test_before_10_a_tensor_has_fewer_elements_than_32_bits_count() -> None:
 
 
 def test_flavours_that_are_installed_and_fuse() -> None:
-    assert fusing(["ort-cpu", "tensorrt", "tensorrt-rtx", "tensorrt-rtx"]) == ("tensorrt-rtx",)
+    assert fusing_flavours(["ort-cpu", "tensorrt", "tensorrt-rtx", "tensorrt-rtx"]) == ("tensorrt-rtx",)
 
 
 def test_a_flavour_without_bf16_refuses_it() -> None:
