@@ -1,6 +1,6 @@
-"""The families of decoders that are served, and which backend builds each one in which precision.
+"""The supported families of decoders, and which backends and precisions each can be built for.
 
-One table decides: the check of a model, the choice of graphs and the README read it. Without torch.
+The check of a model, the choice of graphs and the README's support matrix all use this one table. Without torch.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-HEAD_MULTIPLE = 8  # of head sizes that ONNX Runtime's GroupQueryAttention takes
-ACTIVATIONS = (  # of an MLP, by transformers' names; those whose graphs were compared with transformers
+HEAD_MULTIPLE = 8  # head sizes of ONNX Runtime's GroupQueryAttention are multiples of this
+ACTIVATIONS = (  # of an MLP, by transformers' names, whose graphs were compared with transformers
     "silu",
     "swish",
     "gelu",
@@ -29,10 +29,14 @@ ACTIVATIONS = (  # of an MLP, by transformers' names; those whose graphs were co
 class Family:
     """One family of decoders.
 
-    name: as people call it. differs: in what it is unlike Llama. taps: whether layers have a norm in front of their
-    attention, whose rows heads may see. ran: backends on whose device a model of the family
-    was run and compared; graphs for the others were compared in ONNX Runtime on a CPU. attention: which of
-    transformers' computes the model. refused: by backend and precision, why no graph is built.
+    Attributes:
+        name: The name that people use.
+        differs: What distinguishes the family from Llama.
+        taps: Whether layers have a norm before their attention, so that heads may read a layer's input.
+        ran: Backends on whose device a model of the family was run and compared. Graphs for the others were compared in
+            ONNX Runtime on a CPU.
+        attention: transformers' attention implementation that computes the model.
+        refused: Why no graph is built, by backend and precision.
     """
 
     name: str
@@ -64,7 +68,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(  # by transformers' model typ
         "gemma2": Family(
             "Gemma 2",
             "as Gemma; soft-capped scores and logits, sliding window in every other layer, norms after blocks",
-            attention="eager",  # whose scores are bounded; the fused ones of torch bound none
+            attention="eager",  # the only one that caps attention scores; torch's fused attention does not
         ),
     }
 )
@@ -72,9 +76,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(  # by transformers' model typ
 
 @dataclass(frozen=True)
 class Decoder:
-    """What a model's config says that decides which graphs can be made of it.
+    """The part of a model's config that decides which graphs can be built.
 
-    family: a key of FAMILIES. head_dim: elements of a head. activation: of the MLP, transformers' name.
+    Attributes:
+        family: A key of FAMILIES.
+        head_dim: Number of elements of an attention head.
+        activation: Activation function of the MLP, by transformers' name.
     """
 
     family: str
@@ -82,17 +89,17 @@ class Decoder:
     activation: str
 
     def refusal(self, backend: str, precision: str) -> str | None:
-        """Say why no graph is built for a backend in a precision; None where one is."""
+        """Return why no graph can be built for a backend in a precision; None if one can."""
         if in_place_attention(backend, precision) and self.head_dim % HEAD_MULTIPLE:
             return (
-                f"its heads have {self.head_dim} elements, and the attention of this backend and precision takes "
+                f"its heads have {self.head_dim} elements, and the attention of this backend and precision needs "
                 f"multiples of {HEAD_MULTIPLE}"
             )
         return FAMILIES[self.family].refused.get((backend, precision))
 
 
 def in_place_attention(backend: str, precision: str) -> bool:
-    """Whether keys and values are written where they stay, by ONNX Runtime's GroupQueryAttention."""
+    """Return whether ONNX Runtime's GroupQueryAttention writes keys and values in place."""
     return backend == "ort-cpu" or (backend == "ort-cuda" and precision != "fp32")
 
 
