@@ -1,4 +1,4 @@
-"""How a text begins that a model is to write by itself."""
+"""Finds the token ids from which a model can generate a text without a prompt."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _profile(flavour: Flavour, builder: Any, network: Any, capacity: Capacity) -
             row, most = -math.prod(shape), flavour.most_elements
             if most is not None and row * capacity.most > most:
                 raise BundleError(
-                    f"{flavour.name} {flavour.version} takes no tensor of more than {most} elements, and keys and "
+                    f"{flavour.name} {flavour.version} supports no tensor of more than {most} elements, and keys and "
                     f"values of {capacity.most} tokens are {row * capacity.most}; build with --max-length "
                     f"{round_past_down(most // row)} or less"
                 )

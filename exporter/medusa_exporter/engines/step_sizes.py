@@ -119,7 +119,7 @@ def capacity(max_length: int, static: int | None) -> Capacity:
     most = round_past_down(max_length)
     if not most:
         raise BundleError(
-            f"engines read a past of {PAST_MULTIPLE} rows at least, got a length of {max_length}; give more"
+            f"an engine needs a past of at least {PAST_MULTIPLE} rows, got a length of {max_length}; use more"
         )
     least = min(MIN_PADDED_PAST, most)
     best = least

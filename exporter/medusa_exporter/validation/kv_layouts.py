@@ -62,8 +62,8 @@ class _TensorPerLayer:
     def run(self, session: Any, inputs: dict[str, Array], past: Past) -> tuple[dict[str, Array], Array]:
         pasts = zip(self._pasts, _layers(past), strict=True)
         B = len(inputs[contract.INPUT_IDS])
-        given = {name: _repeated(_whole_units(rows), B).astype(self._dtype) for name, rows in pasts}
-        results = session.run([*self._others, *self._news], {**inputs, **given})
+        past_inputs = {name: _repeated(_whole_units(rows), B).astype(self._dtype) for name, rows in pasts}
+        results = session.run([*self._others, *self._news], {**inputs, **past_inputs})
         others = dict(zip(self._others, results, strict=False))
         return others, np.stack(results[len(others) :], axis=1)
 

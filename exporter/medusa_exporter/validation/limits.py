@@ -114,11 +114,11 @@ def error(expected: FloatArray, got: FloatArray, limit: Limits) -> float:
         return 0.0
     if not (np.isfinite(expected).all() and np.isfinite(got).all()):
         return math.inf
-    apart = np.abs(expected - got).max(axis=-1)  # (n,)
+    errors = np.abs(expected - got).max(axis=-1)  # (n,)
     scale = _scale(expected, limit)
     if not scale.all():
-        return 0.0 if not apart[scale == 0].any() else math.inf
-    return float((apart / scale).max())
+        return 0.0 if not errors[scale == 0].any() else math.inf
+    return float((errors / scale).max())
 
 
 def mean_error(expected: FloatArray, got: FloatArray) -> float:

@@ -171,6 +171,6 @@ def _left_out(sizes: Mapping[str, StepSize]) -> set[str]:
     return set(sizes) - kept
 
 
-def _rounded(number: float) -> float:
+def _rounded(difference: float) -> float:
     """Round a difference to two significant digits."""
-    return float(f"{number:.1e}")
+    return float(f"{difference:.1e}")
