@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medusa_runtime.errors import MedusaError, UnsupportedModelError
+from medusa_runtime.errors import UnsupportedModelError
 
 from medusa_exporter.extras import import_extra
 from medusa_exporter.families import FAMILIES, Decoder
@@ -24,7 +22,7 @@ from medusa_exporter.loading.config import (
     named_model_type,
     read_object,
 )
-from medusa_exporter.loading.empty_stdin import empty_stdin
+from medusa_exporter.loading.foreign_files import parsed_once, reading
 from medusa_exporter.loading.gguf_metadata import read_gguf_facts
 from medusa_exporter.loading.gguf_templates import gguf_templates
 from medusa_exporter.loading.gguf_weights import load_gguf
@@ -143,7 +141,7 @@ def read_decoder(source: ModelSource) -> Decoder:
 
 def read_sizes(source: ModelSource) -> DecoderSizes:
     """Read how large the decoder of `source` is, before any weights are read; raise UnsupportedModelError for none."""
-    with _reading(f"{source.gguf or source.location}: its config"):
+    with reading(f"{source.gguf or source.location}: its config"):
         return sizes.read_sizes(_config_facts(source))
 
 
@@ -188,10 +186,10 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
     pickled weights are read as tensors and nothing else. Raises UnsupportedModelError for any other model, and
     CapacityError, before anything is read, for one that memory does not suffice for.
     """
-    with _parsed_once(source):
+    with parsed_once(source.gguf):
         check_family(source)
         config = _config_facts(source)
-        with _reading(f"{source.gguf or source.location}: its weights"):
+        with reading(f"{source.gguf or source.location}: its weights"):
             if source.gguf:
                 _check_memory(source, config, dtype)
                 model = load_gguf(Path(source.location) / source.gguf, dtype)
@@ -241,7 +239,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """
     transformers = import_extra("transformers", "export")
     check_family(source)
-    with _parsed_once(source), _reading(f"{source.gguf or source.location}: its tokenizer"):
+    with parsed_once(source.gguf), reading(f"{source.gguf or source.location}: its tokenizer"):
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
             source.location, **source.load_arguments
         )
@@ -252,39 +250,6 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
             f"{source.location}: its tokenizer has no fast form (tokenizer.json); convert it first"
         )
     return tokenizer
-
-
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """Read foreign files with transformers: nobody answers its questions, and what it raises names the files."""
-    transformers = import_extra("transformers", "export")
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        with empty_stdin():
-            yield
-    except (MedusaError, MemoryError):
-        raise
-    except Exception as error:  # damaged files make the libraries raise whatever they stumble over
-        reason = " ".join(str(error).split())[:300]
-        raise UnsupportedModelError(
-            f"{what} cannot be read ({type(error).__name__}: {reason}); expected files that transformers "
-            f"{transformers.__version__} reads without code of their own: fetch the model again, or give another"
-        ) from error
-
-
-@contextmanager
-def _parsed_once(source: ModelSource) -> Iterator[None]:
-    """While the block runs, parse a GGUF file once: transformers does so anew for config, weights and tokenizer."""
-    if not source.gguf:
-        yield
-        return
-    gguf = import_extra("gguf", "export")
-    reader = gguf.GGUFReader
-    gguf.GGUFReader = functools.lru_cache(maxsize=1)(reader)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader = reader
 
 
 def hiding_window(model: PreTrainedModel, context: int) -> int | None:

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -5,7 +7,9 @@ import gguf
 import pytest
 import torch
 from medusa_exporter import models
-from medusa_exporter.models import ModelSource, _parsed_once, check_family
+from medusa_exporter.loading.foreign_files import parsed_once
+from medusa_exporter.models import ModelSource, check_family
+from medusa_runtime.errors import UnsupportedModelError
 
 from .loading.gguf_models import CASES, write
 
@@ -24,7 +28,7 @@ def test_a_gguf_is_parsed_once_while_it_is_loaded(source, monkeypatch):
             super().__init__(path)
 
     monkeypatch.setattr(gguf, "GGUFReader", Counted)
-    with _parsed_once(source):
+    with parsed_once(source.gguf):
         assert [check_family(source) for _ in range(3)] == ["llama"] * 3
         models.load_model(source, torch.float32)
     assert len(parsed) == 1
@@ -44,3 +48,14 @@ def test_a_window_as_long_as_the_context_hides_nothing(window, expected):
     assert models.hiding_window(model, 512) is None
     model.config = SimpleNamespace()  # of a family that knows none
     assert models.hiding_window(model, 512) is None
+
+
+def test_the_advice_to_run_a_models_own_code_does_not_reach_the_user(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text("raise SystemExit('code of the model was run')")
+    with pytest.raises(UnsupportedModelError, match="which is never run here") as caught:
+        models.load_tokenizer(ModelSource.resolve(str(folder)))
+    assert "trust_remote_code" not in str(caught.value)

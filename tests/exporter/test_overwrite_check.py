@@ -16,9 +16,10 @@ import pytest
 from click.testing import CliRunner
 from medusa_exporter import output_kinds
 from medusa_exporter.cli import COMMANDS, group
-from medusa_exporter.files import MARK, write_json
+from medusa_exporter.files import write_json
 from medusa_exporter.output_kinds import CONVERTED, TRAINING
 from medusa_exporter.overwrite_check import JsonKind, Kind, OverwriteError, check_output_file, check_output_folder
+from medusa_exporter.staging import MARK
 from medusa_runtime.errors import MedusaError
 
 ROOT = Path(__file__).parents[2]
