@@ -1,12 +1,11 @@
-"""Measure how much memory `medusa-export build` takes, one process per precision.
+"""Measure the peak memory of `medusa-export build`, with a new process for each precision.
 
     python benchmarks/build_memory.py MODEL --heads HEADS [--precision fp32,int8,w8a8,int4] [--json FILE]
 
-Each build runs in a process of its own. Two kinds of memory are reported: anonymous memory, which nothing but the
-process can give back (RssAnon in /proc/PID/status, sampled every two milliseconds), and all resident memory with pages
-of mapped files (VmHWM, which the kernel keeps exactly). Of both, the peak as it is, and how much that is above the
-memory of a process that has imported every library and traced a model of two layers, which is the same whatever is
-built. The increase is also given as a multiple of the fp32 weights, decoder and heads together.
+Two kinds of memory are reported: anonymous memory, which only the process itself can free (RssAnon in /proc/PID/status,
+sampled every two milliseconds), and all resident memory including pages of mapped files (VmHWM, exact). For both, the
+table has the peak, the increase, and the increase as a multiple of the fp32 weights of decoder and heads. The increase
+is the peak minus the memory of a process that has imported all libraries and traced a model of two layers.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from medusa_exporter.heads.storage import load_heads
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.models import ModelSource
 
-def say(line):
+def report(line):
     print(line, flush=True)
     sys.stdin.readline()
 
@@ -57,37 +56,37 @@ def trace_tiny():
 
 trace_tiny()
 release_memory()
-say("ready")
+report("ready")
 model, heads, bundle, options = sys.argv[1:]
-build(model, heads, Path(bundle), report=say, **json.loads(options))
+build(model, heads, Path(bundle), report=report, **json.loads(options))
 gc.collect()
-say("built")
+report("built")
 """
 
 
 @dataclass
 class Usage:
-    """Bytes of one process: anonymous and resident memory before the build, and the peaks of each stage."""
+    """Bytes of one process: its anonymous and resident memory before the build, and the peaks of each stage."""
 
     ready_anonymous: int
     ready_resident: int
     anonymous: dict[str, int] = field(default_factory=dict)  # the peak of each stage
-    at_begin: dict[str, int] = field(default_factory=dict)
+    at_start: dict[str, int] = field(default_factory=dict)
     resident_peak: int = 0
 
     @property
     def peaks(self) -> tuple[int, int]:
-        """The peak of anonymous memory, and that of all resident memory, pages of mapped files among it."""
+        """The peaks of anonymous memory and of all resident memory, which includes pages of mapped files."""
         return max(self.anonymous.values()), self.resident_peak
 
     @property
     def increases(self) -> tuple[int, int]:
-        """The same above what was held before the build."""
+        """The peaks minus the memory before the build."""
         return self.peaks[0] - self.ready_anonymous, self.peaks[1] - self.ready_resident
 
 
 def measure(model: str, heads: str, bundle: Path, options: Mapping[str, object]) -> Usage:
-    """Build `bundle` in a process of its own and watch its memory; RuntimeError where the build fails."""
+    """Build `bundle` in a new process and sample its memory; RuntimeError when the build fails."""
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
@@ -98,19 +97,19 @@ def measure(model: str, heads: str, bundle: Path, options: Mapping[str, object])
             text=True,
         ) as child,
     ):
-        assert child.stdout is not None and child.stdin is not None  # noqa: S101 -- pipes were asked for
-        watch = _Watch(child.pid)
+        assert child.stdout is not None and child.stdin is not None  # noqa: S101 -- they are pipes
+        watch = _MemorySampler(child.pid)
         usage = None
         for line in child.stdout:
             stage = line.strip()
-            held = read_status(child.pid)
+            memory = read_status(child.pid)
             if stage == "ready":
                 reset_peak(child.pid)
-                usage = Usage(held["RssAnon"], held["VmRSS"])
+                usage = Usage(memory["RssAnon"], memory["VmRSS"])
                 watch.start()
             if usage is not None:
-                watch.stage(stage, held["RssAnon"])
-                usage.resident_peak = max(usage.resident_peak, held["VmHWM"])
+                watch.stage(stage, memory["RssAnon"])
+                usage.resident_peak = max(usage.resident_peak, memory["VmHWM"])
             child.stdin.write("\n")
             child.stdin.flush()
         code = child.wait()
@@ -118,35 +117,35 @@ def measure(model: str, heads: str, bundle: Path, options: Mapping[str, object])
         if code or usage is None:
             errors.seek(0)
             raise RuntimeError(f"the build of {model} failed ({code}): {errors.read()[-2000:]}")
-    usage.anonymous, usage.at_begin = watch.peaks, watch.begins
+    usage.anonymous, usage.at_start = watch.peaks, watch.starts
     return usage
 
 
 def read_status(process: int) -> dict[str, int]:
-    """Return what /proc/PID/status says of memory, in bytes."""
+    """Return the memory values of /proc/PID/status, in bytes."""
     text = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     return {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
 
 
 def reset_peak(process: int) -> None:
-    """Let VmHWM of a process begin anew from what is resident now."""
+    """Reset VmHWM of a process to its resident memory now."""
     Path(f"/proc/{process}/clear_refs").write_text("5", encoding="ascii")
 
 
-class _Watch:
+class _MemorySampler:
     """Samples a process from a thread and keeps the highest anonymous memory of each stage."""
 
     def __init__(self, process: int) -> None:
         self._process, self._stage, self._stopped = process, "", threading.Event()
         self.peaks: dict[str, int] = {}
-        self.begins: dict[str, int] = {}
+        self.starts: dict[str, int] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def stage(self, name: str, held: int) -> None:
-        self.peaks[name] = self.begins[name] = held
+    def stage(self, name: str, anonymous: int) -> None:
+        self.peaks[name] = self.starts[name] = anonymous
         self._stage = name
 
     def stop(self) -> None:
@@ -158,16 +157,16 @@ class _Watch:
         while not self._stopped.is_set():
             stage = self._stage
             try:
-                held = read_status(self._process).get("RssAnon", 0)
+                anonymous = read_status(self._process).get("RssAnon", 0)
             except OSError:
                 return
             if stage:
-                self.peaks[stage] = max(self.peaks[stage], held)
+                self.peaks[stage] = max(self.peaks[stage], anonymous)
             time.sleep(INTERVAL)
 
 
 def weights_of(model: str, heads: str) -> int:
-    """Bytes of the decoder and its heads in fp32, tied weights counted once."""
+    """Return the bytes of the decoder and its heads in fp32; tied weights are counted once."""
     import torch
     from medusa_exporter import models
     from medusa_exporter.heads.storage import load_heads
@@ -179,15 +178,17 @@ def weights_of(model: str, heads: str) -> int:
 
 
 def main() -> None:
-    """Read the command line, build once per precision and print a table."""
+    """Parse the command line, build once for each precision and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="Folder, GGUF file or hub name.")
-    parser.add_argument("--heads", required=True, help="Folder or hub name of the heads.")
-    parser.add_argument("--backend", default="ort-cpu")
-    parser.add_argument("--precision", default="fp32,int8,w8a8,int4", help="Comma-separated; each is built by itself.")
-    parser.add_argument("--profile", default="tree-4", help="Tree to build with.")
-    parser.add_argument("--stages", action="store_true", help="Print the peak of every stage, too.")
-    parser.add_argument("--json", type=Path, help="File to write the figures to.")
+    parser.add_argument("model", help="Model: folder, GGUF file or Hugging Face hub name.")
+    parser.add_argument("--heads", required=True, help="Heads: folder or Hugging Face hub name.")
+    parser.add_argument("--backend", default="ort-cpu", help="Backend to build for (default: ort-cpu).")
+    parser.add_argument(
+        "--precision", default="fp32,int8,w8a8,int4", help="Comma-separated list; each one is built separately."
+    )
+    parser.add_argument("--profile", default="tree-4", help="Tree to build with (default: tree-4).")
+    parser.add_argument("--stages", action="store_true", help="Also print the peak of every stage.")
+    parser.add_argument("--json", type=Path, help="File to write the results to.")
     options = parser.parse_args()
     if options.json:
         check_output_file(options.json, OUTPUT)
@@ -199,9 +200,9 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     results = {}
     for precision in options.precision.split(","):
-        asked = {"backends": [options.backend], "precisions": [precision], "profiles": [options.profile]}
+        build_options = {"backends": [options.backend], "precisions": [precision], "profiles": [options.profile]}
         with tempfile.TemporaryDirectory() as folder:
-            usage = measure(options.model, options.heads, Path(folder) / "bundle", asked)
+            usage = measure(options.model, options.heads, Path(folder) / "bundle", build_options)
         figures = [
             f"{peak / 1e6:.0f} | {increase / 1e6:.0f} | {increase / weights:.2f}"
             for peak, increase in zip(usage.peaks, usage.increases, strict=True)
@@ -209,8 +210,8 @@ def main() -> None:
         print(f"| {precision} | {' | '.join(figures)} |", flush=True)
         if options.stages:
             for stage, peak in usage.anonymous.items():
-                begin, end = (size - usage.ready_anonymous for size in (usage.at_begin[stage], peak))
-                print(f"    {begin / 1e6:6.0f} at its begin, {end / 1e6:6.0f} at its peak: {stage}")
+                start, end = (size - usage.ready_anonymous for size in (usage.at_start[stage], peak))
+                print(f"    {start / 1e6:6.0f} at its start, {end / 1e6:6.0f} at its peak: {stage}")
         results[precision] = asdict(usage)
     if options.json:
         write_json(options.json, OUTPUT.marked({"weights": weights, "builds": results}))

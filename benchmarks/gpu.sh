@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The figures that are told of a GPU, in one run:   benchmarks/gpu.sh MODEL HEADS PROMPTS.jsonl OUT
+# Run all GPU benchmarks of the documentation:   benchmarks/gpu.sh MODEL HEADS PROMPTS.jsonl OUT
 #
-# MODEL: hub name, folder or GGUF file. OUT gets a log, a JSON for each bench, and report.html.
-# PYTHON has medusa-export with the extras gpu and export; TRT_PYTHON, which may be the same, has it with tensorrt (8.6
-# wants a Python of its own). Without TRT_PYTHON TensorRT is left out. LAYERS: of the 7B shape, 0 to leave that out.
-# Engines of 30 layers take up to six minutes each on one GPU, so this takes more than an hour.
+# MODEL is a hub name, a folder or a GGUF file. The folder OUT gets a log, a JSON file for each benchmark, and report.html.
+# PYTHON needs medusa-export with the extras gpu and export. TRT_PYTHON, which may be the same, needs the extra tensorrt
+# (TensorRT 8.6 needs a separate Python environment); without TRT_PYTHON, TensorRT is skipped. LAYERS is the number of
+# layers of the 7B shape; 0 skips it. A TensorRT engine of 30 layers takes up to six minutes, all together over an hour.
 set -euo pipefail
 [ $# -eq 4 ] || { sed -n '2,7s/^# *//p' "$0" >&2; exit 2; }
 model=$1 heads=$2 prompts=$3 out=$4
@@ -13,7 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 bundle=$out/bundle
 log=$out/log.txt mark="== benchmarks/gpu.sh"
 if [ -s "$log" ] && ! head -n 1 "$log" | grep -q "^$mark"; then
-    echo "$log is there already, and is nothing that benchmarks/gpu.sh wrote; it would be lost: give another OUT" >&2
+    echo "$log exists and was not written by benchmarks/gpu.sh; it would be overwritten: use another OUT" >&2
     exit 2
 fi
 mkdir -p "$out"
@@ -21,14 +21,14 @@ exec > >(tee "$log") 2>&1
 echo "$mark $*"
 
 failed=0
-run() { "$@" || { failed=1; echo "FAILED: $*"; }; }  # and go on: the other figures are worth having
+run() { "$@" || { failed=1; echo "FAILED: $*"; }; }  # and continue with the other benchmarks
 ours() { run "$python" -m medusa_exporter "$@"; }
 theirs() { [ -z "$trt" ] || run "$trt" -m medusa_exporter "$@"; }
 short=(--prompts "$prompts" --limit 2 --steps 3 --profile tree-16)
 long=(--prompts "$prompts" --turns first)
 
 if [ -n "$trt" ]; then
-    echo "== a small model whose residual stream is as large as real ones: does this TensorRT compute it in 16 bits?"
+    echo "== a small model with a residual stream as large as in real models: is this TensorRT stable in fp16?"
     run "$python" "$here/random_model.py" --shape small --stream 25000 --context 1024 -o "$out/small"
     ours build "$out/small/model" --heads "$out/small/heads" -o "$out/small/bundle" --backend ort-cpu,tensorrt \
         --precision fp32,fp16 --profile tree-16 --no-engines
@@ -42,20 +42,20 @@ ours build "$model" --heads "$heads" -o "$bundle" --backend "ort-cpu,ort-cuda${t
     --profile tree-16,tree-64 --no-engines
 for precision in fp32 fp16; do
     theirs engines "$bundle" --backend tensorrt --precision "$precision" --step prefill --step t64
-    echo "== $precision, plain decoding in the tree's engine"
+    echo "== $precision, plain decoding with the engine of the tree"
     theirs bench "$bundle" --backends tensorrt --precision "$precision" --profile tree-64 "${long[@]}" --limit 20 \
         --json "$out/$precision-tensorrt-one-engine.json"
     theirs engines "$bundle" --backend tensorrt --precision "$precision" --step plain
 done
 
-echo "== tensor by tensor, beside fp32 on the CPU"
+echo "== all tensors, compared with fp32 on the CPU"
 ours compare "$bundle" --backends ort-cpu:fp32 "${short[@]}" --save "$out/reference"
 for precision in fp32 fp16; do
     ours compare "$bundle" --backends "ort-cuda:$precision" --against "$out/reference"
     theirs compare "$bundle" --backends "tensorrt:$precision" --against "$out/reference"
 done
 
-echo "== answers: those of fp32 on a GPU are the CPU's"
+echo "== answers: fp32 on the GPU gives the same tokens as on the CPU"
 ours bench "$bundle" --backends ort-cpu,ort-cuda --precision fp32 --profile tree-64 "${long[@]}" --limit 20 \
     --json "$out/fp32.json"
 theirs bench "$bundle" --backends tensorrt --precision fp32 --profile tree-64 "${long[@]}" --limit 20 \

@@ -1,10 +1,9 @@
-"""Where a step's time goes on a GPU: each kernel's microseconds a step, plain decoding and a tree beside each other.
+"""Profile the kernels of a step on a GPU: microseconds per step of each kernel, for plain decoding and for a tree.
 
     python benchmarks/gpu_kernels.py BUNDLE --backend ort-cuda --precision fp16 --profile tree-64 --past 200
 
-Needs `pip install cupti-python`, of the CUDA that the backend runs on. Kernels are counted whoever launched them, so
-this is no measurement of a whole step: gaps between kernels are left out, copies that wait for the host are in.
-`medusa-export bench` measures steps.
+Requires `pip install cupti-python` for the CUDA version that the backend uses. The sum is not the time of a step: it
+counts every kernel and copy, whoever launched it, but not the gaps between them. `medusa-export bench` measures steps.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ from medusa_runtime.decoder import Decoder
 
 KINDS = (cupti.ActivityKind.CONCURRENT_KERNEL, cupti.ActivityKind.MEMCPY, cupti.ActivityKind.MEMSET)
 BUFFER = 8 << 20  # bytes
-NUMBERED = re.compile("__myl_bb[0-9]+_[0-9]+_")  # TensorRT's: the rest of the name says what the kernel does
-WARM = 8  # steps: the first of a shape is a plain one, the second is captured
-NAME = 110  # characters of a kernel's name
+NUMBERED = re.compile("__myl_bb[0-9]+_[0-9]+_")  # a TensorRT prefix; the rest of the name describes the kernel
+WARM = 8  # steps: the first one of a shape runs without a CUDA graph, the second captures one
+NAME = 110  # characters of a kernel's name that are printed
 
 
 def main() -> None:
-    """Read the command line, profile, print."""
+    """Parse the command line, profile and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--backend", default="ort-cuda")
-    parser.add_argument("--precision", default="fp16")
-    parser.add_argument("--profile", default="tree-64")
-    parser.add_argument("--past", type=int, default=200, help="tokens of the prompt, random ones")
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--top", type=int, default=30, help="kernels to print")
+    parser.add_argument("bundle", type=Path, help="Bundle folder.")
+    parser.add_argument("--backend", default="ort-cuda", help="Backend to profile (default: ort-cuda).")
+    parser.add_argument("--precision", default="fp16", help="Precision of the graph (default: fp16).")
+    parser.add_argument("--profile", default="tree-64", help="Tree to profile (default: tree-64).")
+    parser.add_argument("--past", type=int, default=200, help="Length of the random prompt, in tokens (default: 200).")
+    parser.add_argument("--steps", type=int, default=16, help="Steps to average over (default: 16).")
+    parser.add_argument("--top", type=int, default=30, help="Number of kernels to print (default: 30).")
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
     decoder = Decoder(load_backend(bundle, options.backend, options.precision))
@@ -50,27 +49,27 @@ def main() -> None:
 
 
 def kernels(decoder: Decoder, tree: TreeProfile, prompt: list[int], steps: int) -> dict[str, tuple[float, float]]:
-    """Return by name how often a kernel runs in a step and how many microseconds it takes there in all."""
+    """Return, by kernel, the number of launches and the microseconds per step."""
     decoder.set_profile(tree)
-    decoder.start(prompt, tree.size * (WARM + steps) + 1, stop_ids=())  # the prompt gives one
+    decoder.start(prompt, tree.size * (WARM + steps) + 1, stop_ids=())  # the prefill adds one token
     for _ in range(WARM):
         decoder.step()
     found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for kernel, started, ended in recorded(lambda: [decoder.step() for _ in range(steps)]):
+    for kernel, started, ended in trace_kernels(lambda: [decoder.step() for _ in range(steps)]):
         name = NUMBERED.sub("__myl_", kernel)
         found[name][0] += 1 / steps
         found[name][1] += (ended - started) / 1e3 / steps
     return {name: (count, micros) for name, (count, micros) in found.items()}
 
 
-def recorded(work: Callable[[], object]) -> list[tuple[str, int, int]]:
-    """Return the name, start and end, in ns, of each kernel and copy that the work starts and waits for."""
+def trace_kernels(work: Callable[[], object]) -> list[tuple[str, int, int]]:
+    """Return name, start and end in nanoseconds of each kernel and copy during `work`, which waits for them."""
     events: list[tuple[str, int, int]] = []
 
     def keep(found: list[Any]) -> None:
         for event in found:
             name = getattr(event, "name", None) or cupti.ActivityKind(event.kind).name.lower()
-            if 0 < event.start <= event.end:  # or CUPTI could not tell
+            if 0 < event.start <= event.end:  # CUPTI reports 0 for unknown times
                 events.append((name, event.start, event.end))
 
     cupti.activity_register_callbacks(lambda: (BUFFER, 0), keep)
@@ -84,9 +83,9 @@ def recorded(work: Callable[[], object]) -> list[tuple[str, int, int]]:
 
 
 def print_table(spent: dict[str, dict[str, tuple[float, float]]], top: int) -> None:
-    """Print the kernels that take most in either, and all together."""
+    """Print the kernels that take the longest in either mode, and the sum of all kernels."""
     names = sorted({name for one in spent.values() for name in one}, key=lambda name: -max(_us(spent, name)))
-    print("  ".join(f"{f'{mode}, us':>14}{'times':>8}" for mode in spent) + "  kernel")
+    print("  ".join(f"{f'{mode}, us':>14}{'count':>8}" for mode in spent) + "  kernel")
     for name in names[:top]:
         cells = (one.get(name, (0.0, 0.0)) for one in spent.values())
         print("  ".join(f"{micros:14.1f}{count:8.1f}" for count, micros in cells) + f"  {name[:NAME]}")

@@ -1,10 +1,11 @@
-"""Time our backends and Hugging Face's `generate` in turns, prompt by prompt, on one GPU.
+"""Measure this project's backends and Hugging Face's `generate` on one GPU, alternating prompt by prompt.
 
     python benchmarks/hugging_face.py BUNDLE --model MODEL --prompts FILE --backends ort-cuda --json OUT
 
-Hugging Face decodes twice: as it comes, and with a static cache and `torch.compile` (mode "reduce-overhead", so CUDA
-graphs), which is its fastest. Answers have exactly `--max-new-tokens`; prefill is timed apart, as time to the first
-token. The JSON is one of `medusa-export bench`, so `medusa-export report` draws it.
+Hugging Face decodes each prompt twice: with its defaults, and with a static cache and `torch.compile` in the mode
+"reduce-overhead" (CUDA graphs), which is its fastest mode. Answers have exactly `--max-new-tokens` tokens. The prefill
+is timed separately, as the time to the first token. The JSON has the format of `medusa-export bench`, so that
+`medusa-export report` can draw it.
 """
 
 from __future__ import annotations
@@ -39,54 +40,54 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Clock:
-    """What `generate` calls with the prompt, then with every token as it is known."""
+    """A streamer that records when `generate` emits each token; `generate` first calls it with the prompt."""
 
     def __init__(self) -> None:
-        """Start."""
+        """Start the clock."""
         self.started, self.ticks, self.tokens = time.perf_counter(), list[float](), list[int]()
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompt, then one token after the other."""
+        """Record a token; the prompt is ignored."""
         if value.dim() == 1:
             self.tokens.append(int(value[0]))
             self.ticks.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing; the streamer interface needs it."""
 
 
 class HuggingFace:
-    """Plain greedy decoding by transformers."""
+    """Greedy decoding with transformers."""
 
     def __init__(self, model: Any, longest: int, *, compiled: bool) -> None:
-        """Take a model on a GPU. longest: tokens that prompt and answer come to at most."""
+        """Use a model on a GPU. longest: the largest number of tokens in prompt and answer together."""
         self._model = model
         self._cache = transformers.StaticCache(config=model.config, max_cache_len=longest) if compiled else None
-        self._seen = False
+        self._warm = False
 
     def answer(self, question: Question, shift: int) -> Measurement:  # noqa: ARG002
-        """Answer with exactly as many tokens as are asked for."""
-        if not self._seen:
+        """Answer with exactly `max_new_tokens` tokens."""
+        if not self._warm:
             for tokens in (WARM_TOKENS, question.max_new_tokens):
                 self._decode(question.ids, tokens)
-            self._seen = True
+            self._warm = True
         self._decode(question.ids, WARM_TOKENS)
         return Measurement(question, self._decode(question.ids, question.max_new_tokens), {})
 
     def _decode(self, ids: Sequence[int], tokens: int) -> Generation:
         prompt = torch.tensor([list(ids)], device=self._model.device)
-        given: dict[str, Any] = {"generation_config": transformers.GenerationConfig(do_sample=False, pad_token_id=0)}
+        options: dict[str, Any] = {"generation_config": transformers.GenerationConfig(do_sample=False, pad_token_id=0)}
         if self._cache is not None:
-            given["past_key_values"] = self._cache
+            options["past_key_values"] = self._cache
         else:
-            given["disable_compile"] = True
+            options["disable_compile"] = True
         clock = Clock()
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if self._cache is not None:
                 self._cache.reset()
             self._model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, streamer=clock, **given
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, streamer=clock, **options
             )
         steps = [after - before for before, after in zip(clock.ticks, clock.ticks[1:], strict=False)]
         first = clock.ticks[0] - clock.started
@@ -94,7 +95,7 @@ class HuggingFace:
 
 
 def facts_of(model: Any, precision: str, context: int) -> LoadedBackend:
-    """Describe it as a backend is described."""
+    """Describe the model on its GPU in the same way as a backend."""
     config = model.config
     size = next(model.parameters()).element_size()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -113,17 +114,21 @@ def facts_of(model: Any, precision: str, context: int) -> LoadedBackend:
 
 
 def main() -> None:
-    """Read the command line, measure, write."""
+    """Parse the command line, measure and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--model", required=True, help="What the bundle was built from: hub name, folder or GGUF file.")
-    parser.add_argument("--prompts", type=Path, required=True)
-    parser.add_argument("--backends", nargs="+", default=["ort-cuda"])
-    parser.add_argument("--profile", nargs="*", default=["tree-64"])
-    parser.add_argument("--precision", choices=DTYPES, default="fp16")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("bundle", type=Path, help="Bundle folder.")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="Model that the bundle was built from: Hugging Face hub name, folder or GGUF file.",
+    )
+    parser.add_argument("--prompts", type=Path, required=True, help='JSON Lines file, each line with "turns".')
+    parser.add_argument("--backends", nargs="+", default=["ort-cuda"], help="Backends to measure (default: ort-cuda).")
+    parser.add_argument("--profile", nargs="*", default=["tree-64"], help="Trees to measure (default: tree-64).")
+    parser.add_argument("--precision", choices=DTYPES, default="fp16", help="Precision of all (default: fp16).")
+    parser.add_argument("--limit", type=int, help="Use only the first LIMIT prompts.")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="Tokens per answer (default: 128).")
+    parser.add_argument("--json", type=Path, required=True, help="File to write the results to.")
     options = parser.parse_args()
     check_output_file(options.json, OUTPUT, inputs=[options.prompts], bundle=options.bundle)
     bundle = Bundle.open(options.bundle)
@@ -141,11 +146,11 @@ def main() -> None:
         opened[name] = found
     model = models.load_model(ModelSource.resolve(options.model), DTYPES[options.precision], "cuda")
     longest = max(map(len, prompts)) + options.max_new_tokens
-    theirs = {
+    hugging_face = {
         "transformers-compiled": HuggingFace(model, longest, compiled=True),
         "transformers-eager": HuggingFace(model, longest, compiled=False),
     }
-    everyone: dict[str, Answerer] = {**workers, **theirs}
+    everyone: dict[str, Answerer] = {**workers, **hugging_face}
     done: list[BackendMeasurements] = []
     for answers in ask_each(everyone, prompts, options.max_new_tokens):
         done.append(answers)
@@ -153,11 +158,13 @@ def main() -> None:
     for worker in workers.values():
         worker.close()
     facts = facts_of(model, options.precision, longest)
-    found_results = _results(Case(None, options.max_new_tokens), done, opened, dict.fromkeys(theirs, facts), trees)
+    found_results = _results(
+        Case(None, options.max_new_tokens), done, opened, dict.fromkeys(hugging_face, facts), trees
+    )
     print(table(found_results))
     settings = {"profiles": [tree.name for tree in trees], "accept": "greedy", "forced": None}
     content = document(bundle, options.prompts, len(prompts), None, settings) | {
-        "backends": {name: backend_facts(one) for name, one in (opened | dict.fromkeys(theirs, facts)).items()},
+        "backends": {name: backend_facts(one) for name, one in (opened | dict.fromkeys(hugging_face, facts)).items()},
         "failures": {name: worker.failure for name, worker in workers.items() if worker.failure},
         "results": found_results,
     }
@@ -172,16 +179,16 @@ def _results(
     theirs: Mapping[str, LoadedBackend],
     trees: Sequence[Any],
 ) -> list[dict[str, Any]]:
-    """Plain decoding of all beside each other, and our trees over the fastest of it."""
-    plain = results(case, done, {**ours, **theirs}, [], [None] * len(done), ends=False)
+    """Return the results of plain decoding on all systems, then those of our trees."""
+    plain = results(case, done, {**ours, **theirs}, [], [None] * len(done), stop_at_eos=False)
     fastest = max(plain, key=lambda one: one["tokens_per_second"] or 0.0)
     of_trees = [
         one
         | {
             "best_plain": fastest["backend"],
-            "speedup_over_best": one["tokens_per_second"] / fastest["tokens_per_second"],
+            "speedup_over_best_plain": one["tokens_per_second"] / fastest["tokens_per_second"],
         }
-        for one in results(case, done, ours, trees, [None] * len(done), ends=False)
+        for one in results(case, done, ours, trees, [None] * len(done), stop_at_eos=False)
         if one["nodes"] > 1
     ]
     return plain + of_trees

@@ -1,7 +1,7 @@
-"""Compares decoding with what users would pick instead, on the same weights, prompts, tokens and threads.
+"""Compare decoding speed with onnxruntime-genai and llama.cpp, on the same weights, prompts, tokens and threads.
 
-Systems are measured in processes of their own, in turns: ours, a peer's, another's, ours, … for several rounds, since a
-machine's speed drifts and two inference sessions in one process disturb each other. See README.md beside this file.
+Each system runs in a separate process, and the systems alternate for several rounds: the speed of a machine changes
+over time, and two inference sessions in one process slow each other down. See README.md for the method.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from medusa_exporter.files import write_json
 from medusa_exporter.overwrite_check import JsonKind, OverwriteError, check_output_file
 from peers_report import (
-    ASIDE,
+    EXTRA,
     GENAI,
     LLAMA,
     PLAIN,
@@ -35,12 +35,12 @@ from peers_report import (
 HERE = Path(__file__).resolve().parent
 OUTPUT = JsonKind("benchmarks/peers.py", frozenset({"machine", "settings", "precisions"}))
 WARM_UP_TOKENS = 24
-LLAMA_TYPES = {"fp32": ("F32", ASIDE), "int8": ("Q8_0",), "w8a8": ("Q8_0",), "int4": ("Q4_0",)}
+LLAMA_TYPES = {"fp32": ("F32", EXTRA), "int8": ("Q8_0",), "w8a8": ("Q8_0",), "int4": ("Q4_0",)}
 GENAI_TYPES = {"fp32": "fp32", "int8": "int8", "w8a8": "int8", "int4": "int4"}
 
 
 def measure(system: Contender, common: dict[str, Any]) -> None:
-    """Run a contender's worker once, in a new process, and keep what it reports."""
+    """Run a system's worker once in a new process, and add its report."""
     done = subprocess.run(
         [system.python, str(HERE / "peers_worker.py")],
         input=json.dumps(common | system.job),
@@ -54,7 +54,7 @@ def measure(system: Contender, common: dict[str, Any]) -> None:
 
 
 def read_prompts(file: Path, limit: int, bundle: Any) -> list[list[int]]:
-    """Token ids of the first turns, laid out by the bundle's chat template (bare text if it has none)."""
+    """Return the token ids of each first turn, by the bundle's chat template or, without one, of the plain text."""
     from medusa_runtime.chat_template import ChatTemplate
     from medusa_runtime.tokenizer import Tokenizer
 
@@ -70,7 +70,7 @@ def read_prompts(file: Path, limit: int, bundle: Any) -> list[list[int]]:
 
 
 def machine() -> dict[str, Any]:
-    """Say what the figures were measured on."""
+    """Describe the machine."""
     from medusa_runtime.threads import physical_cores
 
     facts = Path("/proc/cpuinfo")
@@ -84,11 +84,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def contenders(arguments: argparse.Namespace, precision: str, made: dict[str, str]) -> list[Contender]:
-    """Everything that this run measures in one precision; the first is ours, plain."""
+def contenders(arguments: argparse.Namespace, precision: str, models: dict[str, str]) -> list[Contender]:
+    """Return the systems to measure in one precision; the first is this project's plain decoding."""
     ours = {"system": "medusa", "bundle": str(arguments.bundle), "backend": "ort-cpu", "precision": precision}
-    genai = made[f"{GENAI} {GENAI_TYPES[precision]}"]
-    llama = [(name, made[f"{LLAMA} {name}"]) for name in LLAMA_TYPES[precision] if f"{LLAMA} {name}" in made]
+    genai = models[f"{GENAI} {GENAI_TYPES[precision]}"]
+    llama = [(name, models[f"{LLAMA} {name}"]) for name in LLAMA_TYPES[precision] if f"{LLAMA} {name}" in models]
     return [
         Contender(PLAIN, sys.executable, ours | {"profile": None}),
         Contender(GENAI, arguments.peer_python, {"system": "genai", "model": genai}),
@@ -101,7 +101,7 @@ def contenders(arguments: argparse.Namespace, precision: str, made: dict[str, st
 
 
 def make_models(arguments: argparse.Namespace) -> dict[str, str]:
-    """Have the peers' models made from the same weights, in a process of its own; return where they lie."""
+    """Create the peers' models from the same weights, in a new process; return their paths."""
     types = dict.fromkeys(name for precision in arguments.precision for name in LLAMA_TYPES[precision])
     job = {
         "model": arguments.model,
@@ -113,13 +113,13 @@ def make_models(arguments: argparse.Namespace) -> dict[str, str]:
     make = [sys.executable, str(HERE / "peers_model.py")]
     built = subprocess.run(make, input=json.dumps(job), check=False, stdout=subprocess.PIPE, text=True)
     if built.returncode:
-        raise SystemExit("the peers' models could not be made")
-    made: dict[str, str] = json.loads(built.stdout.strip().splitlines()[-1])
-    return made
+        raise SystemExit("the peers' models could not be created; the messages above have the reason")
+    models: dict[str, str] = json.loads(built.stdout.strip().splitlines()[-1])
+    return models
 
 
 def check_outputs(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """End the command where an output would replace what this script did not write."""
+    """Exit with an error if an output would overwrite a file that this script did not write."""
     try:
         check_output_file(arguments.json, OUTPUT, inputs=[arguments.prompts], bundle=arguments.bundle)
         if arguments.plot:
@@ -133,27 +133,43 @@ def check_outputs(parser: argparse.ArgumentParser, arguments: argparse.Namespace
 def main() -> None:
     """Parse the command line, measure, report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--bundle", type=Path, required=True, help="a bundle made by medusa-export build")
-    parser.add_argument("--model", required=True, help="the model that the bundle was made from: .gguf file or folder")
-    parser.add_argument("--prompts", type=Path, required=True, help="JSON lines, each with texts under 'turns'")
-    parser.add_argument("--limit", type=int, default=12, help="how many prompts (default: %(default)s)")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle folder")
+    parser.add_argument("--model", required=True, help="model that the bundle was built from: .gguf file or folder")
+    parser.add_argument(
+        "--prompts", type=Path, required=True, help="JSON Lines file; each line has a list of texts under 'turns'"
+    )
+    parser.add_argument("--limit", type=int, default=12, help="number of prompts (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per answer (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads for all (default: one per physical core)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each system runs (default: %(default)s)")
-    parser.add_argument("--attempts", type=int, default=1, help="decode an answer that others disturbed again (1)")
-    parser.add_argument("--precision", action="append", choices=list(LLAMA_TYPES), help="may be repeated (fp32)")
-    parser.add_argument("--profile", action="append", default=[], help="also measure this tree; may be repeated")
-    parser.add_argument("--no-llama", dest="llama", action="store_false", help="leave llama.cpp out")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/peers"), help="where models are kept (%(default)s)")
-    parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has the peers installed")
-    parser.add_argument("--json", type=Path, required=True, help="write everything measured here")
-    parser.add_argument("--plot", type=Path, help="draw tokens per second into this file (.svg or .png)")
+    parser.add_argument("--threads", type=int, help="threads of every system (default: one per physical core)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: %(default)s)")
+    parser.add_argument(
+        "--attempts",
+        type=int,
+        default=1,
+        help="largest number of attempts for an answer that other processes disturb (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        action="append",
+        choices=list(LLAMA_TYPES),
+        help="precision to measure; may be repeated (default: fp32)",
+    )
+    parser.add_argument("--profile", action="append", default=[], help="tree to measure as well; may be repeated")
+    parser.add_argument("--no-llama", dest="llama", action="store_false", help="do not measure llama.cpp")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache/peers"), help="folder for the peers' models (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--peer-python", default=sys.executable, help="Python interpreter in which the peers are installed"
+    )
+    parser.add_argument("--json", type=Path, required=True, help="file to write all results to")
+    parser.add_argument("--plot", type=Path, help="file for a plot of tokens per second (.svg or .png)")
     arguments = parser.parse_args()
     arguments.precision = list(dict.fromkeys(arguments.precision or ["fp32"]))
     if min(arguments.rounds, arguments.limit, arguments.attempts, arguments.max_new_tokens - 1) < 1:
         parser.error("--rounds, --limit and --attempts must be at least 1, --max-new-tokens at least 2")
     if arguments.llama and not arguments.model.endswith(".gguf"):
-        parser.error("llama.cpp's models are made from a .gguf file only; give one as --model, or --no-llama")
+        parser.error("llama.cpp's models can be created from a .gguf file only; give one as --model, or use --no-llama")
 
     check_outputs(parser, arguments)
 
@@ -161,7 +177,7 @@ def main() -> None:
 
     bundle = Bundle.open(arguments.bundle)
     for precision in arguments.precision:
-        bundle.graph("ort-cpu", precision)  # fails at once where the bundle has no such graph
+        bundle.graph("ort-cpu", precision)  # fails early if the bundle has no such graph
     prompts = read_prompts(arguments.prompts, arguments.limit, bundle)
     facts = machine()
     common = {
@@ -171,17 +187,17 @@ def main() -> None:
         "threads": arguments.threads or facts["physical_cores"],
         "attempts": arguments.attempts,
     }
-    made = make_models(arguments)
-    systems = {precision: contenders(arguments, precision, made) for precision in arguments.precision}
+    models = make_models(arguments)
+    systems = {precision: contenders(arguments, precision, models) for precision in arguments.precision}
     for number in range(arguments.rounds):
-        for precision, those in systems.items():
-            for system in those if number % 2 == 0 else reversed(those):
+        for precision, tested in systems.items():
+            for system in tested if number % 2 == 0 else reversed(tested):
                 measure(system, common)
                 step, rate = step_ms(system.reports[-1]), token_rate(system.reports[-1])
                 line = f"round {number + 1}: {precision}: {system.name}: {step:.2f} ms/step, {rate:.1f} tokens/s"
                 print(line, file=sys.stderr)
     eos = frozenset(bundle.model.eos_token_ids)
-    results = {precision: summarise(those, eos) for precision, those in systems.items()}
+    results = {precision: summarise(tested, eos) for precision, tested in systems.items()}
     settings = {name: value for name, value in common.items() if name != "prompts"}
     settings |= {"prompts": len(prompts), "rounds": arguments.rounds}
     everything = {"machine": facts, "settings": settings, "precisions": results}

@@ -1,8 +1,8 @@
-"""Makes the peers' models from the same weights as ours, and keeps them in a cache folder.
+"""Creates the peers' models from the weights of the bundle's model, and keeps them in a cache folder.
 
-Run by peers.py in a process of its own, so that torch's memory is gone before anything is measured. It reads a job from
-standard input, {"model", "cache", "python", "genai": precisions, "llama": types}, and writes a JSON object from the
-name of each model ("genai int8", "llama.cpp Q8_0") to where it lies.
+peers.py runs this in a separate process, so that torch's memory is freed before anything is measured. It reads a job
+from standard input, {"model", "cache", "python", "genai": precisions, "llama": types}, and writes a JSON object with
+the path of each model ("genai int8", "llama.cpp Q8_0").
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 # Blocks and accuracy level as in our own graphs; llama.cpp's types have blocks of 32 too.
 GENAI_OPTIONS = ["--extra_options", "block_size=32", "accuracy_level=4"]
-# The file's weights are 4-bit already: all types are made of what they decode to, as ours are.
+# The weights of the file may be 4-bit already: all types are made from the decoded values, as ours are.
 LLAMA_QUANTISE = """
 import ctypes, sys
 import llama_cpp
@@ -27,13 +27,13 @@ kinds = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0", "Q4_0": "
 parameters = llama_cpp.llama_model_quantize_default_params()
 parameters.ftype = getattr(llama_cpp, "LLAMA_FTYPE_" + kinds[kind])
 parameters.allow_requantize = True
-parameters.pure = True  # or some tensors would keep more bits
+parameters.pure = True  # otherwise some tensors keep more bits
 sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters)))
 """
 
 
 def model_folder(model: str, cache: Path) -> Path:
-    """Where the peers' models of MODEL are kept."""
+    """Return the folder of the peers' models of `model`."""
     from medusa_exporter.models import ModelSource
 
     source = ModelSource.resolve(model)
@@ -43,7 +43,7 @@ def model_folder(model: str, cache: Path) -> Path:
 
 
 def weights_folder(model: str, folder: Path) -> Path:
-    """Write MODEL as a plain Hugging Face folder in fp32, as the peers' converters read it."""
+    """Write `model` as a Hugging Face folder in fp32, which the peers' converters can read."""
 
     def write(target: Path) -> None:
         import torch
@@ -53,11 +53,11 @@ def weights_folder(model: str, folder: Path) -> Path:
         load_model(source, torch.float32).save_pretrained(target)
         load_tokenizer(source).save_pretrained(target)
 
-    return _made(folder / "hf-fp32", write)
+    return _cached(folder / "hf-fp32", write)
 
 
 def genai_folder(weights: Path, python: str, precision: str) -> Path:
-    """Build onnxruntime-genai's model for the CPU with the builder that its package brings."""
+    """Build onnxruntime-genai's model for the CPU with the builder from its package."""
     builder = [python, "-m", "onnxruntime_genai.models.builder"]
 
     def write(folder: Path) -> None:
@@ -67,19 +67,19 @@ def genai_folder(weights: Path, python: str, precision: str) -> Path:
         if done.returncode or not (folder / "genai_config.json").is_file():
             raise SystemExit(f"onnxruntime-genai's builder failed: {done.stderr[-3000:] or done.stdout[-3000:]}")
 
-    return _made(weights.parent / f"genai-{_version(python, 'onnxruntime-genai')}-{precision}", write)
+    return _cached(weights.parent / f"genai-{_version(python, 'onnxruntime-genai')}-{precision}", write)
 
 
 def llama_file(model: str, folder: Path, python: str, kind: str) -> Path:
-    """Make llama.cpp's model of one type from the .gguf file, with llama.cpp's own quantiser."""
+    """Create llama.cpp's model of one type from the .gguf file, with llama.cpp's own quantiser."""
 
     def write(target: Path) -> None:
         command = [python, "-c", LLAMA_QUANTISE, model, str(target / "model.gguf"), kind]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"llama.cpp could not make {kind} of {model}: {done.stderr[-3000:]}")
+            raise SystemExit(f"llama.cpp could not create {kind} from {model}: {done.stderr[-3000:]}")
 
-    return _made(folder / f"llama-{_version(python, 'llama-cpp-python')}-{kind}", write) / "model.gguf"
+    return _cached(folder / f"llama-{_version(python, 'llama-cpp-python')}-{kind}", write) / "model.gguf"
 
 
 def _version(python: str, package: str) -> str:
@@ -90,10 +90,10 @@ def _version(python: str, package: str) -> str:
     return done.stdout.strip()
 
 
-def _made(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Return `folder`; if it is not there, write it beside its place first, so that it is never half there."""
+def _cached(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Return `folder`; if it does not exist, write a temporary folder and rename it, so that it is never incomplete."""
     if not folder.is_dir():
-        print(f"make {folder}", file=sys.stderr)
+        print(f"create {folder}", file=sys.stderr)
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
@@ -105,7 +105,7 @@ def _made(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def main() -> None:
-    """Make what the job on standard input asks for."""
+    """Create the models of the job on standard input."""
     job = json.load(sys.stdin)
     folder = model_folder(job["model"], Path(job["cache"]).resolve())
     made = {}

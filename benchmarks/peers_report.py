@@ -1,4 +1,4 @@
-"""What the reports of peers_worker.py come to: figures, ratios between systems, tables and a plot."""
+"""Summarises the reports of peers_worker.py: metrics, ratios between systems, tables and a plot."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from medusa_exporter.overwrite_check import Kind, starts_with
 PLOT = Kind("benchmarks/peers.py --plot", starts_with(b"benchmarks/peers.py --plot"))
 PLOT_TYPES = (".svg", ".png")
 PLAIN, GENAI, LLAMA = "medusa plain", "genai", "llama.cpp"
-ASIDE = "F16"  # a system that is shown beside those it is no peer of: another precision
+EXTRA = "F16"  # shown for information, but not counted as a peer: it has another precision
 
 Report = dict[str, Any]  # what a worker printed
 
 
 @dataclass
 class Contender:
-    """A system under test: what its worker is told besides the prompts, and what came back, round by round."""
+    """A system under test: the job of its worker, without the prompts, and the reports of all rounds."""
 
     name: str
     python: str
     job: dict[str, Any]
     reports: list[Report] = field(default_factory=list)
 
-    def per_round(self, figure: Callable[[Report], float]) -> list[float]:
-        """One figure of each round."""
-        return [figure(report) for report in self.reports]
+    def per_round(self, metric: Callable[[Report], float]) -> list[float]:
+        """Return one metric for each round."""
+        return [metric(report) for report in self.reports]
 
     @property
     def is_peer(self) -> bool:
-        """Whether it is another's and of the same precision as ours."""
-        return self.name.startswith((GENAI, LLAMA)) and ASIDE not in self.name
+        """Whether this is another project's system, in the same precision as ours."""
+        return self.name.startswith((GENAI, LLAMA)) and EXTRA not in self.name
 
 
 def _total(report: Report, name: str) -> float:
@@ -47,37 +47,37 @@ def _middle_ms(report: Report, name: str) -> float:
 
 
 def step_ms(report: Report) -> float:
-    """Milliseconds per step: the median over prompts of the mean over an answer."""
+    """Return milliseconds per step: the median over prompts of each answer's mean."""
     means = [float(prompt["decode_seconds"]) / int(prompt["steps"]) for prompt in report["prompts"]]
     return 1e3 * statistics.median(means)
 
 
 def typical_step_ms(report: Report) -> float:
-    """Milliseconds of the middle step: the median over prompts of the median over an answer."""
+    """Return milliseconds per typical step: the median over prompts of each answer's median."""
     return _middle_ms(report, "median_step_seconds")
 
 
 def token_rate(report: Report) -> float:
-    """Decoded tokens per second, all prompts together."""
+    """Return decoded tokens per second, over all prompts."""
     return _total(report, "tokens") / _total(report, "decode_seconds")
 
 
 def prefill_ms(report: Report) -> float:
-    """Milliseconds until the first token: the median over prompts."""
+    """Return milliseconds to the first token: the median over prompts."""
     return _middle_ms(report, "prefill_seconds")
 
 
 def tokens_per_step(report: Report) -> float:
-    """How many tokens a step adds, all prompts together; 1 where nothing is speculated."""
+    """Return the tokens that a step adds, over all prompts; 1 without speculation."""
     return _total(report, "tokens") / _total(report, "steps")
 
 
 def other_load(report: Report) -> float:
-    """Share of the machine's processors that other processes took, the mean over prompts."""
+    """Return the share of the processors that other processes used, the mean over prompts."""
     return _total(report, "other_load") / len(report["prompts"])
 
 
-FIGURES: dict[str, Callable[[Report], float]] = {
+METRICS: dict[str, Callable[[Report], float]] = {
     "step_ms": step_ms,
     "typical_step_ms": typical_step_ms,
     "tokens_per_second": token_rate,
@@ -91,20 +91,20 @@ FIGURES: dict[str, Callable[[Report], float]] = {
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Summarise one figure over the rounds."""
+    """Summarise one metric over the rounds."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": list(values)}
 
 
-def ratio(ours: Contender, peer: Contender, figure: Callable[[Report], float]) -> dict[str, Any]:
-    """Summarise ours / peer's, taken round by round: the two halves of a round ran next to each other."""
-    pairs = zip(ours.per_round(figure), peer.per_round(figure), strict=True)
+def ratio(ours: Contender, peer: Contender, metric: Callable[[Report], float]) -> dict[str, Any]:
+    """Summarise ours / peer's round by round, since both ran shortly after each other in a round."""
+    pairs = zip(ours.per_round(metric), peer.per_round(metric), strict=True)
     return spread([mine / theirs for mine, theirs in pairs])
 
 
 def agreement(ours: Report, other: Report, eos: frozenset[int]) -> dict[str, Any]:
-    """Count how many leading tokens of each answer are equal.
+    """Count the leading tokens of each answer that are equal, up to the first end token of our answer.
 
-    Counted up to the first end token of ours: there a peer that is told to go on takes its second choice.
+    After an end token, a peer that must continue chooses its second most likely token.
     """
     equal, length = [], []
     for mine, theirs in zip(ours["prompts"], other["prompts"], strict=True):
@@ -127,18 +127,18 @@ def _without_answer(prompt: dict[str, Any]) -> dict[str, Any]:
 
 
 def best_peer(systems: Sequence[Contender]) -> Contender:
-    """The peer of the same precision that decodes fastest, by the median over the rounds."""
+    """Return the fastest peer of the same precision, by the median over the rounds."""
     return max((one for one in systems if one.is_peer), key=lambda one: statistics.median(one.per_round(token_rate)))
 
 
 def summarise(systems: Sequence[Contender], eos: frozenset[int]) -> dict[str, Any]:
-    """Everything that came out for one precision, without the answers; the first system is ours, plain."""
+    """Return all results of one precision, without the answers; the first system is our plain decoding."""
     plain, genai, best = systems[0], next(one for one in systems if one.name.startswith(GENAI)), best_peer(systems)
     last = {system.name: system.reports[-1] for system in systems}
     return {
         "systems": {
             system.name: {
-                **{name: spread(system.per_round(figure)) for name, figure in FIGURES.items()},
+                **{name: spread(system.per_round(metric)) for name, metric in METRICS.items()},
                 "versions": last[system.name]["versions"],
                 "agreement_with_plain": agreement(last[PLAIN], last[system.name], eos),
                 "prompts": [[_without_answer(prompt) for prompt in report["prompts"]] for report in system.reports],
@@ -154,7 +154,7 @@ def summarise(systems: Sequence[Contender], eos: frozenset[int]) -> dict[str, An
 
 
 def print_table(precision: str, result: dict[str, Any]) -> None:
-    """Medians over the rounds, the smallest and largest in brackets."""
+    """Print the medians over the rounds, with the smallest and largest values in brackets."""
 
     def cell(figure: dict[str, Any], digits: int) -> str:
         return f"{figure['median']:.{digits}f} ({figure['min']:.{digits}f}–{figure['max']:.{digits}f})"
@@ -169,7 +169,7 @@ def print_table(precision: str, result: dict[str, Any]) -> None:
         f"× {result['best_peer']}",
         "prefill ms",
         "start s",
-        "others",
+        "other load",
         "tokens as plain",
     )
     rows = [columns]
@@ -188,7 +188,7 @@ def print_table(precision: str, result: dict[str, Any]) -> None:
                 f"{system['start_seconds']['median']:.2f}",
                 f"{system['other_load']['median']:.0%}",
                 f"{same['leading_tokens_equal']}/{same['tokens']} "
-                f"({same['answers_equal']}/{same['answers']} answers whole)",
+                f"({same['answers_equal']}/{same['answers']} answers complete)",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
@@ -199,7 +199,7 @@ def print_table(precision: str, result: dict[str, Any]) -> None:
 
 
 def plot(precisions: dict[str, dict[str, Any]], file: Path) -> None:
-    """Draw tokens per second of every system, a panel for each precision: medians, smallest and largest."""
+    """Plot the tokens per second of every system: medians and ranges, with a panel for each precision."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

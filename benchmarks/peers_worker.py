@@ -1,9 +1,9 @@
-"""One measurement in a process of its own: reads a job from standard input, writes what it measured to standard output.
+"""Measures one system: reads a job from standard input and writes a report to standard output.
 
-A job is a JSON object: `system` names an entry of RUNNERS; `prompts` are lists of token ids; `max_new_tokens`,
-`warm_up_tokens`, `threads` and `attempts` are numbers; the rest is the system's own. Every answer has exactly
-`max_new_tokens` tokens, chosen greedily. Nothing of this project is imported but where its own decoder is measured, so
-that a peer may run under another interpreter.
+A job is a JSON object: `system` is a key of RUNNERS; `prompts` are lists of token ids; `max_new_tokens`,
+`warm_up_tokens`, `threads` and `attempts` are numbers; other keys depend on the system. Every answer has exactly
+`max_new_tokens` tokens, chosen greedily. This project is imported only to measure its own decoder, so that a peer can
+run in another Python environment.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-QUIET = 0.03  # share of the machine that others may take during an answer that counts as undisturbed
+QUIET = 0.03  # share of the processors that other processes may use during an undisturbed answer
 
 Job = dict[str, Any]
-# A system under test: from a prompt and a number of tokens to an iterator whose first item is the prefill's
-# token(s) and whose every further item is what one decode step added.
+# A system under test: a function of a prompt and a number of tokens. It returns an iterator over the tokens of the
+# prefill, then over the tokens that each decoding step adds.
 Answer = Callable[[list[int], int], Iterator[list[int]]]
 
 
 def open_medusa(job: Job) -> Answer:
-    """Our decoder over `bundle`, with the tree called `profile` or, where that is null, plain."""
+    """Open this project's decoder with the tree `profile`, or with plain decoding if that is null."""
     from medusa_profiles.profile import TreeProfile
     from medusa_runtime.backends import load_backend
     from medusa_runtime.bundle import Bundle
@@ -48,7 +48,7 @@ def open_medusa(job: Job) -> Answer:
 
 
 def open_genai(job: Job) -> Answer:
-    """onnxruntime-genai over the folder `model` that its own builder wrote, its options left as it sets them."""
+    """Open onnxruntime-genai with the folder `model` from its own builder, and the options that the builder has set."""
     import numpy as np
     import onnxruntime_genai as og
 
@@ -64,14 +64,14 @@ def open_genai(job: Job) -> Answer:
         generator = og.Generator(model, parameters)
         generator.append_tokens(np.asarray([prompt], dtype=np.int32))  # runs the prefill
         while not generator.is_done():
-            generator.generate_next_token()  # the first call only picks from the prefill's logits
+            generator.generate_next_token()  # the first call only samples from the prefill's logits
             yield [int(token) for token in generator.get_next_tokens()]
 
     return answer
 
 
 def open_llama(job: Job) -> Answer:
-    """llama.cpp over a .gguf file, by the C interface that llama-cpp-python binds; the highest logit is taken here."""
+    """Open llama.cpp with a .gguf file, through the C interface of llama-cpp-python; argmax is computed with numpy."""
     import llama_cpp
     import numpy as np
 
@@ -105,7 +105,7 @@ RUNNERS: dict[str, tuple[Callable[[Job], Answer], tuple[str, ...]]] = {
 
 
 def measure(answer: Answer, prompt: list[int], tokens: int) -> dict[str, Any]:
-    """Decode one answer; the time of the prefill and of the first token, which it gives, is kept apart."""
+    """Decode one answer; the prefill and the first token, which it produces, are timed separately."""
     others = _OtherLoad()
     started = time.perf_counter()
     steps = answer(prompt, tokens)
@@ -124,13 +124,13 @@ def measure(answer: Answer, prompt: list[int], tokens: int) -> dict[str, Any]:
         "median_step_seconds": statistics.median(seconds),
         "other_load": others.share(),
         "steps": len(seconds),
-        "tokens": tokens - 1,  # those that the steps added
+        "tokens": tokens - 1,  # added by steps
         "answer": found,
     }
 
 
 def least_disturbed(answer: Answer, prompt: list[int], tokens: int, attempts: int) -> dict[str, Any]:
-    """Decode the same answer until no other process disturbed it, `attempts` times at most; return the quietest."""
+    """Decode an answer until no other process disturbs it, at most `attempts` times; return the least disturbed one."""
     measured: list[dict[str, Any]] = []
     while len(measured) < attempts and not (measured and measured[-1]["other_load"] < QUIET):
         measured.append(measure(answer, prompt, tokens))
@@ -138,13 +138,13 @@ def least_disturbed(answer: Answer, prompt: list[int], tokens: int, attempts: in
 
 
 class _OtherLoad:
-    """Which share of the machine's processors other processes take, from Linux's /proc/stat; 0 elsewhere."""
+    """Measures the share of the processors that other processes use, from /proc/stat on Linux; 0 elsewhere."""
 
     def __init__(self) -> None:
         self._before = self._now()
 
     def share(self) -> float:
-        """Return the share since this object was made."""
+        """Return the share since this object was created."""
         (wall, busy, own), (wall_before, busy_before, own_before) = self._now(), self._before
         others = (busy - busy_before) - (own - own_before)
         return max(0.0, others / (wall - wall_before) / (os.cpu_count() or 1))
@@ -153,14 +153,14 @@ class _OtherLoad:
     def _now() -> tuple[float, float, float]:
         try:
             ticks = [int(word) for word in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
-            busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
+            busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and iowait
         except OSError:
             busy = time.process_time()
         return time.perf_counter(), busy, time.process_time()
 
 
 def main() -> None:
-    """Run the job on standard input."""
+    """Run the job from standard input and write the report."""
     job = json.load(sys.stdin)
     open_system, packages = RUNNERS[job["system"]]
     started = time.perf_counter()

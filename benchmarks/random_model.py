@@ -1,12 +1,12 @@
-"""Make a model of a given shape with random weights, random heads for it, and a tokenizer: for speed alone.
+"""Create a model with random weights, random heads and a byte tokenizer, for measuring speed only.
 
     python benchmarks/random_model.py --shape 7b --layers 8 -o DIR     # DIR/model and DIR/heads
 
-What a step takes depends on shapes, not on what the weights say; such heads guess nothing, so acceptance is forced from
-a recording of a real model (`medusa-export bench --forced`).
+The time of a step depends on shapes, not on the values of the weights. Random heads predict nothing, so
+`medusa-export bench --forced` takes the number of accepted tokens from a recorded run of a real model.
 
-`--shape small --stream 25000` is for trying a flavour of TensorRT in a minute: a model whose residual stream is as
-large as real ones are, which 16 bits may not bear (`medusa-export compare` tells).
+`--shape small --stream 25000` creates a small model whose residual stream has values as large as in real models. Use it
+with `medusa-export compare` to test in a minute whether a TensorRT version is numerically stable in fp16.
 """
 
 from __future__ import annotations
@@ -68,15 +68,22 @@ END, LARGE = "<end>", 1 + LETTERS.index("e")
 
 
 def main() -> None:
-    """Read the command line and write the folder."""
+    """Parse the command line and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, required=True)
-    parser.add_argument("--layers", type=int, help="Fewer than the shape has.")
-    parser.add_argument("--context", type=int, default=8192, help="Tokens.")
-    parser.add_argument("--heads", type=int, default=4, help="Medusa heads, of one ResBlock each, as in the paper.")
-    parser.add_argument("--draft-vocabulary", type=int, help="Tokens that the heads score. Default: all.")
-    parser.add_argument("--stream", type=float, help="The largest element of the residual stream, of one token.")
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--shape", choices=SHAPES, required=True, help="Sizes of the model.")
+    parser.add_argument("--layers", type=int, help="Number of layers, if fewer than the shape has.")
+    parser.add_argument("--context", type=int, default=8192, help="Context length in tokens (default: 8192).")
+    parser.add_argument(
+        "--heads",
+        type=int,
+        default=4,
+        help="Number of Medusa heads, each with one ResBlock as in the paper (default: 4).",
+    )
+    parser.add_argument(
+        "--draft-vocabulary", type=int, help="Number of tokens that the heads can predict (default: all)."
+    )
+    parser.add_argument("--stream", type=float, help="Largest value of the residual stream, at one token.")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="Folder to write.")
     options = parser.parse_args()
     try:
         weights = [file.name for file in (options.output / "model").glob("*.safetensors")]
@@ -108,20 +115,20 @@ def main() -> None:
         options.output / "heads",
         {"base_model_name_or_path": name, "vocab_size": shape["vocab_size"]},
     )
-    print(f"{options.output}: {sum(one.numel() for one in model.parameters()) / 1e9:.2f} B weights")
+    print(f"{options.output}: {sum(one.numel() for one in model.parameters()) / 1e9:.2f} B parameters")
 
 
 def enlarge(model: Any, largest: float) -> None:
-    """Give one token an element of that size, which the residual stream carries through all layers.
+    """Set one element of one token's embedding to `largest`; the residual stream carries it through all layers.
 
-    Real models do so to tokens that begin a text or part it; all others stay small beside them.
+    Real models have such values at the first token of a text and at delimiters; all other values are much smaller.
     """
     with torch.no_grad():
         model.model.embed_tokens.weight[LARGE, 7] = largest
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte."""
+    """Return a tokenizer with one token for each byte."""
     core = Tokenizer(models.BPE(vocab={END: 0} | {letter: 1 + i for i, letter in enumerate(LETTERS)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

@@ -63,26 +63,26 @@ def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: p
     assert run(*arguments, "--profile", "tree-8,chain-2", "--profile", "mc_sim_7b_63", "--json", output) == 0
     shown = capsys.readouterr()
     content = json.loads(output.read_text())
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert [result["profile"] for result in content["results"]] == ["plain", "tree-8", "chain-2", "mc_sim_7b_63"]
     assert [result["nodes"] for result in content["results"]] == [1, 8, 3, 64]
     plain, *trees = content["results"]
-    assert plain["speedup"] == plain["tokens_per_step"] == plain["speedup_over_best"] == 1.0
+    assert plain["speedup"] == plain["tokens_per_step"] == plain["speedup_over_best_plain"] == 1.0
     for result in trees:
         assert (result["backend"], result["precision"]) == ("ort-cpu", "fp32")
         assert result["identical"] is True
-        assert (result["divergences"], result["max_gap"], result["failures"]) == (0, 0.0, 0)
+        assert (result["divergences"], result["max_logit_gap"], result["mismatches"]) == (0, 0.0, 0)
         assert result["overhead"] == pytest.approx(result["medusa_step_ms"] / result["plain_step_ms"])
         assert result["speedup"] == pytest.approx(result["tokens_per_step"] / result["overhead"])
         assert result["tokens_per_step"] > 1
-        assert result["speedup_over_best"] == pytest.approx(result["speedup"])
+        assert result["speedup_over_best_plain"] == pytest.approx(result["speedup"])
         assert (result["prompt_length"], result["max_new_tokens"], result["turns"]) == (None, 24, 4)
-        assert sum(map(sum, result["accepted"])) == result["tokens"]
+        assert sum(map(sum, result["tokens_added_by_steps"])) == result["tokens"]
         assert 0 < result["step_ms"]["p10"] <= result["step_ms"]["p50"] <= result["step_ms"]["p99"]
         assert 0 < result["ttft_ms"]["p50"] <= result["ttft_ms"]["p90"]
         assert 0 < result["host_us_per_step"] < 1e3 * result["medusa_step_ms"]
         for name in FIGURES:
-            spread = result["spread"][name]
+            spread = result["percentiles_over_prompts"][name]
             assert 0 < spread["p10"] <= spread["p50"] <= spread["p90"]
         assert result["profile"] in shown.out
         assert f"{result['tokens_per_step']:.2f}" in shown.out
@@ -104,7 +104,7 @@ def test_the_figures(tiny_bundle: Path, prompts: Path, tmp_path: Path, capsys: p
     facts = content["backends"]["ort-cpu"]
     assert (facts["precision"], facts["gap_tolerance"], facts["gap_share_tolerance"]) == ("fp32", 1e-3, None)
     assert (facts["library"], facts["context"]) == ("onnxruntime", 512)
-    assert facts["weights"] > 100_000
+    assert facts["weight_bytes"] > 100_000
     assert content["failures"] == {}
     assert content["bundle"]["digest"] == Bundle.open(tiny_bundle).manifest.digest
     assert str(tmp_path) not in output.read_text()
@@ -138,8 +138,8 @@ def test_other_tokens_than_plain_decoding_s_fail_and_the_json_says_so(
     shown = capsys.readouterr()
     (_, result) = json.loads(output.read_text())["results"]
     assert result["identical"] is False
-    assert result["divergences"] == result["failures"] == len(result["differences"]) > 0
-    assert result["max_gap"] > 1e-3
+    assert result["divergences"] == result["mismatches"] == len(result["differences"]) > 0
+    assert result["max_logit_gap"] > 1e-3
     assert "prompt 1, turn 1, tree-4: token 1 is" in shown.out
     assert "not a tie" in shown.out
     assert shown.err.splitlines()[-1].startswith("error: ")
@@ -158,7 +158,7 @@ def test_a_tie_in_float_is_shown_and_forgiven(
     arguments = ["--profile", "tree-4", "--max-new-tokens", 8, "--threads", 1]
     assert run("bench", tiny_bundle, "--prompts", prompts, "--json", output, *arguments) == 0
     (_, result) = json.loads(output.read_text())["results"]
-    assert (result["identical"], result["failures"], result["max_gap"]) == (False, 0, 2.5e-4)
+    assert (result["identical"], result["mismatches"], result["max_logit_gap"]) == (False, 0, 2.5e-4)
     assert "logit gap 2.50e-04, a tie in float" in capsys.readouterr().out
 
 
@@ -173,7 +173,9 @@ def test_prompts_and_answers_of_given_lengths(
     assert cells == [(p, n, name) for p in (40, 60) for n in (8, 12) for name in ("plain", "tree-4")]
     for result in content["results"]:
         assert (result["turns"], result["tokens"]) == (2, 2 * (result["max_new_tokens"] - 1))
-        assert result["prompt_length"] <= result["kv_length"] <= result["prompt_length"] + result["max_new_tokens"]
+        assert (
+            result["prompt_length"] <= result["mean_past_length"] <= result["prompt_length"] + result["max_new_tokens"]
+        )
     shown = capsys.readouterr()
     assert shown.out.splitlines()[0].split()[:4] == ["prompt", "new", "profile", "nodes"]
     assert "prompts of 60 tokens, 12 new tokens" in shown.err
@@ -212,11 +214,11 @@ def test_prompts_that_cannot_be_timed_are_refused(
         (["--backend", "abacus"], 2, "'abacus' is not one of 'ort-cpu', 'ort-cuda'"),
         (["--backends", "ort-cpu,ort-cuda"], 1, "no graph for backend ort-cuda"),
         (["--prompt-length", "12,x"], 2, "'x' is not a valid integer range"),
-        (["--prompt-length", "5"], 1, "no prompt of 5 tokens can be laid out"),
+        (["--prompt-length", "5"], 1, "a prompt of 5 tokens is too short"),
         (
             ["--prompt-length", "400", "--profile", "tree-4"],
             1,
-            "400 tokens, 128 new ones and a tree of 4 nodes are 532",
+            "400 tokens, 128 new tokens and a tree of 4 nodes need 532",
         ),
         (["--forced", "none.json"], 2, "does not exist"),
         (["--profile", "oak"], 1, "no profile 'oak'"),

@@ -35,9 +35,9 @@ def test_acceptance_can_be_forced_from_a_recording(
     assert content["settings"]["accept"] == "forced"
     assert content["settings"]["forced"] == {"file": "real.json", "model": Bundle.open(tiny_bundle).model.name}
     assert "FORCED: steps kept as many tokens as" in shown.out
-    real = json.loads(recorded.read_text())["results"][1]["accepted"]
+    real = json.loads(recorded.read_text())["results"][1]["tokens_added_by_steps"]
     flat = [kept for answer in [*real, *real] for kept in answer[:-1]]
-    for answer in content["results"][1]["accepted"]:
+    for answer in content["results"][1]["tokens_added_by_steps"]:
         assert sum(answer) == 39
         begins = [at for at in range(len(flat)) if flat[at : at + len(answer) - 1] == answer[:-1]]
         assert begins
@@ -45,7 +45,7 @@ def test_acceptance_can_be_forced_from_a_recording(
     assert run(*arguments[:-1], "tree-4", "--forced", recorded, "--json", output) == 1
     assert "real.json has no profile 'tree-4', it has tree-8; record" in capsys.readouterr().err
     assert run(*arguments, "--forced", output, "--json", tmp_path / "twice.json") == 1
-    assert "was not recorded but forced itself" in capsys.readouterr().err
+    assert "has the acceptance rule 'forced'" in capsys.readouterr().err
 
 
 def test_backends_answer_in_turns_and_one_that_fails_costs_the_others_nothing(
@@ -82,7 +82,7 @@ def test_backends_answer_in_turns_and_one_that_fails_costs_the_others_nothing(
     assert found["ort-cpu", "plain"]["turns"] == 4
     done = found["ort-cuda", "plain"]["turns"]
     assert 0 < done < 4
-    assert found["ort-cuda", "tree-4"]["same_as_first"] == {"answers": done, "equal": done}
+    assert found["ort-cuda", "tree-4"]["same_as_first_backend"] == {"answers": done, "identical": done}
     assert content["failures"].keys() == {"ort-cuda"}
     assert "FAILED: backend ort-cuda: unexpected RuntimeError: the GPU fell off" in shown.err
     assert shown.err.splitlines()[-1].startswith("error: backend ort-cuda: unexpected RuntimeError: the GPU fell off")

@@ -1,1 +1,1 @@
-"""Measures tree decoding beside plain decoding, on several backends in turns, each in a process of its own."""
+"""Measures tree decoding and plain decoding on several backends, alternating between them prompt by prompt."""

@@ -1,4 +1,4 @@
-"""One run of the bench: which cases there are, and every backend taken through each of them."""
+"""Runs the cases of a benchmark: loads the backends, then asks each of them the prompts of each case."""
 
 from __future__ import annotations
 
@@ -16,43 +16,50 @@ from medusa_exporter.bench.results import Case
 from medusa_exporter.bench.worker import LoadedBackend, Worker, WorkerSettings
 from medusa_exporter.prompts import Turns
 
-Report = Callable[[str], None]  # takes a line that says how far the work is
+Report = Callable[[str], None]  # prints a line of progress
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be measured.
+    """What a benchmark measures.
 
-    categories: of each prompt, None for none. texts: prompts of token ids, by their length. first_only: no later turns
-    of a conversation. max_length: tokens a sequence may come to, None for the model's context. gpu: its number.
+    prompts: the user messages of each conversation. categories: the category of each prompt, None for none.
+    fixed_length_prompts: the token ids of prompts, by their length. cases: prompt lengths and output lengths.
+    first_only: whether only the first message of each conversation is asked. forced: how many tokens steps accept,
+    None where the model decides. max_length: the largest number of tokens in a sequence, None for the model's context.
+    gpu: the number of the GPU.
     """
 
     bundle: Bundle
     encoder: PromptEncoder
     prompts: Sequence[Turns]
     categories: Sequence[str | None]
-    texts: Mapping[int, Sequence[Sequence[int]]]
+    fixed_length_prompts: Mapping[int, Sequence[Sequence[int]]]
     trees: Sequence[TreeProfile]
     cases: Sequence[Case]
     first_only: bool
-    recording: RecordedAcceptance | None
+    forced: RecordedAcceptance | None
     max_length: int | None = None
     gpu: int = 0
 
-    def ends(self, case: Case) -> bool:
-        """Whether answers end by themselves: those to prompts of a length, and tokens without meaning, do not."""
-        return case.prompt_length is None and self.recording is None
+    def stop_at_eos(self, case: Case) -> bool:
+        """Whether end tokens end the answers: not for prompts of fixed length, nor where acceptance is forced."""
+        return case.prompt_length is None and self.forced is None
 
 
 def open_backends(
     job: Job, workers: Mapping[str, Worker], precision: str | None, threads: int | None, report: Report
 ) -> dict[str, LoadedBackend]:
-    """Load every backend; those that cannot be are left out. Raises MedusaError where none can."""
-    setup = WorkerSettings(job.bundle, job.trees, precision, threads, job.max_length, job.recording, job.gpu)
+    """Load every backend and return those that could be loaded.
+
+    Raises:
+        MedusaError: No backend could be loaded.
+    """
+    settings = WorkerSettings(job.bundle, job.trees, precision, threads, job.max_length, job.forced, job.gpu)
     opened = {}
     for name, worker in workers.items():
         report(f"backend {name}: loading")
-        found = worker.open(setup)
+        found = worker.open(settings)
         if found is None:
             report(f"FAILED: {worker.failure}")
         else:
@@ -64,14 +71,18 @@ def open_backends(
 
 
 def check_capacity(job: Job, opened: Mapping[str, LoadedBackend]) -> int:
-    """Return how many tokens every backend takes; CapacityError for a case that needs more, before any is run."""
+    """Check that every case fits, and return the number of tokens that every backend has room for.
+
+    Raises:
+        CapacityError: A case needs more tokens.
+    """
     name, context = min(((name, one.context) for name, one in opened.items()), key=lambda pair: pair[1])
     nodes = max(tree.size for tree in job.trees)
     for length, new in job.cases:
         if length is not None and length + new + nodes > context:
             raise CapacityError(
-                f"prompts of {length} tokens, {new} new ones and a tree of {nodes} nodes are {length + new + nodes} in "
-                f"all; {name} takes {context}: ask for fewer by --prompt-length or --max-new-tokens"
+                f"prompts of {length} tokens, {new} new tokens and a tree of {nodes} nodes need {length + new + nodes} "
+                f"tokens, expected at most the {context} of {name}; use a smaller --prompt-length or --max-new-tokens"
             )
     return context
 
@@ -79,13 +90,17 @@ def check_capacity(job: Job, opened: Mapping[str, LoadedBackend]) -> int:
 def run_case(
     job: Job, case: Case, workers: Mapping[str, Worker], context: int, report: Report
 ) -> tuple[list[BackendMeasurements], list[Skipped]]:
-    """Ask every prompt of one case, and tell how far it is. Raises PromptError naming one that cannot be laid out."""
+    """Ask every prompt of one case and report progress; return the measurements and the messages skipped.
+
+    Raises:
+        PromptError: The chat template cannot write a prompt; the error names it.
+    """
     done: list[BackendMeasurements] = []
     skipped: list[Skipped] = []
     names = [tree.name for tree in job.trees]
     tokens, steps = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     failed = {name for name, worker in workers.items() if worker.failure}
-    for answers in _asked(job, case, workers, context):
+    for answers in _ask_prompts(job, case, workers, context):
         if isinstance(answers, Skipped):
             skipped.append(answers)
             report(f"prompt {answers.prompt}/{len(job.prompts)}, turn {answers.turn}: {answers.describe()}")
@@ -94,21 +109,21 @@ def run_case(
         for name in workers.keys() - answers.keys() - failed:
             failed.add(name)
             report(f"FAILED: {workers[name].failure}")
-        turn = next(iter(answers.values()))
-        for name, run in turn.trees.items():
-            tokens[name] += len(run.tokens) - 1
-            steps[name] += run.steps
+        first = next(iter(answers.values()))
+        for name, answer in first.trees.items():
+            tokens[name] += len(answer.tokens) - 1
+            steps[name] += answer.steps
         so_far = ", ".join(f"{name} {tokens[name] / steps[name]:.2f}" for name in tokens if steps[name])
-        where = f"prompt {turn.question.prompt}/{len(job.prompts)}, turn {turn.question.turn}"
-        report(f"{where}: {len(turn.plain.tokens)} tokens; tokens/step so far: {so_far or 'none'}")
+        where = f"prompt {first.question.prompt}/{len(job.prompts)}, turn {first.question.turn}"
+        report(f"{where}: {len(first.plain.tokens)} tokens; tokens/step so far: {so_far or 'none'}")
     return done, skipped
 
 
-def _asked(
+def _ask_prompts(
     job: Job, case: Case, workers: Mapping[str, Worker], context: int
 ) -> Iterator[BackendMeasurements | Skipped]:
     if case.prompt_length is not None:
-        yield from ask_each(workers, job.texts[case.prompt_length], case.max_new_tokens)
+        yield from ask_each(workers, job.fixed_length_prompts[case.prompt_length], case.max_new_tokens)
         return
     yield from converse(
         workers,
@@ -117,5 +132,5 @@ def _asked(
         job.prompts,
         max_new_tokens=case.max_new_tokens,
         first_only=job.first_only,
-        ends=job.ends(case),
+        stop_at_eos=job.stop_at_eos(case),
     )

@@ -1,4 +1,4 @@
-"""From prompts to turns: every backend answers a prompt before the next one is asked."""
+"""Asks every backend the user messages of each conversation; all backends answer a message before the next one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from medusa_runtime.prompt_encoder import PromptEncoder
 from medusa_exporter.bench.timing import Measurement, Question, rotated
 from medusa_exporter.prompts import Turns
 
-PLAIN_TEXT = "the bundle has no chat template: prompts are plain text, each message and answer a paragraph of it"
+PLAIN_TEXT = "the bundle has no chat template: prompts are plain text, with a paragraph for each message and answer"
 
-BackendMeasurements = dict[str, Measurement]  # by backend, in the order in which these were named
+BackendMeasurements = dict[str, Measurement]  # by backend, in the order of the command line
 
 
 class Answerer(Protocol):
-    """A backend that takes questions; it gives None from the moment on when it has failed."""
+    """A backend that answers questions."""
 
     def answer(self, question: Question, shift: int) -> Measurement | None:
-        """Answer by plain decoding and by every tree."""
+        """Answer with plain decoding and with each tree; None when the backend has failed, now or before."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A message that leaves no room for an answer: `tokens` of prompt against the model's `context`.
+    """A message that leaves no room for an answer in the context.
 
-    tokens is None where the text is so long that it was not even tokenised.
+    prompt, turn: the numbers of the conversation and of the message, from 1. tokens: the length of the prompt, None
+    where the text is so long that it was not tokenised. context: the context's length.
     """
 
     prompt: int
@@ -37,9 +38,9 @@ class Skipped:
     context: int
 
     def describe(self) -> str:
-        """Say in a few words what was skipped and why."""
+        """Describe in a few words what was skipped and why."""
         tokens = f"more than {self.context}" if self.tokens is None else self.tokens
-        return f"SKIPPED, {tokens} tokens of prompt leave no room in the context of {self.context}"
+        return f"SKIPPED: {tokens} tokens of prompt leave no room for an answer in the context of {self.context}"
 
 
 def converse(
@@ -50,13 +51,24 @@ def converse(
     *,
     max_new_tokens: int,
     first_only: bool = False,
-    ends: bool = True,
+    stop_at_eos: bool = True,
 ) -> Iterator[BackendMeasurements | Skipped]:
-    """Ask every user message of every conversation; ends when no backend is left.
+    """Ask all user messages of all conversations, until every backend has failed.
 
-    All answer the same tokens: from the second message on, the conversation holds the first backend's plain answers. A
-    message too long for the context is skipped, with what follows it. Raises PromptError naming the prompt that
-    cannot be laid out.
+    All backends answer the same token ids: the later messages of a conversation follow the first backend's plain
+    answers. A message that does not fit the context is skipped, with the rest of its conversation.
+
+    Args:
+        backends: The backends, by name.
+        encoder: The bundle's tokenizer and chat template.
+        context: The largest number of tokens of prompt and answer.
+        conversations: The user messages of each conversation.
+        max_new_tokens: The largest number of tokens in an answer.
+        first_only: Whether only the first message of each conversation is asked.
+        stop_at_eos: Whether end tokens end an answer.
+
+    Raises:
+        PromptError: A prompt cannot be written by the chat template; the error names it.
     """
     for number, turns in enumerate(conversations, start=1):
         messages: list[dict[str, str]] = []
@@ -72,7 +84,7 @@ def converse(
             if len(ids) >= context:
                 yield Skipped(number, turn, len(ids), context)
                 break
-            answers = ask(backends, Question(number, turn, tuple(ids), max_new_tokens, ends))
+            answers = ask(backends, Question(number, turn, tuple(ids), max_new_tokens, stop_at_eos))
             if not answers:
                 return
             yield answers
@@ -81,7 +93,7 @@ def converse(
 
 
 def encode(encoder: PromptEncoder, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Token ids of a conversation: by the chat template, or as plain text where the bundle has none (`PLAIN_TEXT`)."""
+    """Return the token ids of a conversation, by the chat template, or as plain text where there is none."""
     if encoder.has_chat_template:
         return encoder.encode(messages)
     return encoder.encode("\n\n".join(message["content"].strip() for message in messages), raw=True)
@@ -90,16 +102,16 @@ def encode(encoder: PromptEncoder, messages: Sequence[Mapping[str, str]]) -> lis
 def ask_each(
     backends: Mapping[str, Answerer], prompts: Iterable[Sequence[int]], max_new_tokens: int
 ) -> Iterator[BackendMeasurements]:
-    """Ask prompts of token ids, each answered with exactly `max_new_tokens`; ends when no backend is left."""
+    """Ask prompts of token ids, each answered with exactly `max_new_tokens`, until every backend has failed."""
     for number, ids in enumerate(prompts, start=1):
-        answers = ask(backends, Question(number, 1, tuple(ids), max_new_tokens, ends=False))
+        answers = ask(backends, Question(number, 1, tuple(ids), max_new_tokens, stop_at_eos=False))
         if not answers:
             return
         yield answers
 
 
 def ask(backends: Mapping[str, Answerer], question: Question) -> BackendMeasurements:
-    """Let every backend answer, one after the other; who comes first rotates from prompt to prompt."""
+    """Let the backends answer one after the other; the order is rotated from prompt to prompt."""
     shift = question.prompt - 1
     found = {name: backends[name].answer(question, shift) for name in rotated([*backends], shift)}
-    return {name: turn for name in backends if (turn := found[name]) is not None}
+    return {name: measured for name in backends if (measured := found[name]) is not None}

@@ -1,7 +1,8 @@
-"""Acceptance from another model's recording: what a tree's steps would cost if the heads guessed as well as there.
+"""Forces the number of tokens that each step accepts, as recorded in a run of another model (`bench --forced`).
 
-Heads of random weights never agree with their decoder, so a model of a real size without trained heads shows what its
-steps take but not how many there are. A recording supplies that. Its tokens mean nothing.
+A model of realistic size without trained heads can show how long its steps take. It cannot show how many steps it
+takes, since random heads never agree with their decoder. A recording from a model with trained heads supplies that
+number. The generated text has no meaning.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ from medusa_runtime.accept import Acceptance, LogitsReader, greedy
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
 
-REMEDY = "record them first: medusa-export bench BUNDLE --profile … --json FILE, with a bundle whose heads are trained"
+from medusa_exporter.bench.schema import SCHEMA
+
+REMEDY = (
+    "record it with: medusa-export bench BUNDLE --profile … --json FILE, using a bundle of this version with trained "
+    "heads"
+)
 
 
 @dataclass(frozen=True)
 class RecordedAcceptance:
-    """How many tokens each step of each tree added, answer by answer, in a run with trained heads.
+    """How many tokens each step of each tree added in a run with trained heads.
 
-    kept: by profile, one list for each answer, its last step left out (what it kept was cut by the answer's end).
+    source, model: the names of the file and of its model. kept: by profile, a tuple for each answer, without the
+    answer's last step, which the end of the answer may have cut.
     """
 
     source: str
@@ -34,64 +41,78 @@ class RecordedAcceptance:
 
     @classmethod
     def read(cls, file: Path, trees: Iterable[TreeProfile]) -> RecordedAcceptance:
-        """Read what `medusa-export bench --json` wrote. Raises MedusaError where it lacks one of the trees."""
+        """Read a file that `medusa-export bench --json` wrote.
+
+        Raises:
+            MedusaError: The file is something else, or has no results of one of the trees.
+        """
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            results, model, accept = content["results"], content["bundle"]["model"], content["settings"]["accept"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise MedusaError(f"{file} is no JSON that medusa-export bench wrote ({error!r}); {REMEDY}") from None
+            schema, results, settings = content.get("schema"), content["results"], content["settings"]
+            accept, model = settings["accept"], content["bundle"]["model"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise MedusaError(f"{file} is not a JSON file of medusa-export bench ({error!r}); {REMEDY}") from None
+        if schema != SCHEMA:
+            raise MedusaError(f"{file} has schema {schema!r:.40}, expected {SCHEMA}; {REMEDY}")
         if accept != "greedy":
-            raise MedusaError(f"{file} was not recorded but {accept} itself, expected greedy; {REMEDY}")
-        return cls(file.name, str(model), {tree.name: _kept(file, results, tree) for tree in trees})
+            raise MedusaError(f"{file} has the acceptance rule {accept!r:.40}, expected 'greedy'; {REMEDY}")
+        return cls(file.name, str(model), {tree.name: _read_kept(file, results, tree) for tree in trees})
 
     def rule(self, profile: str, number: int) -> ForcedAcceptance:
-        """The rule for one answer: it begins with the recording's answer of that number, counted round and round."""
+        """Return the acceptance rule for one answer.
+
+        The rule starts at the recorded answer of that number, modulo their count, and continues with the next ones. Of
+        the three recorded answers (3, 1), (2,) and (1, 4), number 4 gives 2, 1, 4, 3, 1, 2, 1, 4, …
+        """
         answers = self.kept[profile]
         begin = number % len(answers)
         return ForcedAcceptance([*itertools.chain(*answers[begin:], *answers[:begin])])
 
 
 class ForcedAcceptance:
-    """Keeps what it is told to (`medusa_runtime.accept.AcceptRule`), for one answer: LOSSY, for measuring only."""
+    """An acceptance rule for one answer that keeps recorded numbers of tokens. LOSSY: only for timing."""
 
     def __init__(self, kept: Sequence[int]) -> None:
-        """kept: how many tokens each step adds; begun again at the end."""
+        """Keep `kept[0]` tokens in the first step, and so on; after the last the first follows again."""
         self._kept = itertools.cycle(kept)
-        self._paths: dict[int, list[int]] = {}  # by how many nodes are kept
+        self._paths: dict[int, list[int]] = {}  # by the number of nodes that are kept
 
     def __call__(
         self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], _logits: LogitsReader, /
     ) -> Acceptance:
-        """Keep the first node of the depth that the step is to reach, and its ancestors."""
-        if tree.size == 1:  # no room was left for the tree
+        """Keep the first node at the depth that gives the recorded number of tokens, and its ancestors."""
+        if tree.size == 1:  # the context had no room for the tree
             return greedy(tree, tokens, argmax)
         kept = next(self._kept)
         if kept not in self._paths:
             node = tree.depths.tolist().index(kept - 1)
-            self._paths[kept] = tree.mask[node].nonzero()[0].tolist()  # the node's ancestors and itself, ascending
+            self._paths[kept] = tree.mask[node].nonzero()[0].tolist()  # ancestors and the node itself, ascending
         path = self._paths[kept]
         return path, argmax[path[-1]]
 
 
-def _kept(file: Path, results: Any, tree: TreeProfile) -> tuple[tuple[int, ...], ...]:
-    """One tree's lists from the first backend that has it."""
+def _read_kept(file: Path, results: Any, tree: TreeProfile) -> tuple[tuple[int, ...], ...]:
+    """Read the answers of one tree, from the first backend that has it."""
     try:
         found = [result for result in results if result["profile"] == tree.name]
         if not found:
             named = sorted({str(result["profile"]) for result in results} - {PLAIN})
             raise MedusaError(f"{file} has no profile {tree.name!r}, it has {', '.join(named) or 'none'}; {REMEDY}")
         answers = [
-            tuple(answer[:-1]) for one in found if one["backend"] == found[0]["backend"] for answer in one["accepted"]
+            tuple(answer[:-1])
+            for one in found
+            if one["backend"] == found[0]["backend"]
+            for answer in one["tokens_added_by_steps"]
         ]
         sizes = {result["nodes"] for result in found}
-        sound = all(type(count) is int and 1 <= count <= tree.depth + 1 for answer in answers for count in answer)
+        valid = all(type(count) is int and 1 <= count <= tree.depth + 1 for answer in answers for count in answer)
     except (KeyError, TypeError) as error:
-        raise MedusaError(f"{file} does not say what its steps accepted ({error!r}); {REMEDY}") from None
-    if sizes != {tree.size} or not sound:
+        raise MedusaError(f"{file} lacks the tokens that its steps added ({error!r}); {REMEDY}") from None
+    if sizes != {tree.size} or not valid:
         raise MedusaError(
-            f"{file} tells of another tree named {tree.name!r} than this bundle's of {tree.size} nodes, "
-            f"{tree.depth} deep; {REMEDY}"
+            f"{file} has another tree under the name {tree.name!r}, expected this bundle's tree of {tree.size} nodes "
+            f"and depth {tree.depth}; {REMEDY}"
         )
     if not any(answers):
-        raise MedusaError(f"{file} holds no whole step of {tree.name!r}; record longer answers")
+        raise MedusaError(f"{file} has no complete step of {tree.name!r}, expected at least one; record longer answers")
     return tuple(answer for answer in answers if answer)

@@ -1,4 +1,4 @@
-"""What figures were taken on."""
+"""Describes the machine and the package versions of a measurement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 def machine(threads: int | None) -> dict[str, Any]:
-    """Describe the machine; threads: those asked for, None for the default."""
+    """Describe processor and operating system; `threads` is the requested number, None for the default."""
     return {
         "cpu": processor_name(),
         "cores": physical_cores(),
@@ -38,5 +38,5 @@ def machine(threads: int | None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape bundle and run, those that are installed."""
+    """Return the versions of Python and of the installed packages that affect bundle and speed."""
     return {"python": platform.python_version(), **installed_versions(PACKAGES)}

@@ -1,4 +1,4 @@
-"""What runs boil down to."""
+"""Computes the metrics of a profile from its measurements: speed, tokens per step, time per step, percentiles."""
 
 from __future__ import annotations
 
@@ -14,87 +14,98 @@ from medusa_exporter.bench.timing import Generation, Measurement
 
 METRICS = ("tokens_per_step", "plain_step_ms", "medusa_step_ms", "overhead", "speedup", "host_us_per_step")
 PERCENTILES = (10, 50, 90)
-SLOWEST = 10  # steps that are told one by one
+SLOWEST = 10  # steps that are reported one by one
 
-Pair = tuple[Generation, Generation]  # plain decoding's and the tree's
+Pair = tuple[Generation, Generation]  # the answers with plain decoding and with the tree
 
 
-def aggregate(turns: Sequence[Measurement], profile: TreeProfile, *, ends: bool = True) -> dict[str, Any]:
-    """Boil turns down to one profile's result, "plain" being one too: figures over all, and their spread over prompts.
+def aggregate(measurements: Sequence[Measurement], profile: TreeProfile, *, stop_at_eos: bool = True) -> dict[str, Any]:
+    """Return the metrics of one profile over all measurements, and their percentiles over prompts.
 
-    Figures are ratios of sums, so a long answer weighs more than a short one; percentiles of steps are over all steps,
-    those of the time to the first token over prompts. `tokens_per_second` and `tpot_ms` leave the prefill out.
-    `speedup` counts the turns whose tokens are plain decoding's, or, where answers do not end by themselves (`ends`),
-    all: they have the same length. A figure is None where no step was taken.
+    Metrics are ratios of sums, so that a long answer counts more than a short one. Percentiles of steps are over all
+    steps, those of the time to the first token over prompts. `tokens_per_second` and `tpot_ms` do not include the
+    prefill. A metric is None where no step was run.
+
+    Args:
+        measurements: The answers of one backend, to at least one prompt.
+        profile: The tree, or the profile of plain decoding.
+        stop_at_eos: Whether end tokens end the answers. Then `speedup` counts only the answers that are identical to
+            plain decoding's; otherwise all, since all have the same length.
     """
+    name = profile.name
     by_prompt: dict[int, list[Pair]] = defaultdict(list)
-    for turn in turns:
-        by_prompt[turn.question.prompt].append((turn.plain, turn.run(profile.name)))
-    single = [_figures(pairs, ends) for pairs in by_prompt.values()]
-    parted = [(turn, turn.differences[profile.name]) for turn in turns if profile.name in turn.differences]
-    gaps = [difference.gap for _, difference in parted if difference.gap is not None]
-    shares = [difference.share for _, difference in parted if difference.share is not None]
-    runs = [turn.run(profile.name) for turn in turns]
-    steps = [1e3 * seconds for run in runs for seconds in run.step_seconds]
-    first = [1e3 * run.first_seconds for run in runs]
-    decoded = [run for run in runs if run.steps]
-    seconds, tokens = sum(run.seconds for run in decoded), sum(len(run.tokens) - 1 for run in decoded)
+    for one in measurements:
+        by_prompt[one.question.prompt].append((one.plain, one.generation(name)))
+    of_prompts = [_metrics(pairs, stop_at_eos) for pairs in by_prompt.values()]
+    differing = [(one, one.differences[name]) for one in measurements if name in one.differences]
+    gaps = [difference.gap for _, difference in differing if difference.gap is not None]
+    shares = [difference.share for _, difference in differing if difference.share is not None]
+    answers = [one.generation(name) for one in measurements]
+    steps = [1e3 * seconds for answer in answers for seconds in answer.step_seconds]
+    first = [1e3 * answer.first_seconds for answer in answers]
+    decoded = [answer for answer in answers if answer.steps]
+    seconds, tokens = sum(answer.seconds for answer in decoded), sum(len(answer.tokens) - 1 for answer in decoded)
     return {
-        "profile": profile.name,
+        "profile": name,
         "nodes": profile.size,
-        "turns": len(turns),
-        **_figures([pair for pairs in by_prompt.values() for pair in pairs], ends),
+        "turns": len(measurements),
+        **_metrics([pair for pairs in by_prompt.values() for pair in pairs], stop_at_eos),
         "step_ms": {"mean": _ratio(sum(steps), len(steps)), **_percentiles(steps, (10, 50, 90, 99))},
-        "slowest_steps": _slowest(turns, profile.name),
+        "slowest_steps": _slowest_steps(measurements, name),
         "ttft_ms": _percentiles(first, (50, 90)),
         "tpot_ms": _ratio(1e3 * seconds, tokens),
         "tokens_per_second": _ratio(tokens, seconds),
-        "kv_length": _kv_length(turns, profile.name),
-        "identical": not parted,
-        "divergences": len(parted),
-        "max_gap": max(gaps, default=None if parted else 0.0),
-        "max_gap_share": max(shares, default=None if parted else 0.0),
-        "failures": sum(difference.fails for _, difference in parted),
+        "mean_past_length": _mean_past_length(measurements, name),
+        "identical": not differing,
+        "divergences": len(differing),
+        "max_logit_gap": max(gaps, default=None if differing else 0.0),
+        "max_logit_gap_share": max(shares, default=None if differing else 0.0),
+        "mismatches": sum(difference.fails for _, difference in differing),
         "differences": [
-            {"prompt": turn.question.prompt, "turn": turn.question.turn, **asdict(difference)}
-            for turn, difference in parted
+            {"prompt": one.question.prompt, "turn": one.question.turn, **asdict(difference)}
+            for one, difference in differing
         ],
-        "spread": {name: _percentiles([figures[name] for figures in single], PERCENTILES) for name in METRICS},
-        "accepted": [list(run.kept) for run in runs],
+        "percentiles_over_prompts": {
+            metric: _percentiles([metrics[metric] for metrics in of_prompts], PERCENTILES) for metric in METRICS
+        },
+        "tokens_added_by_steps": [list(answer.kept) for answer in answers],
     }
 
 
 def by_category(
-    turns: Sequence[Measurement], profile: TreeProfile, categories: Sequence[str | None]
+    measurements: Sequence[Measurement], profile: TreeProfile, categories: Sequence[str | None]
 ) -> dict[str, dict[str, float | None]]:
-    """Return `aggregate`'s figures for each category of prompts, and how many `prompts` of it were answered.
+    """Return the metrics of each category of prompts, with the number of `prompts` that were answered.
 
-    categories: of prompt 1, 2, …; prompts without one are left out.
+    Args:
+        measurements: The answers of one backend.
+        profile: The tree, or the profile of plain decoding.
+        categories: The category of prompt 1, 2, …; prompts with None are left out.
     """
     chosen: dict[str, list[Measurement]] = defaultdict(list)
-    for turn in turns:
-        if category := categories[turn.question.prompt - 1]:
-            chosen[category].append(turn)
+    for one in measurements:
+        if category := categories[one.question.prompt - 1]:
+            chosen[category].append(one)
     return {
         category: {
-            "prompts": len({turn.question.prompt for turn in of}),
-            **_figures([(turn.plain, turn.run(profile.name)) for turn in of], ends=True),
+            "prompts": len({one.question.prompt for one in of_category}),
+            **_metrics([(one.plain, one.generation(profile.name)) for one in of_category], stop_at_eos=True),
         }
-        for category, of in chosen.items()
+        for category, of_category in chosen.items()
     }
 
 
-def _figures(pairs: Sequence[Pair], ends: bool) -> dict[str, float | None]:
-    """Return METRICS over (plain, medusa) runs, and the sums that let runs on parts of a file be put together.
+def _metrics(pairs: Sequence[Pair], stop_at_eos: bool) -> dict[str, float | None]:
+    """Return METRICS, and the sums with which results on parts of a prompt file can be combined.
 
-    Those are the tree's `tokens` (prefill's not among them), its `steps` and plain decoding's `plain_steps`.
+    These are the tree's `tokens` (without those of the prefill), its `steps`, and plain decoding's `plain_steps`.
     """
     plain, medusa = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    same = [pair for pair in pairs if pair[0].tokens == pair[1].tokens or not ends]
-    tokens = sum(len(run.tokens) - 1 for run in medusa)
-    steps, plain_steps = (sum(run.steps for run in runs) for runs in (medusa, plain))
-    plain_ms = _ratio(1e3 * sum(run.seconds for run in plain), plain_steps)
-    medusa_ms = _ratio(1e3 * sum(run.seconds for run in medusa), steps)
+    same = [pair for pair in pairs if pair[0].tokens == pair[1].tokens or not stop_at_eos]
+    tokens = sum(len(answer.tokens) - 1 for answer in medusa)
+    steps, plain_steps = (sum(answer.steps for answer in answers) for answers in (medusa, plain))
+    plain_ms = _ratio(1e3 * sum(answer.seconds for answer in plain), plain_steps)
+    medusa_ms = _ratio(1e3 * sum(answer.seconds for answer in medusa), steps)
     return {
         "tokens": tokens,
         "steps": steps,
@@ -104,26 +115,29 @@ def _figures(pairs: Sequence[Pair], ends: bool) -> dict[str, float | None]:
         "medusa_step_ms": medusa_ms,
         "overhead": _ratio(medusa_ms or 0.0, plain_ms or 0.0),
         "speedup": _ratio(sum(pair[0].seconds for pair in same), sum(pair[1].seconds for pair in same)),
-        "host_us_per_step": _ratio(1e6 * sum(run.host_seconds for run in medusa), steps),
+        "host_us_per_step": _ratio(1e6 * sum(answer.host_seconds for answer in medusa), steps),
     }
 
 
-def _slowest(turns: Sequence[Measurement], profile: str) -> list[dict[str, float]]:
-    """The steps that took longest, and where they stood in their answers: step 1 follows the prefill."""
+def _slowest_steps(measurements: Sequence[Measurement], profile: str) -> list[dict[str, float]]:
+    """Return the steps that took longest, with their number in the answer: step 1 follows the prefill."""
     steps = [
-        {"prompt": turn.question.prompt, "turn": turn.question.turn, "step": number, "ms": 1e3 * seconds}
-        for turn in turns
-        for number, seconds in enumerate(turn.run(profile).step_seconds, start=1)
+        {"prompt": one.question.prompt, "turn": one.question.turn, "step": number, "ms": 1e3 * seconds}
+        for one in measurements
+        for number, seconds in enumerate(one.generation(profile).step_seconds, start=1)
     ]
     return sorted(steps, key=lambda step: -step["ms"])[:SLOWEST]
 
 
-def _kv_length(turns: Sequence[Measurement], profile: str) -> float | None:
-    """Rows of the past, the mean over steps: a prompt's own, and the tokens that the steps before have added."""
+def _mean_past_length(measurements: Sequence[Measurement], profile: str) -> float | None:
+    """Return the KV cache rows that a step finds, the mean over steps.
+
+    Example: after a prompt of 100 tokens, steps that add 3, 1 and 1 tokens find 100, 103 and 104 rows.
+    """
     rows = steps = 0
-    for turn in turns:
-        kept = turn.run(profile).kept
-        rows += len(turn.question.ids) * len(kept) + int(np.cumsum(kept).sum()) - sum(kept)
+    for one in measurements:
+        kept = one.generation(profile).kept
+        rows += len(one.question.ids) * len(kept) + int(np.cumsum(kept).sum()) - sum(kept)
         steps += len(kept)
     return _ratio(rows, steps)
 
@@ -133,7 +147,7 @@ def _ratio(above: float, below: float) -> float | None:
 
 
 def _percentiles(values: Sequence[float | None], percents: Sequence[int]) -> dict[str, float | None]:
-    """Return percentiles of the values there are, by name: "p50" and so on."""
+    """Return percentiles of the values that are not None, by name: "p50" and so on."""
     present = [value for value in values if value is not None]
     points = np.percentile(present, percents).tolist() if present else [None] * len(percents)
     return {f"p{percent}": point for percent, point in zip(percents, points, strict=True)}

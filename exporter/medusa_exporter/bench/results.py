@@ -1,9 +1,8 @@
-"""The JSON of a run: one result for each backend, profile, prompt length and output length."""
+"""Builds the JSON of `medusa-export bench`: a result for each backend, profile, prompt length and output length."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,20 +13,19 @@ from medusa_exporter.answer_differences import is_exact, tolerances
 from medusa_exporter.bench.conversations import BackendMeasurements
 from medusa_exporter.bench.machine import machine, versions
 from medusa_exporter.bench.metrics import aggregate, by_category
+from medusa_exporter.bench.schema import SCHEMA
 from medusa_exporter.bench.timing import Measurement
 from medusa_exporter.bench.worker import LoadedBackend
 
-SCHEMA = 1
-
 
 class Case(NamedTuple):
-    """What a cell has beside backend and profile. prompt_length: tokens; None: the prompts are as the file has them."""
+    """Prompt length and output length, in tokens. prompt_length: None for prompts as the file has them."""
 
     prompt_length: int | None
     max_new_tokens: int
 
     def describe(self) -> str:
-        """Say it in a few words."""
+        """Describe the case in a few words."""
         prompts = "prompts as they are" if self.prompt_length is None else f"prompts of {self.prompt_length} tokens"
         return f"{prompts}, {self.max_new_tokens} new tokens"
 
@@ -35,7 +33,15 @@ class Case(NamedTuple):
 def document(
     bundle: Bundle, prompts: Path, count: int, threads: int | None, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a run is of, with nothing measured yet. count: prompts that are asked. threads: as they were asked for."""
+    """Return the JSON document before anything is measured.
+
+    Args:
+        bundle: The bundle to measure.
+        prompts: The file of prompts.
+        count: The number of prompts that are used.
+        threads: The requested number of threads, None for the default.
+        settings: The options of the measurement.
+    """
     return {
         "schema": SCHEMA,
         "machine": machine(threads),
@@ -49,13 +55,21 @@ def document(
     }
 
 
-def backend_facts(opened: LoadedBackend) -> dict[str, Any]:
-    """What ran: device, library, precision, and what counts as a tie there."""
+def backend_facts(loaded: LoadedBackend) -> dict[str, Any]:
+    """Describe a backend: device, library, precision, and the logit gap up to which two tokens are a tie."""
+    facts = loaded.facts
     return {
-        **asdict(opened.facts),
-        "precision": opened.precision,
-        "context": opened.context,
-        **tolerances(is_exact(opened.precision)),
+        "device": facts.device,
+        "driver": facts.driver,
+        "capability": facts.capability,
+        "library": facts.library,
+        "version": facts.version,
+        "weight_bytes": facts.weights,
+        "kv_bytes_per_token": facts.row,
+        "memory_bytes_per_second": facts.bandwidth,
+        "precision": loaded.precision,
+        "context": loaded.context,
+        **tolerances(is_exact(loaded.precision)),
     }
 
 
@@ -66,21 +80,29 @@ def results(
     trees: Sequence[TreeProfile],
     categories: Sequence[str | None],
     *,
-    ends: bool,
+    stop_at_eos: bool,
 ) -> list[dict[str, Any]]:
-    """All results of one case. ends: whether answers end by themselves.
+    """Return all results of one case, for plain decoding and for each tree on each backend.
 
-    What two backends share is told of the prompts that both answered; their rates are over all that each of them did,
-    and one that has failed did fewer.
+    Backends are compared on the prompts that both have answered. Their speeds are over all prompts that each has
+    answered, which are fewer for a backend that has failed.
+
+    Args:
+        case: Prompt length and output length.
+        answers: The measurements of each question, by backend.
+        backends: The backends, by name; the first is the one that others are compared with.
+        trees: The profiles that were measured.
+        categories: The category of each prompt, None for none.
+        stop_at_eos: Whether end tokens end the answers.
     """
-    of_backend = {name: [turns[name] for turns in answers if name in turns] for name in backends}
+    of_backend = {name: [measured[name] for measured in answers if name in measured] for name in backends}
     modes = [TreeProfile.plain(), *trees]
     found = {
         (name, mode.name): {"backend": name, "precision": backends[name].precision, **case._asdict()}
-        | aggregate(turns, mode, ends=ends)
-        | {"categories": by_category(turns, mode, categories)}
-        for name, turns in of_backend.items()
-        if turns
+        | aggregate(measurements, mode, stop_at_eos=stop_at_eos)
+        | {"categories": by_category(measurements, mode, categories)}
+        for name, measurements in of_backend.items()
+        if measurements
         for mode in modes
     }
     plain = {name: found[name, modes[0].name]["tokens_per_second"] or 0.0 for name in of_backend if of_backend[name]}
@@ -89,17 +111,17 @@ def results(
     for (name, mode), result in found.items():
         rate, facts = result["tokens_per_second"], backends[name].facts
         result["best_plain"] = best
-        result["speedup_over_best"] = rate / plain[best] if rate and plain[best] else None
-        read = facts.weights + facts.row * (result["kv_length"] or 0.0)
-        result["bound_ms"] = 1e3 * read / facts.bandwidth if facts.bandwidth else None
-        result["same_as_first"] = None if name == first else _same(answers, first, name, mode)
+        result["speedup_over_best_plain"] = rate / plain[best] if rate and plain[best] else None
+        read = facts.weights + facts.row * (result["mean_past_length"] or 0.0)
+        result["memory_bound_ms"] = 1e3 * read / facts.bandwidth if facts.bandwidth else None
+        result["same_as_first_backend"] = None if name == first else _count_same(answers, first, name, mode)
     return list(found.values())
 
 
-def _same(answers: Sequence[BackendMeasurements], first: str, name: str, mode: str) -> dict[str, int]:
-    """How many answers are token for token the first backend's, and of how many."""
+def _count_same(answers: Sequence[BackendMeasurements], first: str, name: str, mode: str) -> dict[str, int]:
+    """Count the answers of both backends, and those of them that are identical."""
     both: list[tuple[Measurement, Measurement]] = [
-        (turns[first], turns[name]) for turns in answers if {first, name} <= turns.keys()
+        (measured[first], measured[name]) for measured in answers if {first, name} <= measured.keys()
     ]
-    equal = sum(one.run(mode).tokens == other.run(mode).tokens for one, other in both)
-    return {"answers": len(both), "equal": equal}
+    identical = sum(one.generation(mode).tokens == other.generation(mode).tokens for one, other in both)
+    return {"answers": len(both), "identical": identical}

@@ -1,4 +1,4 @@
-"""A run's figures as text."""
+"""Shows the results of a benchmark as tables."""
 
 from __future__ import annotations
 
@@ -7,67 +7,64 @@ from typing import Any
 
 from medusa_runtime.facts import PLAIN
 
+from medusa_exporter import console
+
+LABELS = {"backend": "backend", "prompt_length": "prompt", "max_new_tokens": "new", "profile": "profile"}
 COLUMNS = {  # heading -> key of a result
     "nodes": "nodes",
-    "tok/step": "tokens_per_step",
+    "tokens/step": "tokens_per_step",
     "plain ms": "plain_step_ms",
-    "medusa ms": "medusa_step_ms",
+    "tree ms": "medusa_step_ms",
     "overhead": "overhead",
     "speed-up": "speedup",
-    "over best": "speedup_over_best",
-    "tok/s": "tokens_per_second",
+    "over best": "speedup_over_best_plain",
+    "tokens/s": "tokens_per_second",
     "ttft ms": "ttft_ms",
     "host us": "host_us_per_step",
-    "diverged": "divergences",
+    "differ": "divergences",
 }
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """One line for each result; what all have in common stands in no column."""
-    names = ["profile"]
-    if len({(result["prompt_length"], result["max_new_tokens"]) for result in results}) > 1:
-        names = ["prompt_length", "max_new_tokens", *names]
-    if len({result["backend"] for result in results}) > 1:
-        names = ["backend", *names]
-    headings = [{"prompt_length": "prompt", "max_new_tokens": "new"}.get(name, name) for name in names]
-    labels = [[_label(result[name]) for name in names] for result in results]
-    widths = [max(map(len, column)) for column in zip(headings, *labels, strict=True)]
-    figures = [[cell(_value(result[key])) for key in COLUMNS.values()] for result in results]
-    lines = []
-    for label, cells in zip([headings, *labels], [[*COLUMNS], *figures], strict=True):
-        left = "  ".join(f"{text:<{width}}" for text, width in zip(label, widths, strict=True))
-        lines.append(left + "".join(f"{text:>11}" for text in cells))
-    return "\n".join(lines)
+    """Return a table with a line for each result; a label that all results share has no column."""
+    cases = {(result["prompt_length"], result["max_new_tokens"]) for result in results}
+    several = {"backend": len({result["backend"] for result in results}) > 1}
+    several |= {"prompt_length": len(cases) > 1, "max_new_tokens": len(cases) > 1, "profile": True}
+    labels = [name for name in LABELS if several[name]]
+    headings = [LABELS[name] for name in labels]
+    rows = [
+        [*(_label(result[name]) for name in labels), *(cell(_value(result[key])) for key in COLUMNS.values())]
+        for result in results
+    ]
+    return console.table([*headings, *COLUMNS], rows, text=headings)
 
 
 def categories(results: Sequence[dict[str, Any]]) -> str:
-    """Tokens per step of every tree in every category, one backend's; "" where there are fewer than two categories."""
-    results = [result for result in results if result["profile"] != PLAIN]
-    if not results or len(results[0]["categories"]) < 2:
+    """Return a table of the tokens per step in each category of prompts; "" with fewer than two categories.
+
+    Args:
+        results: The results of one backend.
+    """
+    trees = [result for result in results if result["profile"] != PLAIN]
+    if not trees or len(trees[0]["categories"]) < 2:
         return ""
-    names = list(results[0]["categories"])
-    width = max(len("tokens/step"), *map(len, names))
-    columns = [max(11, len(result["profile"]) + 2) for result in results]
-    heading = zip(results, columns, strict=True)
-    lines = [f"{'tokens/step':<{width}}  prompts" + "".join(f"{one['profile']:>{size}}" for one, size in heading)]
-    for name in names:
-        found = [result["categories"][name] for result in results]
-        cells = zip(found, columns, strict=True)
-        line = "".join(f"{cell(one['tokens_per_step']):>{size}}" for one, size in cells)
-        lines.append(f"{name:<{width}}{found[0]['prompts']:>9}{line}")
-    return "\n".join(lines)
+    rows = [
+        [name, str(found["prompts"]), *(cell(result["categories"][name]["tokens_per_step"]) for result in trees)]
+        for name, found in trees[0]["categories"].items()
+    ]
+    return console.table(["tokens/step", "prompts", *(result["profile"] for result in trees)], rows)
 
 
 def cell(value: float | None) -> str:
-    """A figure in three digits or so."""
+    """Format a value with about three digits."""
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def _value(figure: Any) -> float | None:
-    """The figure itself, or the median of several."""
-    value: float | None = figure["p50"] if isinstance(figure, dict) else figure
+def _value(metric: Any) -> float | None:
+    """Return the metric itself, or its median where it has percentiles."""
+    value: float | None = metric["p50"] if isinstance(metric, dict) else metric
     return value
 
 

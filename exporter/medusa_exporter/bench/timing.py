@@ -1,4 +1,4 @@
-"""One prompt answered by plain decoding and by every tree, one after the other, on one backend."""
+"""Times the answers to one prompt, with plain decoding and with each tree in turn, on one backend."""
 
 from __future__ import annotations
 
@@ -15,30 +15,34 @@ from medusa_runtime.facts import PLAIN
 from medusa_exporter.answer_differences import Difference, compare, is_exact, next_logits
 from medusa_exporter.bench.forced_acceptance import RecordedAcceptance
 
-RECENT = 4  # questions: a backend holds so many shapes and no more, so one that was not met for longer may be forgotten
-WARM_TOKENS = 4  # of an answer that only warms up: three steps, of which a tree takes one at least
+RECENT = 4  # questions: a backend keeps that many step shapes, so an older one may have to be warmed up again
+WARM_TOKENS = 4  # the length of a warm-up answer: three steps, at least one of which runs the tree
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt to answer; `prompt` and `turn` count from 1. ends: whether the model's end tokens end the answer."""
+    """A prompt to answer.
+
+    prompt, turn: the numbers of the conversation and of the user message in it, from 1. ids: the prompt's token ids.
+    stop_at_eos: whether the model's end tokens end the answer; otherwise it has exactly `max_new_tokens` tokens.
+    """
 
     prompt: int
     turn: int
     ids: tuple[int, ...]
     max_new_tokens: int
-    ends: bool = True
+    stop_at_eos: bool = True
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One decode.
+    """One timed answer.
 
-    tokens: the answer's, the prefill's one included. kept: how many tokens each step added. first_seconds: from handing
-    over the prompt's ids to the first token. step_seconds: wall time of each step. host_seconds: the part of all
-    steps that is not the backend's own run: binding, accept rule, commit.
+    tokens: the answer's token ids, the first of which comes from the prefill. kept: the number of tokens that each step
+    added. first_seconds: the time to the first token. step_seconds: the wall time of each step. host_seconds: the time
+    of all steps outside the backend's run: binding inputs, accepting tokens, committing KV cache rows.
     """
 
     tokens: tuple[int, ...]
@@ -49,35 +53,46 @@ class Generation:
 
     @property
     def steps(self) -> int:
-        """How many there were."""
+        """The number of decoding steps; the prefill is not counted."""
         return len(self.step_seconds)
 
     @property
     def seconds(self) -> float:
-        """All steps together."""
+        """The wall time of all steps."""
         return sum(self.step_seconds)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One question answered by plain decoding and by every tree, on one backend."""
+    """The answers to one question on one backend, with plain decoding and with each tree.
+
+    trees: the answers by profile. differences: by profile, where an answer's tokens differ from plain decoding's.
+    """
 
     question: Question
     plain: Generation
-    trees: dict[str, Generation]  # by profile
-    differences: dict[str, Difference] = field(default_factory=dict)  # by profile, where tokens part from plain's
+    trees: dict[str, Generation]
+    differences: dict[str, Difference] = field(default_factory=dict)
 
-    def run(self, profile: str) -> Generation:
-        """The answer by a tree, or by "plain"."""
+    def generation(self, profile: str) -> Generation:
+        """Return the answer with a tree, or with plain decoding for "plain"."""
         return self.plain if profile == PLAIN else self.trees[profile]
 
 
 def generate_timed(
     decoder: Decoder, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int] | None = None
 ) -> Generation:
-    """Answer one prompt with the decoder's present tree, timing prefill and steps.
+    """Answer one prompt with the tree that the decoder uses, and time the prefill and each step.
 
-    Raises PromptError or CapacityError for a prompt that cannot be answered.
+    Args:
+        decoder: The decoder that generates.
+        prompt_ids: Token ids of the prompt.
+        max_new_tokens: The largest number of tokens in the answer.
+        stop_ids: Tokens that end the answer. Default: the model's end tokens.
+
+    Raises:
+        PromptError: The prompt is empty or has ids outside the vocabulary.
+        CapacityError: The prompt does not fit the context.
     """
     started = perf_counter()
     decoder.start(prompt_ids, max_new_tokens, stop_ids)
@@ -87,80 +102,91 @@ def generate_timed(
     kept, seconds, device = [], [], 0.0
     while sequence.finish_reason is None:
         started = perf_counter()
-        taken = decoder.step()
+        added = decoder.step()
         seconds.append(perf_counter() - started)
         device += backend.run_seconds
-        kept.append(len(taken))
+        kept.append(len(added))
     return Generation(tuple(sequence.answer), tuple(kept), first, tuple(seconds), sum(seconds) - device)
 
 
 class TimedDecoder:
-    """Answers questions on one decoder and times every answer."""
+    """Answers questions with plain decoding and with each tree on one decoder, and times every answer."""
 
     def __init__(
         self,
         decoder: Decoder,
         trees: Sequence[TreeProfile],
-        recording: RecordedAcceptance | None = None,
+        forced: RecordedAcceptance | None = None,
         *,
         warm: bool = True,
     ) -> None:
-        self._decoder, self._recording, self._warm = decoder, recording, warm
+        """Warm the decoder up.
+
+        Args:
+            decoder: The decoder to time.
+            trees: The profiles to time; plain decoding is always timed.
+            forced: How many tokens each tree's steps keep, whatever the model computes. Default: the model decides.
+            warm: Whether each answer is preceded by untimed steps.
+        """
+        self._decoder, self._forced, self._warm = decoder, forced, warm
         self._modes = [TreeProfile.plain(), *trees]
         self._accept = decoder.accept
-        self._asked = 0  # questions so far
-        self._seen: dict[tuple[str, int, int], int] = {}  # shapes that are warm, and in which question they last ran
-        if warm:  # the largest tree first, so that a backend allocates the memory of its results once
+        self._questions = 0  # answered so far
+        self._warm_since: dict[tuple[str, int, int], int] = {}  # by step shape: the last question that ran it
+        if warm:  # the largest tree first, so that a backend allocates its output buffers once
             for mode in sorted(self._modes, key=lambda one: -one.size):
                 decoder.set_profile(mode)
                 generate_timed(decoder, [0], WARM_TOKENS, ())
 
     def answer(self, question: Question, shift: int) -> Measurement | None:
-        """Answer by plain decoding and every tree; the first of them is number `shift`, counted round and round."""
-        runs = {}
-        self._asked += 1
+        """Answer with plain decoding and with each tree, in an order rotated by `shift` (see `rotated`)."""
+        answers = {}
+        self._questions += 1
         for mode in rotated(self._modes, shift):
             self._decoder.set_profile(mode)
             if self._warm:
                 self._warm_up(mode, question)
-            if self._recording is not None and mode.name != PLAIN:
-                self._decoder.accept = self._recording.rule(mode.name, question.prompt + question.turn)
-            stop_ids = None if question.ends else ()
-            runs[mode.name] = generate_timed(self._decoder, question.ids, question.max_new_tokens, stop_ids)
+            if self._forced is not None and mode.name != PLAIN:
+                self._decoder.accept = self._forced.rule(mode.name, question.prompt + question.turn)
+            stop_ids = None if question.stop_at_eos else ()
+            answers[mode.name] = generate_timed(self._decoder, question.ids, question.max_new_tokens, stop_ids)
             self._decoder.accept = self._accept
-        plain = runs.pop(PLAIN)
-        trees = {mode.name: runs[mode.name] for mode in self._modes if mode.name in runs}
-        return Measurement(question, plain, trees, {} if self._recording else self._differences(question, plain, trees))
+        plain = answers.pop(PLAIN)
+        trees = {mode.name: answers[mode.name] for mode in self._modes if mode.name in answers}
+        return Measurement(question, plain, trees, {} if self._forced else self._differences(question, plain, trees))
 
     def _warm_up(self, mode: TreeProfile, question: Question) -> None:
-        """Run untimed what the clock must not see: buffers being made, kernels being chosen, graphs being captured.
+        """Run steps without timing them: they allocate buffers, choose kernels and capture CUDA graphs.
 
-        A GPU's step is captured in the second run of its shape, and a past beyond 256, 512, 1,024, … rows is another
-        shape: where a question's past crosses such a length, its whole answer is decoded twice, else its first steps.
-        While a shape is met again and again a few steps suffice, so that a tree's arrays are bound.
+        A GPU captures a step in the second run of its shape, and the shape depends on the KV cache length, rounded up
+        to 256, 512, 1,024, … rows. Where the answer crosses such a length, it is decoded twice as a whole, else only
+        its first steps. A shape that ran recently needs just a few steps, which bind the tree's arrays.
+
+        Example: a prompt of 250 tokens with 64 new ones runs with 256 and with 512 rows, so all of it is decoded twice.
         """
         first = padded_past_length(len(question.ids))
         last = padded_past_length(len(question.ids) + question.max_new_tokens)
         shape = (mode.name, first, last)
-        if self._seen.get(shape, -RECENT) < self._asked - RECENT:
+        if self._warm_since.get(shape, -RECENT) < self._questions - RECENT:
             tokens = WARM_TOKENS if first == last else question.max_new_tokens
             for _ in range(2):
                 generate_timed(self._decoder, question.ids, tokens, ())
         else:
             generate_timed(self._decoder, [0], WARM_TOKENS, ())
-        self._seen[shape] = self._asked
+        self._warm_since[shape] = self._questions
 
     def _differences(
         self, question: Question, plain: Generation, trees: dict[str, Generation]
     ) -> dict[str, Difference]:
         reader, exact = next_logits(self._decoder), is_exact(self._decoder.backend.precision)
         found = {
-            name: compare(question.ids, plain.tokens, run.tokens, reader, exact=exact) for name, run in trees.items()
+            name: compare(question.ids, plain.tokens, answer.tokens, reader, exact=exact)
+            for name, answer in trees.items()
         }
         return {name: difference for name, difference in found.items() if difference is not None}
 
 
 def rotated(items: Sequence[Item], shift: int) -> list[Item]:
-    """The items, beginning with number `shift` (round and round), so that each comes first in its turn."""
+    """Return the items rotated by `shift`: ["a", "b", "c"] and 4 give ["b", "c", "a"]."""
     shift %= len(items)
     return [*items[shift:], *items[:shift]]

@@ -1,4 +1,4 @@
-"""A backend in a process of its own: two libraries never share one, and one that dies takes no other with it."""
+"""Runs each backend in a separate process, so that two libraries never share one and a crash stops only one backend."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from medusa_exporter.bench.timing import Measurement, Question, TimedDecoder
 
 
 class WorkerSettings(NamedTuple):
-    """What a backend is loaded with, each the same for all of a run; None where the bundle or the library chooses.
+    """How backends are loaded; None where the bundle or the library chooses.
 
-    max_length: tokens a sequence may come to. recording: how many tokens steps keep, where the heads have no say. gpu:
-    the number of the one that GPU backends run on.
+    max_length: the largest number of tokens in a sequence. forced: how many tokens steps accept, where the heads do not
+    decide. gpu: the number of the GPU that GPU backends use.
     """
 
     bundle: Bundle
@@ -31,12 +31,12 @@ class WorkerSettings(NamedTuple):
     precision: str | None = None
     threads: int | None = None
     max_length: int | None = None
-    recording: RecordedAcceptance | None = None
+    forced: RecordedAcceptance | None = None
     gpu: int = 0
 
 
 class LoadedBackend(NamedTuple):
-    """A loaded backend. context: tokens that it takes, fewer than the model's where it was built for fewer."""
+    """A backend that has been loaded. context: the tokens that it has room for, at most the model's context."""
 
     facts: BackendFacts
     precision: str
@@ -44,23 +44,26 @@ class LoadedBackend(NamedTuple):
 
 
 class Worker:
-    """One backend, loaded once, that answers questions; `failure` says in one sentence why it does so no more."""
+    """A process that loads one backend and answers questions.
+
+    failure: None, or one sentence about the error after which the backend answers no more questions.
+    """
 
     def __init__(self, name: str) -> None:
-        """Start nothing yet."""
+        """Prepare the process; it starts with the first call."""
         self.name = name
         self.failure: str | None = None
         self._executor = start_process()
 
-    def open(self, setup: WorkerSettings) -> LoadedBackend | None:
-        """Load the backend and warm it up; None where it failed."""
-        opened: LoadedBackend | None = self._call(_open, self.name, setup)
-        return opened
+    def open(self, settings: WorkerSettings) -> LoadedBackend | None:
+        """Load the backend and warm it up; return None when that fails."""
+        loaded: LoadedBackend | None = self._call(_open, self.name, settings)
+        return loaded
 
     def answer(self, question: Question, shift: int) -> Measurement | None:
-        """Answer by plain decoding and by every tree; None where it has failed."""
-        turn: Measurement | None = self._call(_answer, self.name, question, shift)
-        return turn
+        """Answer with plain decoding and with each tree; return None when the backend has failed, now or before."""
+        measurement: Measurement | None = self._call(_answer, self.name, question, shift)
+        return measurement
 
     def close(self) -> None:
         """End the process."""
@@ -73,32 +76,34 @@ class Worker:
             return self._executor.submit(function, *arguments).result()
         except BrokenExecutor:
             self.failure = (
-                f"backend {self.name}: its process died (killed, out of memory, or a crash of its library); look at "
-                f"what it printed, and try it alone: --backends {self.name}"
+                f"backend {self.name}: its process ended unexpectedly (killed, out of memory, or a crash of its "
+                f"library); look at its last messages, and run it alone: --backends {self.name}"
             )
         except (MedusaError, ProfileError, OSError) as error:
             self.failure = f"backend {self.name}: {error}"
-        except Exception as error:  # a library raises what it likes, and the other backends are to go on
+        except Exception as error:  # libraries raise any exception, and the other backends should continue
             text = " ".join(str(error).split())[:300]
             self.failure = (
-                f"backend {self.name}: unexpected {type(error).__name__}: {text}; try it alone: --backends {self.name}"
+                f"backend {self.name}: unexpected {type(error).__name__}: {text}; run it alone: --backends {self.name}"
             )
         return None
 
 
 def start_process() -> Executor:
-    """A process that begins anew, with nothing of this one in its memory: a GPU's state does not survive a fork."""
+    """Create an executor with one new process that shares no memory with this one: a GPU's state survives no fork."""
     return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
 
 
-_runners: dict[str, TimedDecoder] = {}  # of this process: one, by its backend's name
+_decoders: dict[str, TimedDecoder] = {}  # in the worker process: its only decoder, by the name of its backend
 
 
-def _open(name: str, setup: WorkerSettings) -> LoadedBackend:
-    backend = load_backend(setup.bundle, name, setup.precision, setup.threads, setup.max_length, setup.gpu)
-    _runners[name] = TimedDecoder(Decoder(backend, accept=ACCEPT_RULES["greedy"]), setup.trees, setup.recording)
+def _open(name: str, settings: WorkerSettings) -> LoadedBackend:
+    backend = load_backend(
+        settings.bundle, name, settings.precision, settings.threads, settings.max_length, settings.gpu
+    )
+    _decoders[name] = TimedDecoder(Decoder(backend, accept=ACCEPT_RULES["greedy"]), settings.trees, settings.forced)
     return LoadedBackend(backend.facts(), backend.precision, backend.model.context)
 
 
 def _answer(name: str, question: Question, shift: int) -> Measurement | None:
-    return _runners[name].answer(question, shift)
+    return _decoders[name].answer(question, shift)

@@ -163,7 +163,7 @@ def command(
     if content["failures"]:
         kept = f". {results.file} has the results up to then" if results.file else ""
         raise MedusaError(f"{'; '.join(content['failures'].values())}{kept}")
-    if failures := sum(result["failures"] for result in content["results"]):
+    if failures := sum(result["mismatches"] for result in content["results"]):
         raise MedusaError(
             f"{failures} answers differ from those of plain decoding by more than a tie, so the results do not compare "
             "the same text; run `medusa-export verify` to see where they differ"
@@ -188,7 +188,9 @@ def _measure(
         if len(job.cases) > 1:
             report(case.describe())
         done, skipped = run_case(job, case, running, context, report)
-        content["results"] += summarise(case, done, opened, job.trees, job.categories, ends=job.ends(case))
+        content["results"] += summarise(
+            case, done, opened, job.trees, job.categories, stop_at_eos=job.stop_at_eos(case)
+        )
         content["prompts"]["turns"] += len(done)
         content["prompts"]["skipped"] += [
             {"prompt": one.prompt, "turn": one.turn, "tokens": one.tokens} for one in skipped
@@ -221,9 +223,9 @@ def _summary(content: dict[str, Any], tokenizer: Tokenizer) -> str:
         where = f"{result['backend']}, {result['profile']}" if several else result["profile"]
         if len(cases) > 1:
             where += f", {_case(result).describe()}"
-        same = result["same_as_first"]
+        same = result["same_as_first_backend"]
         if same is not None and result["profile"] == PLAIN:
-            lines.append(f"{where}: {same['equal']} of {same['answers']} answers are {found[0]['backend']}'s")
+            lines.append(f"{where}: {same['identical']} of {same['answers']} answers are {found[0]['backend']}'s")
         for one in result["differences"]:
             parted = Difference(**{name: value for name, value in one.items() if name not in ("prompt", "turn")})
             lines.append(f"prompt {one['prompt']}, turn {one['turn']}, {where}: {parted.describe(tokenizer)}")

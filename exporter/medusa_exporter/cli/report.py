@@ -41,6 +41,6 @@ def command(files: tuple[Path, ...], output: Path, results: Results) -> None:
     runs = read_runs(files)
     page = render(runs).encode()
     write_bytes(output, page)
-    cells = sum(len(run.cells) for run in runs)
+    cells = sum(len(run.results) for run in runs)
     results.write(KIND, {"output": str(output), "runs": len(runs), "results": cells, "bytes": len(page)})
     results.echo(f"{output}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {cells} results, {len(page) / 1e3:.0f} kB")

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from medusa_exporter import console
 from medusa_exporter.compare.summary import TensorResult
 
-HEADINGS = ("step", "tensors", "largest error", "tolerance", "", "where")
+TEXTS = ("step", "tensors", "result", "where")  # headings of columns without figures
+HEADINGS = ("step", "tensors", "largest error", "tolerance", "result", "where")
 
 
 def table(rows: Sequence[TensorResult]) -> str:
-    """Lay out the worst result of each group."""
-    cells = [HEADINGS] + [
+    """Return a table of the worst result of each kind of step and group of tensors."""
+    cells = [
         (one.kind, one.group, f"{one.error:.2e}", f"{one.tolerance:.2e}", "ok" if one.passed else "FAILS", one.where)
         for one in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells)
-    return "\n".join(map(str.rstrip, lines))
+    return console.table(HEADINGS, cells, text=TEXTS)
 
 
 def mismatch(worst: TensorResult, first: TensorResult | None, reference: str, other: str) -> str:

@@ -1,1 +1,1 @@
-"""One page of what `medusa-export bench` measured, in one Python or in several."""
+"""Renders one HTML page of the measurements of `medusa-export bench`, from one or several runs."""

@@ -1,4 +1,4 @@
-"""What the page says first: ratios between plain decoding and trees, and between backends."""
+"""Computes the ratios that a report shows first: trees over plain decoding, and one backend over another."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ Series = tuple[str, str, str]  # run, backend, precision
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio: its median over cases, smallest and largest, and over how many."""
+    """The median of a ratio over cases, its smallest and largest value, and the number of cases."""
 
-    middle: float
-    least: float
-    most: float
+    median: float
+    smallest: float
+    largest: float
     cases: int
 
 
 @dataclass(frozen=True)
-class Headline:
-    """One backend's best tree over its own plain decoding, and over the fastest plain decoding on its device.
+class BestTree:
+    """The best tree of one backend.
 
-    foreign: whether that fastest one was measured in another run in any of the cases.
+    tree: a result with that tree. speedup: over the backend's own plain decoding. over_best_plain: over the fastest
+    plain decoding on the same device. across_runs: whether that one was measured in another run, in any of the cases.
     """
 
     series: Series
     tree: BenchResult
     speedup: Ratio
-    over_best: Ratio | None
-    foreign: bool
+    over_best_plain: Ratio | None
+    across_runs: bool
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Tokens a second of one backend over another's, by plain decoding and by each one's best tree."""
+class BackendRatio:
+    """The tokens per second of one backend over those of the first one, with plain decoding and with each best tree."""
 
-    above: Series
-    below: Series
+    backend: Series
+    first: Series
     plain: Ratio | None
     trees: Ratio | None
     same_run: bool
@@ -50,67 +51,68 @@ class Pair:
 
 
 class ReportData:
-    """All runs' cells together, and what follows from them."""
+    """The results of all runs, and what follows from them together."""
 
     def __init__(self, runs: Sequence[BenchRun]) -> None:
-        """runs: one at least."""
+        """Collect the results of at least one run."""
         self.runs = {run.letter: run for run in runs}
-        self.cells = [cell for run in runs for cell in run.cells]
-        self.series = [*dict.fromkeys(cell.series for cell in self.cells)]
-        self.cases = sorted({cell.case for cell in self.cells}, key=lambda case: (case[0] or 0, case[1]))
+        self.results = [result for run in runs for result in run.results]
+        self.series = [*dict.fromkeys(result.series for result in self.results)]
+        self.cases = sorted({result.case for result in self.results}, key=lambda case: (case[0] or 0, case[1]))
         self._device = {one: self.runs[one[0]].device(one[1]) for one in self.series}
 
     def label(self, series: Series) -> str:
-        """How a backend is called: with its run's letter where there are several runs."""
+        """Return the name of a backend, with the letter of its run where there are several runs."""
         run, backend, precision = series
         return f"{run}: {backend} {precision}" if len(self.runs) > 1 else f"{backend} {precision}"
 
-    def of(self, series: Series) -> list[BenchResult]:
-        """One backend's cells."""
-        return [cell for cell in self.cells if cell.series == series]
+    def results_of(self, series: Series) -> list[BenchResult]:
+        """Return the results of one backend."""
+        return [result for result in self.results if result.series == series]
 
     def best_tree(self, series: Series) -> str | None:
-        """The tree with the highest speed-up, by the median over cases; None where none has one."""
+        """Return the tree with the highest speed-up, by the median over cases; None where no tree has one."""
         found: dict[str, list[float]] = {}
-        for cell in self.of(series):
-            if not cell.is_plain and cell.speedup is not None:
-                found.setdefault(cell.profile, []).append(cell.speedup)
+        for result in self.results_of(series):
+            if not result.is_plain and result.speedup is not None:
+                found.setdefault(result.profile, []).append(result.speedup)
         return max(found, key=lambda name: median(found[name]), default=None)
 
-    def fastest_plain(self, cell: BenchResult) -> BenchResult | None:
-        """The fastest plain decoding of a cell's case on its device, in whichever run."""
-        rivals = [
+    def fastest_plain(self, result: BenchResult) -> BenchResult | None:
+        """Return the fastest plain decoding with the same case and device, of any run."""
+        device = self._device[result.series]
+        found = [
             other
-            for other in self.cells
-            if other.is_plain and other.case == cell.case and self._device[other.series] == self._device[cell.series]
+            for other in self.results
+            if other.is_plain and other.case == result.case and self._device[other.series] == device
         ]
-        return max((one for one in rivals if one.tokens_per_second), key=_rate, default=None)
+        return max((one for one in found if one.tokens_per_second), key=_rate, default=None)
 
-    def over_best(self, cell: BenchResult) -> tuple[float, bool] | None:
-        """Its tokens a second over the fastest plain decoding's, and whether that one is of another run."""
-        best = self.fastest_plain(cell)
-        if best is None or not cell.tokens_per_second:
+    def over_best_plain(self, result: BenchResult) -> tuple[float, bool] | None:
+        """Return the tokens per second over the fastest plain decoding's, and whether that is of another run."""
+        best = self.fastest_plain(result)
+        if best is None or not result.tokens_per_second:
             return None
-        return cell.tokens_per_second / _rate(best), best.run != cell.run
+        return result.tokens_per_second / _rate(best), best.run != result.run
 
-    def headlines(self) -> list[Headline]:
-        """One for each backend that has a tree with a speed-up."""
+    def best_trees(self) -> list[BestTree]:
+        """Return the best tree of each backend; a backend without a speed-up is left out."""
         found = []
         for series in self.series:
             name = self.best_tree(series)
-            cells = [cell for cell in self.of(series) if cell.profile == name]
-            own = _ratio(cell.speedup for cell in cells)
-            if own is not None:
-                over = [one for one in map(self.over_best, cells) if one is not None]
+            results = [result for result in self.results_of(series) if result.profile == name]
+            speedup = _ratio(result.speedup for result in results)
+            if speedup is not None:
+                over = [one for one in map(self.over_best_plain, results) if one is not None]
                 best = _ratio(ratio for ratio, _ in over)
-                found.append(Headline(series, cells[0], own, best, any(foreign for _, foreign in over)))
+                found.append(BestTree(series, results[0], speedup, best, any(other_run for _, other_run in over)))
         return found
 
-    def pairs(self) -> list[Pair]:
-        """Every backend over the first one of the page, in the cases that both have."""
+    def backend_ratios(self) -> list[BackendRatio]:
+        """Compare each backend with the first one, in the cases that both have."""
         first, *others = self.series
         return [
-            Pair(
+            BackendRatio(
                 other,
                 first,
                 self._between(other, first, trees=False),
@@ -119,28 +121,28 @@ class ReportData:
                 self._device[other] == self._device[first],
             )
             for other in others
-            if {cell.case for cell in self.of(other)} & {cell.case for cell in self.of(first)}
+            if {one.case for one in self.results_of(other)} & {one.case for one in self.results_of(first)}
         ]
 
-    def chosen(self, series: Series, case: Case, *, tree: bool) -> BenchResult | None:
-        """A backend's plain decoding in one case, or its best tree."""
+    def find(self, series: Series, case: Case, *, tree: bool) -> BenchResult | None:
+        """Return the result of a backend's plain decoding, or of its best tree, in one case."""
         name = self.best_tree(series)
-        for cell in self.of(series):
-            if cell.case == case and (cell.profile == name if tree else cell.is_plain):
-                return cell
+        for result in self.results_of(series):
+            if result.case == case and (result.profile == name if tree else result.is_plain):
+                return result
         return None
 
-    def _between(self, above: Series, below: Series, *, trees: bool) -> Ratio | None:
+    def _between(self, series: Series, first: Series, *, trees: bool) -> Ratio | None:
         ratios = []
         for case in self.cases:
-            one, other = (self.chosen(series, case, tree=trees) for series in (above, below))
+            one, other = (self.find(of, case, tree=trees) for of in (series, first))
             if one is not None and other is not None and one.tokens_per_second and other.tokens_per_second:
                 ratios.append(one.tokens_per_second / other.tokens_per_second)
         return _ratio(ratios)
 
 
-def _rate(cell: BenchResult) -> float:
-    return cell.tokens_per_second or 0.0
+def _rate(result: BenchResult) -> float:
+    return result.tokens_per_second or 0.0
 
 
 def _ratio(values: Iterable[float | None]) -> Ratio | None:

@@ -1,4 +1,4 @@
-"""One result of a bench as the report takes it, every value checked."""
+"""One result of a benchmark, with every value checked."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from medusa_exporter.bench.results import Case
 
 MOST = 2**63 - 1
 TEXTS = ("backend", "precision", "profile")
-COUNTS = ("nodes", "max_new_tokens", "turns", "divergences", "failures")
-FIGURES = (
+COUNTS = ("nodes", "max_new_tokens", "turns", "divergences", "mismatches")
+METRICS = (
     "tokens_per_step",
     "overhead",
     "speedup",
     "tokens_per_second",
     "tpot_ms",
-    "kv_length",
+    "mean_past_length",
     "host_us_per_step",
-    "bound_ms",
+    "memory_bound_ms",
 )
 PERCENTILES = {"step_ms": ("mean", "p10", "p50", "p90", "p99"), "ttft_ms": ("p50", "p90")}
+SAME = ("identical", "answers")
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Figures of one backend, profile, prompt length and output length, named as in the JSON; None: there was no step.
+    """The metrics of one backend, profile, prompt length and output length, under the names of the JSON.
 
-    run: the letter of its run. step_ms, ttft_ms: PERCENTILES by name. same_as_first: "equal" of "answers".
+    A metric is None where no step was run. run: the letter of the run. step_ms, ttft_ms: PERCENTILES, by name.
+    same_as_first_backend: how many of the `answers` are `identical` to those of the run's first backend.
     """
 
     run: str
@@ -48,53 +50,63 @@ class BenchResult:
     speedup: float | None
     tokens_per_second: float | None
     tpot_ms: float | None
-    kv_length: float | None
+    mean_past_length: float | None
     host_us_per_step: float | None
-    bound_ms: float | None
+    memory_bound_ms: float | None
     divergences: int
-    failures: int
+    mismatches: int
     step_ms: Mapping[str, float | None]
     ttft_ms: Mapping[str, float | None]
-    same_as_first: Mapping[str, int] | None
+    same_as_first_backend: Mapping[str, int] | None
 
     @property
     def case(self) -> Case:
-        """What it shares with other backends and profiles."""
+        """Prompt length and output length, in which results of other backends and profiles are comparable."""
         return Case(self.prompt_length, self.max_new_tokens)
 
     @property
     def series(self) -> tuple[str, str, str]:
-        """What has one colour in the plots: run, backend, precision."""
+        """Run, backend and precision: results with the same series have one colour in the plots."""
         return self.run, self.backend, self.precision
 
     @property
     def is_plain(self) -> bool:
-        """Whether no tree was used."""
+        """Whether this is plain decoding."""
         return self.profile == PLAIN
 
     @classmethod
-    def checked(cls, run: str, what: str, result: object) -> BenchResult:
-        """Take a result from JSON, named `what`. Raises KeyError for what it lacks, BundleError for what is wrong."""
-        given = check_object(what, result)
-        values: dict[str, Any] = {name: check_text(f"{what}.{name}", given[name]) for name in TEXTS}
+    def from_json(cls, run: str, what: str, result: object) -> BenchResult:
+        """Check a result from a JSON file.
+
+        Args:
+            run: The letter of the run.
+            what: The name of the result in error messages.
+            result: The JSON object.
+
+        Raises:
+            KeyError: A value is missing.
+            BundleError: A value is wrong.
+        """
+        found = check_object(what, result)
+        values: dict[str, Any] = {name: check_text(f"{what}.{name}", found[name]) for name in TEXTS}
         for name in COUNTS:
-            values[name] = _count(f"{what}.{name}", given[name])
-        length = given["prompt_length"]
-        values["prompt_length"] = None if length is None else _count(f"{what}.prompt_length", length)
-        for name in FIGURES:
-            values[name] = check_figure(f"{what}.{name}", given[name])
+            values[name] = _check_count(f"{what}.{name}", found[name])
+        length = found["prompt_length"]
+        values["prompt_length"] = None if length is None else _check_count(f"{what}.prompt_length", length)
+        for name in METRICS:
+            values[name] = check_metric(f"{what}.{name}", found[name])
         for name, keys in PERCENTILES.items():
-            found = check_object(f"{what}.{name}", given[name])
-            values[name] = {key: check_figure(f"{what}.{name}.{key}", found[key]) for key in keys}
-        same = given["same_as_first"]
+            points = check_object(f"{what}.{name}", found[name])
+            values[name] = {key: check_metric(f"{what}.{name}.{key}", points[key]) for key in keys}
+        same = found["same_as_first_backend"]
         if same is not None:
-            found = check_object(f"{what}.same_as_first", same)
-            same = {key: _count(f"{what}.same_as_first.{key}", found[key]) for key in ("equal", "answers")}
-        return cls(run=run, same_as_first=same, **values)
+            counts = check_object(f"{what}.same_as_first_backend", same)
+            same = {key: _check_count(f"{what}.same_as_first_backend.{key}", counts[key]) for key in SAME}
+        return cls(run=run, same_as_first_backend=same, **values)
 
 
-def check_figure(what: str, value: Any) -> float | None:
-    """Return a finite number of at least 0, or None; refuse all else (BundleError)."""
+def check_metric(what: str, value: Any) -> float | None:
+    """Return a finite number of at least 0, or None; refuse everything else with BundleError."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
@@ -102,6 +114,6 @@ def check_figure(what: str, value: Any) -> float | None:
     return value
 
 
-def _count(what: str, value: Any) -> int:
+def _check_count(what: str, value: Any) -> int:
     check_int(what, value, 0, MOST)
     return int(value)

@@ -1,4 +1,4 @@
-"""Reads what `medusa-export bench --json` wrote, and checks it before anything is drawn."""
+"""Reads the JSON files of `medusa-export bench`, and checks them before anything is drawn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 from medusa_runtime.errors import BundleError, MedusaError
 from medusa_runtime.field_checks import check_object, check_text, refuse
 
-from medusa_exporter.bench.results import SCHEMA
-from medusa_exporter.report.results import BenchResult, check_figure
+from medusa_exporter.bench.schema import SCHEMA
+from medusa_exporter.report.results import BenchResult, check_metric
 
 REMEDY = "give files that medusa-export bench --json wrote"
-NEEDED = {  # what the page tells of a run
+REQUIRED = {  # the parts of a file that the page shows
     "machine": ("cpu", "threads", "platform"),
     "versions": ("python",),
     "prompts": ("file", "count"),
@@ -26,16 +26,17 @@ NEEDED = {  # what the page tells of a run
     "backends": (),
     "failures": (),
 }
-TOLD, MEASURED = ("device", "library", "version", "precision"), ("weights", "row", "bandwidth")  # of a backend
+BACKEND_TEXTS = ("device", "library", "version", "precision")
+BACKEND_METRICS = ("weight_bytes", "kv_bytes_per_token", "memory_bytes_per_second")
 
 
 class ReportError(MedusaError):
-    """A file that is no bench's, or does not go with the others."""
+    """A file is not a benchmark's, or cannot be on one page with the other files."""
 
 
 @dataclass(frozen=True)
 class BenchRun:
-    """One file: where it was measured and its cells. letter: what the page calls it. The rest is as in the JSON."""
+    """One JSON file of a benchmark. letter: the run's name on the page. Other fields are as in the JSON."""
 
     letter: str
     file: str
@@ -46,26 +47,30 @@ class BenchRun:
     settings: Mapping[str, Any]
     backends: Mapping[str, Mapping[str, Any]]
     failures: Mapping[str, str]
-    cells: tuple[BenchResult, ...]
+    results: tuple[BenchResult, ...]
 
     @property
     def model(self) -> str:
-        """Its name."""
+        """The name of the model."""
         return str(self.bundle["model"])
 
     @property
     def forced(self) -> Mapping[str, str] | None:
-        """File and model of the recording that acceptance was taken from, None where the heads decided."""
+        """File and model of the recording that forced the acceptance; None where the model decided."""
         found: Mapping[str, str] | None = self.settings["forced"]
         return found
 
     def device(self, backend: str) -> str:
-        """What a backend ran on."""
+        """Return the name of the device that a backend ran on."""
         return str(self.backends[backend]["device"])
 
 
 def read_runs(files: Sequence[Path]) -> list[BenchRun]:
-    """Read files of one model, each once. Raises ReportError in one sentence for what cannot be on one page."""
+    """Read the files of one model.
+
+    Raises:
+        ReportError: A file is not a benchmark's, is given twice, or measures another model; in one sentence.
+    """
     if len(files) > len(ascii_uppercase):
         raise ReportError(f"got {len(files)} files, expected {len(ascii_uppercase)} at most; make several reports")
     runs: list[BenchRun] = []
@@ -79,7 +84,7 @@ def read_runs(files: Sequence[Path]) -> list[BenchRun]:
         if digest in seen:
             raise ReportError(f"{file} is the same run as {seen[digest]}; name each once")
         seen[digest] = file
-        run = _run(letter, file, data)
+        run = _parse_run(letter, file, data)
         if runs and run.model != runs[0].model:
             raise ReportError(
                 f"{file} measures {run.model}, {files[0]} measures {runs[0].model}; make a report of each model"
@@ -88,49 +93,50 @@ def read_runs(files: Sequence[Path]) -> list[BenchRun]:
     return runs
 
 
-def _run(letter: str, file: Path, data: bytes) -> BenchRun:
-    def number(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no number")
+def _parse_run(letter: str, file: Path, data: bytes) -> BenchRun:
+    def refuse_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not a JSON number")
 
     try:
-        content = json.loads(data.decode(), parse_constant=number)
+        content = json.loads(data.decode(), parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ReportError(f"{file} is not valid JSON: {error}; {REMEDY}") from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if type(schema) is not int or schema != SCHEMA:
-        raise ReportError(f"{file} has schema {schema!r:.40}, this version reads {SCHEMA}; {REMEDY}")
+        again = "; measure again with this version" if type(schema) is int else ""
+        raise ReportError(f"{file} has schema {schema!r:.40}, expected {SCHEMA}{again}; {REMEDY}")
     try:
-        return _checked(letter, file.name, content)
+        return _check_run(letter, file.name, content)
     except KeyError as error:
         raise ReportError(f"{file} lacks {error.args[0]!r}; {REMEDY}") from None
     except BundleError as error:
         raise ReportError(f"{file}: {error}; {REMEDY}") from None
 
 
-def _checked(letter: str, name: str, content: dict[str, Any]) -> BenchRun:
-    """Raises KeyError for what is lacking, BundleError for what is wrong."""
+def _check_run(letter: str, name: str, content: dict[str, Any]) -> BenchRun:
+    """Check all values: KeyError for a missing one, BundleError for a wrong one."""
     parts: dict[str, dict[str, Any]] = {}
-    for part, keys in NEEDED.items():
+    for part, keys in REQUIRED.items():
         parts[part] = check_object(part, content[part])
         for key in keys:
             _ = parts[part][key]
     check_text("bundle.model", parts["bundle"]["model"])
     check_text("bundle.digest", parts["bundle"]["digest"])
-    for backend, given in parts["backends"].items():
-        facts = check_object(f"backends.{backend}", given)
-        for key in TOLD:
+    for backend, values in parts["backends"].items():
+        facts = check_object(f"backends.{backend}", values)
+        for key in BACKEND_TEXTS:
             check_text(f"backends.{backend}.{key}", facts[key])
-        for key in MEASURED:
-            check_figure(f"backends.{backend}.{key}", facts[key])
+        for key in BACKEND_METRICS:
+            check_metric(f"backends.{backend}.{key}", facts[key])
         _ = facts["driver"], facts["capability"]
     if parts["settings"]["forced"] is not None:
         forced = check_object("settings.forced", parts["settings"]["forced"])
         _ = forced["file"], forced["model"]
-    results = content["results"]
-    if not isinstance(results, list) or not results:
-        refuse("results", results, "a list of at least one")
-    cells = tuple(BenchResult.checked(letter, f"results[{number}]", result) for number, result in enumerate(results))
-    for cell in cells:
-        if cell.backend not in parts["backends"]:
-            refuse("a result's backend", cell.backend, f"one of {', '.join(parts['backends']) or 'none'}")
-    return BenchRun(letter, name, cells=cells, **parts)
+    found = content["results"]
+    if not isinstance(found, list) or not found:
+        refuse("results", found, "a list of at least one")
+    results = tuple(BenchResult.from_json(letter, f"results[{number}]", result) for number, result in enumerate(found))
+    for result in results:
+        if result.backend not in parts["backends"]:
+            refuse("a result's backend", result.backend, f"one of {', '.join(parts['backends']) or 'none'}")
+    return BenchRun(letter, name, results=results, **parts)

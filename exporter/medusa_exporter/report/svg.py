@@ -1,4 +1,4 @@
-"""Plots as SVG within a page: no script, no font of their own, and the page's colours, light or dark."""
+"""Turns matplotlib plots into SVG for the page: without scripts or fonts, in the page's light or dark colours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medusa_exporter.extras import import_extra
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colours that nobody sees: the page's own take their place.
+# Placeholders: `as_svg` replaces each by a colour of the page.
 TEXT, GRID, MUTED = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#04040{number}" for number in range(1, 7))
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -22,7 +22,7 @@ _IN_PAGE = {TEXT: "currentColor", GRID: "var(--grid)", MUTED: "var(--muted)"} | 
 }
 _STYLE = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a name may hold a dollar sign
+    "text.parse_math": False,  # a name may contain a dollar sign
     "font.size": 9.5,
     "text.color": TEXT,
     "axes.labelcolor": TEXT,
@@ -46,14 +46,14 @@ _STYLE = {
 
 @contextmanager
 def style() -> Iterator[Any]:
-    """Set the plots' look while they are made, and give matplotlib. Raises MissingExtraError without it."""
+    """Set the style of the plots inside the block, and yield matplotlib; MissingExtraError if it is not installed."""
     matplotlib = import_extra("matplotlib", "export")
     with matplotlib.rc_context(_STYLE):
         yield matplotlib
 
 
 def new_figure(width: float, height: float, panels: int = 1, **options: Any) -> tuple[Figure, list[Any]]:
-    """A figure of so many inches with its panels side by side."""
+    """Return a figure of `width` × `height` inches and its panels, side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -62,7 +62,7 @@ def new_figure(width: float, height: float, panels: int = 1, **options: Any) -> 
 
 
 def as_svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element; `name` keeps its ids apart from those of other plots of the page."""
+    """Return the figure as an <svg> element, whose ids begin with `name` to be unique on the page."""
     import matplotlib
 
     target = io.StringIO()
@@ -72,7 +72,9 @@ def as_svg(figure: Figure, name: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'\b(id=")|(href="#)|(url\(#)', lambda found: f"{found[0]}{name}-", text)
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)  # the page decides; viewBox keeps the shape
+    text = re.sub(
+        r' (width|height)="[\d.]+pt"', "", text, count=2
+    )  # the page sets the size; viewBox keeps the aspect ratio
     for colour, in_page in _IN_PAGE.items():
         text = text.replace(colour, in_page)
     return text.strip()

@@ -25,7 +25,7 @@ class Here(Executor):
 
 def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "start_process", Here)
-    monkeypatch.setattr(worker, "_runners", {})
+    monkeypatch.setattr(worker, "_decoders", {})
 
 
 def prompts_file(folder: Path) -> Path:

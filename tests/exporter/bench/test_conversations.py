@@ -94,20 +94,20 @@ def test_every_shape_that_is_timed_has_run_twice_before(engine: Engine, monkeypa
     assert decodes == [("tree-64", 1, 4), ("tree-4", 1, 4), ("plain", 1, 4)]  # the largest buffers first
     decodes.clear()
     short, crossing = tuple(range(3, 103)), tuple(3 + number % 90 for number in range(250))
-    assert runner.answer(Question(1, 1, short, 6, ends=False), 0) is not None
+    assert runner.answer(Question(1, 1, short, 6, stop_at_eos=False), 0) is not None
     assert decodes[:3] == [("plain", 100, 4), ("plain", 100, 4), ("plain", 100, 6)]
     decodes.clear()
-    runner.answer(Question(2, 1, short, 6, ends=False), 0)
+    runner.answer(Question(2, 1, short, 6, stop_at_eos=False), 0)
     assert decodes[:2] == [("plain", 1, 4), ("plain", 100, 6)]  # met before
     decodes.clear()
-    runner.answer(Question(3, 1, crossing, 12, ends=False), 0)
+    runner.answer(Question(3, 1, crossing, 12, stop_at_eos=False), 0)
     assert decodes[:3] == [("plain", 250, 12)] * 3  # from 256 rows to 512: all of it, twice
     decodes.clear()
     for number in range(4, 9):
-        runner.answer(Question(number, 1, crossing, 12, ends=False), 0)
+        runner.answer(Question(number, 1, crossing, 12, stop_at_eos=False), 0)
         assert decodes[:2] == [("plain", 1, 4), ("plain", 250, 12)]
         decodes.clear()
-    runner.answer(Question(9, 1, short, 6, ends=False), 0)
+    runner.answer(Question(9, 1, short, 6, stop_at_eos=False), 0)
     assert decodes[:3] == [("plain", 100, 4), ("plain", 100, 4), ("plain", 100, 6)]  # too long ago
     assert [padded_past_length(length) for length in (1, 256, 257, 512, 513)] == [256, 256, 512, 512, 1024]
 
@@ -177,7 +177,7 @@ def test_others_go_on_where_a_backend_fails_and_nobody_where_all_do() -> None:
     assert [[*answers] for answers in asked(99, 3)] == [["A", "B"], ["A", "B"], ["A"], ["A"]]
     assert [[*answers] for answers in asked(2, 4)] == [["A", "B"], ["B"], ["B"]]
     (question,) = {turn.question for turn in asked(99, 99)[1].values()}
-    assert question == Question(2, 1, (3, 4), 3, ends=False)
+    assert question == Question(2, 1, (3, 4), 3, stop_at_eos=False)
 
 
 def test_what_is_rotated_comes_first_in_its_turn() -> None:
@@ -188,5 +188,7 @@ def test_a_prompt_too_long_to_be_tokenised_is_skipped(engine: Engine) -> None:
     long = "x" * (engine.prompt_encoder.max_characters + 1)
     first, second = walk(engine, [(long,), ("a b c",)], [], max_new_tokens=2)
     assert first == Skipped(1, 1, None, engine.bundle.model.context)
-    assert first.describe() == "SKIPPED, more than 512 tokens of prompt leave no room in the context of 512"
+    assert (
+        first.describe() == "SKIPPED: more than 512 tokens of prompt leave no room for an answer in the context of 512"
+    )
     assert isinstance(second, Measurement)

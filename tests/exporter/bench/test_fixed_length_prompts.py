@@ -40,5 +40,5 @@ def test_without_a_chat_template_it_is_bare_text(encoder: PromptEncoder, monkeyp
 
 
 def test_one_that_is_shorter_than_the_template_is_refused(encoder: PromptEncoder) -> None:
-    with pytest.raises(PromptError, match="no prompt of 5 tokens can be laid out: the template and one word take"):
+    with pytest.raises(PromptError, match="a prompt of 5 tokens is too short: the chat template and one word take"):
         prompts_of_length(encoder, PROMPTS, 5)

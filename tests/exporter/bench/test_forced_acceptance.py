@@ -1,4 +1,4 @@
-"""Acceptance taken from a recording: what is read, what is refused, which paths are kept."""
+"""Forced acceptance: which recordings are read, which are refused, and which paths are kept."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ BUSHY = TreeProfile("bushy", ((0,), (1,), (1, 0), (1, 0, 0)))  # the first node 
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    result = {"backend": "ort-cpu", "profile": "bushy", "nodes": 5, "accepted": [[3, 1, 2], [1, 4, 1]]}
+    result = {"backend": "ort-cpu", "profile": "bushy", "nodes": 5, "tokens_added_by_steps": [[3, 1, 2], [1, 4, 1]]}
     return {
+        "schema": 2,
         "bundle": {"model": "real"},
         "settings": {"accept": "greedy"},
-        "results": [result | changes, {**result, "backend": "other", "accepted": [[2, 2]]}],
+        "results": [result | changes, {**result, "backend": "other", "tokens_added_by_steps": [[2, 2]]}],
     }
 
 
@@ -57,16 +58,17 @@ def test_the_first_node_of_a_depth_is_kept_with_its_ancestors() -> None:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ([], "is no JSON that medusa-export bench wrote"),
-        ({"results": []}, "is no JSON that medusa-export bench wrote"),
+        ([], "is not a JSON file of medusa-export bench"),
+        ({"results": []}, "is not a JSON file of medusa-export bench"),
         (content(profile="oak"), None),
-        ({**content(), "settings": {"accept": "forced"}}, "was not recorded but forced itself"),
-        ({**content(), "results": []}, "has no profile 'bushy', it has none; record them first"),
-        (content(nodes=8), "tells of another tree named 'bushy'"),
-        (content(accepted=[[5, 1]]), "tells of another tree"),
-        (content(accepted=[[True, 1]]), "tells of another tree"),
-        (content(accepted=[[3], []]), "holds no whole step"),
-        (content(accepted=None), "does not say what its steps accepted"),
+        ({**content(), "schema": 1}, "has schema 1, expected 2; record it with: medusa-export bench"),
+        ({**content(), "settings": {"accept": "forced"}}, "has the acceptance rule 'forced', expected 'greedy'"),
+        ({**content(), "results": []}, "has no profile 'bushy', it has none; record it with"),
+        (content(nodes=8), "has another tree under the name 'bushy'"),
+        (content(tokens_added_by_steps=[[5, 1]]), "has another tree under the name"),
+        (content(tokens_added_by_steps=[[True, 1]]), "has another tree under the name"),
+        (content(tokens_added_by_steps=[[3], []]), "has no complete step"),
+        (content(tokens_added_by_steps=None), "lacks the tokens that its steps added"),
     ],
 )
 def test_what_cannot_serve_is_refused(tmp_path: Path, what: object, words: str | None) -> None:
@@ -83,7 +85,7 @@ def test_a_runner_keeps_what_was_recorded(tiny_bundle: Path) -> None:
     tree = engine.bundle.profile("tree-8")
     recording = RecordedAcceptance("real.json", "real", {"tree-8": ((2, 1, 3), (1, 1))})
     runner = TimedDecoder(engine.decoder, [tree], recording)
-    turn = runner.answer(Question(1, 1, tuple(engine.encode("Hello")), 12, ends=False), 0)
+    turn = runner.answer(Question(1, 1, tuple(engine.encode("Hello")), 12, stop_at_eos=False), 0)
     assert turn is not None
     assert turn.plain.kept == (1,) * 11
     assert turn.trees["tree-8"].kept == (2, 1, 3, 1, 1, 2, 1)  # the last one cut by the answer's end

@@ -31,7 +31,12 @@ def test_figures_are_ratios_of_sums() -> None:
     assert result["tokens_per_second"] == pytest.approx(42 / 2.4)
     assert result["tpot_ms"] == pytest.approx(2400 / 42)
     assert result["identical"] is True
-    assert (result["divergences"], result["max_gap"], result["failures"], result["differences"]) == (0, 0.0, 0, [])
+    assert (result["divergences"], result["max_logit_gap"], result["mismatches"], result["differences"]) == (
+        0,
+        0.0,
+        0,
+        [],
+    )
 
 
 def test_plain_decoding_is_a_profile_too() -> None:
@@ -59,10 +64,10 @@ def test_steps_and_first_tokens_have_percentiles() -> None:
 def test_the_length_of_the_past_is_the_mean_over_steps() -> None:
     medusa = Generation((7, 8, 9, 10, 11, 12), (3, 1, 1), 0.0, (0.1,) * 3, 0.0)
     result = aggregate([turn(run(6, 5, 1.0), medusa, ids=range(100))], CHAIN)
-    assert result["kv_length"] == pytest.approx((100 + 103 + 104) / 3)
-    assert result["accepted"] == [[3, 1, 1]]
+    assert result["mean_past_length"] == pytest.approx((100 + 103 + 104) / 3)
+    assert result["tokens_added_by_steps"] == [[3, 1, 1]]
     both = aggregate([turn(run(6, 5, 1.0), medusa, ids=range(100))], TreeProfile.plain())
-    assert both["kv_length"] == pytest.approx(100 + 2)
+    assert both["mean_past_length"] == pytest.approx(100 + 2)
 
 
 def test_the_spread_is_over_prompts_not_turns() -> None:
@@ -72,7 +77,7 @@ def test_the_spread_is_over_prompts_not_turns() -> None:
         turn(run(11, 10, 1.0), run(11, 5, 1.0), prompt=2),
         turn(run(11, 10, 1.0), run(11, 2, 1.0), prompt=3),
     ]
-    spread = aggregate(turns, CHAIN)["spread"]
+    spread = aggregate(turns, CHAIN)["percentiles_over_prompts"]
     assert set(spread) == set(METRICS)
     assert spread["tokens_per_step"]["p50"] == pytest.approx(2.0)  # of 20/15, 10/5, 10/2
     assert all(values["p10"] <= values["p50"] <= values["p90"] for values in spread.values())
@@ -103,29 +108,31 @@ def test_a_turn_that_parts_counts_but_not_for_the_speedup() -> None:
     result = aggregate(turns, CHAIN)
     assert result["speedup"] == pytest.approx(2.0)
     assert result["identical"] is False
-    assert (result["divergences"], result["failures"], result["max_gap"]) == (3, 2, 0.5)
+    assert (result["divergences"], result["mismatches"], result["max_logit_gap"]) == (3, 2, 0.5)
     assert result["differences"][0] == {
         "prompt": 2, "turn": 1, "position": 3, "expected": 7, "got": 8, "gap": 2e-4, "share": None,
         "exact": True,
     }  # fmt: skip
-    assert aggregate(turns[3:], CHAIN)["max_gap"] is None
+    assert aggregate(turns[3:], CHAIN)["max_logit_gap"] is None
 
 
 def test_answers_of_one_length_by_order_all_count_for_the_speedup() -> None:
     turns = [turn(run(11, 10, 1.0), run(11, 5, 0.25)), turn(run(11, 10, 1.0), run(11, 5, 0.75, first=1), prompt=2)]
-    assert aggregate(turns, CHAIN, ends=False)["speedup"] == pytest.approx(2.0)
+    assert aggregate(turns, CHAIN, stop_at_eos=False)["speedup"] == pytest.approx(2.0)
     assert aggregate(turns, CHAIN)["speedup"] == pytest.approx(4.0)
 
 
 def test_answers_of_one_token_give_no_figures_but_spoil_none() -> None:
     nothing = turn(run(1, 0, 0.0), run(1, 0, 0.0), prompt=2)
     alone = aggregate([nothing], CHAIN)
-    assert all(alone[name] is None and set(alone["spread"][name].values()) == {None} for name in METRICS)
-    assert alone["tpot_ms"] is alone["kv_length"] is alone["step_ms"]["p50"] is None
+    assert all(
+        alone[name] is None and set(alone["percentiles_over_prompts"][name].values()) == {None} for name in METRICS
+    )
+    assert alone["tpot_ms"] is alone["mean_past_length"] is alone["step_ms"]["p50"] is None
     whole = turn(run(11, 10, 1.0), run(11, 5, 0.5))
     both, without = (aggregate(turns, CHAIN) for turns in ([whole, nothing], [whole]))
     for result in (both, without):
-        del result["turns"], result["accepted"]
+        del result["turns"], result["tokens_added_by_steps"]
     assert both == without
     json.dumps(both, allow_nan=False)
     assert isinstance(nothing, Measurement) and isinstance(nothing.question, Question)

@@ -46,8 +46,10 @@ def test_it_answers_from_another_process_and_its_death_is_told(bundle: Bundle, a
     assert apart._call(os.getpid) != os.getpid()
     assert apart._call(os._exit, 3) is None
     assert apart.failure is not None
-    assert apart.failure.startswith("backend ort-cpu: its process died (killed, out of memory, or a crash")
-    assert "try it alone: --backends ort-cpu" in apart.failure
+    assert apart.failure.startswith(
+        "backend ort-cpu: its process ended unexpectedly (killed, out of memory, or a crash"
+    )
+    assert "run it alone: --backends ort-cpu" in apart.failure
     assert apart.answer(question, 0) is None  # and nothing is asked of it any more
 
 
@@ -58,7 +60,7 @@ def test_it_answers_from_another_process_and_its_death_is_told(bundle: Bundle, a
         (OSError(28, "No space left on device"), "backend ort-cpu: .*No space left"),
         (
             RuntimeError("node\n  of the graph"),
-            "backend ort-cpu: unexpected RuntimeError: node of the graph; try it alone: --backends ort-cpu",
+            "backend ort-cpu: unexpected RuntimeError: node of the graph; run it alone: --backends ort-cpu",
         ),
     ],
 )

@@ -28,7 +28,7 @@ def turn(length: int, ms: float, new: int = 13) -> Measurement:
         steps = (new - 1) // kept
         return Generation(tuple(range(new)), (kept,) * steps, length / 1e5, (ms * factor / 1e3,) * steps, 1e-5)
 
-    question = Question(1, 1, (5,) * length, new, ends=False)
+    question = Question(1, 1, (5,) * length, new, stop_at_eos=False)
     return Measurement(question, run(1, 1.0), {"pair": run(2, 1.25), "chain-2": run(3, 1.2)})
 
 
@@ -39,9 +39,9 @@ def content(speeds: dict[str, float], lengths: tuple[int | None, ...] = (100, 40
     for length in lengths:
         rows = 100 if length is None else length
         answers = {name: turn(rows, ms * (1 + (rows - 100) / 1200)) for name, ms in speeds.items()}
-        found += results(Case(length, 13), [answers], backends, TREES, [None], ends=False)
+        found += results(Case(length, 13), [answers], backends, TREES, [None], stop_at_eos=False)
     return {
-        "schema": 1,
+        "schema": 2,
         "machine": {"cpu": "Xeon", "cores": 8, "processors": 16, "threads": 8, "platform": "Linux"},
         "versions": {"python": "3.11.7"},
         "bundle": {"name": "bundle", "model": "tiny", "digest": "ab" * 32},

@@ -1,4 +1,4 @@
-"""The page: whole, without network, its text escaped, its plots drawn of the figures."""
+"""The page: complete, without network access, its text escaped, its plots drawn from the results."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_it_is_one_file_that_fetches_nothing_and_runs_nothing(tmp_path: Path) ->
         ElementTree.fromstring(plot)  # well formed
 
 
-def test_headlines_and_cells_are_told(tmp_path: Path) -> None:
+def test_ratios_and_results_are_shown(tmp_path: Path) -> None:
     text = " ".join(render(runs(tmp_path, content({"ort-cuda": 2.0, "tensorrt": 1.0}))).split())
     assert '2.50×</div> <div class="range">chain-2 over its own plain decoding (2.50 to 2.50, median of 2' in text
     assert '<h3>tensorrt fp16 ÷ ort-cuda fp16</h3> <div class="big">2.00×' in text
@@ -79,24 +79,24 @@ def test_ratios_between_runs_are_marked_and_explained(tmp_path: Path) -> None:
     other["prompts"]["file"] = "others.jsonl"
     text = render(runs(tmp_path, content({"ort-cuda": 2.0}), other, content({"ort-cpu": 1.5})))
     assert "B: tensorrt fp16 ÷ A: ort-cuda fp16†" in text
-    assert "on another device" in text
+    assert "on different devices" in text
     assert "† The two sides were measured in different runs." in text
     assert "different prompt files (prompts.jsonl, others.jsonl)" in text
     assert "1.88×" in text  # A's tree over C's plain decoding, on one device
     assert "fastest plain decoding on that device†" in text
 
 
-def test_forced_acceptance_and_failures_are_said_first(tmp_path: Path) -> None:
+def test_forced_acceptance_and_failures_come_first(tmp_path: Path) -> None:
     given = content({"ort-cuda": 2.0})
     given["settings"] = {"accept": "forced", "forced": {"file": "real.json", "model": "real"}}
     given["failures"] = {"tensorrt": "backend tensorrt: its process died"}
     text = render(runs(tmp_path, given))
     assert text.index("Forced acceptance.") < text.index('class="cards"')
-    assert "those of real did" in text
+    assert "as in a recorded run of real" in text
     assert "backend tensorrt: its process died" in text
-    assert "Not the same text." not in text
-    given["results"][1]["failures"] = 2
-    assert "0.json: 2 answers differ from plain decoding&#39;s" in render(runs(tmp_path, given)).replace("'", "&#39;")
+    assert "Different answers." not in text
+    given["results"][1]["mismatches"] = 2
+    assert "0.json: 2 answers differ from those of plain decoding" in render(runs(tmp_path, given))
     assert "(not compared where acceptance was forced)" in text
 
 
@@ -114,16 +114,16 @@ def test_text_from_the_files_is_escaped(tmp_path: Path) -> None:
     assert text.count("&lt;script&gt;") > 6  # the plots' too
 
 
-def test_what_there_is_nothing_of_is_left_out(tmp_path: Path) -> None:
+def test_empty_plots_are_left_out(tmp_path: Path) -> None:
     given = content({"ort-cpu": 2.0}, (None,), bandwidth=None)
     for result in given["results"]:
-        for name in ("tokens_per_step", "overhead", "speedup", "tokens_per_second", "tpot_ms", "kv_length"):
+        for name in ("tokens_per_step", "overhead", "speedup", "tokens_per_second", "tpot_ms", "mean_past_length"):
             result[name] = None
         result["step_ms"] = dict.fromkeys(result["step_ms"])
-    page = ReportData(runs(tmp_path, given))
-    assert plots.rates(page) is plots.latency(page) is plots.first_token(page) is None
-    text = render([*page.runs.values()])
-    assert "own + 13" in text
+    data = ReportData(runs(tmp_path, given))
+    assert plots.throughput(data) is plots.latency(data) is plots.first_token(data) is None
+    text = render([*data.runs.values()])
+    assert "as is + 13" in text
     assert Outline(text).tags["svg"] == 1
 
 
@@ -132,31 +132,31 @@ def drawn(svg: str) -> str:
     return " ".join("".join(one.itertext()) for one in ElementTree.fromstring(svg).iter() if one.tag.endswith("text"))
 
 
-def test_plots_show_the_figures_in_the_page_s_colours(tmp_path: Path) -> None:
-    page = ReportData(runs(tmp_path, content({"ort-cuda": 2.0, "tensorrt": 1.0})))
-    rates, latency, trees = plots.rates(page), plots.latency(page), plots.trees(page)
+def test_plots_show_the_results_in_the_page_s_colours(tmp_path: Path) -> None:
+    data = ReportData(runs(tmp_path, content({"ort-cuda": 2.0, "tensorrt": 1.0})))
+    rates, latency, trees = plots.throughput(data), plots.latency(data), plots.tree_sizes(data)
     assert rates is not None
     assert latency is not None
     assert trees is not None
-    assert "500" in drawn(rates) and "×2.50" in drawn(rates)  # tokens a second of plain decoding, the tree's speed-up
+    assert "500" in drawn(rates) and "×2.50" in drawn(rates)  # tokens per second of plain decoding, the tree's speed-up
     assert "ort-cuda fp16, plain" in drawn(rates) and "tensorrt fp16, chain-2" in drawn(rates)
-    assert "memory bandwidth" in drawn(latency) and "rows of the past" in drawn(latency)
-    assert {"tokens a step", "overhead of a step", "speed-up"} <= set(
-        re.findall("tokens a step|overhead of a step|speed-up", drawn(trees))
+    assert "memory bound" in drawn(latency) and "tokens in the KV cache" in drawn(latency)
+    assert {"tokens per step", "overhead: step time", "speed-up"} <= set(
+        re.findall("tokens per step|overhead: step time|speed-up", drawn(trees))
     )
     for plot in (rates, latency, trees):
         assert "var(--series-1)" in plot and "currentColor" in plot
         assert not re.search(r"#0[1-4]0", plot)
-    assert plots.rates(page) == rates  # the same figures, the same file
+    assert plots.throughput(data) == rates  # the same figures, the same file
 
 
-def test_figures_have_three_digits_or_so() -> None:
+def test_numbers_have_about_three_digits() -> None:
     assert [number(value) for value in (None, 0.123, 9.999, 12.34, 1234.5)] == ["–", "0.12", "10.00", "12.3", "1,234"]
     assert span(Ratio(2.0, 1.0, 3.0, 1)) == ""
     assert span(Ratio(2.0, 1.0, 3.0, 4)) == " (1.00 to 3.00, median of 4 cases)"
 
 
-def test_without_matplotlib_the_command_that_brings_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_pip_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"matplotlib is not installed .*pip install 'medusa-export\[export\]'"):
         render(runs(tmp_path, content({"ort-cuda": 2.0})))

@@ -14,19 +14,19 @@ from medusa_exporter.report.runs import ReportError, read_runs
 from .factories import content, written
 
 
-def test_runs_are_lettered_and_their_cells_read(tmp_path: Path) -> None:
+def test_runs_get_letters_and_their_results_are_read(tmp_path: Path) -> None:
     files = [
         written(tmp_path / f"{name}.json", content({name: ms})) for name, ms in (("ort-cuda", 2.0), ("tensorrt", 1.5))
     ]
     one, two = read_runs(files)
     assert (one.letter, one.file, two.letter, two.model) == ("A", "ort-cuda.json", "B", "tiny")
-    assert [(cell.profile, cell.case) for cell in two.cells] == [
+    assert [(one.profile, one.case) for one in two.results] == [
         (name, Case(length, 13)) for length in (100, 400) for name in ("plain", "pair", "chain-2")
     ]
-    cell = two.cells[2]
-    assert cell.series == ("B", "tensorrt", "fp16")
-    assert (cell.tokens_per_step, cell.overhead, cell.speedup) == pytest.approx((3.0, 1.2, 2.5))
-    assert cell.step_ms["p50"] == pytest.approx(1.8)
+    result = two.results[2]
+    assert result.series == ("B", "tensorrt", "fp16")
+    assert (result.tokens_per_step, result.overhead, result.speedup) == pytest.approx((3.0, 1.2, 2.5))
+    assert result.step_ms["p50"] == pytest.approx(1.8)
     assert two.device("tensorrt") == "H100"
 
 
@@ -47,11 +47,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("[]", "has schema None, this version reads 1"),
+        ("[]", "has schema None, expected 2; give files"),
         ("{", "is not valid JSON"),
-        ('{"schema": NaN}', "NaN is no number"),
+        ('{"schema": NaN}', "NaN is not a JSON number"),
         ("[" * 100_000, "is not valid JSON"),
-        (changed("schema", 2), "has schema 2, this version reads 1"),
+        (changed("schema", 1), "has schema 1, expected 2; measure again with this version; give files"),
         (changed("schema", True), "has schema True"),
         (changed("results", []), r"results is \[\], expected a list of at least one"),
         (changed("results", KeyError), "lacks 'results'"),
@@ -63,9 +63,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         (changed("results/0/step_ms", 3), r"results\[0\]\.step_ms is 3, expected an object"),
         (changed("results/0/profile", ""), r"results\[0\]\.profile is '', expected a text"),
         (changed("results/0/backend", "abacus"), "a result's backend is 'abacus', expected one of ort-cuda"),
-        (changed("results/0/same_as_first", {"equal": 1}), "lacks 'answers'"),
+        (changed("results/0/same_as_first_backend", {"identical": 1}), "lacks 'answers'"),
         (changed("backends/ort-cuda/device", KeyError), "lacks 'device'"),
-        (changed("backends/ort-cuda/bandwidth", "2 TB"), "bandwidth is '2 TB'"),
+        (changed("backends/ort-cuda/memory_bytes_per_second", "2 TB"), "memory_bytes_per_second is '2 TB'"),
         (changed("backends/ort-cuda", None), "backends.ort-cuda is None, expected an object"),
         (changed("settings/forced", {"file": "x"}), "lacks 'model'"),
         (changed("machine", KeyError), "lacks 'machine'"),
@@ -73,7 +73,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         (changed("bundle/model", 7), "bundle.model is 7"),
     ],
 )
-def test_what_is_no_bench_s_is_refused_in_one_sentence(tmp_path: Path, what: object, words: str) -> None:
+def test_foreign_and_damaged_files_are_refused_in_one_sentence(tmp_path: Path, what: object, words: str) -> None:
     file = tmp_path / "some.json"
     file.write_text(what if isinstance(what, str) else json.dumps(what))
     with pytest.raises(ReportError, match=words) as refused:
@@ -82,9 +82,9 @@ def test_what_is_no_bench_s_is_refused_in_one_sentence(tmp_path: Path, what: obj
     assert "give files that medusa-export bench --json wrote" in str(refused.value)
 
 
-def test_figures_may_be_missing_where_no_step_was_taken(tmp_path: Path) -> None:
+def test_metrics_may_be_missing_where_no_step_was_run(tmp_path: Path) -> None:
     (run,) = read_runs([written(tmp_path / "some.json", changed("results/1/speedup", None))])
-    assert run.cells[1].speedup is None
+    assert run.results[1].speedup is None
 
 
 def test_files_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
