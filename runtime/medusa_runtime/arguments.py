@@ -1,4 +1,4 @@
-"""Checks of what callers pass: each refuses a value of another type with an error that says what was expected."""
+"""Converts arguments of the public API to their expected types, or raises an error that names the expected one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medusa_runtime.errors import ArgumentError, MedusaError, PromptError
 
 
 def as_int(what: str, value: object, least: int, error: type[MedusaError] = ArgumentError) -> int:
-    """Return an int or a numpy integer as an int. Raises `error` for other types, bool included, and below `least`."""
+    """Return an int or numpy integer as an int; raise `error` for other types, bool included, and below `least`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise error(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a whole number: pass an int")
     if value < least:
@@ -22,24 +22,24 @@ def as_int(what: str, value: object, least: int, error: type[MedusaError] = Argu
 
 
 def as_optional_int(what: str, value: object, least: int) -> int | None:
-    """Return None or a whole number of at least `least`. Raises ArgumentError."""
+    """Return None, or an integer of at least `least` as an int; raise ArgumentError otherwise."""
     return None if value is None else as_int(what, value, least)
 
 
 def as_text(what: str, value: object) -> str:
-    """Return a str that is not empty. Raises ArgumentError for all else."""
+    """Return a str that is not empty; raise ArgumentError otherwise."""
     if not isinstance(value, str) or not value:
         raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a name: pass a str")
     return value
 
 
 def as_optional_text(what: str, value: object) -> str | None:
-    """Return None or a str that is not empty. Raises ArgumentError."""
+    """Return None, or a str that is not empty; raise ArgumentError otherwise."""
     return None if value is None else as_text(what, value)
 
 
 def as_path(what: str, value: object) -> Path:
-    """Return a str or a path of text as a Path. Raises ArgumentError for all else."""
+    """Return a str or a path object as a Path; raise ArgumentError otherwise."""
     try:
         found = os.fspath(value)  # type: ignore[call-overload]
     except TypeError:
@@ -50,9 +50,9 @@ def as_path(what: str, value: object) -> Path:
 
 
 def as_token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:
-    """Return a prompt's token ids, (N,) with N at least 1, each from 0 to `vocabulary` - 1.
+    """Return a prompt's token ids as an array (N,), N at least 1, each from 0 to `vocabulary` - 1.
 
-    Accepted are sequences of int and of numpy integers, and numpy arrays of any integer type. Raises PromptError.
+    Accepts sequences of int or numpy integers and numpy arrays of any integer type; raises PromptError otherwise.
     """
     if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (str, bytes, bytearray)):
         raise PromptError(
@@ -68,7 +68,7 @@ def as_token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:
     elif not np.issubdtype(prompt.dtype, np.integer):
         raise PromptError(f"the prompt is an array of {prompt.dtype}; expected one flat list of token ids, integers")
     ends = (prompt.min(), prompt.max()) if isinstance(prompt, np.ndarray) else (min(prompt), max(prompt))
-    low, high = map(int, ends)  # before they are put into 64 bits
+    low, high = map(int, ends)  # checked before they are converted to 64 bits
     if low < 0 or high >= vocabulary:
         raise PromptError(
             f"the prompt has token ids outside 0 … {vocabulary - 1}, from {low} to {high}; was another tokenizer used?"
@@ -77,7 +77,7 @@ def as_token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:
 
 
 def as_messages(prompt: object) -> list[dict[str, str]]:
-    """Return the messages of a prompt that is no text, as dictionaries. Raises PromptError for other types."""
+    """Return the messages of a conversation as dictionaries; raise PromptError for other types."""
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
         raise PromptError(
             f"the prompt is {prompt!r:.80}, of type {type(prompt).__name__}; expected a text, or a list of messages: "
@@ -95,7 +95,7 @@ def as_messages(prompt: object) -> list[dict[str, str]]:
 
 
 def as_stop_ids(stop_ids: object) -> frozenset[int]:
-    """Return the ids that end an answer. Raises PromptError for what is no collection of whole numbers."""
+    """Return a collection of token ids as a set; raise PromptError otherwise."""
     if not isinstance(stop_ids, Collection) or isinstance(stop_ids, (str, bytes, bytearray)):
         raise PromptError(f"stop_ids is {stop_ids!r:.80}; expected a set or list of token ids, () for none")
     _check_ids("stop_ids", stop_ids)

@@ -1,4 +1,4 @@
-"""What lies in a bundle's folder: which entries are part of it, where each name leads, and their digests."""
+"""The files in a bundle's folder: listing them, resolving their names safely, and hashing them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from medusa_runtime.errors import BundleError
 from medusa_runtime.manifest import REMEDY
 from medusa_runtime.verified_file import FileStamp, hash_file
 
-SCRATCH = ".manifest.json.tmp"  # a manifest that is being written
+SCRATCH = ".manifest.json.tmp"  # the manifest while it is being written
 
-# What the tools of a hub put into a bundle's folder: never listed, never read, and not part of the bundle.
+# What a hub's tools add to a bundle's folder: not part of the bundle, never listed in its manifest and never read.
 IGNORED_NAMES = ("README.md", ".gitattributes", ".cache", ".git")
 
 _HASH_THREADS = 4
 
 
 def resolve_inside(root: Path, name: str) -> Path:
-    """Return the regular file that `name` leads to; BundleError if it is none or lies outside `root`."""
+    """Return the regular file that `name` refers to; raise BundleError if it is no file or is outside `root`."""
     try:
         path = (root / name).resolve(strict=True)
     except FileNotFoundError:
         raise BundleError(f"{root} lacks {name!r}, which its manifest lists; {REMEDY}") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise BundleError(f"{name!r} of {root} leads nowhere: {error}; {REMEDY}") from None
+        raise BundleError(f"{name!r} of {root} cannot be resolved: {error}; {REMEDY}") from None
     if not path.is_relative_to(root) and not _in_cache(root, path):
         raise BundleError(f"{name!r} of {root} is a link that leaves the bundle; put the file itself there")
     if not stat.S_ISREG(path.stat().st_mode):
@@ -36,10 +36,10 @@ def resolve_inside(root: Path, name: str) -> Path:
 
 
 def _in_cache(root: Path, path: Path) -> bool:
-    """Tell whether `root` is a snapshot in a Hugging Face hub's cache, and `path` where that cache keeps contents.
+    """Whether `root` is a snapshot in a Hugging Face Hub cache and `path` is in the part that stores file contents.
 
-    A snapshot is CACHE/models--OWNER--NAME/snapshots/REVISION; its files are links into the `blobs`
-    of models--OWNER--NAME, and what lies there may link into CACHE/blobs/xx (huggingface_hub's guide to its cache).
+    A snapshot is CACHE/models--OWNER--NAME/snapshots/REVISION. Its files are links into models--OWNER--NAME/blobs,
+    whose entries may be links into CACHE/blobs/xx (see huggingface_hub's guide to its cache).
     """
     repository = root.parent.parent
     if root.parent.name != "snapshots" or "--" not in repository.name:
@@ -48,9 +48,9 @@ def _in_cache(root: Path, path: Path) -> bool:
 
 
 def walk(root: Path) -> Iterator[str]:
-    """Give the POSIX path below `root` of everything that is not a plain folder, links to folders included.
+    """Yield the POSIX path, relative to `root`, of everything but plain folders; links to folders are included.
 
-    What may lie in a bundle's folder without being part of it (IGNORED_NAMES) is left out. Raises OSError.
+    `IGNORED_NAMES` in `root` itself are skipped. Raises OSError.
     """
 
     def fail(error: OSError) -> None:
@@ -66,12 +66,12 @@ def walk(root: Path) -> Iterator[str]:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Read a file, one byte beyond `limit` at most, so that a longer one shows without filling the memory."""
+    """Read at most `limit` + 1 bytes of a file, so that the caller can detect a longer file."""
     with path.open("rb") as file:
         return file.read(limit + 1)
 
 
 def hash_files(paths: Iterable[Path]) -> list[tuple[str, FileStamp | None]]:
-    """Hash files side by side, in their order (hashlib lets other threads run)."""
+    """Return the SHA-256 and stamp of each file, hashed in parallel (hashlib releases the GIL)."""
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
         return list(pool.map(hash_file, paths))

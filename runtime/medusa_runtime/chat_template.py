@@ -1,7 +1,7 @@
-"""A model's chat template: how a conversation becomes the text that the model was trained on.
+"""Chat templates: Jinja templates that turn a conversation into the text format that the model was trained on.
 
-A template is code from wherever the model came from. It runs in Jinja's sandbox in a process of its own
-(`template_process`), whose memory and time are limited: whatever it does ends within seconds, and with a PromptError.
+A template is untrusted code that comes with a model. It runs in Jinja's sandbox in a separate process
+(`template_process`) with limited memory and time: whatever it does ends within seconds, with a PromptError.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ MAX_SOURCE = 1 << 20  # characters of a template
 
 
 class ChatTemplate:
-    """A template that was compiled once. `special_tokens` maps names that it may use, as "bos_token", to their text.
+    """A chat template.
 
-    Raises PromptError if the template is not valid Jinja or too long.
+    Args:
+        source: Jinja source of the template.
+        special_tokens: Special tokens that the template may use, such as "bos_token", with their texts.
+
+    Raises:
+        PromptError: The template is not valid Jinja or is too long.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
@@ -32,10 +37,14 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Lay out a conversation; with `add_generation_prompt` the text ends where the model's answer begins.
+        """Render a conversation as text.
 
-        Each message has "role" and "content". Raises PromptError, with the template's own words if it refuses the
-        conversation.
+        Args:
+            messages: The conversation; each message has "role" and "content".
+            add_generation_prompt: End the text where the model's answer begins.
+
+        Raises:
+            PromptError: A message is malformed, or the template rejects the conversation, with its reason.
         """
         _check_messages(messages)
         names = {
@@ -48,7 +57,7 @@ class ChatTemplate:
         try:
             return TEMPLATE_PROCESS.render({"source": self._source, "names": names})
         except PromptError as error:
-            raise PromptError(f"the chat template cannot lay out this conversation: {error}") from None
+            raise PromptError(f"the chat template cannot render this conversation: {error}") from None
 
 
 def _check_messages(messages: list[dict[str, str]]) -> None:

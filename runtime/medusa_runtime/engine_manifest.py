@@ -1,4 +1,4 @@
-"""What lies beside an engine: how it was built, and what it must be before a byte of it is deserialised."""
+"""The JSON file next to a TensorRT engine: how it was built, and what is checked before it is deserialised."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import DIGEST, FileFacts
 from medusa_runtime.field_checks import check_int, check_path, check_text, refuse
 
-MAX_BYTES = 1 << 16  # of a manifest
+MAX_BYTES = 1 << 16  # of an engine's manifest
 REMEDY = "build it again with medusa-export build … --force"
 _TARGET = re.compile(r"sm\d{2,3}", re.ASCII)
 _VERSION = re.compile(r"\d+(\.\d+)+[a-z0-9.+]*", re.ASCII)
@@ -22,14 +22,30 @@ _VERSION = re.compile(r"\d+(\.\d+)+[a-z0-9.+]*", re.ASCII)
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """One engine. Raises BundleError for what does not hold.
+    """The manifest of one TensorRT engine.
 
-    flavour, version: of the TensorRT that built it and alone can run it. targets: compute capabilities that it serves,
-    as "sm90". graph, engine: SHA-256 of the ONNX file and of the engine. weights: path in the bundle and SHA-256 of
-    each file of external data that the graph refers to; the engine holds these weights and stands for no others. nodes,
-    rows, batch, draft: the sizes of its steps (T, R, B, and whether the heads run). least, best, most: rows of the past
-    that it takes, and those it is tuned for. seconds: what the build took. step_ms: what a step took behind `best` rows
-    on the GPU that built it, None where none was there.
+    Attributes:
+        flavour: "tensorrt" or "tensorrt-rtx".
+        version: Version of the TensorRT that built the engine; only this version can run it.
+        targets: GPU architectures that it runs on, such as "sm90".
+        graph: SHA-256 of the ONNX file that it was built from.
+        engine: SHA-256 of the engine file.
+        size: Bytes of the engine file.
+        precision: Precision of its weights.
+        batch: Sequences of its steps, B.
+        nodes: Tree nodes of its steps, T.
+        rows: Rows of its steps with logits, R.
+        draft: Whether its steps run the heads.
+        least: Fewest rows of the past that it accepts.
+        best: Rows of the past that it is optimised for.
+        most: Most rows of the past that it accepts.
+        seconds: Duration of the build.
+        step_ms: Milliseconds of a step behind `best` rows on the GPU that built it; None if there was no GPU.
+        weights: Path in the bundle and SHA-256 of each file of external data of the graph; the engine contains these
+            weights.
+
+    Raises:
+        BundleError: A field is invalid.
     """
 
     flavour: str
@@ -75,13 +91,13 @@ class EngineManifest:
                 refuse(f"an engine's {name}", value, "a number of at least 0")
 
     def to_bytes(self) -> bytes:
-        """As JSON."""
+        """Return the manifest as JSON."""
         content = asdict(self) | {"weights": dict(self.weights)}
         return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
 
     @classmethod
     def from_file(cls, path: Path) -> EngineManifest:
-        """Read the manifest beside an engine. Raises BundleError."""
+        """Read the manifest file of an engine; raise BundleError if it is invalid."""
         try:
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
@@ -91,7 +107,7 @@ class EngineManifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: Path) -> EngineManifest:
-        """Read what `to_bytes` wrote; `path` names the file in errors. Raises BundleError."""
+        """Read what `to_bytes` wrote; `path` names the file in errors. Raises BundleError if it is invalid."""
         if len(data) > MAX_BYTES:
             raise BundleError(f"{path} is no engine's manifest: it has more than {MAX_BYTES} bytes; {REMEDY}")
         try:
@@ -110,9 +126,11 @@ class EngineManifest:
             raise BundleError(f"{path}: {error}; {REMEDY}") from None
 
     def changed(self, graph: str, files: Mapping[str, FileFacts]) -> str | None:
-        """Return the first file that is not the one the engine was built from, or None where it stands for all.
+        """Return the first of the bundle's files that differs from what the engine was built from; None if none does.
 
-        graph: path of its ONNX file in the bundle. files: what the bundle's manifest lists, by path.
+        Args:
+            graph: Path of the engine's ONNX file in the bundle.
+            files: The bundle's files, by path.
         """
         for name, digest in ((graph, self.graph), *self.weights):
             if name not in files or files[name].sha256 != digest:
@@ -120,9 +138,17 @@ class EngineManifest:
         return None
 
     def read(self, engine: Path, flavour: str, version: str, target: str) -> bytes:
-        """Return the engine's bytes if they are these and run here, on this flavour, version and GPU.
+        """Return the engine's bytes after checking that they are unchanged and can run here.
 
-        Raises BundleError with the command that mends it.
+        Args:
+            engine: Path of the engine file.
+            flavour: "tensorrt" or "tensorrt-rtx", whichever is in use.
+            version: Its installed version.
+            target: Architecture of the GPU, such as "sm90".
+
+        Raises:
+            BundleError: The file was changed, or was built for another version or GPU; the message has the command
+                that rebuilds it.
         """
         if (self.flavour, self.version) != (flavour, version):
             raise BundleError(

@@ -1,6 +1,6 @@
-"""The facts that a manifest holds: of the model, its heads, each graph and each file.
+"""The entries of a manifest: facts about the model, its heads, each graph and each file.
 
-Every class here checks its fields when it is made and raises BundleError for what does not hold.
+Every class checks its fields on construction and raises BundleError for an invalid one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from medusa_profiles.profile import NAME_PATTERN
 
 from medusa_runtime.field_checks import check_int, check_path, check_text, check_unique, refuse
 
-PLAIN = "plain"  # the profile name that stands for plain decoding, no heads run
+PLAIN = "plain"  # the profile name of plain decoding, for which the heads do not run
 _INT32_MAX = 2**31 - 1
 DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _BACKEND = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*", re.ASCII)
@@ -22,7 +22,20 @@ _PRECISION = re.compile(r"[a-z0-9][a-z0-9_.]*", re.ASCII)
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The decoder's shape, all counts; `context` counts tokens, token ids are below `vocab_size`."""
+    """The decoder's name and sizes.
+
+    Attributes:
+        name: Name of the model.
+        family: Model type as transformers names it, such as "llama".
+        layers: Number of decoder layers.
+        hidden_size: Elements of a hidden state.
+        attention_heads: Number of query heads.
+        kv_heads: Number of key (and value) heads.
+        head_dim: Elements of one attention head.
+        vocab_size: Number of logits; token ids are below it.
+        context: Most tokens of a sequence.
+        eos_token_ids: Token ids that end an answer.
+    """
 
     name: str
     family: str
@@ -49,20 +62,26 @@ class ModelFacts:
 
     @property
     def kv_row(self) -> int:
-        """Elements of one token's K row (or V row) of one layer."""
+        """W: elements of one token's key (or value) in one layer."""
         return self.kv_heads * self.head_dim
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Bytes that one token takes in the KV cache, K and V of all layers, at `itemsize` bytes an element."""
+        """Return the bytes of one token's keys and values in all layers, at `itemsize` bytes per element."""
         return 2 * self.layers * self.kv_row * itemsize
 
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """The Medusa heads: how many, ResBlocks in each, what they see besides h, candidates that each one ranks.
+    """The number and form of the Medusa heads.
 
-    taps: decoder layers whose input they see too. trunk: width of the gated block in front of all heads, 0 for none.
-    draft_vocabulary: how many tokens they score, None for all.
+    Attributes:
+        count: Number of heads.
+        layers: ResBlocks in each head.
+        conditioning: "root" if the heads also read the embedding of the root token, otherwise "none".
+        top_k: Candidates that each head ranks.
+        taps: Decoder layers whose input the heads read too.
+        trunk: Width of the gated block that all heads share; 0 if there is none.
+        draft_vocabulary: Number of tokens that the heads score; None is the whole vocabulary.
     """
 
     count: int
@@ -87,15 +106,19 @@ class HeadFacts:
 
 
 def state_size(model: ModelFacts, heads: HeadFacts) -> int:
-    """Elements that the heads see of one token: the hidden size, and as much again for every tap (S)."""
+    """Return S, the elements that the heads read for one token: hidden size * (1 + number of taps)."""
     return model.hidden_size * (1 + len(heads.taps))
 
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """One graph: the backend whose dialect it speaks, the precision of its weights, its file in the bundle.
+    """One graph of a bundle.
 
-    profile: the tree that is taken where none is named: one of the bundle's, or "plain" for plain decoding.
+    Attributes:
+        backend: Backend that the graph variant is for.
+        precision: Precision of its weights.
+        file: Its path inside the bundle.
+        profile: Default tree: one of the bundle's, or "plain" for plain decoding.
     """
 
     backend: str

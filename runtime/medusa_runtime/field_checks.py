@@ -1,4 +1,4 @@
-"""Checks of what a manifest says: each refuses a value with BundleError, naming what was got and what was expected."""
+"""Checks of fields in JSON files; each raises BundleError that names the value found and the value expected."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from medusa_runtime.errors import BundleError
 
 
 def refuse(what: str, got: object, expected: str) -> NoReturn:
-    """Raise BundleError: `what` is not what was expected."""
+    """Raise BundleError for the field `what`, with the value found and a description of the expected one."""
     raise BundleError(f"{what} is {got!r:.80}, expected {expected}")
 
 
 def check_int(what: str, value: object, least: int, most: int) -> None:
-    """Refuse all but a whole number from `least` to `most`."""
-    if type(value) is not int or not least <= value <= most:  # bool is refused too
+    """Raise BundleError unless the value is an int from `least` to `most`."""
+    if type(value) is not int or not least <= value <= most:  # excludes bool
         refuse(what, value, f"a whole number from {least} to {most}")
 
 
 def check_text(what: str, value: object, pattern: re.Pattern[str] | None = None) -> str:
-    """Return a text of printable characters, of the whole `pattern` if there is one; refuse all else."""
+    """Return a str of printable characters that matches the whole `pattern`; raise BundleError otherwise."""
     if not isinstance(value, str) or not 0 < len(value) <= 1000 or not value.isprintable():
         refuse(what, value, "a text of 1 to 1000 printable characters")
     if pattern is not None and not pattern.fullmatch(value):
@@ -29,19 +29,19 @@ def check_text(what: str, value: object, pattern: re.Pattern[str] | None = None)
 
 
 def check_object(what: str, value: object) -> dict[str, Any]:
-    """Return a JSON object; refuse all else."""
+    """Return a JSON object; raise BundleError otherwise."""
     return value if isinstance(value, dict) else refuse(what, value, "an object")
 
 
 def check_path(what: str, value: object) -> None:
-    """Refuse every path but a relative POSIX one that stays below the folder it starts from (BundleError)."""
+    """Raise BundleError unless the value is a relative POSIX path without `.`, `..` and empty parts."""
     path = check_text(what, value)
     if "\\" in path or ":" in path or any(part in ("", ".", "..") for part in path.split("/")):
         refuse(what, path, "a relative path with '/' between its parts that stays inside the bundle")
 
 
 def check_unique(what: str, values: object) -> tuple[Any, ...]:
-    """Return a tuple that holds nothing twice; refuse all else."""
+    """Return a tuple without duplicates; raise BundleError otherwise."""
     if not isinstance(values, tuple) or len(set(values)) != len(values):
         refuse(what, values, "a tuple without repetitions")
     return values

@@ -1,4 +1,4 @@
-"""What a build found when it ran a graph next to the model that it was made from."""
+"""The result of validating a graph against the model it was exported from, as a build records it in the manifest."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ DIFFERENCES = ("logits", "keys", "values")
 
 @dataclass(frozen=True)
 class GraphCheck:
-    """The check of one graph file. Raises BundleError for what does not hold.
+    """The validation of one graph file.
 
-    steps: names of the steps that were run and compared. logits, keys, values: the largest difference from the model's
-    numbers in any of these steps, as a share of their size, and limit what they may come to at most. not_run: why the
-    graph was not run, "" where it was; it then has no steps and no differences.
+    Attributes:
+        steps: Names of the steps that were run and compared.
+        logits: Largest relative difference of the logits from the model's in any of these steps.
+        keys: The same for the new keys.
+        values: The same for the new values.
+        limit: Largest difference that is allowed.
+        not_run: Why the graph was not run, "" if it was; without a run there are no steps and no differences.
+
+    Raises:
+        BundleError: A field is invalid.
     """
 
     steps: tuple[str, ...] = ()
@@ -38,7 +45,7 @@ class GraphCheck:
                 refuse("a graph check", self, "no steps and no differences where the graph was not run")
             return
         if not self.steps:
-            refuse("a graph check's steps", self.steps, "at least one, or not_run to say why there are none")
+            refuse("a graph check's steps", self.steps, "at least one, or the reason in not_run")
         for name, number in numbers.items():
             if type(number) is not float or not math.isfinite(number) or number < 0:
                 refuse(f"a graph check's {name}", number, "a finite number of at least 0.0")
@@ -47,5 +54,5 @@ class GraphCheck:
 
     @property
     def differs_by(self) -> float:
-        """The largest of the differences; 0.0 where the graph was not run."""
+        """The largest difference; 0.0 if the graph was not run."""
         return max(getattr(self, name) or 0.0 for name in DIFFERENCES)

@@ -1,4 +1,4 @@
-"""What a bundle says about itself: `manifest.json`, checked before any word of it is believed (BundleError)."""
+"""The manifest of a bundle, `manifest.json`: its fields, its checks, and its canonical JSON form."""
 
 from __future__ import annotations
 
@@ -27,13 +27,22 @@ Fact = TypeVar("Fact")
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a bundle claims about itself.
+    """A checked manifest.
 
-    `producer` maps a package to its version, `graphs` a graph's key to its facts, `files` the POSIX path of every file
-    but the manifest to its facts. Each name in `profiles` stands for `profiles/<name>.toml`. `sources` is JSON that
-    the builder wrote for itself. `digest` is the SHA-256 over the manifest's bytes with 64 zeros in the digest's place;
-    leave it out to have it computed. `sources` is brought into the form in which JSON gives it back. `graph_checks`
-    maps the file of a graph to what the build found when it compared the graph with the model.
+    Attributes:
+        schema: Version of the manifest format.
+        producer: Packages that built the bundle, with their versions.
+        model: The decoder's name and sizes.
+        heads: The number and form of the heads.
+        graphs: Graphs, by key "<backend>-<precision>".
+        profiles: Names of the trees; each is stored in `profiles/<name>.toml`.
+        files: Size and SHA-256 of every file but the manifest, by POSIX path.
+        sources: JSON that the builder records for itself; converted to what reading it back returns.
+        digest: SHA-256 of the manifest's bytes with 64 zeros in place of the digest; computed if it is "".
+        graph_checks: Result of validating each graph against the model, by the graph's file.
+
+    Raises:
+        BundleError: A field is invalid, or fields contradict each other.
     """
 
     schema: int
@@ -75,7 +84,7 @@ class Manifest:
     def _check_graphs(self) -> None:
         for key, graph in (self.graphs or refuse("graphs", self.graphs, "at least one graph")).items():
             if key != graph.key:
-                refuse("a key of graphs", key, f"{graph.key!r}, as its backend and precision say")
+                refuse("a key of graphs", key, f"{graph.key!r}, from its backend and precision")
             if graph.file not in self.files:
                 refuse(f"the file of graph {key}", graph.file, "one of the paths in files")
             if graph.profile not in (PLAIN, *self.profiles):
@@ -85,20 +94,20 @@ class Manifest:
                 refuse("a key of graph_checks", file, "one of the graphs in files")
 
     def _body(self) -> tuple[bytes, str]:
-        """Return the manifest's bytes with 64 zeros for a digest, and the digest that belongs there."""
+        """Return the manifest's bytes with 64 zeros in place of the digest, and the digest."""
         body = _to_json(vars(self) | {"digest": _ZEROS})
         if len(body) > MAX_BYTES:
             raise BundleError(f"the manifest takes {len(body)} bytes, expected at most {MAX_BYTES}; shorten `sources`")
         return body, hashlib.sha256(body).hexdigest()
 
     def to_bytes(self) -> bytes:
-        """Write the manifest as canonical JSON: UTF-8, sorted keys, indented by 2, a newline at the end."""
+        """Return the manifest as canonical JSON: UTF-8, sorted keys, indented by 2, with a final newline."""
         body, digest = self._body()
         return _with_digest(body, digest)
 
     @classmethod
     def from_bytes(cls, data: bytes, origin: str) -> Manifest:
-        """Read what `to_bytes` wrote; `origin` names the place in errors. Raises BundleError for anything else."""
+        """Read what `to_bytes` returned; `origin` names the file in errors. Raises BundleError for anything else."""
         try:
             return cls._from_bytes(data)
         except BundleError as error:
@@ -147,7 +156,7 @@ def _check_keys(what: str, content: dict[str, Any], expected: set[str]) -> None:
 
 
 def _facts(kind: type[Fact], what: str, value: object) -> Fact:
-    """Make one of the fact classes from a JSON object that has exactly its fields."""
+    """Create a fact class from a JSON object that has exactly its fields."""
     content = dict(check_object(what, value))
     _check_keys(what, content, {f.name for f in fields(kind)})  # type: ignore[arg-type]
     if kind is ModelFacts:
@@ -176,17 +185,17 @@ def _to_json(content: object) -> bytes:
 
 
 def _from_json(data: bytes) -> Any:
-    """Parse strict JSON: bounded, UTF-8, no key twice, no NaN or infinity, no nesting beyond Python's own limit."""
+    """Parse strict JSON: limited size, UTF-8, unique keys, no NaN or infinity, no nesting beyond Python's limit."""
     if len(data) > MAX_BYTES:
         raise BundleError(f"the manifest has more than {MAX_BYTES} bytes")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(content := dict(pairs)) != len(pairs):
-            raise ValueError("a key stands twice in one object")
+            raise ValueError("an object has the same key twice")
         return content
 
     def number(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no number")
+        raise ValueError(f"{name} is not a number")
 
     try:
         return json.loads(data.decode(), object_pairs_hook=once, parse_constant=number)

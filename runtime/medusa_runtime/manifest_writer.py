@@ -1,4 +1,4 @@
-"""Writing a bundle's manifest: every file of the folder is measured and hashed, and the manifest is written last."""
+"""Writes a bundle's manifest: hashes every file of the folder, then writes the manifest as the last file."""
 
 from __future__ import annotations
 
@@ -27,14 +27,24 @@ def write_manifest(
     graph_checks: Mapping[str, GraphCheck] | None = None,
     known: Mapping[str, FileFacts] | None = None,
 ) -> Manifest:
-    """Hash every file under `folder`, then write its manifest in one move, last of all.
+    """Hash every file in a folder, then write its manifest atomically.
 
-    graph_checks: what the build found of each graph, by file; of those that it did not check, None.
-    known: files, by name, whose digests stand and are not taken again. Raises BundleError for a file that a bundle
-    cannot hold and for facts that contradict each other.
+    Args:
+        folder: The bundle's folder, complete but for the manifest.
+        producer: Packages that built the bundle, with their versions.
+        model: The decoder's name and sizes.
+        heads: The number and form of the heads.
+        graphs: Graphs, by key.
+        profiles: Names of the trees.
+        sources: JSON that the builder records for itself.
+        graph_checks: Result of validating each graph, by file; graphs that were not validated are left out.
+        known: Size and digest of files that need not be hashed again, by name.
+
+    Raises:
+        BundleError: A file cannot be part of a bundle, or the facts contradict each other.
     """
     root = folder.resolve(strict=True)
-    (root / SCRATCH).unlink(missing_ok=True)  # left by a run that was cut off
+    (root / SCRATCH).unlink(missing_ok=True)  # left by an interrupted run
     names = sorted(set(walk(root)) - {FILE_NAME})
     for name in names:
         check_path("a file's path", name)
@@ -61,9 +71,15 @@ def write_manifest(
 
 
 def rewrite_manifest(folder: Path, manifest: Manifest, known: Mapping[str, FileFacts] | None = None) -> Manifest:
-    """Seal a folder whose files have changed, with the facts of `manifest` but for its files.
+    """Write the manifest of a folder whose files have changed; everything but `files` is copied from `manifest`.
 
-    known: as `write_manifest` accepts it. Raises BundleError.
+    Args:
+        folder: The bundle's folder.
+        manifest: Its manifest so far.
+        known: Size and digest of files that need not be hashed again, by name.
+
+    Raises:
+        BundleError: As for `write_manifest`.
     """
     return write_manifest(
         folder,
@@ -79,10 +95,10 @@ def rewrite_manifest(folder: Path, manifest: Manifest, known: Mapping[str, FileF
 
 
 def is_unchanged(folder: Path, manifest: Manifest) -> bool:
-    """Whether the folder seems as `write_manifest` left it: the listed files and no others, each of the listed size.
+    """Whether a folder appears unchanged since its manifest was written; most files are not hashed.
 
-    None may have been written after the manifest. A file that came to its place after it, as a copy that keeps the
-    time of its source does, is hashed; all others are not.
+    It must have the listed files and no others, each of the listed size and not modified after the manifest. A file
+    whose metadata changed after it, such as a copy that keeps the modification time of its source, is hashed.
     """
     try:
         root = folder.resolve(strict=True)

@@ -1,4 +1,4 @@
-"""How a bundle turns text into token ids: its chat template and its tokenizer."""
+"""Encodes prompts: renders messages with the bundle's chat template and tokenizes the text."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from medusa_runtime.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Mapping[str, str]]  # one user message, or messages with "role" and "content"
 
-
-MIN_CHARACTERS_PER_TOKEN = 64  # that every token of the context may stand for, should the longest token be shorter
+MIN_CHARACTERS_PER_TOKEN = 64  # allowed for each token of the context, even if the longest token is shorter
 
 
 class PromptEncoder:
-    """Lays prompts out by a bundle's chat template, if it has one.
+    """Turns prompts into token ids with a bundle's chat template and tokenizer.
 
-    max_characters: characters that a prompt may have, as many as the context's tokens could stand for if each were the
-    longest of the vocabulary; a longer one is refused before it is laid out and tokenised.
+    Args:
+        bundle: The opened bundle.
+        chat_template: One of `Bundle.chat_template_names`; None is the bundle's default.
 
-    chat_template: the name of another of the model's own templates, which `Bundle.chat_template_names` lists. Raises
-    BundleError for files that do not serve.
+    Attributes:
+        tokenizer: The bundle's tokenizer.
+        max_characters: Most characters of a prompt: as many as the context would hold if every token were the longest
+            one of the vocabulary. A longer prompt is rejected before it is rendered and tokenized.
+
+    Raises:
+        BundleError: The tokenizer or the chat template is missing or invalid.
     """
 
     def __init__(self, bundle: Bundle, chat_template: str | None = None) -> None:
@@ -36,14 +41,20 @@ class PromptEncoder:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether messages can be laid out; without a template only raw text can."""
+        """Whether the bundle has a chat template; without one, only raw text can be encoded."""
         return self._template is not None
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
-        """Lay a prompt out by the chat template and turn it into token ids.
+        """Render a prompt with the chat template and return its token ids.
 
-        `raw` takes a text as it stands, with the special tokens that the tokenizer itself adds. Raises PromptError
-        for an empty prompt, CapacityError for one of more than `max_characters` characters.
+        Args:
+            prompt: One user message, or a list of messages with "role" and "content".
+            raw: Tokenize a text as it is, without the chat template but with the tokenizer's own special tokens.
+
+        Raises:
+            PromptError: The prompt is empty, has a wrong type, or the template rejects it.
+            CapacityError: The prompt has more than `max_characters` characters.
+            BundleError: The bundle has no chat template and `raw` is False.
         """
         if isinstance(prompt, str):
             if not prompt.strip():
@@ -53,11 +64,13 @@ class PromptEncoder:
                 return self.tokenizer.encode(prompt, add_special_tokens=True)
             prompt = [{"role": "user", "content": prompt}]
         elif raw:
-            raise PromptError("a raw prompt is one text; messages need the chat template")
+            raise PromptError(
+                "a raw prompt must be one text, but this is a list of messages; pass raw=False to use the chat template"
+            )
         messages = as_messages(prompt)
         if self._template is None:
             raise BundleError(
-                f"{self._root} has no chat template; give a text that is laid out already: raw=True, or generate --raw"
+                f"{self._root} has no chat template, expected raw text: pass raw=True, or --raw on the command line"
             )
         texts = (text for message in messages for text in message.values() if isinstance(text, str))
         self._check_length(sum(map(len, texts)))

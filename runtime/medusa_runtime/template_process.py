@@ -1,8 +1,8 @@
-"""The process that renders chat templates (`template_worker`): started when it is needed first, one for this process.
+"""Starts and talks to the process that renders chat templates (`template_worker`); one such process per process.
 
-It is Python's own interpreter, or the one that `multiprocessing.set_executable` names where Python is embedded in
-another program. It inherits no files, no standard input and next to nothing of the environment, ends when this process
-does, and is started anew when it has died.
+It is started on first use with the current Python interpreter, or the one that `multiprocessing.set_executable` names
+where Python is embedded in another program. It inherits no files, no standard input and only a few environment
+variables, ends when this process ends, and is restarted when it has died.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Any
 from medusa_runtime import template_worker
 from medusa_runtime.errors import PromptError
 
-SECONDS = 30  # of a rendering on the clock, starting the process included; its processor time is limited too
+SECONDS = 30  # wall-clock limit of one rendering, including process start; CPU time is limited separately
 _KEPT = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment
 _START = "import runpy, sys; sys.path += sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
 
 
 class TemplateProcess:
-    """One process, or none yet; threads take turns."""
+    """Renders templates in a child process, one request at a time; the process is started when needed."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # which a signal's handler can take again, where a plain one would wait for ever
+        self._lock = threading.RLock()  # reentrant, so that a signal handler cannot deadlock
         self._busy = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def render(self, request: dict[str, Any]) -> str:
-        """Send a request of `template_worker.answer`; return the text. Raises PromptError with why there is none.
+        """Send a request for `template_worker.answer` and return the text; raise PromptError with the reason otherwise.
 
-        Whatever interrupts the exchange ends the process, so that no answer can be taken for another request's.
+        Any interruption of the exchange ends the process, so that no response is mistaken for that of another request.
         """
         try:
             data = template_worker.pack_message(request)
@@ -76,12 +76,12 @@ class TemplateProcess:
             raise
 
     def stop(self) -> None:
-        """End the process; another request starts one anew."""
+        """End the process; the next request starts a new one."""
         with self._lock:
             self._stop()
 
     def detach(self) -> None:
-        """Leave the process to the one that this one was forked from."""
+        """After a fork, leave the child process to the parent of this process."""
         if self._process is not None:
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
@@ -146,7 +146,7 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes) -> dict[str, str
 
 
 def _ends(process: subprocess.Popen[bytes]) -> bool:
-    """Wait a moment for a process whose pipes have closed."""
+    """Wait up to a second for a process whose pipes are closed; return whether it ended."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(1)
         return True
@@ -154,7 +154,7 @@ def _ends(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _reason(code: int | None) -> str:
-    """Say why a process gave no answer; code: what it ended with, None if it did not end."""
+    """Explain why a process sent no response; `code` is its exit code, None if it is still running."""
     if code == -getattr(signal, "SIGXCPU", 0):
         return f"it takes more than {template_worker.CPU_SECONDS} seconds of processor time"
     if code == -getattr(signal, "SIGKILL", 0):

@@ -1,7 +1,7 @@
-"""Renders chat templates in a process of its own, which has little memory and time and can write no files.
+"""Renders chat templates in a separate process with limited memory and time that cannot write files.
 
-A template is code from wherever the model came from. `template_process` starts this file as a script, which therefore
-imports nothing of this package; a request and an answer are each eight bytes of length and so many of JSON.
+`template_process` runs this file as a script, so it imports nothing from this package. A request and a response are
+each a length of eight bytes, big-endian, followed by that many bytes of JSON.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MAX_LENGTH = 16 << 20  # characters written
-MAX_BYTES = 160 << 20  # of a request or an answer
+MAX_LENGTH = 16 << 20  # characters of a rendered text
+MAX_BYTES = 160 << 20  # of a request or a response
 MEMORY = 1 << 30  # bytes of address space
-CPU_SECONDS = 2  # of one rendering
+CPU_SECONDS = 2  # CPU time of one rendering
 HEADER = struct.Struct(">Q")
-_MAX_ERROR = 1000  # characters of a template's own words
-_COMPILED = 8  # templates kept
+_MAX_ERROR = 1000  # characters of a template's error message
+_COMPILED = 8  # compiled templates in the cache
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; here its content is rendered as it stands."""
+    """The tag `{% generation %}`, which marks the assistant's text for training; its content is rendered unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 -- Jinja declares it so
 
@@ -44,7 +44,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """`namespace(...)` whose attributes cannot pass for Python's own."""
+    """Jinja's `namespace(...)`, but without attributes that start with an underscore, such as `__class__`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -72,12 +72,12 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Write JSON without escaping `<`, `>` and `&`, which Jinja's own filter does for HTML."""
+    """The filter `tojson` without Jinja's escaping of `<`, `>` and `&` for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _sandbox() -> ImmutableSandboxedEnvironment:
-    """Return Jinja's sandbox, with the names that templates on the Hugging Face Hub expect."""
+    """Return a Jinja sandbox with the functions and filters that templates on the Hugging Face Hub expect."""
     sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], cache_size=0
     )
@@ -92,9 +92,9 @@ def _compiled(source: str) -> Template:
 
 
 def answer(request: dict[str, Any]) -> dict[str, str]:
-    """Compile the request's "source" and, unless its "names" are None, render it with them.
+    """Compile the request's "source" and, unless its "names" are None, render it with these variables.
 
-    The answer has the "text", or as "error" why there is none; a template may fail in any way that code can.
+    Return the rendered "text", or the reason of the failure as "error".
     """
     try:
         template = _compiled(request["source"])
@@ -117,7 +117,7 @@ def _rendered(template: Template, names: dict[str, Any]) -> str:
 
 
 def pack_message(content: object) -> bytes:
-    """Return the bytes of a request or an answer; lone surrogates are carried as they are."""
+    """Return the bytes of a request or a response; lone surrogates are kept."""
     data = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return HEADER.pack(len(data)) + data
 
@@ -141,16 +141,16 @@ def _exactly(pipe: IO[bytes], size: int) -> bytes:
 
 
 def _limit() -> Any:
-    """Give up what a template needs not, as far as the system can; return what limits the time of each rendering."""
+    """Apply the system's resource limits; return a function that limits the CPU time of the next rendering."""
     try:
         import resource
-    except ImportError:  # Windows: only the time is limited, from outside
+    except ImportError:  # Windows: only the wall-clock time is limited, by the parent
         return lambda: None
     for name, most in (("AS", MEMORY), ("CORE", 0), ("FSIZE", 0), ("NPROC", 0)):
         limit = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(limit)[1]
         allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        with contextlib.suppress(ValueError, OSError):  # macOS bounds no address space
+        with contextlib.suppress(ValueError, OSError):  # macOS does not limit the address space
             resource.setrlimit(limit, (allowed, allowed))
 
     def limit_time() -> None:
@@ -163,9 +163,9 @@ def _limit() -> Any:
 
 def main() -> None:
     """Answer requests from standard input until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asked
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    _strftime_now("%Y")  # reads the time zone
+    _strftime_now("%Y")  # loads the time zone before the limits apply
     limit_time = _limit()
     while True:
         try:

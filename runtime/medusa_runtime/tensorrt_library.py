@@ -1,4 +1,4 @@
-"""Finds the installed TensorRT: by the names that its packages import as."""
+"""Imports the installed TensorRT or TensorRT-RTX library, whose packages have several module names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from medusa_runtime.errors import MissingExtraError
 
-MODULES = {  # flavour -> what it imports as, as a whole or as bindings alone
+MODULES = {  # flavour -> module names of the full package and of the bindings alone
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
@@ -15,14 +15,21 @@ MIN_VERSIONS = {"tensorrt": (8, 6), "tensorrt-rtx": (1, 0)}
 
 
 def import_tensorrt(name: str) -> tuple[Any, str]:
-    """Return the module of a flavour and its version. Raises MissingExtraError with the pip command."""
+    """Return the module and version of a TensorRT flavour.
+
+    Args:
+        name: "tensorrt" or "tensorrt-rtx".
+
+    Raises:
+        MissingExtraError: It is not installed or too old; the message has the pip command.
+    """
     command = f"pip install 'medusa-export[{name}]'"
     found, failure = None, ""
     for module in MODULES[name]:
         try:
             found = importlib.import_module(module)
             break
-        except (ImportError, OSError, RuntimeError) as error:  # its libraries may be missing too
+        except (ImportError, OSError, RuntimeError) as error:  # RuntimeError, OSError: shared libraries are missing
             failure = failure or str(error)
     if found is None:
         raise MissingExtraError(f"{name} is not installed ({failure}); it comes with: {command}")

@@ -1,4 +1,4 @@
-"""The processor, and how many threads decoding should use: one per physical core, within this process's quota."""
+"""Determines the number of CPU threads to decode with: one per physical core, within the process's CPU quota."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 
 def default_threads() -> int:
-    """One thread per physical core, but no more than the processors' worth of time that a container may use.
+    """Return one thread per physical core, but at most the CPU quota of the container.
 
-    A thread beyond that would be stopped in the middle of a step, and the others would wait for it.
+    A thread beyond the quota would be suspended in the middle of a step, and the other threads would wait for it.
     """
     quota = cpu_quota()
     return physical_cores() if quota is None else max(1, min(physical_cores(), int(quota)))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Processors' worth of time that this process's control groups allow, the least of them; None without a limit.
+    """Return the smallest CPU quota of the process's control groups, in CPUs; None without a limit.
 
-    Read from Linux's cgroups, version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`); `root` is where its file systems lie.
+    Read from Linux's cgroups, version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`), under the folder `root`.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -39,7 +39,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def _quota_of(folder: Path) -> float | None:
-    """One control group's quota in processors, or None where it has none."""
+    """Return the quota of one control group in CPUs; None if it has none."""
     try:
         if (file := folder / "cpu.max").is_file():
             quota, period = file.read_text(encoding="ascii").split()
@@ -53,10 +53,10 @@ def _quota_of(folder: Path) -> float | None:
 
 
 def physical_cores() -> int:
-    """Physical cores among the processors that this process may use, at least 1.
+    """Return the number of physical cores that this process may use, at least 1.
 
-    Hyper-threads of one core share its arithmetic units, so more threads than cores only wait for each other. Read
-    from Linux's /sys; elsewhere every processor counts.
+    Hyper-threads of a core share its arithmetic units, so more threads than cores only wait for each other. Read from
+    Linux's /sys; on other systems every logical CPU counts.
     """
     try:
         allowed = os.sched_getaffinity(0)
@@ -73,7 +73,7 @@ def physical_cores() -> int:
 
 
 def processor_name() -> str:
-    """What the processor calls itself, read from Linux's /proc; elsewhere what Python knows of it."""
+    """Return the CPU's model name from Linux's /proc; on other systems from Python's `platform`."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not on this system

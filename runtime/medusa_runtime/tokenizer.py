@@ -1,4 +1,4 @@
-"""Text to token ids and back, whole or as it grows."""
+"""Tokenization: text to token ids and back, also incrementally while an answer grows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ import tokenizers
 
 from medusa_runtime.errors import BundleError, MedusaError, PromptError
 
-REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no character, or none yet
+REPLACEMENT = "\ufffd"  # what the tokenizer writes for bytes that are not (yet) a character
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # one byte, in SentencePiece vocabularies with byte fallback
 _CONTEXT = 8  # tokens; 4 are needed, since a character has at most 4 bytes and a token at least one
 
 
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library, its truncation and padding switched off.
+    """A tokenizer of the `tokenizers` library with truncation and padding disabled.
 
-    data: the bytes of a tokenizer.json. origin: names the place in errors. Raises BundleError for other bytes.
+    Args:
+        data: Bytes of a `tokenizer.json`.
+        origin: Names the file in error messages.
+
+    Raises:
+        BundleError: The bytes are not a tokenizer that the library reads.
     """
 
     def __init__(self, data: bytes, origin: str) -> None:
@@ -34,17 +39,22 @@ class Tokenizer:
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token, as the vocabulary writes it."""
+        """Characters of the longest token in the vocabulary."""
         with _translated(BundleError, f"the vocabulary of {self._origin} cannot be read"):
             return max(map(len, self._tokenizer.get_vocab()), default=0)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Return the text's token ids; `add_special_tokens` adds what the tokenizer puts around a text (BOS, say).
+        """Return the token ids of a text.
 
-        Raises PromptError for text that is not valid Unicode (a lone surrogate) or that the library gives up on.
+        Args:
+            text: The text.
+            add_special_tokens: Whether to add the tokenizer's own special tokens, such as BOS.
+
+        Raises:
+            PromptError: The text is not valid Unicode (a lone surrogate), or the library fails on it.
         """
         try:
-            text.encode()  # the library itself calls such a text no str
+            text.encode()  # the library reports a misleading TypeError for it
         except UnicodeEncodeError as error:
             raise PromptError(f"the prompt is not valid Unicode: {error}") from None
         with _translated(PromptError, f"the prompt cannot be tokenised by the tokenizer of {self._origin}"):
@@ -52,35 +62,36 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, special tokens and ids without a token left out.
+        """Return the text of token ids; special tokens and ids without a token are skipped.
 
-        Raises BundleError where the library gives up.
+        Raises:
+            BundleError: The library fails on them.
         """
         with _translated(BundleError, f"tokens cannot be turned into text by the tokenizer of {self._origin}"):
             text: str = self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
         return text
 
     def token(self, token_id: int) -> str:
-        """Return how the vocabulary writes a token that shows in text; "" for a special or unknown one."""
+        """Return a token as the vocabulary writes it; "" for special and unknown tokens, which texts leave out."""
         with _translated(BundleError, f"token {token_id} is not one of the tokenizer of {self._origin}"):
             shown: str | None = None if token_id in self._special else self._tokenizer.id_to_token(token_id)
         return shown or ""
 
 
 class IncrementalDetokenizer:
-    """Text that grows by tokens. All pieces joined are `Tokenizer.decode` of all ids.
+    """Turns a growing list of token ids into pieces of text; joined, they equal `Tokenizer.decode` of all ids.
 
-    What a few tokens add is the difference between the text of a short context with them and without. The context may
-    begin in the middle of a character: that spoils its first characters only, and in both texts alike.
+    The text of new tokens is the difference between the texts of a few preceding tokens with and without them. These
+    may begin in the middle of a character, which garbles the first characters of both texts in the same way.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []  # the last tokens whose text was given out, but for an unfinished character
-        self._waiting: list[int] = []  # byte tokens: whether they are characters shows when their run ends
+        self._context: list[int] = []  # the last tokens whose text was returned, except an incomplete character
+        self._waiting: list[int] = []  # byte tokens, which may be parts of a character until another token follows
 
     def push(self, ids: Sequence[int]) -> str:
-        """Take more ids; return the text that no later id can change. Costs time by len(ids), whatever came before."""
+        """Add token ids and return the text that no later id can change; the time depends on len(ids) only."""
         shown = [(int(token), text) for token in ids if (text := self._tokenizer.token(int(token)))]
         settled = max((at for at, (_, text) in enumerate(shown, start=1) if not _BYTE_TOKEN.fullmatch(text)), default=0)
         tokens = [token for token, _ in shown]
@@ -94,7 +105,7 @@ class IncrementalDetokenizer:
         return piece
 
     def flush(self) -> str:
-        """Return the rest: bytes that stayed incomplete become U+FFFD. The stream then begins anew."""
+        """Return the remaining text, with U+FFFD for incomplete characters, and reset."""
         text = self._tokenizer.decode([*self._context, *self._waiting])
         piece = text[len(_certain(self._tokenizer.decode(self._context))) :]
         self._context, self._waiting = [], []
@@ -103,7 +114,7 @@ class IncrementalDetokenizer:
 
 @contextmanager
 def _translated(kind: type[MedusaError], what: str) -> Iterator[None]:
-    """Turn whatever the library raises into `kind`: bare Exception, and panics of its Rust, which are none of that."""
+    """Convert errors of the library to `kind`: Exception, and panics of its Rust code, which are BaseException."""
     try:
         yield
     except BaseException as error:
@@ -113,5 +124,5 @@ def _translated(kind: type[MedusaError], what: str) -> Iterator[None]:
 
 
 def _certain(text: str) -> str:
-    """Drop the last character if it stands for bytes that may yet become another one."""
+    """Drop the last character if it stands for bytes that later bytes may complete."""
     return text[:-1] if text.endswith(REPLACEMENT) else text

@@ -1,7 +1,7 @@
-"""Files of a bundle as they were checked: what is read or mapped is what was hashed.
+"""Reads and maps files of a bundle, and guarantees that the bytes are those that the manifest lists.
 
-Small files are hashed each time they are read. Weights are hashed when the bundle is opened; the file system's own
-record of the file (its stamp) then tells whether it has been written since, and if so it is hashed again.
+Small files are hashed each time they are read. Weights are hashed when the bundle is opened; a file whose metadata (its
+stamp) has changed since then is hashed again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import FileFacts
 
 _BLOCK = 4 << 20  # bytes read and hashed at a time
-_SETTLED = 2_000_000_000  # ns: a file system's clock may be this coarse, so a younger stamp may hide a later write
+_SETTLED = 2_000_000_000  # ns; file times may be this coarse, so a more recent stamp cannot exclude a later write
 
 
 class FileStamp(NamedTuple):
-    """What a file system records of a file; every write changes it, and so does another file in its place."""
+    """File system metadata that changes when a file is written or replaced."""
 
     device: int
     inode: int
@@ -43,7 +43,7 @@ class FileStamp(NamedTuple):
 
 
 def hash_file(path: Path) -> tuple[str, FileStamp | None]:
-    """Return a file's SHA-256 and its stamp; None for the stamp of a file that was written moments before."""
+    """Return a file's SHA-256 and its stamp; the stamp is None if the file was written within the last seconds."""
     with path.open("rb", buffering=0) as file:
         started, before = time.time_ns(), FileStamp.of(file)
         digest = _sha256(file)
@@ -53,7 +53,13 @@ def hash_file(path: Path) -> tuple[str, FileStamp | None]:
 
 @dataclass(frozen=True)
 class VerifiedFile:
-    """One file. facts: its size and digest, None for a file that no manifest vouches for. stamp: when hashed."""
+    """A file that is verified when it is read.
+
+    Attributes:
+        path: Path of the file.
+        facts: Size and digest that it must have; None for a file without a manifest, which is not verified.
+        stamp: Its metadata when it was hashed; None if that does not exclude later changes.
+    """
 
     path: Path
     facts: FileFacts | None = None
@@ -61,7 +67,7 @@ class VerifiedFile:
 
     @property
     def size(self) -> int:
-        """Bytes. Raises BundleError for an unlisted file that cannot be found."""
+        """Size in bytes; raises BundleError if it is not in `facts` and the file cannot be found."""
         if self.facts is not None:
             return self.facts.size
         try:
@@ -70,7 +76,7 @@ class VerifiedFile:
             raise BundleError(f"{self.path} cannot be read: {error}; build the bundle again") from None
 
     def read(self, most: int) -> bytes:
-        """Return the file's bytes, hashed as they were read. Raises BundleError for more than `most` bytes, unread."""
+        """Return the file's verified bytes; raise BundleError, without reading, if there are more than `most`."""
         if self.size > most:
             raise BundleError(f"{self.path} has {self.size} bytes, expected at most {most}; build the bundle again")
         try:
@@ -84,9 +90,12 @@ class VerifiedFile:
 
     @contextmanager
     def mapped(self) -> Iterator[NDArray[np.uint8]]:
-        """Map the file, (size,) uint8, read-only. Raises BundleError unless it holds what was hashed, until the end.
+        """Map the file into memory as a read-only uint8 array (size,).
 
-        The array may be kept; whether the file is written after the end of the context is nobody's concern then.
+        The array may be kept after the context, but later writes to the file are then not detected.
+
+        Raises:
+            BundleError: The file's content is not the listed one, or it was written during the context.
         """
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -99,7 +108,9 @@ class VerifiedFile:
                     pages = mmap.mmap(file.fileno(), before.size, access=mmap.ACCESS_READ)
                     yield np.frombuffer(pages, np.uint8)
                     if hasattr(mmap, "MADV_DONTNEED"):
-                        pages.madvise(mmap.MADV_DONTNEED)  # who keeps the array keeps no memory
+                        pages.madvise(
+                            mmap.MADV_DONTNEED
+                        )  # frees the pages; a kept array reads them again from the file
                 else:
                     yield np.empty(0, np.uint8)
                 if self.facts is not None and FileStamp.of(file) != before:
@@ -112,7 +123,7 @@ class VerifiedFile:
 
 
 def _sha256(file: Any) -> str:
-    """Hash a file from where it stands."""
+    """Return the SHA-256 of a file from its current position."""
     digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     while count := file.readinto(block):
         digest.update(block[:count])

@@ -375,7 +375,7 @@ def test_an_unreadable_file(folder, monkeypatch):
 def test_a_pinned_bundle(folder):
     digest = Bundle.open(folder).manifest.digest
     assert Bundle.open(folder, expected_digest=digest).manifest.digest == digest
-    with pytest.raises(BundleError, match=rf"has the digest {digest}, expected {'0' * 64}: it is another bundle"):
+    with pytest.raises(BundleError, match=rf"has the digest {digest}, expected {'0' * 64}: it is not the bundle"):
         Bundle.open(folder, expected_digest="0" * 64)
     for wrong in ("", digest[:12], digest.upper(), digest + "\n"):
         with pytest.raises(BundleError, match="expected 64 hexadecimal digits"):

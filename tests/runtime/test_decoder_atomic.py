@@ -176,7 +176,7 @@ def test_logits_that_are_not_finite_are_found_in_the_step_that_gives_them(value,
 
     with monkeypatch.context() as patched:
         patched.setattr(backend, "read_logits", poisoned)
-        with pytest.raises(InvalidLogitsError, match=r"fake gave logits from .* at row 2 of step 2 in exact: it does"):
+        with pytest.raises(InvalidLogitsError, match=r"fake gave logits from .* at row 2 of step 2 in exact: expected"):
             decoder.step()
     assert (decoder.sequence.answer, len(backend.committed), decoder.steps) == (given, committed, 1)
     finish(decoder)

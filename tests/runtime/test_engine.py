@@ -39,7 +39,7 @@ def test_messages_and_raw_text(engine: Engine) -> None:
     assert engine.encode("Hi") == engine.encode([{"role": "user", "content": "Hi"}])
     assert engine.encode("Hi", raw=True) == engine.tokenizer.encode("Hi", add_special_tokens=True)
     assert len(engine.encode("Hi")) > len(engine.encode("Hi", raw=True))
-    with pytest.raises(PromptError, match="raw prompt is one text"):
+    with pytest.raises(PromptError, match="raw prompt must be one text"):
         engine.encode([{"role": "user", "content": "Hi"}], raw=True)
 
 
