@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import version as installed_version
 
+from docutils import nodes
+from sphinx.application import Sphinx
+
 project = "medusa-export"
 author = "The medusa-export developers"
 version = release = installed_version("medusa-export")
@@ -28,3 +31,15 @@ html_title = "medusa-export"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 copybutton_prompt_text = "$ "
+
+
+def setup(app: Sphinx) -> None:
+    """Write the dash between a parameter and its description as a dash; elsewhere two hyphens begin an option."""
+    app.connect("doctree-resolved", lambda _app, doctree, _name: write_dashes(doctree))
+
+
+def write_dashes(doctree: nodes.document) -> None:
+    """Replace the separate texts ` -- ` of a page's parameter lists."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
