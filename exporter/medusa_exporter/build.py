@@ -19,6 +19,7 @@ from medusa_exporter.engines.flavours import fusing_flavours
 from medusa_exporter.engines.step_sizes import graph_files, step_sizes
 from medusa_exporter.extras import import_extra
 from medusa_exporter.heads.architecture import read_architecture
+from medusa_exporter.hub import pin_revision
 from medusa_exporter.models import ModelSource
 from medusa_exporter.precisions import choose, default_profile
 from medusa_exporter.preflight import check_build
@@ -55,6 +56,8 @@ def build(
     batch: int = 1,
     chat_template: str | None = None,
     context: int | None = None,
+    revision: str | None = None,
+    heads_revision: str | None = None,
     force: bool = False,
     report: Report = lambda _line: None,
 ) -> BuildResult:
@@ -72,6 +75,8 @@ def build(
         chat_template: Name of one of the model's chat templates, or a Jinja file. None for the model's default.
         context: Number of tokens that a prompt and its answer may have together, at most what the model supports. None
             for the model's `max_position_embeddings`.
+        revision: Branch, tag or commit of a hub model, None for its main branch.
+        heads_revision: The same of heads on the hub.
         force: Build even if the bundle is up to date.
         report: Gets a line as each stage begins.
 
@@ -85,7 +90,8 @@ def build(
     """
     check_target(bundle)
     pairs = choose(backends, precisions)
-    source = ModelSource.resolve(model)
+    source = ModelSource.resolve(model, revision)
+    heads = pin_revision(heads, heads_revision)
     trees = choose_profiles(profiles, read_architecture(heads).heads)
     steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch)
     fused = fusing_flavours(backend for backend, _ in pairs)

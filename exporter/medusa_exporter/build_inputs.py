@@ -15,6 +15,7 @@ from medusa_runtime.errors import BundleError
 from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, Manifest
 
 from medusa_exporter.heads.architecture import heads_files
+from medusa_exporter.hub import split_revision
 from medusa_exporter.loading.templates import describe_wanted
 from medusa_exporter.models import ModelSource
 from medusa_exporter.package_versions import installed_versions
@@ -53,8 +54,8 @@ def describe_inputs(
 ) -> dict[str, Any]:
     """Describe all inputs of a build: files by name, size and time; trees by content; versions and code by digest.
 
-    A hub name stands for itself: whether the hub has something newer is not checked. The path of a folder is hashed,
-    so that a bundle does not reveal where it was built.
+    A hub name stands for itself and its revision: whether the hub has something newer is not checked. The
+    path of a folder is hashed, so that a bundle does not reveal where it was built.
 
     Args:
         source: The decoder.
@@ -66,7 +67,7 @@ def describe_inputs(
         context: Number of tokens that was asked for; None for the model's own.
     """
     return {
-        "model": _described(source.location, source.gguf, source.files()),
+        "model": _described(source.location, source.gguf, source.files(), source.revision),
         "heads": _described(heads, None, heads_files(heads)),
         "graphs": sorted(graphs),
         "fused": sorted(fused),
@@ -119,9 +120,10 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _described(location: str, file: str | None, files: list[Path]) -> dict[str, Any]:
+def _described(location: str, file: str | None, files: list[Path], revision: str | None = None) -> dict[str, Any]:
     if not files:
-        return {"hub": location}
+        repository, pinned = split_revision(location)
+        return {"hub": repository, **({"revision": revision or pinned} if revision or pinned else {})}
     place = hashlib.sha256(str(Path(location).expanduser().resolve()).encode()).hexdigest()
     return {
         "place": place,

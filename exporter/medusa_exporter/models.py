@@ -12,6 +12,7 @@ from medusa_runtime.errors import UnsupportedModelError
 from medusa_exporter.extras import import_extra
 from medusa_exporter.families import FAMILIES, Decoder
 from medusa_exporter.heads.base_model import model_names
+from medusa_exporter.hub import check_revision
 from medusa_exporter.library_logging import log_errors_only
 from medusa_exporter.loading import rope, sizes
 from medusa_exporter.loading.architecture import read_architecture
@@ -39,18 +40,33 @@ if TYPE_CHECKING:
 class ModelSource:
     """A resolved MODEL argument.
 
-    `location` is a hub name or a local folder as transformers' `from_pretrained` takes it; `gguf` names the
-    file inside that folder, or is None.
+    Attributes:
+        location: A hub name or a local folder, as transformers' `from_pretrained` accepts it.
+        gguf: Name of the GGUF file in that folder, `None` for a model without one.
+        local: Whether `location` is a folder.
+        revision: Branch, tag or commit of a hub model, `None` for its main branch.
     """
 
     location: str
     gguf: str | None = None
     local: bool = True
+    revision: str | None = None
 
     @classmethod
-    def resolve(cls, model: str) -> ModelSource:
-        """Resolve what the user typed; raise UnsupportedModelError when it can be nothing that exists."""
+    def resolve(cls, model: str, revision: str | None = None) -> ModelSource:
+        """Resolve a MODEL argument as the user typed it.
+
+        Args:
+            model: A hub name, a local folder or a GGUF file.
+            revision: Branch, tag or commit of a hub model, `None` for its main branch.
+
+        Raises:
+            UnsupportedModelError: There is no such file or folder and it is no hub name, or a revision was asked for
+                of a local model.
+        """
         path = Path(model).expanduser()
+        if revision is not None:
+            check_revision(revision, model, "--revision")
         if path.is_file():
             with path.open("rb") as file:
                 magic = file.read(4)
@@ -70,7 +86,7 @@ class ModelSource:
                 f"{model}: no such file or folder, and not a hub name of the form 'owner/name'; "
                 "give a folder with config.json, a .gguf file or a hub name"
             )
-        return cls(model, local=False)
+        return cls(model, local=False, revision=revision)
 
     @property
     def name(self) -> str:
@@ -78,6 +94,11 @@ class ModelSource:
         if self.gguf:
             return self.gguf.removesuffix(".gguf")
         return Path(self.location).name if self.local else self.location
+
+    @property
+    def described(self) -> str:
+        """The model as messages name it: a file's name, a folder's path, or a hub name with its revision."""
+        return self.gguf or (f"{self.location}@{self.revision}" if self.revision else self.location)
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +112,12 @@ class ModelSource:
 
         No code of a model's folder or repository is ever run.
         """
-        return {"trust_remote_code": False} | ({"gguf_file": self.gguf} if self.gguf else {})
+        arguments: dict[str, Any] = {"trust_remote_code": False}
+        if self.gguf:
+            arguments["gguf_file"] = self.gguf
+        if self.revision:
+            arguments["revision"] = self.revision
+        return arguments
 
     def files(self) -> list[Path]:
         """The local files that a build reads, sorted; empty for a hub name."""
@@ -147,16 +173,17 @@ def read_sizes(source: ModelSource) -> DecoderSizes:
 
 def choose_context(source: ModelSource, wanted: int | None) -> int:
     """Return the tokens that a bundle of `source` is made for, before any weights are read; see `loading.rope`."""
-    return rope.choose_context(_positions(source), wanted, source.gguf or source.location)
+    return rope.choose_context(read_config(source), wanted, source.gguf or source.location)
 
 
 def longest_context(source: ModelSource) -> int:
     """Return the tokens that the model supports; see `loading.rope`."""
-    config = _positions(source)
+    config = read_config(source)
     return rope.longest_context(config, config["max_position_embeddings"])
 
 
-def _positions(source: ModelSource) -> dict[str, Any]:
+def read_config(source: ModelSource) -> dict[str, Any]:
+    """Read the config of `source`, with its `max_position_embeddings`, before any weights are read."""
     config = _config_facts(source)
     if "max_position_embeddings" not in config:  # a config.json may leave out what is the family's default
         whole = import_extra("transformers", "export").AutoConfig.for_model(config["model_type"])
@@ -171,10 +198,12 @@ def _config_facts(source: ModelSource) -> dict[str, Any]:
         return read_object(Path(source.location) / "config.json")
     transformers = import_extra("transformers", "export")
     try:
-        facts, _ = transformers.PretrainedConfig.get_config_dict(source.location)
+        facts, _ = transformers.PretrainedConfig.get_config_dict(source.location, revision=source.revision)
     except OSError as error:
         raise UnsupportedModelError(
-            f"{source.location}: neither a local path nor a model that the hub gives ({str(error).splitlines()[0]})"
+            f"{source.described}: neither a local path nor a model that the hub gives ({str(error).splitlines()[0]}); "
+            f"expected {'a branch, tag or commit of its repository' if source.revision else 'a hub name'}: check "
+            "the name, and that the hub can be reached"
         ) from error
     return dict(facts)
 

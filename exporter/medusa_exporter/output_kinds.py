@@ -105,7 +105,7 @@ def _is_partial(folder: Path) -> bool:
         return False
     files = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     begun = not files or "plan.json" in files or _is_facts(folder.with_name("meta.json"))
-    return begun and holds_only("plan.json", "wave-*.npz")(folder)
+    return begun and holds_only("plan.json", "batch-*.npz")(folder)
 
 
 DATA: dict[str, AnyKind] = {

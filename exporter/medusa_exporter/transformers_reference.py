@@ -20,12 +20,13 @@ COMPARED = ("family", "layers", "hidden_size", "attention_heads", "kv_heads", "h
 class TransformersReference:
     """The model in fp32 on the CPU, with greedy decoding and a KV cache."""
 
-    def __init__(self, model: str, facts: ModelFacts) -> None:
+    def __init__(self, model: str, facts: ModelFacts, revision: str | None = None) -> None:
         """Load the model.
 
         Args:
             model: Hub name, folder or GGUF file.
             facts: The model as the bundle describes it; the loaded one must have the same sizes.
+            revision: Branch, tag or commit of a hub model, `None` for its main branch.
 
         Raises:
             MissingExtraError: torch or transformers is not installed.
@@ -37,7 +38,7 @@ class TransformersReference:
             transformers.utils.logging.set_verbosity_error()
         from medusa_exporter.model_facts import model_facts
 
-        source = ModelSource.resolve(model)
+        source = ModelSource.resolve(model, revision)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._model = models.load_model(source, torch.float32)

@@ -184,7 +184,7 @@ def test_waves_and_the_plan_of_a_distillation(tmp_path: Path) -> None:
     for _number in cuts(work):
         check_output_folder(tmp_path / "out", output_kinds.DATA)
         work()
-        assert sorted(files(tmp_path)) == ["out/partial/plan.json", "out/partial/wave-00000.npz"]
+        assert sorted(files(tmp_path)) == ["out/partial/batch-00000.npz", "out/partial/plan.json"]
         assert batch_checkpoint.load_batch(tmp_path / "out" / "partial", 0)[0].tokens.tolist() == [1, 2, 3]
         shutil.rmtree(tmp_path / "out")
 
@@ -193,8 +193,8 @@ def test_a_distillation_that_was_removing_its_unfinished_work(tmp_path: Path) ->
     folder = batch_checkpoint.open_checkpoint(tmp_path / "out", FACTS)
     batch_checkpoint.save_batch(folder, 0, [GeneratedRow(np.array([1, 2, 3]), np.array([0, 1, 1]))])
     save_data(data(1), tmp_path / "out")
-    left = {"plan.json", "wave-00000.npz"}
-    for gone in (set(), {"plan.json"}, {"wave-00000.npz"}, left):
+    left = {"plan.json", "batch-00000.npz"}
+    for gone in (set(), {"plan.json"}, {"batch-00000.npz"}, left):
         for name in gone:
             (folder / name).unlink(missing_ok=True)
         check_output_folder(tmp_path / "out", output_kinds.DATA)

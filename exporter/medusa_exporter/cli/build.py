@@ -16,7 +16,9 @@ from medusa_exporter.cli.options import (
     capacity_options,
     chat_template_option,
     gpu_option,
+    heads_revision_option,
     list_option,
+    revision_option,
 )
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import Progress
@@ -41,7 +43,9 @@ KIND = SUMMARIES["build"]
     ),
 )
 @click.argument("model")
+@revision_option
 @click.option("--heads", required=True, metavar="HEADS", help="Folder or hub name of the Medusa heads.")
+@heads_revision_option
 @click.option(
     "-o",
     "--output",
@@ -104,7 +108,9 @@ KIND = SUMMARIES["build"]
 @json_option("a summary of the bundle")
 def command(
     model: str,
+    revision: str | None,
     heads: str,
+    heads_revision: str | None,
     bundle: Path,
     backends: tuple[str, ...],
     precisions: tuple[str, ...],
@@ -124,7 +130,7 @@ def command(
 
     A bundle is a folder with one ONNX graph for each backend and precision, the tokenizer, and the trees. It appears as
     a whole: an interrupted build leaves the previous bundle, or none. A second run does nothing unless MODEL, the heads
-    or an option has changed; files are compared by size and time, and a hub name counts as unchanged.
+    or an option has changed; files are compared by size and time, and a hub name with its revision counts as unchanged.
     """
     results.check(KIND, inputs=[Path(model)] if Path(model).is_file() else [], bundle=bundle)
     with_engines = () if no_engines else tuple(backend for backend in backends if backend in FLAVOURS)
@@ -143,6 +149,8 @@ def command(
         batch=batch,
         chat_template=chat_template,
         context=context,
+        revision=revision,
+        heads_revision=heads_revision,
         force=force,
         report=progress.report,
     )

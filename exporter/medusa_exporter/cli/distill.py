@@ -14,6 +14,7 @@ from medusa_exporter.cli.options import (
     dtype_option,
     limit_option,
     list_option,
+    revision_option,
 )
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import note
@@ -32,6 +33,7 @@ KIND = SUMMARIES["distill"]
     ),
 )
 @click.argument("model")
+@revision_option
 @click.option(
     "--prompts",
     "files",
@@ -160,9 +162,16 @@ KIND = SUMMARIES["distill"]
     help="Read the corrected file of --review-out back into DATA, which must be complete. Changed conversations "
     "replace the old ones; missing ones are removed.",
 )
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Start anew, whatever an earlier run left in DATA. Finished data and corrections "
+    "stay until the new data replaces them.",
+)
 @json_option("a summary of the data")
 def command(
     model: str,
+    revision: str | None,
     files: tuple[Path, ...],
     exclude: tuple[Path, ...],
     answers: tuple[Path, ...],
@@ -184,12 +193,16 @@ def command(
     dtype: str,
     review_out: Path | None,
     review_in: Path | None,
+    force: bool,
     results: Results,
 ) -> None:
     """Let MODEL answer prompts, and write the conversations to DATA: the data that heads are trained on.
 
     MODEL is a hub name, a folder or a GGUF file. After a prompt's own turns the model goes on with user messages that
-    it writes itself. An interrupted run continues when the same command is given again.
+    it writes itself.
+
+    The same command resumes a run that was interrupted, and does nothing if DATA is finished. If an argument differs,
+    it refuses to touch what is there; --force starts anew.
 
     To correct the conversations by hand, run the same command with --review-out, edit the file, then run it with
     --review-in.
@@ -199,19 +212,22 @@ def command(
     if max_new_tokens >= context:
         raise click.UsageError(f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in --context {context}")
 
+    if force and review_in:
+        raise click.UsageError("--force starts anew, but --review-in corrects finished data; leave out one of the two")
     given = [*files, *exclude, *answers, *([review_in] if review_in else [])]
     check_output_folder(output, DATA, inputs=[Path(model)] if Path(model).exists() else [])
     if review_out:
         check_output_file(review_out, REVIEW, inputs=given)
     results.check(KIND, inputs=given)
 
+    from medusa_exporter.distillation.checkpoint import replaces_data
     from medusa_exporter.distillation.conversations import read_conversations
     from medusa_exporter.distillation.dataset import META_NAME, DataError, save_data
-    from medusa_exporter.distillation.distill import Plan, distill
+    from medusa_exporter.distillation.distill import Plan, check_context, distill
     from medusa_exporter.distillation.review import read_review, write_review
     from medusa_exporter.distillation.sampling import Sampling
     from medusa_exporter.loading.templates import choose_template, describe_wanted
-    from medusa_exporter.models import ModelSource, load_model, load_tokenizer
+    from medusa_exporter.models import ModelSource, load_model, load_tokenizer, read_config
     from medusa_exporter.prompts import read_prompts
     from medusa_exporter.training.hidden_states import pick_device, pick_dtype
 
@@ -225,24 +241,26 @@ def command(
         sampling=Sampling(top_k, top_p, min_p),
         max_new_tokens=max_new_tokens,
         context=context,
-        rows=batch,
+        batch=batch,
         seed=seed,
         chat_template=describe_wanted(chat_template),
+        revision=revision,
     )
-    if review_in and not (output / META_NAME).is_file():
+    if review_in and (not (output / META_NAME).is_file() or replaces_data(output)):
         raise DataError(f"{output}: no finished data set; expected one: run the same command without --review-in first")
-    source = ModelSource.resolve(model)
+    source = ModelSource.resolve(model, revision)
     device = pick_device(device)
+    check_context(read_config(source), context)
     tokenizer = load_tokenizer(source)
     choose_template(tokenizer, chat_template)
     loaded = load_model(source, pick_dtype(dtype, device), device)
-    found = distill(loaded, tokenizer, source.name, plan, output, minutes=minutes, echo=note)
+    found = distill(loaded, tokenizer, source.name, plan, output, minutes=minutes, echo=note, force=force)
     if review_in:
         found, counts = read_review(found, tokenizer, review_in, context)
         save_data(found, output)
         note(f"{', '.join(f'{count} {kind}' for kind, count in counts.items())} -> {output}")
     if review_out:
         written, foreign = write_review(found, tokenizer, review_out)
-        left_out = f"; {foreign} that the chat template did not make are left out, and stay" if foreign else ""
+        left_out = f"; {foreign} that the chat template did not write are left out, and stay in DATA" if foreign else ""
         note(f"{written} conversations{left_out} -> {review_out}")
     results.write(KIND, {"output": str(output), "rows": found.rows, "tokens": len(found.tokens), "model": source.name})

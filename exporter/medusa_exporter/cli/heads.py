@@ -29,6 +29,11 @@ def command() -> None:
 @command.command(name="convert", example="medusa-export heads convert medusa_lm_head.pt -o heads --base vicuna-7b")
 @click.argument("source")
 @click.option(
+    "--revision",
+    metavar="REVISION",
+    help="Branch, tag or commit of SOURCE on the Hugging Face hub. Default: its main branch.",
+)
+@click.option(
     "-o",
     "--output",
     required=True,
@@ -43,9 +48,11 @@ def command() -> None:
     help="Folder of the model that the heads belong to. The heads' sizes are checked against it, and lm_heads that "
     "equal the model's own are left out.",
 )
-@click.option("--force", is_flag=True, help="Overwrite heads that are in HEADS already.")
+@click.option("--force", is_flag=True, help="Overwrite heads that this command wrote to HEADS before.")
 @json_option("the architecture of the heads")
-def convert_command(source: str, output: Path, base: Path | None, force: bool, results: Results) -> None:
+def convert_command(
+    source: str, revision: str | None, output: Path, base: Path | None, force: bool, results: Results
+) -> None:
     """Convert the heads in SOURCE, in any published layout, and write them to HEADS in the layout of `train`.
 
     SOURCE is a folder, a hub name, or a file that ends in .pt, .pth or .bin. These layouts are recognised: those of the
@@ -54,10 +61,11 @@ def convert_command(source: str, output: Path, base: Path | None, force: bool, r
     """
     results.check(KIND)
     from medusa_exporter.heads.convert import convert
+    from medusa_exporter.hub import pin_revision
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        converted = convert(source, output, base=base, force=force)
+        converted = convert(pin_revision(source, revision, "--revision"), output, base=base, force=force)
     for warning in caught:
         warn(str(warning.message))
     facts, layout = asdict(converted.facts), converted.layout.title
@@ -74,6 +82,6 @@ def _found(converted: Conversion) -> str:
     return (
         f"found {facts.heads} head{'' if facts.heads == 1 else 's'} of {facts.layers} "
         f"layer{'' if facts.layers == 1 else 's'}, hidden size {facts.hidden_size}, conditioning {facts.conditioning}"
-        f"{taps}{trunk}, {draft}, {own}{' (theirs equalled it and was left out)' if converted.shared else ''}, "
+        f"{taps}{trunk}, {draft}, {own}{' (own ones equalled it and were left out)' if converted.shared else ''}, "
         f"in {converted.layout.title}"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from medusa_exporter.cli.command import Command
-from medusa_exporter.cli.options import device_option, dtype_option
+from medusa_exporter.cli.options import device_option, dtype_option, heads_revision_option, revision_option
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import warn
 from medusa_exporter.output_kinds import FITTED, HEADS_REPORT, TREE
@@ -23,6 +23,8 @@ from medusa_exporter.overwrite_check import check_output_folder
 )
 @click.argument("model")
 @click.argument("heads")
+@revision_option
+@heads_revision_option
 @click.option(
     "--data",
     "folders",
@@ -66,6 +68,8 @@ from medusa_exporter.overwrite_check import check_output_folder
 def command(
     model: str,
     heads: str,
+    revision: str | None,
+    heads_revision: str | None,
     folders: tuple[str, ...],
     every_row: bool,
     hold_out: float,
@@ -91,12 +95,14 @@ def command(
     from medusa_exporter.heads.base_model import base_model_mismatch
     from medusa_exporter.heads.compatibility import check_heads
     from medusa_exporter.heads.storage import load_heads
+    from medusa_exporter.hub import pin_revision
     from medusa_exporter.models import ModelSource, load_model, read_sizes
     from medusa_exporter.prompts import read_prompts
     from medusa_exporter.training import report
     from medusa_exporter.training.hidden_states import pick_device, pick_dtype
 
-    source = ModelSource.resolve(model)
+    source = ModelSource.resolve(model, revision)
+    heads = pin_revision(heads, heads_revision)
     data = concatenate([load_data(folder) for folder in folders])
     device = pick_device(device)
     sizes = read_sizes(source)

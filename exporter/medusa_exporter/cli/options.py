@@ -63,6 +63,16 @@ turns_option = click.option(
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Use at most the first N prompts. Default: all."
 )
+revision_option = click.option(
+    "--revision",
+    metavar="REVISION",
+    help="Branch, tag or commit of the model on the Hugging Face hub. Default: its main branch.",
+)
+heads_revision_option = click.option(
+    "--heads-revision",
+    metavar="REVISION",
+    help="Branch, tag or commit of the heads on the Hugging Face hub. Default: their main branch.",
+)
 device_option = click.option(
     "--device",
     default="auto",

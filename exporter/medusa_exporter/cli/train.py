@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from medusa_exporter.cli.command import Command
-from medusa_exporter.cli.options import device_option, dtype_option, list_option
+from medusa_exporter.cli.options import device_option, dtype_option, list_option, revision_option
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import note
 from medusa_exporter.output_kinds import SUMMARIES, TRAINING
@@ -27,6 +27,7 @@ KIND = SUMMARIES["train"]
     name="train", cls=Command, example="medusa-export train HuggingFaceTB/SmolLM2-135M-Instruct --data data -o heads"
 )
 @click.argument("model")
+@revision_option
 @click.option(
     "--data",
     "folders",
@@ -166,7 +167,11 @@ KIND = SUMMARIES["train"]
     show_default=True,
     help="Try torch.compile for the loss and use it if it is faster; trying takes some seconds.",
 )
-@click.option("--resume", is_flag=True, help="Continue from the checkpoint in HEADS.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Start anew, whatever an earlier run left in HEADS. Finished heads stay until the new ones replace them.",
+)
 @click.option(
     "--disk",
     type=click.Path(file_okay=False, path_type=Path),
@@ -178,13 +183,25 @@ KIND = SUMMARIES["train"]
 @json_option("the record of the training")
 @click.pass_context
 def command(
-    ctx: click.Context, /, model: str, folders: tuple[str, ...], output: Path, results: Results, **options: Any
+    ctx: click.Context,
+    /,
+    model: str,
+    revision: str | None,
+    folders: tuple[str, ...],
+    output: Path,
+    force: bool,
+    results: Results,
+    **options: Any,
 ) -> None:
     """Train Medusa heads for MODEL on DATA, and write them to HEADS. The model itself does not change.
 
     MODEL is a hub name, a folder or a GGUF file. The hidden states of all positions are computed once and stored: on
-    the device, in memory, or in a file in --disk. A checkpoint is written into HEADS every minute. To use several GPUs,
-    start the same command with `accelerate launch -m medusa_exporter`.
+    the device, in memory, or in a file in --disk. A checkpoint is written into HEADS every minute.
+
+    The same command resumes a run that was interrupted, and does nothing if HEADS is finished. If an argument or the
+    data differs, it refuses to touch what is there; --force starts anew.
+
+    To use several GPUs, start the command with `accelerate launch -m medusa_exporter`.
     """
     check_output_folder(output, TRAINING, inputs=map(Path, folders))
     results.check(KIND)
@@ -193,7 +210,8 @@ def command(
     from medusa_exporter.models import ModelSource, load_model
     from medusa_exporter.training.distributed import WorkerGroup
     from medusa_exporter.training.hidden_states import pick_device, pick_dtype
-    from medusa_exporter.training.train import TRAINING_NAME, Settings, train
+    from medusa_exporter.training.resume import TRAINING_NAME, describe_run, find_earlier_run
+    from medusa_exporter.training.train import Settings, train
 
     settings = Settings(
         heads=options["heads"],
@@ -214,31 +232,37 @@ def command(
         hold_out=options["hold_out"],
         compiled=options["compiled"],
     )
-    source = ModelSource.resolve(model)
+    source = ModelSource.resolve(model, revision)
     data = concatenate([load_data(folder) for folder in folders])
     workers, device = WorkerGroup.join(pick_device(options["device"]))
-    loaded = load_model(source, pick_dtype(options["dtype"], device), device)
-    name = source.name
-    line = shlex.join([*ctx.command_path.split(), name, *_words(ctx.command, options)])
-    train(
-        loaded,
-        data,
-        settings,
-        output,
-        name=name,
-        command=line,
-        echo=lambda text: note(text) if workers.first else None,
-        resume=options["resume"],
-        disk=options["disk"],
-        workers=workers,
-    )
-    if workers.first:
+    name, dtype = source.name, pick_dtype(options["dtype"], device)
+    run = describe_run(settings, data, name=name, revision=revision, dtype=dtype, workers=workers.count)
+    if not force and find_earlier_run(output, run) == "finished":  # before the model is loaded
+        if workers.is_main:
+            note(f"{output} is up to date; --force trains anew")
+    else:
+        train(
+            load_model(source, dtype, device),
+            data,
+            settings,
+            output,
+            name=name,
+            command=shlex.join(
+                [*ctx.command_path.split(), name, *_as_typed(ctx.command, {"revision": revision, **options})]
+            ),
+            echo=lambda text: note(text) if workers.is_main else None,
+            revision=revision,
+            force=force,
+            disk=options["disk"],
+            workers=workers,
+        )
+    if workers.is_main:
         results.write(KIND, {"output": str(output), **json.loads((output / TRAINING_NAME).read_bytes())})
 
 
-def _words(command: click.Command, options: dict[str, Any]) -> list[str]:
+def _as_typed(command: click.Command, options: dict[str, Any]) -> list[str]:
     """Return the options as they would be typed, in the order of --help, without those that choose where to run."""
-    left_out = ("device", "dtype", "resume", "disk", "compiled")
+    left_out = ("device", "dtype", "disk", "compiled")
     named = [p for p in command.params if p.name in options and p.name not in left_out and options[p.name] is not None]
     words: list[str] = []
     for parameter in named:

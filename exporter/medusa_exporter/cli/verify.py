@@ -24,6 +24,7 @@ from medusa_exporter.cli.options import (
     precision_option,
     profiles_option,
     prompts_option,
+    revision_option,
     turns_option,
 )
 from medusa_exporter.cli.results import Results, json_option
@@ -44,6 +45,7 @@ from medusa_exporter.verification import measure_precisions, verify_answers
     help="Compare plain decoding with this model too, run by transformers in fp32: a hub name, a folder or a "
     "GGUF file. Only graphs in fp32 can be compared with it.",
 )
+@revision_option
 @profiles_option("check")
 @backend_option()
 @precision_option
@@ -64,6 +66,7 @@ def command(
     bundle: Path,
     file: Path | None,
     model: str | None,
+    revision: str | None,
     profiles: tuple[str, ...],
     backend: str,
     precision: str | None,
@@ -86,6 +89,8 @@ def command(
 
     Exit code 1 if a difference is more than a tie.
     """
+    if revision is not None and model is None:
+        raise click.UsageError("--revision names a revision of --model, which is missing; give both or leave both out")
     results.check(VERIFY, inputs=[] if file is None else [file], bundle=bundle)
     progress = Progress()
     prompts = list(BUILT_IN_PROMPTS)[:limit] if file is None else load_prompts(file, limit)
@@ -106,7 +111,7 @@ def command(
         prompts,
         max_new_tokens=max_new_tokens,
         first_turn_only=turns == "first",
-        reference=None if model is None else TransformersReference(model, engine.bundle.model),
+        reference=None if model is None else TransformersReference(model, engine.bundle.model, revision),
         report=progress.report,
         show=results.echo,
     )
@@ -114,6 +119,7 @@ def command(
     content = {
         "bundle": {"name": engine.bundle.root.name, "digest": engine.bundle.manifest.digest},
         "model": model,
+        "revision": revision,
         "versions": versions(),
         "profiles": [tree.name for tree in trees],
         "backend": backend,

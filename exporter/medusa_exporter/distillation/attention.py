@@ -1,7 +1,7 @@
-"""The decoder's attention when all rows stand at the same position: a static cache of keys and values, one query a row.
+"""Attention for generation in lockstep: a static KV cache, and one query per row, all rows at the same position.
 
-Served models: those whose attention goes through transformers' `ALL_ATTENTION_FUNCTIONS` and whose layers hand keys and
-values to a cache's `update`.
+It works with models whose attention uses transformers' `ALL_ATTENTION_FUNCTIONS` and whose layers pass keys and values
+to the `update` of a cache.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ ATTENTION = "medusa_lockstep"
 
 
 class LockstepCache:
-    """Keys and values of all rows (L, B, Hkv, C, D); `position` (1,) is where a step's token goes.
+    """Keys and values of all rows, (L, B, Hkv, C, D) each.
 
-    `seen`: how many of the C positions the layers are given.
+    Attributes:
+        keys: Cached keys.
+        values: Cached values.
+        position: (1,) int64, where the keys and values of a step are stored.
+        seen: How many of the C positions the layers read.
     """
 
     def __init__(self, model: Any, rows: int, capacity: int, position: Tensor) -> None:
@@ -37,24 +41,27 @@ class LockstepCache:
         self.seen = capacity
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store key and value (B, Hkv, 1, D) at the position; return those of the layer's first `seen` positions."""
+        """Store key and value (B, Hkv, 1, D) at the position, and return the layer's first `seen` positions."""
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         keys.index_copy_(2, self.position, key)
         values.index_copy_(2, self.position, value)
         return keys[:, :, : self.seen], values[:, :, : self.seen]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 -- transformers' signature
-        """Positions and mask are always given, so nothing is derived from this."""
+        """Return 0: transformers derives nothing from it, because positions and mask are passed to every step."""
         return 0
 
 
 def attend(
     _module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, *, scaling: float, **more: Any
 ) -> tuple[Tensor, None]:
-    """Attention of one query a row, query heads grouped by their key head, so that keys are not repeated.
+    """Compute the attention of one query per row, with query heads grouped by their key head.
 
-    query (B, Hq, 1, D), key and value (B, Hkv, C, D), attention_mask (1, 1, 1, C) additive -> (B, 1, Hq, D). Raises
-    NotImplementedError for scores that are bounded or have sinks (Gemma 2), which the kernels do not know.
+    Grouping avoids repeating keys for every query head. query (B, Hq, 1, D), key and value (B, Hkv, C, D),
+    attention_mask (1, 1, 1, C) additive -> (B, 1, Hq, D).
+
+    Raises:
+        NotImplementedError: The scores are soft-capped (Gemma 2) or have attention sinks, which the kernels lack.
     """
     if foreign := [name for name in ("softcap", "s_aux") if more.get(name) is not None]:
         raise NotImplementedError(f"attention with {foreign[0]}")
@@ -66,7 +73,7 @@ def attend(
 
 @contextmanager
 def lockstep_attention(model: Any) -> Iterator[None]:
-    """Let `model` attend by `attend` within the block, on a GPU by the kernel that takes broadcast masks."""
+    """Let `model` use `attend` within the block, on a GPU with the kernel that accepts broadcast masks."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
@@ -88,12 +95,12 @@ def step_logits(model: Any, cache: LockstepCache, ids: Tensor, mask: Tensor) -> 
         attention_mask=mask,
         past_key_values=cache,
         use_cache=True,
-    ).logits[:, 0]  # of the model's own head, which may scale or bound them
+    ).logits[:, 0]  # from the model's own lm_head, which may scale or cap them
     return logits
 
 
 def causal_mask(slots: Tensor, position: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask (1, 1, 1, C) for slots (C,): those up to the position are seen."""
+    """Return the additive mask (1, 1, 1, C) for slots (C,): those up to the position are visible."""
     unseen = (slots > position)[None, None, None]
     return torch.zeros(unseen.shape, dtype=dtype, device=slots.device).masked_fill_(unseen, torch.finfo(dtype).min)
 
@@ -103,9 +110,9 @@ PROBE_IDS = ((5, 2, 7, 3), (3, 7, 2, 5))
 
 @torch.inference_mode()
 def lockstep_obstacle(model: Any, context: int) -> str | None:
-    """Why rows in lockstep cannot serve `model` in rows of `context` tokens, None where they can.
+    """Return why `model` cannot generate rows of `context` tokens in lockstep, or `None` if it can.
 
-    Four steps are taken and compared with the model's own forward pass.
+    Four steps are compared with the model's own forward pass.
     """
     if window := hiding_window(model, context):
         return f"its sliding window of {window} tokens is shorter than the context of {context}"
@@ -119,8 +126,8 @@ def lockstep_obstacle(model: Any, context: int) -> str | None:
             for place in range(ids.shape[1]):
                 position.fill_(place)
                 found = step_logits(model, cache, ids[:, place, None], causal_mask(slots, position, model.dtype))
-    except Exception as error:  # a foreign model fails as it likes; transformers' own way still serves it
-        return f"its layers do not take a static cache ({type(error).__name__}: {error})".splitlines()[0]
+    except Exception as error:  # a model may fail in any way; transformers' `generate` still works
+        return f"its layers do not accept a static cache ({type(error).__name__}: {error})".splitlines()[0]
     if (found.float() - expected).norm() > 0.1 * expected.norm():
-        return "its attention does not go through transformers' ALL_ATTENTION_FUNCTIONS"
+        return "its attention does not use transformers' ALL_ATTENTION_FUNCTIONS"
     return None

@@ -1,4 +1,4 @@
-"""Waves of streams: each is seeded by its number and put away when it is finished, so that a run can go on."""
+"""Generates conversations batch by batch: each batch has a seed of its own and is saved when it is finished."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from medusa_exporter.distillation.scripts import ANSWER, Request, RowGenerator, 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a run wrote: answer tokens (uncleaned), and the seconds that its waves took."""
+    """How many answer tokens were generated, before cleaning, and in how many seconds."""
 
     answer_tokens: int
     seconds: float
 
 
-def split_batches(streams: Sequence[Request], rows: int) -> list[Sequence[Request]]:
-    """Cut streams into waves of `rows`, the last one of what is left."""
-    return [streams[start : start + rows] for start in range(0, len(streams), rows)]
+def split_batches(requests: Sequence[Request], size: int) -> list[Sequence[Request]]:
+    """Split requests into batches of `size`; the last one may be smaller."""
+    return [requests[start : start + size] for start in range(0, len(requests), size)]
 
 
 def generate_batches(
-    waves: Sequence[Sequence[Request]],
-    writer: RowGenerator,
+    batches: Sequence[Sequence[Request]],
+    generator: RowGenerator,
     scripts: Callable[[Sequence[Request]], list[Script]],
     partial: Path,
     *,
@@ -39,16 +39,28 @@ def generate_batches(
     seed: int,
     until: float,
 ) -> Throughput:
-    """Write the waves that are not in `partial` yet and put them there.
+    """Generate the batches that are not saved in `partial` yet, and save them there.
 
-    scripts: makes those of a wave. context: most positions of a row. until: a time.monotonic() past which no wave is
-    begun, nor one that would end later if it took as long as the one before. Raises CapacityError when a wave does not
-    fit the device's memory.
+    Args:
+        batches: All batches of the run, in order.
+        generator: Generates the rows of a batch.
+        scripts: Makes the scripts of a batch.
+        partial: The folder of finished batches.
+        context: Most tokens of a row.
+        seed: Seed of the run.
+        until: A `time.monotonic()` after which no batch is started, nor one that would end later if it took as long as
+            the one before.
+
+    Returns:
+        The throughput of this run, without the batches that were there.
+
+    Raises:
+        CapacityError: A batch does not fit the device's memory.
     """
     answers, began, last = 0, time.monotonic(), 0.0
-    left = sum(len(wave) for number, wave in enumerate(waves) if not is_saved(partial, number))
-    with tqdm(total=left * context, unit="tok", unit_scale=True, desc=f"{len(waves)} waves", mininterval=1) as bar:
-        for number, wave in enumerate(waves):
+    left = sum(len(batch) for number, batch in enumerate(batches) if not is_saved(partial, number))
+    with tqdm(total=left * context, unit="tok", unit_scale=True, desc=f"{len(batches)} batches", mininterval=1) as bar:
+        for number, batch in enumerate(batches):
             start = time.monotonic()
             if is_saved(partial, number):
                 continue
@@ -56,17 +68,17 @@ def generate_batches(
                 break
             torch.manual_seed(batch_seed(seed, number))
             try:
-                lines = writer.write(scripts(wave), bar.update)
+                rows = generator.generate(scripts(batch), bar.update)
             except torch.OutOfMemoryError as error:
                 raise CapacityError(
-                    f"{len(wave)} rows of {context} tokens do not fit the device's memory; lower --batch or --context"
+                    f"{len(batch)} rows of {context} tokens do not fit the device's memory; lower --batch or --context"
                 ) from error
-            save_batch(partial, number, lines)
-            answers += sum(int((line.roles == ANSWER).sum()) for line in lines)
+            save_batch(partial, number, rows)
+            answers += sum(int((row.roles == ANSWER).sum()) for row in rows)
             last = time.monotonic() - start
     return Throughput(answers, time.monotonic() - began)
 
 
-def batch_seed(seed: int, wave: int) -> int:
-    """Mix the run's seed, at least 0, and the wave's number."""
-    return int(np.random.SeedSequence([seed, wave]).generate_state(1, np.uint64)[0])
+def batch_seed(seed: int, batch: int) -> int:
+    """Combine the seed of the run, at least 0, and the number of a batch."""
+    return int(np.random.SeedSequence([seed, batch]).generate_state(1, np.uint64)[0])

@@ -1,4 +1,4 @@
-"""What is kept of written rows: cut before a user turn that must not be in the data, and after the last answer."""
+"""Cleans generated rows: they end before a user turn that must not be in the data, and after their last answer."""
 
 from __future__ import annotations
 
@@ -15,33 +15,43 @@ Decode = Callable[[list[Ids]], list[str]]
 
 
 def clean_rows(
-    streams: Sequence[Request], lines: Sequence[GeneratedRow], decode: Decode, refused: set[str], openings: set[str]
+    requests: Sequence[Request],
+    generated: Sequence[GeneratedRow],
+    decode: Decode,
+    refused: set[str],
+    openings: set[str],
 ) -> list[Row]:
-    """Return the data set's rows of written lines; a line without an answer left is dropped.
+    """Return the data set's rows of a batch; a row without an answer left is dropped.
 
-    A line ends before a user turn of the model's own that has no word or is in `refused` (normalised), and is dropped
-    when it opens with one in `openings`, to which its own opening is added. decode: texts of token ids, without special
-    tokens.
+    A row ends before a generated user turn that has no word or is in `refused`. A row whose generated first turn is in
+    `openings` is dropped.
+
+    Args:
+        requests: The requests of the batch.
+        generated: The row of each request.
+        decode: Decodes token ids to texts, without special tokens.
+        refused: Normalised user turns that must not be in the data.
+        openings: Normalised first turns that are in the data already; those of this batch are added.
     """
-    spans = [user_spans(line.roles) for line in lines]
-    written = [line.tokens[start:stop] for line, own in zip(lines, spans, strict=True) for start, stop in own]
-    texts = iter(decode(written))
+    spans = [user_spans(row.roles) for row in generated]
+    turns_written = [row.tokens[start:stop] for row, own in zip(generated, spans, strict=True) for start, stop in own]
+    texts = iter(decode(turns_written))
     rows: list[Row] = []
-    for stream, line, own in zip(streams, lines, spans, strict=True):
+    for request, row, own in zip(requests, generated, spans, strict=True):
         turns = [next(texts).strip() for _ in own]
         unwanted = [not (key := normalise(turn)) or key in refused for turn in turns]
-        if turns and not stream.turns:  # the model wrote the opening
+        if turns and not request.turns:  # the model generated the first turn
             unwanted[0] = unwanted[0] or normalise(turns[0]) in openings
             openings.add(normalise(turns[0]))
-        end = next((start for (start, _), bad in zip(own, unwanted, strict=True) if bad), len(line.tokens))
-        kept = GeneratedRow(line.tokens[:end], line.roles[:end]).to_last_answer()
+        end = next((start for (start, _), bad in zip(own, unwanted, strict=True) if bad), len(row.tokens))
+        kept = GeneratedRow(row.tokens[:end], row.roles[:end]).to_last_answer()
         if len(kept.tokens):
-            opening = stream.turns[0] if stream.turns else turns[0]
-            rows.append((kept.tokens.astype(np.int32), kept.roles == ANSWER, stream.temperature, group_of(opening)))
+            opening = request.turns[0] if request.turns else turns[0]
+            rows.append((kept.tokens.astype(np.int32), kept.roles == ANSWER, request.temperature, group_of(opening)))
     return rows
 
 
 def user_spans(roles: Array) -> list[tuple[int, int]]:
-    """Where each user turn that the model wrote starts and stops."""
+    """Return where each generated user turn starts and stops."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], roles == USER, [False]]).astype(np.int8)))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

@@ -1,4 +1,4 @@
-"""Ready conversations, human-written or another model's: read from JSON lines, laid out with their answers marked."""
+"""Reads ready conversations, written by people or by another model, from JSON lines, and marks their answers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from medusa_exporter.distillation.dataset import Array, Row, group_of
 from medusa_exporter.distillation.template_parts import Ids
 from medusa_exporter.prompts import Message, Turns, read_objects, render
 
-NOT_GENERATED = float("nan")  # the temperature of answers that the model did not write
+NOT_GENERATED = float("nan")  # temperature of answers that the model did not generate
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages, of which the last is an answer, and where they were read, for error messages.
+    """A conversation that ends with an answer.
 
-    identity: the line's "id", None where it has none.
+    Attributes:
+        messages: The messages, a system message first if there is one.
+        where: File and line, for error messages.
+        identity: The line's "id", `None` if it has none.
     """
 
     messages: tuple[Message, ...]
@@ -30,14 +33,17 @@ class Conversation:
 
     @property
     def turns(self) -> Turns:
-        """The user's turns."""
+        """Return the user's turns."""
         return tuple(message["content"] for message in self.messages if message["role"] == "user")
 
 
 def read_conversations(path: str | Path) -> list[Conversation]:
-    """Read `{"messages": [{"role": …, "content": …}, …]}` a line; raise PromptError naming the line at fault.
+    """Read JSON lines of the form `{"messages": [{"role": …, "content": …}, …]}`.
 
-    A system message may come first; then user and assistant take turns, and the assistant has the last word.
+    A system message may come first; then user and assistant alternate, and the assistant comes last.
+
+    Raises:
+        PromptError: A line is invalid; the message names it.
     """
     conversations = []
     for where, line in read_objects(path, "messages"):
@@ -51,7 +57,7 @@ def read_conversations(path: str | Path) -> list[Conversation]:
         turns = roles[1:] if roles[:1] == ["system"] else roles
         if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
             raise PromptError(
-                f"{where}: the roles are {', '.join(roles)[:60] or 'none'}; expected user and assistant in turn, "
+                f"{where}: the roles are {', '.join(roles)[:60] or 'none'}; expected user and assistant alternately, "
                 "the assistant last, and at most one system message before them"
             )
         plain = tuple({"role": message["role"], "content": message["content"]} for message in messages)
@@ -69,7 +75,7 @@ def _is_message(message: Any) -> bool:
 def conversation_rows(
     tokenizer: Any, conversations: Iterable[Conversation], context: int, eos: tuple[int, ...]
 ) -> list[Row]:
-    """The data set's rows of conversations, cut at `context` tokens; one without an answer in them is left out."""
+    """Return the data set's rows of conversations, cut at `context` tokens; those without an answer are left out."""
     rows: list[Row] = []
     for conversation in conversations:
         tokens, marks = tokenize_conversation(tokenizer, conversation, eos)
@@ -81,10 +87,13 @@ def conversation_rows(
 
 
 def tokenize_conversation(tokenizer: Any, conversation: Conversation, eos: tuple[int, ...]) -> tuple[Ids, Array]:
-    """Token ids (n,) as the chat template writes the conversation, and marks (n,) bool.
+    """Tokenise a conversation with the chat template, and mark its answers.
 
-    Marked are the answers' tokens and the end token behind each. Raises PromptError naming the conversation where the
-    template writes an answer otherwise than it stands.
+    Returns:
+        Token ids (n,), and marks (n,) bool of the answers' tokens and the end token after each.
+
+    Raises:
+        PromptError: The chat template changes an answer; the message names the conversation.
     """
     messages = list(conversation.messages)
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
@@ -99,13 +108,13 @@ def tokenize_conversation(tokenizer: Any, conversation: Conversation, eos: tuple
     marks = np.zeros(len(tokens), bool)
     for place, before in zip(answers, befores, strict=True):
         content = messages[place]["content"]
-        if not text.startswith(content, len(before)):  # templates may take away space, or write something before
+        if not text.startswith(content, len(before)):  # templates may strip the answer, or write something before it
             content = content.strip()
         found = text.find(content, len(before)) if text.startswith(before) else -1
         if found < 0:
             raise PromptError(
-                f"{conversation.where}: the chat template does not write message {place + 1} as it stands; "
-                "leave the conversation out"
+                f"{conversation.where}: the chat template changes message {place + 1}; expected one that writes it "
+                "unchanged: leave the conversation out"
             )
         spoken = np.flatnonzero((begins >= len(before)) & (begins < found + len(content)))
         marks[spoken] = True

@@ -1,9 +1,13 @@
-"""The distilled data set: token rows in which the model's own answers are marked. NumPy files, no pickle.
+"""The distilled data set: rows of token ids in which the model's answers are marked, in NumPy files without pickles.
 
-A folder holds `tokens.npy` (all rows, one after the other; uint16 or uint32), `offsets.npy` (R+1, int64: where each
-row starts and ends), `answer.npy` (packed bits, one a token: the model wrote it), `temperature.npy` (R, float32: 0 for
-greedy answers, NaN for answers that are not the model's), `groups.npy` (R, uint64: a hash of the conversation's first
-user turn) and `meta.json`.
+A folder holds
+
+- `tokens.npy`: all rows one after another, uint16 or uint32,
+- `offsets.npy`: (R+1,) int64, where each row starts and ends; row 0 is `tokens[offsets[0]:offsets[1]]`,
+- `answer.npy`: one bit per token, packed: whether it belongs to an answer,
+- `temperature.npy`: (R,) float32: 0 for greedy answers, NaN for answers that the model did not generate,
+- `groups.npy`: (R,) uint64: a hash of the conversation's first user turn,
+- `meta.json`: which model the rows were distilled from, and how.
 """
 
 from __future__ import annotations
@@ -30,15 +34,20 @@ Row = tuple[Array, Array, float, int]  # tokens (n,), answer marks (n,) bool, te
 
 
 class DataError(MedusaError):
-    """A data set that is missing, damaged, of another model, or too small for what was asked."""
+    """A data set is missing, damaged, of another model, or too small."""
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Where the rows come from.
+    """Which model the rows were distilled from, and how.
 
-    model: its name. digest: see `training.identity`. eos: the ids that end an answer. settings: what `distill`
-    was asked for.
+    Attributes:
+        model: The model's name.
+        digest: Digest of the model's weights, see `training.model_digest`.
+        vocab_size: Size of the model's vocabulary.
+        eos: The ids that end an answer.
+        seed: Seed of the run.
+        settings: What `distill` was asked for, see `Plan.settings`.
     """
 
     model: str
@@ -51,10 +60,18 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class DataSet:
-    """R rows of tokens.
+    """R rows of T tokens in all.
 
-    tokens (T,), answer (T,) bool, offsets (R+1,), temperature (R,), groups (R,); see the module.
-    Raises DataError when the sizes do not fit together or an id is outside the vocabulary.
+    Attributes:
+        facts: Which model the rows were distilled from, and how.
+        tokens: (T,) token ids.
+        offsets: (R+1,) where each row starts and ends.
+        answer: (T,) bool, whether a token belongs to an answer.
+        temperature: (R,) sampling temperature of the answers.
+        groups: (R,) hash of each conversation's first user turn.
+
+    Raises:
+        DataError: The sizes do not fit together, or an id is outside the vocabulary.
     """
 
     facts: DataFacts
@@ -87,7 +104,7 @@ class DataSet:
 
     @property
     def rows(self) -> int:
-        """R."""
+        """Return the number of rows, R."""
         return len(self.offsets) - 1
 
     def row(self, index: int) -> tuple[Array, Array]:
@@ -96,7 +113,7 @@ class DataSet:
         return self.tokens[span], self.answer[span]
 
     def held_back(self, fraction: float) -> Array:
-        """(R,) bool: rows kept back from training. All rows of one conversation opening share the fate of its hash."""
+        """Return which rows are kept back from training, (R,) bool; rows with the same first turn stay together."""
         return self.groups.astype(np.float64) < fraction * 2.0**64
 
     def select(self, chosen: Array) -> DataSet:

@@ -1,12 +1,14 @@
-"""Self-distillation: the model answers prompts, and its answers are what heads learn (Medusa paper, section 2.3.2)."""
+"""Self-distillation: the model answers prompts, and heads are trained on its answers.
+
+See the Medusa paper, arXiv 2401.10774, section 2.3.2.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from medusa_exporter.distillation.transformers_generate import TransformersGener
 from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.loading.rope import changes_at
 from medusa_exporter.output_kinds import DATA, PARTIAL
+from medusa_exporter.resume import differences
 from medusa_exporter.training.model_digest import is_distilled_from, model_digest
 
 MIN_P = Sampling()
@@ -45,12 +48,22 @@ Echo = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to distil; the same plan gives the same waves, so that a broken-off run can go on.
+    """What is distilled; the same plan gives the same batches, so that an interrupted run can resume.
 
-    conversations: user turns each. excluded: user turns to leave out. answers: ready conversations to add. synthesize:
-    how many conversations the model opens itself. follow_ups: go on with user turns of its own. temperatures: one
-    stream a prompt each. max_new_tokens: per answer. context: positions of a row. rows: of a wave.
-    chat_template: see `describe_wanted`.
+    Attributes:
+        conversations: The user turns of each prompt.
+        excluded: User turns that must not be in the data.
+        answers: Ready conversations to add.
+        synthesize: How many conversations the model opens itself.
+        follow_ups: Let the model continue each conversation with user turns of its own.
+        temperatures: Sampling temperatures; each prompt is answered once per temperature.
+        sampling: Which tokens may be drawn at temperatures above 0.
+        max_new_tokens: Most tokens of an answer.
+        context: Most tokens of a row.
+        batch: Rows that are generated together.
+        seed: Seed of order and samples.
+        chat_template: Description of the chat template, see `describe_wanted`; `None` for the model's default.
+        revision: Branch, tag or commit of the model on the hub; `None` for its default.
     """
 
     conversations: tuple[prompts.Turns, ...] = ()
@@ -62,12 +75,13 @@ class Plan:
     sampling: Sampling = MIN_P
     max_new_tokens: int = 320
     context: int = 768
-    rows: int = 256
+    batch: int = 256
     seed: int = 0
     chat_template: str | None = None
+    revision: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """The plan in JSON's terms, texts as counts and one digest."""
+        """Return the plan for JSON, texts as counts and one digest."""
         texts = [
             json.dumps(text)
             for text in (*self.conversations, *self.excluded, *(answer.messages for answer in self.answers))
@@ -83,97 +97,147 @@ class Plan:
             "sampling": asdict(self.sampling),
             "max_new_tokens": self.max_new_tokens,
             "context": self.context,
-            "rows": self.rows,
+            "rows": self.batch,
             **({"chat_template": self.chat_template} if self.chat_template else {}),
+            **({"revision": self.revision} if self.revision else {}),
         }
 
 
-def distill(
-    model: Any, tokenizer: Any, name: str, plan: Plan, folder: Path, *, minutes: float | None, echo: Echo
-) -> DataSet:
-    """Write the plan's conversations and save the data set in `folder`; go on where an earlier run of the plan stopped.
+def check_context(config: Mapping[str, Any], context: int) -> None:
+    """Refuse rows that are longer than a model supports; this needs its config alone, not its weights.
 
-    minutes: begin no wave that would end later. Raises DataError when `folder` holds another plan's work,
-    CapacityError when rows do not fit the model, PromptError when the model's template cannot serve the plan.
+    Args:
+        config: The model's config with its `max_position_embeddings`.
+        context: Most tokens of a row.
+
+    Raises:
+        CapacityError: The model does not support rows of `context` tokens.
+    """
+    if context > config["max_position_embeddings"]:
+        raise CapacityError(
+            f"rows of {context} tokens exceed the model's {config['max_position_embeddings']}; give a smaller --context"
+        )
+    if (change := changes_at(config)) is not None and context > change:
+        raise CapacityError(
+            f"rows of {context} tokens, but the model's longrope uses other frequencies beyond {change} tokens; "
+            f"expected rows that need one set of frequencies: give --context {change} or less"
+        )
+
+
+def distill(
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    plan: Plan,
+    folder: Path,
+    *,
+    minutes: float | None,
+    echo: Echo,
+    force: bool = False,
+) -> DataSet:
+    """Generate the plan's conversations and save the data set in `folder`.
+
+    A run of the same plan that was interrupted is resumed; a data set that it finished is loaded.
+
+    Args:
+        model: The decoder.
+        tokenizer: Its tokenizer, whose chat template writes the conversations.
+        name: The model's name.
+        plan: What is distilled.
+        folder: The data set's folder, which holds the finished batches meanwhile.
+        minutes: Start no batch that would end later; `None` for no limit.
+        echo: Receives each line of progress.
+        force: Distil anew, whatever an earlier run left in `folder`. Its data set stays until the new one is complete.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: `folder` holds the work of another plan.
+        CapacityError: The rows do not fit the model or the device's memory.
+        PromptError: The model's chat template cannot serve the plan.
     """
     began = time.monotonic()
     eos = end_token_ids(model, tokenizer)
     facts = DataFacts(name, model_digest(model), int(model.config.vocab_size), eos, plan.seed, plan.settings())
-    if (folder / dataset.META_NAME).is_file():
-        found = without_review(dataset.load_facts(folder))
-        if is_distilled_from(found.digest, model):  # an earlier version's digest is of less
-            found = replace(found, digest=facts.digest)
-        if found != facts:
-            raise DataError(f"{folder}: holds a data set made with other arguments; give another folder")
-        if DATA[PARTIAL].is_ours(folder / PARTIAL):  # a killed run was removing it
-            shutil.rmtree(folder / PARTIAL)
-        echo(f"{folder}: already complete")
-        return dataset.load_data(folder)
-    if plan.context > model.config.max_position_embeddings:
-        raise CapacityError(
-            f"rows of {plan.context} tokens exceed the model's {model.config.max_position_embeddings}; "
-            "give a smaller --context"
-        )
-    if (change := changes_at(model.config.to_dict())) is not None and plan.context > change:
-        raise CapacityError(
-            f"rows of {plan.context} tokens, whose longrope takes other frequencies beyond {change} tokens; expected "
-            f"rows that one set serves: give --context {change} or less"
-        )
-    frame, follow_ups = _frame(tokenizer, plan, eos, echo)
-    waves = split_batches(_streams(tokenizer, plan, echo), plan.rows)
-    unfinished = checkpoint.open_checkpoint(folder, facts)
-    pace = None
-    if waves:
-        terms = ScriptSettings(plan.context, plan.max_new_tokens, frame, follow_ups)
-        ends = frame.ends if frame else EndTokens(eos)
-        pace = generate_batches(
-            waves,
-            _writer(model, len(waves[0]), plan, ends, echo),
-            lambda wave: make_scripts(tokenizer, wave, terms),
-            unfinished,
+    finished = (folder / dataset.META_NAME).is_file()
+    if force:
+        checkpoint.remove_checkpoint(folder)
+    elif finished and not checkpoint.replaces_data(folder):
+        return _finished_data(folder, facts, model, echo)
+    check_context(model.config.to_dict(), plan.context)
+    partial = checkpoint.open_checkpoint(folder, facts, replaces=finished)
+    template, follow_ups = _split_template(tokenizer, plan, eos, echo)
+    batches = split_batches(_requests(tokenizer, plan, echo), plan.batch)
+    throughput = None
+    if batches:
+        script_settings = ScriptSettings(plan.context, plan.max_new_tokens, template, follow_ups)
+        ends = template.ends if template else EndTokens(eos)
+        throughput = generate_batches(
+            batches,
+            _generator(model, len(batches[0]), plan, ends, echo),
+            lambda batch: make_scripts(tokenizer, batch, script_settings),
+            partial,
             context=plan.context,
             seed=plan.seed,
             until=math.inf if minutes is None else began + 60 * minutes,
         )
-    rows = _cleaned(tokenizer, plan, waves, unfinished) + _ready(tokenizer, plan, eos, echo)
+    rows = _cleaned_rows(tokenizer, plan, batches, partial) + _ready_rows(tokenizer, plan, eos, echo)
     if not rows:
         raise DataError("no answer was finished; give more prompts, more time or a larger --context")
     result = dataset.from_rows(facts, rows)
     dataset.save_data(result, folder)
-    shutil.rmtree(unfinished)
-    rate = (
-        f", {pace.answer_tokens / pace.seconds:,.0f} answer tokens/s while writing"
-        if pace and pace.answer_tokens
-        else ""
-    )
+    checkpoint.remove_checkpoint(folder)
+    rate = ""
+    if throughput and throughput.answer_tokens:
+        rate = f", {throughput.answer_tokens / throughput.seconds:,.0f} answer tokens/s"
     seconds = time.monotonic() - began
     echo(f"{result.rows} rows, {int(result.answer.sum()):,} answer tokens, {seconds:.0f} s{rate} -> {folder}")
     return result
 
 
-def _frame(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> tuple[TemplateParts | None, bool]:
-    """Cut the template and say whether the model can go on with user turns of its own.
+def _finished_data(folder: Path, facts: DataFacts, model: Any, echo: Echo) -> DataSet:
+    """Load the data set in `folder`, which is finished, if it is the one asked for."""
+    found = without_review(dataset.load_facts(folder))
+    if is_distilled_from(found.digest, model):  # earlier versions hashed less
+        found = replace(found, digest=facts.digest)
+    if differing := differences(json.loads(json.dumps(asdict(found))), asdict(facts)):
+        raise DataError(
+            f"{folder}: holds a data set that was distilled with other arguments ({differing}); give the same ones, "
+            "another folder, or --force to distil anew"
+        )
+    if DATA[PARTIAL].is_ours(folder / PARTIAL):  # left by a run that was killed after it had saved the data set
+        checkpoint.remove_checkpoint(folder)
+    echo(f"{folder} is up to date; --force distils anew")
+    return dataset.load_data(folder)
 
-    Raises PromptError when it cannot open conversations, but is to.
+
+def _split_template(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> tuple[TemplateParts | None, bool]:
+    """Return the parts of the chat template, and whether the model can generate user turns.
+
+    Raises:
+        PromptError: The plan needs conversations that the model opens itself, but it cannot open any.
     """
-    frame, reason = None, "no special token ends a user turn in the chat template"
+    template, reason = None, "no special token ends a user turn in the chat template"
     try:
-        frame = split_template(tokenizer, eos)
+        template = split_template(tokenizer, eos)
     except PromptError as error:
         reason = str(error)
-    able = frame is not None and frame.ends.user is not None
-    if plan.synthesize and not (able and frame is not None and len(frame.opening)):
+    able = template is not None and template.ends.user is not None
+    if plan.synthesize and not (able and template is not None and len(template.before_user)):
         reason = reason if not able else "the chat template writes nothing before a user turn"
-        raise PromptError(f"--synthesize needs user turns that the model can write itself, but {reason}; leave it out")
-    if frame is None and any(len(turns) > 1 for turns in plan.conversations):
+        raise PromptError(
+            f"--synthesize needs user turns that the model can generate, but {reason}; leave it out and give --prompts"
+        )
+    if template is None and any(len(turns) > 1 for turns in plan.conversations):
         echo(f"only the first turn of each prompt is answered: {reason}")
     if plan.follow_ups and not able and plan.conversations:
         echo(f"no follow-ups: {reason}")
-    return frame, plan.follow_ups and able
+    return template, plan.follow_ups and able
 
 
-def _streams(tokenizer: Any, plan: Plan, echo: Echo) -> list[Request]:
-    """The plan's streams, less the prompts that are excluded or too long, which is said."""
+def _requests(tokenizer: Any, plan: Plan, echo: Echo) -> list[Request]:
+    """Return the plan's requests, without prompts that are excluded or too long, whose number is reported."""
     allowed = prompts.without(plan.conversations, plan.excluded)
     short = drop_long_prompts(tokenizer, allowed, plan.context - plan.max_new_tokens)
     left_out = f"{len(plan.conversations) - len(allowed)} left out by --exclude"
@@ -181,17 +245,17 @@ def _streams(tokenizer: Any, plan: Plan, echo: Echo) -> list[Request]:
     return shuffle_requests(short, plan.synthesize, plan.temperatures, plan.seed)
 
 
-def _writer(model: Any, rows: int, plan: Plan, ends: EndTokens, echo: Echo) -> RowGenerator:
-    """Rows in lockstep where they serve the model, else transformers' `generate`, which is said."""
+def _generator(model: Any, rows: int, plan: Plan, ends: EndTokens, echo: Echo) -> RowGenerator:
+    """Return the lockstep generator if it works with the model, else transformers' `generate`, which is reported."""
     reason = lockstep_obstacle(model, plan.context)
     if reason is None:
         return LockstepGenerator(model, rows, plan.context, ends, plan.sampling, echo)
-    echo(f"transformers' generate writes the answers, slowly: {reason}")
+    echo(f"answers are generated by transformers' generate, which is slow: {reason}")
     return TransformersGenerator(model, plan.context, ends, plan.sampling)
 
 
-def _cleaned(tokenizer: Any, plan: Plan, waves: Sequence[Sequence[Request]], unfinished: Path) -> list[Row]:
-    """The data set's rows of all finished waves."""
+def _cleaned_rows(tokenizer: Any, plan: Plan, batches: Sequence[Sequence[Request]], partial: Path) -> list[Row]:
+    """Return the data set's rows of all finished batches."""
     refused = prompts.turn_keys(plan.excluded)
     openings = prompts.turn_keys(turns[:1] for turns in plan.conversations)
 
@@ -200,14 +264,14 @@ def _cleaned(tokenizer: Any, plan: Plan, waves: Sequence[Sequence[Request]], unf
         return texts
 
     rows: list[Row] = []
-    for number, wave in enumerate(waves):
-        if checkpoint.is_saved(unfinished, number):
-            rows += clean_rows(wave, checkpoint.load_batch(unfinished, number), decode, refused, openings)
+    for number, batch in enumerate(batches):
+        if checkpoint.is_saved(partial, number):
+            rows += clean_rows(batch, checkpoint.load_batch(partial, number), decode, refused, openings)
     return rows
 
 
-def _ready(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> list[Row]:
-    """The rows of the plan's ready conversations, less the excluded ones."""
+def _ready_rows(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> list[Row]:
+    """Return the rows of the plan's ready conversations, without those that share a turn with an excluded one."""
     refused = prompts.turn_keys(plan.excluded)
     allowed = [ready for ready in plan.answers if not prompts.shares_turn(ready.turns, refused)]
     rows = conversation_rows(tokenizer, allowed, plan.context, eos)

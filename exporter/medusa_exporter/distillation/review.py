@@ -1,4 +1,4 @@
-"""Conversations of a finished data set, written out for people to correct and taken back."""
+"""Writes the conversations of a finished data set for people to correct, and reads the corrections back."""
 
 from __future__ import annotations
 
@@ -20,39 +20,47 @@ from medusa_exporter.distillation.template_parts import SENTINELS, Ids, split_te
 from medusa_exporter.files import atomic_write
 from medusa_exporter.prompts import Message, render
 
-REVIEWED = "reviewed"  # the key of DataFacts.settings that names the corrections taken in
+REVIEWED = "reviewed"  # key of DataFacts.settings: digests of the corrections that were read
 
 
 class ConversationReader:
-    """Reads a row's tokens back as messages, by the template's frame. Raises PromptError where there is none."""
+    """Turns the tokens of a row back into messages, by the parts of the chat template.
+
+    Raises:
+        PromptError: The chat template cannot be split into parts.
+    """
 
     def __init__(self, tokenizer: Any, eos: tuple[int, ...]) -> None:
-        frame = split_template(tokenizer, eos)
+        template = split_template(tokenizer, eos)
         self.tokenizer = tokenizer
-        user_end = [] if frame.ends.user is None else [frame.ends.user]
-        opening, middle, following, end = (
+        user_end = [] if template.ends.user is None else [template.ends.user]
+        before_user, user_to_answer, answer_to_user, end = (
             re.escape(self._text(np.array(ids, np.int64)))
             for ids in (
-                frame.opening,
-                [*user_end, *frame.middle],
-                frame.following,
-                [] if frame.ends.answer is None else [frame.ends.answer],
+                template.before_user,
+                [*user_end, *template.user_to_answer],
+                template.answer_to_user,
+                [] if template.ends.answer is None else [template.ends.answer],
             )
         )
-        self.later = re.compile(f"(?:{end})?{following}(?P<user>.*){middle}", re.DOTALL)
-        self.first = [re.compile(f"{opening}(?P<user>.*){middle}", re.DOTALL)]
+        self.later = re.compile(f"(?:{end})?{answer_to_user}(?P<user>.*){user_to_answer}", re.DOTALL)
+        self.first = [re.compile(f"{before_user}(?P<user>.*){user_to_answer}", re.DOTALL)]
         system, user, _ = SENTINELS
         try:
             (text,) = render(tokenizer, [[{"role": "system", "content": system}, {"role": "user", "content": user}]])
-        except PromptError:  # the template takes no system message
+        except PromptError:  # the template accepts no system message
             return
         parts = re.fullmatch(f"(.*){system}(.*){user}.*", text, re.DOTALL)
         if parts is not None:
             before, between = map(re.escape, parts.groups())
-            self.first.append(re.compile(f"{before}(?P<system>.*?){between}(?P<user>.*){middle}", re.DOTALL))
+            self.first.append(re.compile(f"{before}(?P<system>.*?){between}(?P<user>.*){user_to_answer}", re.DOTALL))
 
     def messages(self, tokens: Array, marks: Array) -> tuple[Message, ...] | None:
-        """Return the messages of tokens (n,) whose answers are marked (n,), None where they do not fit the frame."""
+        """Return the messages of tokens (n,) whose answers are marked (n,).
+
+        Returns:
+            The messages, `None` if the chat template did not write these tokens.
+        """
         messages: list[Message] = []
         edges = [0, *(np.flatnonzero(np.diff(marks)) + 1).tolist(), *([len(tokens)] if len(tokens) else [])]
         for start, stop in pairwise(edges):
@@ -74,7 +82,11 @@ class ConversationReader:
 
 
 def write_review(data: DataSet, tokenizer: Any, path: Path) -> tuple[int, int]:
-    """Write one JSON line a row, with the row's number as its "id"; return how many rows could and could not be."""
+    """Write one JSON line per row, with the row's number as its "id".
+
+    Returns:
+        How many rows were written, and how many could not be because the chat template did not write them.
+    """
     written = 0
     with atomic_write(path) as file:
         for number, messages in _all_messages(data, tokenizer):
@@ -86,16 +98,30 @@ def write_review(data: DataSet, tokenizer: Any, path: Path) -> tuple[int, int]:
 
 
 def read_review(data: DataSet, tokenizer: Any, path: Path, context: int) -> tuple[DataSet, dict[str, int]]:
-    """Take corrected lines back; return the data set and how many rows are unchanged, changed, dropped.
+    """Read corrected lines back.
 
-    A line whose messages are the row's own keeps its tokens; any other is laid out anew; a row whose line is missing is
-    dropped, but for rows that `write_review` could not write, which stay. Raises PromptError naming the line at fault
-    and DataError when the file was taken in before other corrections or leaves nothing.
+    A row whose messages are unchanged keeps its tokens, a changed one is tokenised anew, and a row without a line is
+    dropped. Rows that `write_review` could not write stay.
+
+    Args:
+        data: The data set that the lines were written from.
+        tokenizer: The model's tokenizer.
+        path: The corrected file.
+        context: Most tokens of a row.
+
+    Returns:
+        The corrected data set, and how many rows are unchanged, changed and dropped.
+
+    Raises:
+        PromptError: A line is invalid; the message names it.
+        DataError: The corrections were read before, or no row is left.
     """
     digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    taken = data.facts.settings.get(REVIEWED, [])
-    if digest in taken:
-        raise DataError(f"{path}: these corrections are in the data already; write the rows out again to correct more")
+    earlier = data.facts.settings.get(REVIEWED, [])
+    if digest in earlier:
+        raise DataError(
+            f"{path}: these corrections are in the data already; write the rows again with --review-out to correct more"
+        )
     lines = _by_identity(read_conversations(path), data.rows)
     counts = {"unchanged": 0, "changed": 0, "dropped": 0}
     rows: list[Row] = []
@@ -113,13 +139,13 @@ def read_review(data: DataSet, tokenizer: Any, path: Path, context: int) -> tupl
             rows += changed
             counts["changed"] += 1
     if not rows:
-        raise DataError(f"{path}: no row is left; expected the lines of some")
-    settings = data.facts.settings | {REVIEWED: [*taken, digest]}
+        raise DataError(f"{path}: no row is left; expected the lines of some: keep the lines of rows that are to stay")
+    settings = data.facts.settings | {REVIEWED: [*earlier, digest]}
     return from_rows(replace(data.facts, settings=settings), rows), counts
 
 
 def without_review(facts: DataFacts) -> DataFacts:
-    """The facts as they were before corrections."""
+    """Return the facts without the record of corrections."""
     return replace(facts, settings={key: value for key, value in facts.settings.items() if key != REVIEWED})
 
 

@@ -1,4 +1,4 @@
-"""How the next token is chosen: the likeliest one, or one drawn by temperature, top-k, top-p and min-p."""
+"""Chooses the next token: the most likely one, or one sampled with temperature, top-k, top-p and min-p."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """What may be drawn at a temperature above 0; the rules apply one after the other, after the temperature.
+    """Which tokens may be sampled at a temperature above 0; the limits apply after the temperature.
 
-    top_k: the k likeliest tokens only; 0 for no such limit. top_p: the fewest likeliest tokens that hold this share of
-    the probability; 1 for no limit. min_p: tokens of at least this share of the likeliest one's probability; 0 for no
-    limit.
+    Attributes:
+        top_k: Only the k most likely tokens; 0 for no limit.
+        top_p: Only the most likely tokens that together hold this share of the probability; 1 for no limit.
+        min_p: Only tokens with at least this share of the most likely token's probability; 0 for no limit.
     """
 
     top_k: int = 0
@@ -23,7 +24,7 @@ class Sampling:
     min_p: float = 0.05
 
     def floor(self, logits: Tensor, temperature: Tensor) -> Tensor:
-        """The least logit (B, 1) that may be drawn from logits (B, V) at temperature (B, 1); at 0 the greatest one."""
+        """Return the smallest logit (B, 1) that may be sampled from logits (B, V), at temperature (B, 1)."""
         top = logits.amax(dim=-1, keepdim=True).float()
         floor = top + temperature * math.log(self.min_p) if self.min_p else top.masked_fill(temperature > 0, -torch.inf)
         if self.top_k or self.top_p < 1:  # needs a sort
@@ -36,9 +37,10 @@ class Sampling:
 
 
 def draw(logits: Tensor, temperature: Tensor, sampling: Sampling) -> Tensor:
-    """Draw one token a row (B, 1) from logits (B, V); where temperature (B, 1) fp32 is 0, the argmax.
+    """Sample one token per row (B, 1) from logits (B, V); where temperature (B, 1) fp32 is 0, take the argmax.
 
-    The Gumbel trick: argmax of logits + temperature x Gumbel noise is a draw from softmax(logits / temperature).
+    This is the Gumbel trick: the argmax of logits + temperature x Gumbel noise is a sample from
+    softmax(logits / temperature).
     """
     scores = torch.empty(logits.shape, dtype=torch.float32, device=logits.device).exponential_()
     scores.log_().mul_(-temperature).add_(logits)

@@ -1,4 +1,4 @@
-"""What the rows are to hold: scripts of given tokens and of parts that the model writes."""
+"""Scripts of conversations: which tokens a row is forced to hold and which segments the model generates."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ import numpy.typing as npt
 from medusa_exporter.distillation.template_parts import EndTokens, Ids, TemplateParts, later_turns
 from medusa_exporter.prompts import Turns, prompt_ids
 
-GIVEN, USER, ANSWER = 0, 1, 2  # the role of a token: forced, or written by the model as the user's turn or an answer
+FORCED, USER, ANSWER = 0, 1, 2  # role of a token: forced, or generated as part of a user turn or of an answer
 USER_TEMPERATURE = 0.9
-USER_TOKENS = 128  # the most of a user turn that the model writes
+USER_TOKENS = 128  # most tokens of a user turn that the model generates
 
 Array = npt.NDArray[Any]
-ProgressCallback = Callable[[int], object]  # told how many tokens were given or written since the last call
+ProgressCallback = Callable[[int], object]  # receives the number of tokens added since the last call
 
 
 @dataclass(frozen=True)
 class Request:
-    """One conversation to write.
+    """One conversation to generate.
 
-    turns: the given user turns, none where the model writes the first one too. temperature: of the answers.
+    Attributes:
+        turns: The given user turns; empty if the model generates the first one too.
+        temperature: Sampling temperature of the answers.
     """
 
     turns: Turns
@@ -34,9 +36,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens to force, and then what the model writes: kind USER or ANSWER, at most `limit` tokens, at least 1."""
+    """Tokens to force, followed by tokens that the model generates.
 
-    given: Ids
+    Attributes:
+        forced: Token ids to force.
+        kind: What the model generates after them, `USER` or `ANSWER`.
+        temperature: Sampling temperature.
+        limit: Most tokens to generate, at least 1.
+    """
+
+    forced: Ids
     kind: int
     temperature: float
     limit: int
@@ -47,81 +56,87 @@ Script = tuple[Segment, ...]
 
 @dataclass(frozen=True)
 class GeneratedRow:
-    """A written row: its tokens and their roles (uint8), position by position."""
+    """A generated row: token ids (n,) and their roles (n,) uint8."""
 
     tokens: Ids
     roles: Array
 
     def to_last_answer(self) -> GeneratedRow:
-        """Cut what follows the last token of an answer."""
+        """Return the row up to the last token of an answer."""
         answers = np.flatnonzero(self.roles == ANSWER)
         end = int(answers[-1]) + 1 if len(answers) else 0
         return GeneratedRow(self.tokens[:end], self.roles[:end])
 
 
 class RowGenerator(Protocol):
-    """Writes waves of rows."""
+    """Generates batches of rows from scripts."""
 
-    def write(self, scripts: Sequence[Script], tick: ProgressCallback) -> list[GeneratedRow]:
-        """Write one line a script, of at most the context's positions, up to its last answer token."""
+    def generate(self, scripts: Sequence[Script], progress: ProgressCallback) -> list[GeneratedRow]:
+        """Generate one row per script, of at most the context's tokens and up to its last answer token."""
 
 
 @dataclass(frozen=True)
 class ScriptSettings:
-    """How scripts are made: rows of `context` positions, answers of at most `max_new_tokens`.
+    """How scripts are made.
 
-    frame: None where the template cannot be cut; then only first turns are answered. follow_ups: go on with user turns
-    of the model's own until the row is full.
+    Attributes:
+        context: Most tokens of a row.
+        max_new_tokens: Most tokens of an answer.
+        template: The parts of the chat template; `None` if it cannot be split, so that only first turns are answered.
+        follow_ups: Let the model generate further user turns until the row is full.
     """
 
     context: int
     max_new_tokens: int
-    frame: TemplateParts | None
+    template: TemplateParts | None
     follow_ups: bool
 
 
 def shuffle_requests(
     conversations: Iterable[Turns], synthesize: int, temperatures: Sequence[float], seed: int
 ) -> list[Request]:
-    """One stream a conversation and temperature, and `synthesize` more, which take the temperatures in turn."""
-    streams = [Request(turns, temperature) for turns in conversations for temperature in temperatures]
-    streams += [Request((), temperatures[number % len(temperatures)]) for number in range(synthesize)]
-    random.Random(seed).shuffle(streams)  # noqa: S311 -- so that a run cut short has a fair share of all
-    return streams
+    """Make one request per conversation and temperature and `synthesize` without turns, in random order.
+
+    The requests without turns use the temperatures one after another.
+    """
+    requests = [Request(turns, temperature) for turns in conversations for temperature in temperatures]
+    requests += [Request((), temperatures[number % len(temperatures)]) for number in range(synthesize)]
+    random.Random(seed).shuffle(requests)  # noqa: S311 -- so that a run cut short has a fair share of all
+    return requests
 
 
-def drop_long_prompts(tokenizer: Any, conversations: list[Turns], room: int) -> list[Turns]:
-    """Leave out conversations whose first turn takes more than `room` tokens."""
-    laid_out = prompt_ids(tokenizer, [[{"role": "user", "content": turns[0]}] for turns in conversations])
-    return [turns for turns, ids in zip(conversations, laid_out, strict=True) if len(ids) <= room]
+def drop_long_prompts(tokenizer: Any, conversations: list[Turns], longest: int) -> list[Turns]:
+    """Return the conversations whose first turn takes at most `longest` tokens, chat template included."""
+    prompts = prompt_ids(tokenizer, [[{"role": "user", "content": turns[0]}] for turns in conversations])
+    return [turns for turns, ids in zip(conversations, prompts, strict=True) if len(ids) <= longest]
 
 
-def make_scripts(tokenizer: Any, streams: Sequence[Request], terms: ScriptSettings) -> list[Script]:
-    """The scripts of streams, each long enough to fill its row if it can."""
-    firsts = iter(prompt_ids(tokenizer, [[{"role": "user", "content": s.turns[0]}] for s in streams if s.turns]))
+def make_scripts(tokenizer: Any, requests: Sequence[Request], settings: ScriptSettings) -> list[Script]:
+    """Make the script of each request, long enough to fill its row where follow-ups are possible."""
+    firsts = iter(prompt_ids(tokenizer, [[{"role": "user", "content": r.turns[0]}] for r in requests if r.turns]))
     scripts = []
-    for stream in streams:
-        given = [np.array(next(firsts), np.int64)] if stream.turns else []
-        if terms.frame and len(stream.turns) > 1:
-            given += later_turns(tokenizer, stream.turns, terms.frame.ends.eos)
-        answers = [Segment(ids, ANSWER, stream.temperature, terms.max_new_tokens) for ids in given]
-        scripts.append((*answers, *_own_turns(stream, terms)))
+    for request in requests:
+        forced = [np.array(next(firsts), np.int64)] if request.turns else []
+        if settings.template and len(request.turns) > 1:
+            forced += later_turns(tokenizer, request.turns, settings.template.ends.eos)
+        answers = [Segment(ids, ANSWER, request.temperature, settings.max_new_tokens) for ids in forced]
+        scripts.append((*answers, *_generated_turns(request, settings)))
     return scripts
 
 
-def _own_turns(stream: Request, terms: ScriptSettings) -> Script:
-    """Parts that follow the given turns: user turns that the model writes, each with its answer."""
-    frame = terms.frame
-    if frame is None or not (terms.follow_ups or not stream.turns):
+def _generated_turns(request: Request, settings: ScriptSettings) -> Script:
+    """Return the segments after the given turns: user turns that the model generates, each with its answer."""
+    template = settings.template
+    if template is None or not (settings.follow_ups or not request.turns):
         return ()
-    answer = Segment(frame.middle, ANSWER, stream.temperature, terms.max_new_tokens)
-    user = Segment(frame.following, USER, USER_TEMPERATURE, USER_TOKENS)
-    shortest = len(user.given) + len(answer.given) + 2  # of a user turn and its answer
-    pairs = -(-terms.context // shortest) if terms.follow_ups else 0
-    opening = () if stream.turns else (Segment(frame.opening, USER, USER_TEMPERATURE, USER_TOKENS), answer)
+    answer = Segment(template.user_to_answer, ANSWER, request.temperature, settings.max_new_tokens)
+    user = Segment(template.answer_to_user, USER, USER_TEMPERATURE, USER_TOKENS)
+    shortest = len(user.forced) + len(answer.forced) + 2  # tokens of a user turn and its answer
+    pairs = -(-settings.context // shortest) if settings.follow_ups else 0
+    opening = () if request.turns else (Segment(template.before_user, USER, USER_TEMPERATURE, USER_TOKENS), answer)
     return opening + (user, answer) * pairs
 
 
 def end_token_of(kind: int, ends: EndTokens) -> int | None:
-    """The token by which the template ends a written part of `kind`."""
+    """Return the token by which the chat template ends a generated segment of `kind`."""
     return {USER: ends.user, ANSWER: ends.answer}.get(kind)

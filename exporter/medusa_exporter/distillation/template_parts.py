@@ -1,4 +1,9 @@
-"""The frame of a conversation: what the chat template writes around the turns, as token ids."""
+r"""Splits a chat template into the parts that it writes around the turns of a conversation, as token ids.
+
+A ChatML template, for example, gives `before_user` = `<|im_start|>user\n`, `ends.user` = `<|im_end|>`,
+`user_to_answer` = `\n<|im_start|>assistant\n`, `ends.answer` = `<|im_end|>` and `answer_to_user` =
+`\n<|im_start|>user\n`.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +26,13 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EndTokens:
-    """What ends the parts that the model writes.
+    """The tokens that end a generated segment.
 
-    eos: ids that end any part. user, answer: the id by which the template ends a user turn and an answer, which is
-    forced after a part that ended otherwise; None where the template has no such token.
+    Attributes:
+        eos: Ids that end any segment.
+        user: The id by which the template ends a user turn, `None` if it uses no special token. It is forced after a
+            user turn that ended otherwise.
+        answer: The same of an answer.
     """
 
     eos: tuple[int, ...]
@@ -34,22 +42,28 @@ class EndTokens:
 
 @dataclass(frozen=True)
 class TemplateParts:
-    """A template's pieces.
+    """The token ids that a chat template writes around the turns.
 
-    opening: before a first user turn. middle: between a user turn and its answer, without `ends.user`. following:
-    between an answer and the next user turn, without `ends.answer`.
+    Attributes:
+        before_user: Before the first user turn.
+        user_to_answer: Between a user turn and its answer, without `ends.user`.
+        answer_to_user: Between an answer and the next user turn, without `ends.answer`.
+        ends: The tokens that end user turns and answers.
     """
 
-    opening: Ids
-    middle: Ids
-    following: Ids
+    before_user: Ids
+    user_to_answer: Ids
+    answer_to_user: Ids
     ends: EndTokens
 
 
 def split_template(tokenizer: Any, eos: Iterable[int]) -> TemplateParts:
-    """Cut the chat template into its pieces; raise PromptError where it cannot be cut.
+    """Split the tokenizer's chat template into its parts.
 
-    `ends.user` is None where no special token ends a user turn: then the model cannot write one.
+    `ends.user` is `None` if no special token ends a user turn; then the model cannot generate user turns.
+
+    Raises:
+        PromptError: The template rewrites, repeats or reorders turns, so that it has no fixed parts.
     """
     eos = tuple(eos)
     one, two, three = (re.escape(sentinel) for sentinel in SENTINELS)
@@ -65,39 +79,42 @@ def split_template(tokenizer: Any, eos: Iterable[int]) -> TemplateParts:
     parts = re.fullmatch(f"(.*){one}(.*){two}(.*){three}(.*)", both, flags=re.DOTALL)
     if parts is None:
         raise PromptError(f"the chat template does not write the turns in their order, each once; {EXPECTED}")
-    opening, middle, following, closing = parts.groups()
-    if closing != middle or single != opening + first + middle:
-        raise PromptError(f"the chat template writes a turn otherwise when others stand beside it; {EXPECTED}")
+    before_user, user_to_answer, answer_to_user, closing = parts.groups()
+    if closing != user_to_answer or single != before_user + first + user_to_answer:
+        raise PromptError(f"the chat template writes a turn differently when other turns follow or precede; {EXPECTED}")
     if reasoned.count(answer) != 2:
         raise PromptError(f"the chat template rewrites earlier answers; {EXPECTED}")
-    answer_end, after = split_end(tokenizer, following, eos)
-    between = encode(tokenizer, middle)
+    answer_end, after_answer = split_end(tokenizer, answer_to_user, eos)
+    between = encode(tokenizer, user_to_answer)
     user_end = int(between[0]) if len(between) and int(between[0]) in special_ids(tokenizer) else None
     return TemplateParts(
-        opening=encode(tokenizer, opening),
-        middle=between if user_end is None else between[1:],
-        following=after,
+        before_user=encode(tokenizer, before_user),
+        user_to_answer=between if user_end is None else between[1:],
+        answer_to_user=after_answer,
         ends=EndTokens(eos, user_end, answer_end),
     )
 
 
 def first_turn_prefix(tokenizer: Any) -> Ids:
-    """Token ids before a first user turn; raise PromptError where the chat template does not write that turn once.
+    """Return the token ids before a first user turn.
 
-    What the template does with later turns, and with earlier answers and their thinking, does not matter here.
+    How the template treats later turns and earlier answers does not matter here.
+
+    Raises:
+        PromptError: The chat template does not write the user turn exactly once.
     """
     first = SENTINELS[0]
     (text,) = render(tokenizer, [_messages([first], [])])
-    opening, found, rest = text.partition(first)
+    prefix, found, rest = text.partition(first)
     if not found or first in rest:
-        raise PromptError(f"the chat template does not write a user turn once; {EXPECTED}")
-    return encode(tokenizer, opening)
+        raise PromptError(f"the chat template does not write a user turn exactly once; {EXPECTED}")
+    return encode(tokenizer, prefix)
 
 
 def later_turns(tokenizer: Any, turns: Turns, eos: tuple[int, ...]) -> list[Ids]:
-    """Token ids of each user turn after the first with what the template writes around it.
+    """Return the token ids of each user turn after the first, with what the template writes around it.
 
-    From the end of the answer before it, whose end token is left out, to the start of its own answer.
+    They reach from the end of the previous answer, without its end token, to the start of the turn's own answer.
     """
     answer = SENTINELS[1]
     texts = render(tokenizer, [_messages(turns[:count], [answer] * (count - 1)) for count in range(2, len(turns) + 1)])
@@ -105,7 +122,7 @@ def later_turns(tokenizer: Any, turns: Turns, eos: tuple[int, ...]) -> list[Ids]
 
 
 def split_end(tokenizer: Any, text: str, eos: tuple[int, ...]) -> tuple[int | None, Ids]:
-    """Tokenise what follows an answer; return its end token apart, None where it begins with none of `eos`."""
+    """Tokenise the text after an answer; return its end token, `None` if it starts with none of `eos`, and the rest."""
     ids = encode(tokenizer, text.lstrip())
     if len(ids) and int(ids[0]) in eos:
         return int(ids[0]), ids[1:]
@@ -113,18 +130,18 @@ def split_end(tokenizer: Any, text: str, eos: tuple[int, ...]) -> tuple[int | No
 
 
 def encode(tokenizer: Any, text: str) -> Ids:
-    """Token ids of a piece of text, nothing added."""
+    """Return the token ids of a text, without added special tokens."""
     return np.array(tokenizer(text, add_special_tokens=False)["input_ids"] if text else [], np.int64)
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """The ids of special tokens, those the tokenizer names and those only marked as such."""
+    """Return the ids of special tokens, including added tokens that are only marked as special."""
     marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return {*tokenizer.all_special_ids, *marked}
 
 
 def _messages(turns: Iterable[str], answers: Iterable[str]) -> list[dict[str, str]]:
-    """Interleave user turns and answers, which are one fewer."""
-    said = [{"role": "user", "content": turn} for turn in turns]
+    """Interleave user turns and answers; there is one answer fewer."""
+    asked = [{"role": "user", "content": turn} for turn in turns]
     replies = [{"role": "assistant", "content": answer} for answer in answers]
-    return [message for pair in zip(said, [*replies, {}], strict=True) for message in pair if message]
+    return [message for pair in zip(asked, [*replies, {}], strict=True) for message in pair if message]

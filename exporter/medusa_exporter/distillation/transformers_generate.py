@@ -1,4 +1,4 @@
-"""The slow way to write scripts, for models that rows in lockstep cannot serve: transformers' `generate`."""
+"""Generates conversations with transformers' `generate`: slow, for models that do not work in lockstep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from medusa_exporter.distillation.sampling import Sampling
-from medusa_exporter.distillation.scripts import GIVEN, GeneratedRow, ProgressCallback, Script, end_token_of
+from medusa_exporter.distillation.scripts import FORCED, GeneratedRow, ProgressCallback, Script, end_token_of
 from medusa_exporter.distillation.template_parts import EndTokens
 
 PADDING = 0  # any id: padded positions are masked
@@ -20,7 +20,7 @@ PADDING = 0  # any id: padded positions are masked
 
 @dataclass
 class _Row:
-    """A line in the making, and the end token to force next, if any."""
+    """A row that is being generated, and the end token to force next, if any."""
 
     tokens: list[int] = field(default_factory=list)
     roles: list[int] = field(default_factory=list)
@@ -28,41 +28,41 @@ class _Row:
 
 
 class TransformersGenerator:
-    """A decoder and rows of at most `context` tokens, written part by part."""
+    """Generates rows of at most `context` tokens with one decoder, segment by segment."""
 
     def __init__(self, model: Any, context: int, ends: EndTokens, sampling: Sampling) -> None:
         self.model, self.context, self.ends, self.sampling = model, context, ends, sampling
 
-    def write(self, scripts: Sequence[Script], tick: ProgressCallback) -> list[GeneratedRow]:
-        """Write one line a script, all together; see `RowGenerator`. Draws follow torch's seed."""
+    def generate(self, scripts: Sequence[Script], progress: ProgressCallback) -> list[GeneratedRow]:
+        """Generate one row per script, all together; see `RowGenerator`. Samples follow torch's seed."""
         rows = [_Row() for _ in scripts]
-        told = 0
+        reported = 0
         with _plain_settings(self.model):
             for number in range(max(map(len, scripts), default=0)):
                 alike: dict[tuple[int, float, int], list[_Row]] = defaultdict(list)
                 for row, script in zip(rows, scripts, strict=True):
                     if number < len(script):
-                        part = script[number]
+                        segment = script[number]
                         forced = [] if row.pending is None else [row.pending]
-                        self._put(row, [*forced, *part.given.tolist()], GIVEN)
-                        alike[part.kind, part.temperature, part.limit].append(row)
+                        self._append(row, [*forced, *segment.forced.tolist()], FORCED)
+                        alike[segment.kind, segment.temperature, segment.limit].append(row)
                 for (kind, temperature, limit), group in alike.items():
-                    self._write([row for row in group if len(row.tokens) < self.context], kind, temperature, limit)
+                    self._extend([row for row in group if len(row.tokens) < self.context], kind, temperature, limit)
                 total = sum(len(row.tokens) for row in rows)
-                tick(total - told)
-                told = total
-                if told == len(rows) * self.context:
+                progress(total - reported)
+                reported = total
+                if reported == len(rows) * self.context:
                     break
         return [
             GeneratedRow(np.array(row.tokens, np.int64), np.array(row.roles, np.uint8)).to_last_answer() for row in rows
         ]
 
-    def _put(self, row: _Row, tokens: list[int], role: int) -> None:
-        taken = tokens[: self.context - len(row.tokens)]
-        row.tokens += taken
-        row.roles += [role] * len(taken)
+    def _append(self, row: _Row, tokens: list[int], role: int) -> None:
+        fitting = tokens[: self.context - len(row.tokens)]
+        row.tokens += fitting
+        row.roles += [role] * len(fitting)
 
-    def _write(self, rows: list[_Row], kind: int, temperature: float, limit: int) -> None:
+    def _extend(self, rows: list[_Row], kind: int, temperature: float, limit: int) -> None:
         if not rows:
             return
         own_end = end_token_of(kind, self.ends)
@@ -70,11 +70,11 @@ class TransformersGenerator:
         room = self.context - min(len(row.tokens) for row in rows)
         for row, drawn in zip(rows, self._generate(rows, temperature, min(limit, room), stops), strict=True):
             count = next((place + 1 for place, token in enumerate(drawn) if token in stops), len(drawn))
-            self._put(row, drawn[:count], kind)
+            self._append(row, drawn[:count], kind)
             row.pending = None if drawn[count - 1] == own_end else own_end
 
     def _generate(self, rows: list[_Row], temperature: float, limit: int, stops: set[int]) -> list[list[int]]:
-        """Let the model go on with each row; what comes after a row's first end token is of no meaning."""
+        """Let the model continue each row; tokens after the first end token of a row are not to be used."""
         longest = max(len(row.tokens) for row in rows)
         ids = torch.full((len(rows), longest), PADDING)
         mask = torch.zeros_like(ids)
@@ -98,7 +98,7 @@ class TransformersGenerator:
 
 @contextmanager
 def _plain_settings(model: Any) -> Iterator[None]:
-    """Set the model's own habits of sampling aside within the block."""
+    """Ignore the model's generation_config within the block."""
     from transformers import GenerationConfig
 
     before = model.generation_config

@@ -11,6 +11,7 @@ from medusa_exporter.heads.config import config_file, read_config
 from medusa_exporter.heads.files import read_json
 
 BASE_KEY = "base_model_name_or_path"
+BASE_REVISION_KEY = "base_model_revision"
 # What a GGUF file's name adds to its model's: the kind of its weights, in llama.cpp's words.
 _KIND = re.compile(r"[-._](?:ud-)?(?:i?q\d\w*|tq\d\w*|mxfp4\w*|bf16|f16|fp16|f32)$")
 _CACHED = re.compile(r"models--(?:[^/]+?--)?(.+)")  # how the hub's cache calls a repository's folder

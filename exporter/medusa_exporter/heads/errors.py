@@ -4,4 +4,8 @@ from medusa_runtime.errors import UnsupportedModelError
 
 
 class HeadsError(UnsupportedModelError):
-    """Heads that are missing, damaged, of an unknown layout or of another model."""
+    """Heads are missing, damaged, of an unknown layout or of another model."""
+
+
+class RevisionError(HeadsError):
+    """A hub repository does not have the revision that was asked for."""

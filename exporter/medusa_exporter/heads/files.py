@@ -9,8 +9,9 @@ from typing import Any
 
 from medusa_exporter.extras import import_extra
 from medusa_exporter.files import finish_interrupted_write
-from medusa_exporter.heads.errors import HeadsError
+from medusa_exporter.heads.errors import HeadsError, RevisionError
 from medusa_exporter.heads.layouts import detect_layout
+from medusa_exporter.hub import split_revision
 
 WEIGHTS_NAME = "medusa_lm_head.safetensors"
 CONFIG_NAME = "config.json"
@@ -68,11 +69,21 @@ def pickle_file(source: str | Path) -> Path | None:
 
 
 def hub_file(name: str, file: str) -> Path:
-    """Fetch one file of the hub's repository `name`; raise HeadsError when the hub does not give it."""
+    """Download one file of a hub repository, `owner/name` or `owner/name@revision`.
+
+    Raises:
+        HeadsError: The hub has no such repository, revision or file, or cannot be reached.
+    """
     _check_hub_name(name)
     hub = import_extra("huggingface_hub", "export")
+    repository, revision = split_revision(name)
     try:
-        return Path(hub.hf_hub_download(name, file))
+        return Path(hub.hf_hub_download(repository, file, revision=revision))
+    except hub.errors.RevisionNotFoundError as error:
+        raise RevisionError(
+            f"{repository}: the hub repository has no revision {revision!r}; expected a branch, tag or commit of it: "
+            "look at the repository's files on the hub, or leave the revision out for its main branch"
+        ) from error
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).strip().splitlines()[:1])
         raise HeadsError(f"{name}: neither a local folder nor a hub repository that gives {file} ({reason})") from error
@@ -94,6 +105,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _hub_weights(name: str) -> list[Path]:
     try:
         return [hub_file(name, WEIGHTS_NAME)]
+    except RevisionError:
+        raise
     except HeadsError as error:
         missing = error
     try:

@@ -1,4 +1,4 @@
-"""Training that was broken off: weights, optimiser and step in safetensors and JSON, never a pickle."""
+"""Checkpoints of a training run: weights, optimizer state and step in safetensors and JSON, never a pickle."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from torch import Tensor
 from medusa_exporter.distillation.dataset import DataError
 from medusa_exporter.files import write_json
 from medusa_exporter.output_kinds import CHECKPOINT as FOLDER
+from medusa_exporter.resume import differences
 
 STATE, META = "state.safetensors", "state.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is: steps done, steps in all, positions a step, seconds spent on steps."""
+    """How far training has come: steps done, steps in all, positions per step, seconds spent on steps."""
 
     step: int
     total: int
@@ -32,18 +33,29 @@ class Progress:
 
 
 def save(folder: Path, progress: Progress, run: dict[str, Any], model: torch.nn.Module, optimiser: Any) -> None:
-    """Replace the checkpoint in `folder`; `run` says what is being trained, on what and how."""
+    """Replace the checkpoint in `folder`.
+
+    A complete checkpoint exists at every moment: the new one is written as `checkpoint.new`, the old one becomes
+    `checkpoint.old`, and both are renamed, so a process that is killed in between leaves one of the two.
+
+    Args:
+        folder: The output folder of the training run.
+        progress: How far training has come.
+        run: What is trained, see `training.resume.describe_run`.
+        model: The module whose parameters are saved.
+        optimiser: Its AdamW optimizer.
+    """
     tensors = {f"weight.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment]
     new, place, old = (folder / f"{FOLDER}{suffix}" for suffix in (".new", "", ".old"))
-    if (new / META).is_file() and not place.exists():  # a killed run's, all that there is
+    if (new / META).is_file() and not place.exists():  # the only checkpoint that a killed run left
         new.rename(place)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     safetensors.torch.save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, new / STATE)
-    write_json(new / META, {"progress": progress.__dict__, "run": run})  # what has it is whole
+    write_json(new / META, {"progress": progress.__dict__, "run": run})  # written last: it marks a complete checkpoint
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
         place.rename(old)
@@ -51,26 +63,44 @@ def save(folder: Path, progress: Progress, run: dict[str, Any], model: torch.nn.
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder: Path, run: dict[str, Any], model: torch.nn.Module, optimiser: Any) -> Progress:
-    """Put the checkpoint in `folder` back into model and optimiser and return how far it was.
+def exists(folder: Path) -> bool:
+    """Return whether `folder` holds a complete checkpoint."""
+    return (_path(folder) / META).is_file()
 
-    Raises DataError when there is none, when it is damaged, or when it was made by another `run`.
+
+def check(folder: Path, run: dict[str, Any]) -> Progress:
+    """Return how far the checkpoint in `folder` has come, without reading its tensors.
+
+    Raises:
+        DataError: There is no checkpoint, it is damaged, or it belongs to another `run`.
     """
-    path = folder / FOLDER if (folder / FOLDER / META).is_file() else folder / f"{FOLDER}.new"
+    path = _path(folder)
     if not (path / META).is_file():
-        raise DataError(f"{folder}: no checkpoint to resume from; train without --resume")
+        raise DataError(f"{folder}: no checkpoint to resume from; expected one that `medusa-export train` saved")
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
-        progress = Progress(**meta["progress"])
-        tensors = safetensors.torch.load_file(path / STATE)
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise DataError(f"{path}: damaged checkpoint ({type(error).__name__}: {error}); train anew") from error
-    wanted = json.loads(json.dumps(run))
-    if differing := sorted(key for key in wanted | meta["run"] if wanted.get(key) != meta["run"].get(key)):
+        progress, saved = Progress(**meta["progress"]), dict(meta["run"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    if differing := differences(saved, run):
         raise DataError(
-            f"{path}: the checkpoint was made with another {', '.join(differing)}; resume with the same arguments and "
-            "data, or train anew without --resume"
+            f"{path}: the checkpoint belongs to a run with other arguments or data ({differing}); give the same ones "
+            "to resume it, another folder, or --force to train anew"
         )
+    return progress
+
+
+def load(folder: Path, run: dict[str, Any], model: torch.nn.Module, optimiser: Any) -> Progress:
+    """Load the checkpoint in `folder` into the model and its optimizer, and return how far it has come.
+
+    Raises:
+        DataError: As `check`, or the tensors do not fit the model.
+    """
+    progress, path = check(folder, run), _path(folder)
+    try:
+        tensors = safetensors.torch.load_file(path / STATE)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
     for name, parameter in model.named_parameters():
         _fill(parameter, tensors, f"weight.{name}", path)
         optimiser.state[parameter] = {
@@ -83,14 +113,23 @@ def load(folder: Path, run: dict[str, Any], model: torch.nn.Module, optimiser: A
 
 
 def remove(folder: Path) -> None:
-    """Remove the checkpoint of a training that has ended."""
-    for name in (FOLDER, f"{FOLDER}.new", f"{FOLDER}.old"):
+    """Remove the checkpoint in `folder`, if there is one."""
+    for name in (f"{FOLDER}.old", f"{FOLDER}.new", FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _path(folder: Path) -> Path:
+    """Return the folder of the checkpoint; a killed run may have left only the one that it was about to rename."""
+    return folder / FOLDER if (folder / FOLDER / META).is_file() else folder / f"{FOLDER}.new"
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"{path}: the checkpoint is damaged ({reason}); --force trains anew")
 
 
 @torch.no_grad()
 def _fill(target: Tensor, tensors: dict[str, Tensor], name: str, path: Path) -> None:
     if name not in tensors or tensors[name].shape != target.shape:
         found = tuple(tensors[name].shape) if name in tensors else "missing"
-        raise DataError(f"{path}: {name} is {found}, expected {tuple(target.shape)}; damaged, train anew")
+        raise _damaged(path, f"{name} is {found}, expected {tuple(target.shape)}")
     target.copy_(tensors[name])

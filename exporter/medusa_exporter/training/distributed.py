@@ -13,7 +13,13 @@ from medusa_exporter.extras import import_extra
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """This process's place among `count`, and accelerate's Accelerator where there are several."""
+    """This process among those that train together.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        count: Number of processes.
+        accelerator: The `Accelerator` of accelerate, `None` for a single process.
+    """
 
     rank: int = 0
     count: int = 1
@@ -21,26 +27,26 @@ class WorkerGroup:
 
     @classmethod
     def join(cls, device: str) -> tuple[WorkerGroup, str]:
-        """Return the workers and the device of this one: `device`, or with several processes on GPUs one each."""
+        """Return the group and the device of this process: `device`, or one GPU per process if there are several."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls(), device
         accelerator = import_extra("accelerate", "export").Accelerator(cpu=device == "cpu")
         return cls(accelerator.process_index, accelerator.num_processes, accelerator), str(accelerator.device)
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that speaks and writes."""
+    def is_main(self) -> bool:
+        """Whether this is the process that reports and writes files."""
         return self.rank == 0
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of all workers' tensors of one shape."""
+        """Return the mean of the tensors of all processes, which have one shape."""
         if self.accelerator is None:
             return tensor
         reduced: Tensor = self.accelerator.reduce(tensor, reduction="mean")
         return reduced
 
-    def least(self, tensor: Tensor) -> Tensor:
-        """The least of all workers' one-element tensors."""
+    def minimum(self, tensor: Tensor) -> Tensor:
+        """Return the smallest of the one-element tensors of all processes."""
         if self.accelerator is None:
             return tensor
         gathered: Tensor = self.accelerator.gather(tensor.reshape(1))

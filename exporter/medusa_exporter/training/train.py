@@ -1,10 +1,9 @@
-"""Medusa-1: heads learn the frozen decoder's own answers (Medusa paper, arXiv 2401.10774, section 2.2.1)."""
+"""Trains Medusa heads on a frozen decoder's own answers: Medusa-1 (arXiv 2401.10774, section 2.2.1)."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,29 +12,42 @@ import torch
 from medusa_runtime.errors import UnsupportedModelError
 
 from medusa_exporter.distillation.dataset import DataError, DataSet
+from medusa_exporter.heads.base_model import BASE_KEY, BASE_REVISION_KEY
 from medusa_exporter.heads.modules import Conditioning, MedusaHeads
-from medusa_exporter.heads.storage import save_heads
+from medusa_exporter.heads.storage import load_heads, save_heads
 from medusa_exporter.training import checkpoint
 from medusa_exporter.training.accuracy import accuracies, measure_hits
 from medusa_exporter.training.distributed import WorkerGroup
 from medusa_exporter.training.draft_vocabulary import coverage, most_frequent
 from medusa_exporter.training.hidden_states import check_model, collect_positions
+from medusa_exporter.training.resume import TRAINING_NAME, describe_run, find_earlier_run
 from medusa_exporter.training.training_loop import Checkpoints, Echo, Schedule, run_training_loop
 
 EVALUATION_SHARE = 0.03  # of --minutes
-TRAINING_NAME = "training.json"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train.
+    """How heads are trained.
 
-    heads, layers, conditioning, taps, trunk: see MedusaHeads. draft_vocabulary: how many tokens the heads score, None
-    for all. target: the token that came, or the decoder's distribution. epochs: passes over the data, unless minutes
-    is set: then the whole run, hidden states and evaluation included, takes about that long. batch: positions a step.
-    learning_rate: the highest. decay: the paper's λ, head k weighs λ to the power k. weight_decay: AdamW's, on
-    matrices. dropout: see MedusaHeads. hold_out: the share of conversations kept back.
-    compiled: try whether a compiled loss is faster; that takes some seconds.
+    Attributes:
+        heads: Number of heads, K.
+        layers: ResBlocks per head.
+        conditioning: What the heads see besides the hidden state, see `MedusaHeads`.
+        taps: Decoder layers whose normalised input the heads see too.
+        trunk: Width of the gated block that all heads share, 0 for none.
+        draft_vocabulary: How many tokens the heads score, `None` for the whole vocabulary.
+        target: "token" trains on the token that followed, "kl" on the decoder's distribution.
+        epochs: Passes over the data, ignored if `minutes` is set.
+        minutes: Duration of the whole run, hidden states and evaluation included.
+        batch: Positions per step, over all processes.
+        learning_rate: The highest learning rate of the schedule.
+        decay: λ of the paper: the loss of head k is weighted with λ to the power k.
+        weight_decay: Weight decay of AdamW, applied to matrices.
+        dropout: Dropout probability inside the heads.
+        seed: Seed of initial weights, order and dropout.
+        hold_out: Share of conversations that are kept back for evaluation.
+        compiled: Try whether a compiled loss is faster, which takes some seconds.
     """
 
     heads: int = 4
@@ -66,33 +78,57 @@ def train(
     name: str,
     command: str,
     echo: Echo,
-    resume: bool = False,
+    revision: str | None = None,
+    force: bool = False,
     disk: Path | None = None,
     workers: WorkerGroup | None = None,
 ) -> MedusaHeads:
-    """Train heads on `data`, write them and training.json into `folder`, and return them.
+    """Train heads on `data` and write them and training.json into `folder`.
 
-    name: the model's, for config.json. command: for training.json. resume: go on from the checkpoint in `folder`.
-    disk: a folder for hidden states that fit no memory. Raises DataError when the data is another model's or leaves
-    nothing to train on, CapacityError when the hidden states fit nowhere.
+    A run that was interrupted is resumed from its checkpoint; heads that the same run has finished are loaded.
+
+    Args:
+        model: The decoder, which stays as it is.
+        data: The data set that `distill` made with this decoder.
+        settings: The training settings.
+        folder: The output folder, which holds the checkpoint meanwhile.
+        name: The model's name, for config.json.
+        command: The command line, for training.json.
+        echo: Receives each line of progress.
+        revision: Branch, tag or commit of the model on the hub, for config.json.
+        force: Train anew, whatever an earlier run left in `folder`.
+        disk: A folder for hidden states that fit no memory.
+        workers: The processes that train together, `None` for this one alone.
+
+    Returns:
+        The trained heads, in evaluation mode.
+
+    Raises:
+        DataError: The data belongs to another model or leaves nothing to train on, or `folder` holds the work of
+            another run.
+        CapacityError: The hidden states fit nowhere.
     """
     began, workers = time.monotonic(), workers or WorkerGroup()
     check_model(data, model, name)
-    _check_head(model)
-    held = data.held_back(settings.hold_out)
-    if held.all():
+    _check_lm_head(model)
+    run = describe_run(settings, data, name=name, revision=revision, dtype=model.dtype, workers=workers.count)
+    earlier = "none" if force else find_earlier_run(folder, run)
+    if earlier == "finished":
+        echo(f"{folder} is up to date; --force trains anew")
+        return load_heads(folder, model.config.hidden_size, int(model.config.vocab_size)).to(model.device)
+    if force and workers.is_main:
+        checkpoint.remove(folder)
+    held_out = data.held_back(settings.hold_out)
+    if held_out.all():
         raise DataError(
             f"all {data.rows} rows are held back; expected some to train on: lower --hold-out or distil more"
         )
-    learnt = data.select(~held)
-    token_map = None if settings.draft_vocabulary is None else most_frequent(learnt, settings.draft_vocabulary)
-    if token_map is not None:
-        echo(f"draft vocabulary of {len(token_map)}: {coverage(learnt, token_map.numpy()):.2%} of the answers' tokens")
-    run = {
-        "settings": asdict(replace(settings, minutes=None, compiled=True)),
-        "model": data.facts.digest,
-        "data": _digest(data),
-    }
+    training_rows = data.select(~held_out)
+    token_map = None
+    if settings.draft_vocabulary is not None:
+        token_map = most_frequent(training_rows, settings.draft_vocabulary)
+        share = coverage(training_rows, token_map.numpy())
+        echo(f"draft vocabulary of {len(token_map)}: {share:.2%} of the answers' tokens")
     torch.manual_seed(settings.seed)
     heads = MedusaHeads(
         model.config.hidden_size,
@@ -104,9 +140,11 @@ def train(
         trunk=settings.trunk,
         dropout=settings.dropout,
     ).to(model.device)
-    found = collect_positions(model, _share(learnt, workers), settings.heads, taps=settings.taps, disk=disk)
+    positions = collect_positions(
+        model, _rows_of_worker(training_rows, workers), settings.heads, taps=settings.taps, disk=disk
+    )
     cached = time.monotonic() - began
-    echo(f"{len(found):,} positions to train on, states on {found.hidden.device}, {cached:.0f} s")
+    echo(f"{len(positions):,} positions to train on, states on {positions.hidden.device}, {cached:.0f} s")
     deadline = None if settings.minutes is None else began + 60 * settings.minutes * (1 - EVALUATION_SHARE)
     schedule = Schedule(
         settings.epochs,
@@ -118,57 +156,54 @@ def train(
         settings.seed,
         settings.compiled,
     )
-    done = run_training_loop(
-        heads, model, found, settings.target, schedule, Checkpoints(folder, run, resume), workers, echo
-    )
-    del found
+    checkpoints = Checkpoints(folder, run, resume=earlier == "interrupted")
+    done = run_training_loop(heads, model, positions, settings.target, schedule, checkpoints, workers, echo)
+    del positions
     heads.requires_grad_(False).eval()
-    if not workers.first:
+    if not workers.is_main:
         return heads
     seen = done.step * done.batch
-    facts = {
+    record = {
         "command": command,
         "settings": asdict(settings),
         "data": {"rows": data.rows, "answer_tokens": int(data.answer.sum()), **asdict(data.facts)},
-        "held_back_rows": int(held.sum()),
+        "run": run,
+        "held_back_rows": int(held_out.sum()),
         "steps": done.step,
         "positions_seen": seen,
         "positions_per_second": round(seen / done.seconds),
         "seconds": {"hidden_states": round(cached, 1), "training": round(done.seconds, 1)},
-        "held_back_accuracy": _evaluate(heads, model, data.select(held), echo) if held.any() else {},
+        "held_back_accuracy": _evaluate(heads, model, data.select(held_out), echo) if held_out.any() else {},
     }
-    extras = {"base_model_name_or_path": name, "vocab_size": int(model.config.vocab_size)}
-    save_heads(heads, folder, extras, others={TRAINING_NAME: facts})
+    base = {BASE_KEY: name, **({BASE_REVISION_KEY: revision} if revision else {})}
+    save_heads(heads, folder, {**base, "vocab_size": int(model.config.vocab_size)}, others={TRAINING_NAME: record})
     checkpoint.remove(folder)
-    echo(f"{done.step} steps, {facts['positions_per_second']:,} positions/s, {done.seconds:.0f} s -> {folder}")
+    echo(f"{done.step} steps, {record['positions_per_second']:,} positions/s, {done.seconds:.0f} s -> {folder}")
     return heads
 
 
-def _digest(data: DataSet) -> str:
-    """Digest of all rows, so that a checkpoint knows its data again."""
-    parts = (data.tokens, data.offsets, np.packbits(data.answer))
-    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
-
-
-def _share(data: DataSet, workers: WorkerGroup) -> DataSet:
-    """The rows of this worker: every count-th one."""
+def _rows_of_worker(data: DataSet, workers: WorkerGroup) -> DataSet:
+    """Select the rows of this process: of four processes, process 1 trains on rows 1, 5, 9 and so on."""
     if workers.count == 1:
         return data
     return data.select(np.arange(data.rows) % workers.count == workers.rank)
 
 
-def _evaluate(heads: MedusaHeads, model: Any, held: DataSet, echo: Echo) -> dict[str, list[float]]:
+def _evaluate(heads: MedusaHeads, model: Any, held_out: DataSet, echo: Echo) -> dict[str, list[float]]:
     """Return the share of held-back targets within each head's first 1, 5 and 10 ranks."""
     try:
-        found = collect_positions(model, held, heads.heads, taps=heads.taps, label="held back")
-    except DataError:  # too short to have a target
+        positions = collect_positions(model, held_out, heads.heads, taps=heads.taps, label="held back")
+    except DataError:  # the rows are too short to have a target
         return {}
-    accuracy = accuracies(measure_hits(heads, model, found))
+    accuracy = accuracies(measure_hits(heads, model, positions))
     for label, values in accuracy.items():
         echo(f"held back, {label}: {' '.join(f'{value:.3f}' for value in values)}")
     return accuracy
 
 
-def _check_head(model: Any) -> None:
+def _check_lm_head(model: Any) -> None:
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise UnsupportedModelError("the decoder's lm_head has a bias; expected one without: heads cannot share it yet")
+        raise UnsupportedModelError(
+            "the decoder's lm_head has a bias; expected one without, because heads cannot share it yet: train heads "
+            "for another model"
+        )

@@ -1,4 +1,4 @@
-"""The training loop: AdamW, warm-up and cosine, checkpoints that continue exactly."""
+"""The training loop: AdamW, a learning rate with warm-up and cosine decay, and checkpoints that resume exactly."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from medusa_exporter.training.losses import Loss, Targets
 from medusa_exporter.training.state_storage import gather_rows
 
 PROBE_STEPS = 20  # after which the rate is known
-SKIPPED_STEPS = 5  # of these, the first ones, which are slow
-ASSUMED_STEPS = 1_000  # the length that warm-up takes for granted until then
+SKIPPED_STEPS = 5  # of these, the slow first ones, which are not timed
+ASSUMED_STEPS = 1_000  # length of the schedule until the rate is known
 STEPS_PER_LINE = 200
 CHECKPOINT_SECONDS = 60.0
 
@@ -32,7 +32,18 @@ Echo = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: epochs, or until `deadline` (time.monotonic()); positions a step over all workers."""
+    """How long training takes and how fast it learns.
+
+    Attributes:
+        epochs: Passes over the data, if there is no deadline.
+        deadline: A `time.monotonic()` at which training is to end, or `None`.
+        batch: Positions per step, over all processes.
+        learning_rate: The highest learning rate.
+        decay: The loss of head k is weighted with `decay ** k`.
+        weight_decay: Weight decay of AdamW.
+        seed: Seed of order and dropout.
+        compiled: Try whether a compiled loss is faster.
+    """
 
     epochs: float
     deadline: float | None
@@ -46,7 +57,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where they go, what `run` they belong to, and whether to begin with the one that lies there."""
+    """Where checkpoints are saved, the run that they belong to, and whether training resumes from one."""
 
     folder: Path
     run: dict[str, Any]
@@ -54,7 +65,7 @@ class Checkpoints:
 
 
 def learning_rate(step: int, total: int, highest: float) -> float:
-    """Rise linearly over the first 2% of `total` steps, then fall to zero along a cosine."""
+    """Return the learning rate of a step: it rises linearly over the first 2% of steps, then follows a cosine to 0."""
     warm_up = max(1, round(0.02 * total))
     if step < warm_up:
         return highest * (step + 1) / warm_up
@@ -71,14 +82,25 @@ def run_training_loop(
     workers: WorkerGroup,
     echo: Echo,
 ) -> Progress:
-    """Train `heads` on this worker's positions to the end of the schedule; return how far it came.
+    """Train `heads` on the positions of this process to the end of the schedule, and return how far it came.
 
-    target: "token" or "kl". Raises DataError when there is no checkpoint to resume from, or one of another run.
+    Args:
+        heads: The heads, whose parameters are changed.
+        model: The decoder, of which the embedding and the lm_head are used.
+        found: The training positions of this process.
+        target: "token" or "kl", see `losses`.
+        schedule: Duration and learning rate.
+        checkpoints: Where checkpoints are saved, and whether training resumes from one.
+        workers: The processes that train together.
+        echo: Receives each line of progress.
+
+    Raises:
+        DataError: The checkpoint is damaged or belongs to another run.
     """
     device, width = found.root.device, workers.count
-    least = int(workers.least(torch.tensor(len(found), device=device)))
-    batch = min(max(1, schedule.batch // width), least)
-    per_epoch = least // batch
+    fewest = int(workers.minimum(torch.tensor(len(found), device=device)))
+    batch = min(max(1, schedule.batch // width), fewest)
+    per_epoch = fewest // batch
     optimiser = torch.optim.AdamW(
         _groups(heads, schedule.weight_decay), lr=0.0, betas=(0.9, 0.95), fused=device.type == "cuda"
     )
@@ -88,7 +110,7 @@ def run_training_loop(
     done = Progress(0, 0 if schedule.deadline else max(1, round(schedule.epochs * per_epoch)), batch * width, 0.0)
     if checkpoints.resume:
         done = checkpoint.load(checkpoints.folder, checkpoints.run, heads, optimiser)
-        echo(f"goes on at step {done.step} of {done.total}")
+        echo(f"resuming at step {done.step} of {done.total}")
     rate = _Rate(schedule.deadline)
     started = saved = time.monotonic()
     before, order, epoch = done.seconds, torch.empty(0, dtype=torch.int64), -1
@@ -102,7 +124,7 @@ def run_training_loop(
             group["lr"] = learning_rate(done.step, done.total or ASSUMED_STEPS, schedule.learning_rate)
         inputs = gather_rows(found.hidden, chosen), embedding(found.root[chosen])
         wanted = [targets(head, chosen) for head in range(heads.heads)]
-        torch.manual_seed(_seed(schedule.seed, done.step, workers.rank))  # what dropout leaves out, resumed or not
+        torch.manual_seed(_seed(schedule.seed, done.step, workers.rank))  # a resumed run repeats its dropout masks
         values = losses.step_gradients(heads, inputs, lm_head, wanted, loss, schedule.decay)
         if workers.count > 1:
             for parameter in heads.parameters():
@@ -112,7 +134,7 @@ def run_training_loop(
         optimiser.zero_grad(set_to_none=True)
         done = replace(done, step=done.step + 1)
         if not done.total and (steps := rate.steps_in_all(done.step, values)):
-            done = replace(done, total=int(workers.least(torch.tensor(steps, device=device))))
+            done = replace(done, total=int(workers.minimum(torch.tensor(steps, device=device))))
             each = rate.seconds_per_step
             echo(
                 f"{done.total} steps at {done.batch / each:,.0f} positions/s, {done.total / per_epoch:.1f} epochs of "
@@ -121,7 +143,7 @@ def run_training_loop(
         if done.step % STEPS_PER_LINE == 0 or done.step == done.total:
             line = " ".join(f"{value:.3f}" for value in values.tolist())
             echo(f"step {done.step}/{done.total or '?'}  loss per head {line}")
-            if workers.first and done.total and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if workers.is_main and done.total and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 saved = time.monotonic()
                 now = replace(done, seconds=before + saved - started)
                 checkpoint.save(checkpoints.folder, now, checkpoints.run, heads, optimiser)
@@ -129,13 +151,13 @@ def run_training_loop(
 
 
 class _Rate:
-    """Finds out how long a step takes, and so how many there is time for."""
+    """Measures how long a step takes, and so how many steps fit before the deadline."""
 
     def __init__(self, deadline: float | None) -> None:
         self._deadline, self._start, self.seconds_per_step = deadline, 0.0, 0.0
 
     def steps_in_all(self, step: int, values: Tensor) -> int:
-        """The number of steps until the deadline, once it is known; 0 before."""
+        """Return the number of steps until the deadline, or 0 while it is not known yet."""
         if self._deadline is None or step not in (SKIPPED_STEPS, PROBE_STEPS):
             return 0
         now = synchronised_time(values)
@@ -147,13 +169,13 @@ class _Rate:
 
 
 def synchronised_time(tensor: Tensor) -> float:
-    """Wait for `tensor` and return the time."""
+    """Wait until the device has computed `tensor`, and return the time."""
     tensor.sum().item()
     return time.monotonic()
 
 
 def _order(count: int, seed: int, epoch: int, rank: int, device: torch.device) -> Tensor:
-    """The order of one epoch, the same whenever it is asked for: (count,) int64."""
+    """Return the order of positions (count,) int64 in an epoch, which depends on nothing but the arguments."""
     generator = torch.Generator(device=device).manual_seed(_seed(seed, epoch, rank))
     return torch.randperm(count, generator=generator, device=device)
 
@@ -163,7 +185,7 @@ def _seed(seed: int, index: int, rank: int) -> int:
 
 
 def _groups(heads: MedusaHeads, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decay, biases do not."""
+    """Return the parameter groups of AdamW: weight decay applies to matrices, not to biases."""
     biases = list(heads.biases)
     matrices = [p for p in heads.parameters() if not any(p is bias for bias in biases)]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
@@ -178,7 +200,7 @@ def _targets(heads: MedusaHeads, model: Any, found: Positions, target: str) -> T
 def _loss(
     target: str, targets: Targets, lm_head: Tensor, batch: int, found: Positions, echo: Echo, *, compiled: bool
 ) -> Loss:
-    """Return the loss, or on a GPU its compiled form where that is faster; compiling may fail, eager cannot."""
+    """Return the loss, compiled if that is faster on this GPU; if compiling fails, the eager loss serves."""
     eager: Loss = losses.kl_loss if target == "kl" else losses.token_loss
     if found.root.device.type != "cuda" or not compiled:
         return eager
@@ -198,7 +220,7 @@ def _loss(
     try:
         fused: Loss = torch.compile(eager, dynamic=False)
         taken = seconds(fused)
-    except Exception as error:  # whatever the compiler lacks on this machine, training goes on
+    except Exception as error:  # the compiler may lack something on this machine; training does not need it
         echo(f"loss: not compiled ({type(error).__name__})")
         return eager
     echo(f"loss of one head: {plain * 1e3:.2f} ms, compiled {taken * 1e3:.2f} ms")

@@ -37,7 +37,7 @@ def test_foreign_layers_are_noticed(own_model, monkeypatch):
         return real(self, *arguments, **named)
 
     monkeypatch.setattr(attention, "forward", demanding)
-    assert "do not take a static cache (AttributeError" in lockstep_obstacle(own_model, 64)
+    assert "do not accept a static cache (AttributeError" in lockstep_obstacle(own_model, 64)
 
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -45,7 +45,7 @@ SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "nu
 
 def test_bounded_scores_are_noticed_though_they_change_small_ones_little():
     config = Gemma2Config(**SIZES, num_key_value_heads=1, head_dim=8, vocab_size=32, attn_implementation="eager")
-    assert "do not take a static cache (NotImplementedError: attention with softcap)" in lockstep_obstacle(
+    assert "do not accept a static cache (NotImplementedError: attention with softcap)" in lockstep_obstacle(
         Gemma2ForCausalLM(config).eval(), 64
     )
     config.attn_logit_softcapping = None

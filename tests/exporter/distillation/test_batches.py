@@ -16,7 +16,7 @@ class Drawing:
     def __init__(self, clock, seconds=()):
         self.clock, self.seconds, self.written = clock, list(seconds), []
 
-    def write(self, scripts, tick):
+    def generate(self, scripts, tick):
         self.clock.now += self.seconds.pop(0) if self.seconds else 0
         tick(len(scripts))
         self.written.append(len(scripts))
@@ -86,7 +86,7 @@ def test_no_wave_is_begun_that_would_end_too_late(tmp_path, clock, until, writte
 
 def test_too_little_memory_is_told(tmp_path, clock):
     class Greedy:
-        def write(self, scripts, tick):
+        def generate(self, scripts, tick):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(CapacityError, match=r"3 rows of 10 tokens .* lower --batch"):
@@ -95,9 +95,9 @@ def test_too_little_memory_is_told(tmp_path, clock):
 
 def test_damaged_work_is_refused(tmp_path, clock):
     write(Drawing(clock), tmp_path)
-    path = tmp_path / "wave-00001.npz"
+    path = tmp_path / "batch-00001.npz"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(DataError, match=r"wave-00001\.npz: damaged"):
+    with pytest.raises(DataError, match=r"batch-00001\.npz: damaged"):
         checkpoint.load_batch(tmp_path, 1)
 
 

@@ -2,9 +2,12 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from medusa_exporter import models
 from medusa_exporter.cli import distill as distill_cli
 from medusa_exporter.cli import heads_report, main, train
 from medusa_exporter.distillation import dataset
+from medusa_exporter.distillation.dataset import DataError
+from medusa_runtime.errors import CapacityError
 
 COMMON = ("--max-new-tokens", 24, "--context", 128, "--batch", 16)
 
@@ -60,7 +63,7 @@ def test_conversations_go_out_and_come_back(model_folder, prompts, tmp_path):
     after = dataset.load_data(folder)
     assert after.rows == before.rows - 1
     assert after.row(0)[0].tolist() == before.row(1)[0].tolist()
-    assert "already complete" in call(*command)  # the corrections are no other arguments
+    assert "up to date" in call(*command)  # the corrections are no other arguments
 
 
 def test_a_ready_conversation_is_enough(model_folder, tmp_path):
@@ -106,3 +109,43 @@ def test_bad_files_are_told_in_one_line(tmp_path, capsys, option, text, reason):
     assert told.count("\n") == 1
     assert reason in told
     assert "expected" in told or "must" in told
+
+
+def test_train_runs_again_only_for_other_arguments(model_folder, prompts, tmp_path, monkeypatch):
+    answers, heads = tmp_path / "answers", tmp_path / "heads"
+    call(distill_cli.command, model_folder, "--prompts", prompts, "-o", answers, *COMMON)
+    command = (train.command, model_folder, "--data", answers, "-o", heads, "--heads", 1, "--layers", 1, "--epochs", 1)
+    call(*command, "--hold-out", 0.3)
+    written = (heads / "training.json").read_bytes()
+    monkeypatch.setattr(models, "load_model", None)  # what is up to date or refused loads no model
+    assert "is up to date; --force trains anew" in call(*command, "--hold-out", 0.3)
+    with pytest.raises(DataError, match=r"settings.hold_out was 0.3, is 0.2\); .* --force"):
+        call(*command, "--hold-out", 0.2)
+    monkeypatch.undo()
+    assert (heads / "training.json").read_bytes() == written
+    call(*command, "--hold-out", 0.2, "--force")
+    assert json.loads((heads / "training.json").read_text())["settings"]["hold_out"] == 0.2
+
+
+def test_a_context_beyond_the_model_is_refused_before_it_loads(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load_model", None)
+    arguments = (model_folder, "--synthesize", 1, "-o", tmp_path / "data", "--context", 100_000)
+    with pytest.raises(CapacityError, match=r"rows of 100000 tokens exceed the model's \d+; give a smaller --context"):
+        call(distill_cli.command, *arguments)
+
+
+def test_force_and_corrections_exclude_each_other(tmp_path):
+    (tmp_path / "file").write_text("{}")
+    arguments = [
+        "model",
+        "--synthesize",
+        "1",
+        "-o",
+        str(tmp_path / "d"),
+        "--force",
+        "--review-in",
+        str(tmp_path / "file"),
+    ]
+    result = CliRunner().invoke(distill_cli.command, arguments)
+    assert result.exit_code == 2
+    assert "leave out one of the two" in result.output

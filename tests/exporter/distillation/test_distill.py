@@ -1,13 +1,15 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from medusa_exporter.distillation import batches, dataset, distill
+from medusa_exporter.distillation import batches, checkpoint, dataset, distill
 from medusa_exporter.distillation.conversations import Conversation
-from medusa_exporter.distillation.dataset import DataError
+from medusa_exporter.distillation.dataset import DataError, DataFacts
 from medusa_exporter.distillation.review import ConversationReader
 from medusa_exporter.distillation.sampling import Sampling
+from medusa_exporter.distillation.scripts import GeneratedRow
 from medusa_runtime.errors import CapacityError, PromptError
 
 PLAN = distill.Plan(
@@ -17,14 +19,15 @@ PLAN = distill.Plan(
     follow_ups=False,
     max_new_tokens=12,
     context=200,
-    rows=4,
+    batch=4,
 )
+FACTS = DataFacts("m", "d", 256, (1,), 0, {})
 TALK = Conversation(({"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}), "f:1")
 
 
-def run(model, tokenizer, folder, plan=PLAN, minutes=None, lines=None):
+def run(model, tokenizer, folder, plan=PLAN, minutes=None, lines=None, force=False):
     lines = [] if lines is None else lines
-    return distill.distill(model, tokenizer, "tiny", plan, folder, minutes=minutes, echo=lines.append)
+    return distill.distill(model, tokenizer, "tiny", plan, folder, minutes=minutes, echo=lines.append, force=force)
 
 
 def continued(model, prompt, limit=12):
@@ -76,7 +79,7 @@ def test_follow_ups_fill_the_rows(model, tokenizer, tmp_path):
 
 
 def test_a_broken_off_run_goes_on_and_gives_the_same(model, tokenizer, tmp_path, monkeypatch):
-    plan = replace(PLAN, follow_ups=True, synthesize=6, rows=2, context=100)
+    plan = replace(PLAN, follow_ups=True, synthesize=6, batch=2, context=100)
     whole = run(model, tokenizer, tmp_path / "whole", plan)
     assert not same(whole, run(model, tokenizer, tmp_path / "other", replace(plan, seed=1)))
     real, begun = batches.save_batch, []
@@ -91,19 +94,69 @@ def test_a_broken_off_run_goes_on_and_gives_the_same(model, tokenizer, tmp_path,
     broken_off = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
         run(model, tokenizer, broken_off, plan)
-    with pytest.raises(DataError, match="other arguments"):
-        run(model, tokenizer, broken_off, replace(plan, rows=3))
+    with pytest.raises(
+        DataError, match=r"interrupted run with other arguments .*\(settings.rows was 2, is 3\); .* --force"
+    ):
+        run(model, tokenizer, broken_off, replace(plan, batch=3))
     monkeypatch.setattr(batches, "save_batch", lambda *arguments: (begun.append(arguments[1]), real(*arguments)))
     assert same(run(model, tokenizer, broken_off, plan), whole)
     assert begun == [0, 1, 2, 2, 3, 4]
     assert same(run(model, tokenizer, broken_off, plan), whole)  # complete: nothing is done again
     assert len(begun) == 6
-    with pytest.raises(DataError, match="other arguments"):
+    with pytest.raises(DataError, match=r"other arguments \(settings.sampling.top_k was 0, is 3\); .* --force"):
         run(model, tokenizer, broken_off, replace(plan, sampling=Sampling(top_k=3)))
 
 
+def test_force_distils_anew_and_keeps_the_data_until_then(model, tokenizer, tmp_path, monkeypatch):
+    before = run(model, tokenizer, tmp_path)
+    other = replace(PLAN, seed=7, batch=1)
+    real, begun = batches.save_batch, []
+
+    def broken(partial, number, rows):
+        begun.append(number)
+        if number == 2:
+            raise KeyboardInterrupt
+        real(partial, number, rows)
+
+    monkeypatch.setattr(batches, "save_batch", broken)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tokenizer, tmp_path, other, force=True)
+    assert same(dataset.load_data(tmp_path), before)
+    assert checkpoint.replaces_data(tmp_path)
+    with pytest.raises(DataError, match=r"interrupted run with other arguments .*seed was 7, is 0"):
+        run(model, tokenizer, tmp_path)
+    monkeypatch.setattr(batches, "save_batch", lambda *arguments: (begun.append(arguments[1]), real(*arguments)))
+    after = run(model, tokenizer, tmp_path, other)  # without --force it resumes
+    assert begun == [0, 1, 2, 2, 3]
+    assert after.facts.seed == 7
+    assert same(dataset.load_data(tmp_path), after)
+    lines = []
+    run(model, tokenizer, tmp_path, other, lines=lines)
+    assert lines == [f"{tmp_path} is up to date; --force distils anew"]
+    run(model, tokenizer, tmp_path, other, force=True)
+    assert begun == [0, 1, 2, 2, 3, 0, 1, 2, 3]
+
+
+def test_a_killed_removal_leaves_work_that_resumes(model, tokenizer, tmp_path, monkeypatch):
+    partial = checkpoint.open_checkpoint(tmp_path, FACTS)
+    for number in range(2):
+        checkpoint.save_batch(partial, number, [GeneratedRow(np.array([1, 2]), np.array([0, 1]))])
+    removed = []
+
+    def killed(path, **_more):
+        removed.append(path.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.remove_checkpoint(tmp_path)
+    assert removed[0].startswith("batch-")
+    monkeypatch.undo()
+    assert checkpoint.open_checkpoint(tmp_path, FACTS) == partial
+
+
 def test_the_model_opens_conversations_of_its_own(model, tokenizer, tmp_path):
-    plan = distill.Plan(synthesize=40, temperatures=(0.0, 0.6), max_new_tokens=4, context=160, rows=40, seed=3)
+    plan = distill.Plan(synthesize=40, temperatures=(0.0, 0.6), max_new_tokens=4, context=160, batch=40, seed=3)
     found = run(model, tokenizer, tmp_path, plan)
     assert 2 < found.rows <= 40
     assert len(set(found.groups.tolist())) == found.rows  # no opening twice
@@ -117,7 +170,7 @@ def test_the_model_opens_conversations_of_its_own(model, tokenizer, tmp_path):
 
 def test_a_row_ends_before_an_excluded_turn_of_the_model_s_own(model, tokenizer, tmp_path):
     talk = tuple((f"number {number}",) for number in range(10))
-    plan = replace(PLAN, conversations=talk, follow_ups=True, temperatures=(0.0,), rows=10, context=256)
+    plan = replace(PLAN, conversations=talk, follow_ups=True, temperatures=(0.0,), batch=10, context=256)
     found = run(model, tokenizer, tmp_path / "all", plan)
     reader = ConversationReader(tokenizer, found.facts.eos)
     owns = [reader.messages(*found.row(number))[2::2] for number in range(found.rows)]

@@ -40,7 +40,7 @@ def reference(model, script, ends):
     """One row, part by part, by transformers' own greedy decoding: tokens and roles up to the last answer's end."""
     tokens, roles, pending = [], [], []
     for one in script:
-        given = [*pending, *one.given.tolist()]
+        given = [*pending, *one.forced.tolist()]
         tokens, roles = tokens + given, roles + [0] * len(given)
         if len(tokens) >= CONTEXT:
             break
@@ -104,13 +104,15 @@ def test_the_scripts_try_every_way_a_part_can_end(expected, ends):
 
 @pytest.mark.parametrize("bucket", [8, 128])
 def test_greedy_lines_equal_generate_turn_by_turn(model, ends, expected, bucket):
-    assert as_lists(lockstep(model, ends, bucket=bucket).write(scripts(), silent)) == expected
+    assert as_lists(lockstep(model, ends, bucket=bucket).generate(scripts(), silent)) == expected
 
 
 def test_the_fallback_writes_the_same_lines(model, ends, expected):
     before = model.generation_config
     told = []
-    assert as_lists(TransformersGenerator(model, CONTEXT, ends, Sampling()).write(scripts(), told.append)) == expected
+    assert (
+        as_lists(TransformersGenerator(model, CONTEXT, ends, Sampling()).generate(scripts(), told.append)) == expected
+    )
     assert model.generation_config is before
     assert sum(told) >= sum(len(tokens) for tokens, _ in expected)
 
@@ -118,8 +120,8 @@ def test_the_fallback_writes_the_same_lines(model, ends, expected):
 def test_without_end_tokens_parts_run_to_their_limits(model):
     none = EndTokens(())
     expected = [reference(model, script, none) for script in scripts()]
-    assert as_lists(lockstep(model, none).write(scripts(), silent)) == expected
-    assert as_lists(TransformersGenerator(model, CONTEXT, none, Sampling()).write(scripts(), silent)) == expected
+    assert as_lists(lockstep(model, none).generate(scripts(), silent)) == expected
+    assert as_lists(TransformersGenerator(model, CONTEXT, none, Sampling()).generate(scripts(), silent)) == expected
 
 
 def test_only_the_needed_positions_are_attended_to(model, monkeypatch):
@@ -131,7 +133,7 @@ def test_only_the_needed_positions_are_attended_to(model, monkeypatch):
         return real(module, query, key, *rest, **named)
 
     monkeypatch.setattr(attention, "attend", spied)
-    lockstep(model, bucket=16).write(scripts(), silent)
+    lockstep(model, bucket=16).generate(scripts(), silent)
     layers = model.config.num_hidden_layers
     assert seen == [16 * (position // 16 + 1) for position in range(CONTEXT - 1) for _ in range(layers)]
 
@@ -139,7 +141,7 @@ def test_only_the_needed_positions_are_attended_to(model, monkeypatch):
 @pytest.mark.parametrize("make", [lockstep, lambda model: TransformersGenerator(model, CONTEXT, ENDS, Sampling())])
 def test_draws_follow_the_seed_and_leave_greedy_rows_alone(model, make):
     random = np.random.default_rng(1)
-    greedy, given = (part(random, 4, limit=20),), part(random, 4).given
+    greedy, given = (part(random, 4, limit=20),), part(random, 4).forced
     wave = [
         (Segment(given, ANSWER, 1.5, 20),),
         greedy,
@@ -149,7 +151,7 @@ def test_draws_follow_the_seed_and_leave_greedy_rows_alone(model, make):
 
     def written(seed):
         torch.manual_seed(seed)
-        return as_lists(make(model).write(wave, silent))
+        return as_lists(make(model).generate(wave, silent))
 
     first = written(0)
     assert first == written(0)
@@ -161,38 +163,38 @@ def test_draws_follow_the_seed_and_leave_greedy_rows_alone(model, make):
 
 def test_the_limits_of_sampling_hold_within_the_lines(model):
     random = np.random.default_rng(1)
-    warm = tuple(Segment(one.given, one.kind, 5.0, one.limit) for one in (part(random, 4, limit=30),))
-    cold = tuple(Segment(one.given, one.kind, 0.0, one.limit) for one in warm)
+    warm = tuple(Segment(one.forced, one.kind, 5.0, one.limit) for one in (part(random, 4, limit=30),))
+    cold = tuple(Segment(one.forced, one.kind, 0.0, one.limit) for one in warm)
     for make in (lockstep, lambda model, sampling: TransformersGenerator(model, CONTEXT, ENDS, sampling)):
-        (found,) = as_lists(make(model, sampling=Sampling(top_k=1, min_p=0)).write([warm], silent))
+        (found,) = as_lists(make(model, sampling=Sampling(top_k=1, min_p=0)).generate([warm], silent))
         assert found == reference(model, cold, ENDS)
 
 
 def test_waves_follow_each_other_and_the_model_stays_as_it_was(model, ends, expected):
     before = model.config._attn_implementation
     made, told = lockstep(model, ends), []
-    made.write(scripts()[::-1], silent)
-    assert as_lists(made.write(scripts()[:3], told.append)) == expected[:3]
+    made.generate(scripts()[::-1], silent)
+    assert as_lists(made.generate(scripts()[:3], told.append)) == expected[:3]
     assert sum(told) == 3 * (CONTEXT - 1)
     assert model.config._attn_implementation == before
 
 
 def test_a_wave_ends_when_no_row_is_left(model):
     told = []
-    (line,) = lockstep(model, context=200).write([(part(np.random.default_rng(0), 3, limit=4),)], told.append)
+    (line,) = lockstep(model, context=200).generate([(part(np.random.default_rng(0), 3, limit=4),)], told.append)
     assert len(line.tokens) <= 7
     assert sum(told) == 32
 
 
 def test_a_script_must_begin_with_a_given_token():
     for script in ((), (part(np.random.default_rng(0), 0),)):
-        with pytest.raises(CapacityError, match="begin with given tokens"):
+        with pytest.raises(CapacityError, match="begin with forced tokens"):
             ScriptTables([script], 1, 20)
 
 
 def test_a_given_part_longer_than_the_row_is_cut(model):
     random = np.random.default_rng(0)
-    (line,) = lockstep(model).write([(part(random, 3, limit=2), part(random, 100))], silent)
+    (line,) = lockstep(model).generate([(part(random, 3, limit=2), part(random, 100))], silent)
     assert len(line.tokens) <= 5
     assert (line.roles[3:] == ANSWER).all()
 
@@ -251,13 +253,13 @@ class FakeGraphs:
 def test_each_bucket_is_captured_once_for_all_waves(model, ends, expected, monkeypatch):
     made = lockstep(model, ends)
     graphs = FakeGraphs(made, monkeypatch)
-    assert as_lists(made.write(scripts(), silent)) == expected
+    assert as_lists(made.generate(scripts(), silent)) == expected
     assert graphs.captured == [(16, False), (32, False), (48, False), (64, False)]
     assert graphs.replays == CONTEXT - 1 - 4 * WARM_UP_STEPS
     addresses = {name: tensor.data_ptr() for name, tensor in vars(made).items() if isinstance(tensor, torch.Tensor)}
-    assert as_lists(made.write(scripts(), silent)) == expected
+    assert as_lists(made.generate(scripts(), silent)) == expected
     assert graphs.replays == 2 * (CONTEXT - 1) - 4 * WARM_UP_STEPS
-    made.write([(part(np.random.default_rng(0), 3, temperature=1.0),)], silent)
+    made.generate([(part(np.random.default_rng(0), 3, temperature=1.0),)], silent)
     assert graphs.captured[4:] == [(16, True), (32, True)]  # what draws is another step
     assert {name: getattr(made, name).data_ptr() for name in addresses} == addresses
 
@@ -266,5 +268,5 @@ def test_without_a_graph_decoding_goes_on(model, ends, expected, monkeypatch):
     made, told = lockstep(model, ends), []
     made.echo = told.append
     FakeGraphs(made, monkeypatch, refuses=True)
-    assert as_lists(made.write(scripts(), silent)) == expected
-    assert told == ["no CUDA graph, decoding goes on without (operation not permitted)"]
+    assert as_lists(made.generate(scripts(), silent)) == expected
+    assert told == ["no CUDA graph can be captured, so steps run eagerly (operation not permitted)"]

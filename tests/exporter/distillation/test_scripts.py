@@ -22,7 +22,7 @@ def terms(tokenizer, *, follow_ups=True, context=100):
 
 
 def described(tokenizer, script):
-    return [(tokenizer.decode(part.given), part.kind, part.temperature, part.limit) for part in script]
+    return [(tokenizer.decode(part.forced), part.kind, part.temperature, part.limit) for part in script]
 
 
 def test_a_prompt_s_turns_are_given_and_then_the_model_writes_its_own(tokenizer):
@@ -35,7 +35,7 @@ def test_a_prompt_s_turns_are_given_and_then_the_model_writes_its_own(tokenizer)
         (REPLY, ANSWER, 0.7, 12),
     ]
     assert found[4:] == found[2:4] * ((len(found) - 4) // 2)
-    assert sum(len(part.given) + 1 for part in script) >= 100  # enough for answers of one token
+    assert sum(len(part.forced) + 1 for part in script) >= 100  # enough for answers of one token
 
 
 def test_a_synthesised_stream_opens_with_a_turn_of_the_model_s(tokenizer):
@@ -55,7 +55,7 @@ def test_without_follow_ups_a_script_ends_with_what_was_asked(tokenizer):
 
 def test_without_a_frame_only_the_first_turn_is_answered(tokenizer):
     (script,) = scripts.make_scripts(tokenizer, [Request(("a", "b"), 0.0)], ScriptSettings(100, 12, None, True))
-    assert [part.given.tolist() for part in script] == prompt_ids(tokenizer, [[{"role": "user", "content": "a"}]])
+    assert [part.forced.tolist() for part in script] == prompt_ids(tokenizer, [[{"role": "user", "content": "a"}]])
 
 
 def test_streams_are_shuffled_by_the_seed():

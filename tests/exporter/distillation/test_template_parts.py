@@ -13,23 +13,23 @@ PLAIN = (
 
 def test_the_template_is_cut_into_its_pieces(tokenizer):
     found = template_parts.split_template(tokenizer, EOS)
-    assert tokenizer.decode(found.opening) == "<|im_start|>user\n"
-    assert tokenizer.decode(found.middle) == "\n<|im_start|>assistant\n"  # less the end of the turn before
-    assert tokenizer.decode(found.following) == "\n<|im_start|>user\n"
+    assert tokenizer.decode(found.before_user) == "<|im_start|>user\n"
+    assert tokenizer.decode(found.user_to_answer) == "\n<|im_start|>assistant\n"  # less the end of the turn before
+    assert tokenizer.decode(found.answer_to_user) == "\n<|im_start|>user\n"
     assert found.ends == template_parts.EndTokens(EOS, user=1, answer=1)
 
 
 def test_an_end_that_is_no_eos_belongs_to_what_follows(tokenizer):
     found = template_parts.split_template(tokenizer, (0,))
     assert found.ends == template_parts.EndTokens((0,), user=1, answer=None)
-    assert tokenizer.decode(found.following) == "<|im_end|>\n<|im_start|>user\n"
+    assert tokenizer.decode(found.answer_to_user) == "<|im_end|>\n<|im_start|>user\n"
 
 
 def test_without_a_special_token_the_model_cannot_end_a_user_turn(template):
     tokenizer = template(PLAIN)
     found = template_parts.split_template(tokenizer, EOS)
     assert found.ends == template_parts.EndTokens(EOS, user=None, answer=1)
-    assert tokenizer.decode(found.middle) == "\nassistant: "
+    assert tokenizer.decode(found.user_to_answer) == "\nassistant: "
 
 
 def test_later_turns_with_the_answers_between_are_the_template_s_own_tokens(tokenizer):
@@ -58,8 +58,11 @@ def test_space_before_an_end_is_the_model_s_to_leave_out(tokenizer):
     [
         ("nothing of it", "in their order"),
         ("{{ messages[-1]['content'] }}", "in their order"),
-        ("{% for m in messages %}{{ loop.index ~ m['content'] }}{% endfor %}", "otherwise when others"),
-        ("{% for m in messages %}{{ loop.length ~ m['content'] ~ loop.length }}{% endfor %}", "otherwise when others"),
+        ("{% for m in messages %}{{ loop.index ~ m['content'] }}{% endfor %}", "differently when"),
+        (
+            "{% for m in messages %}{{ loop.length ~ m['content'] ~ loop.length }}{% endfor %}",
+            "differently when",
+        ),
         (
             "{% for m in messages %}{{ '|' + m['content'].split('</think>')[-1] }}{% endfor %}"
             "{% if add_generation_prompt %}|{% endif %}",

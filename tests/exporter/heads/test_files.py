@@ -96,7 +96,7 @@ def serve(monkeypatch, folder):
     """Let the hub's only repository, owner/name, be `folder`; return the files that are asked for."""
     asked = []
 
-    def fetch(name, file):
+    def fetch(name, file, revision=None):
         asked.append(file)
         if name != "owner/name" or not (folder / file).is_file():
             raise OSError(f"404: no {file}")

@@ -198,7 +198,7 @@ def test_a_hub_name_is_fetched(folder, monkeypatch):
 
     asked = []
 
-    def fetch(name, file):
+    def fetch(name, file, revision=None):
         asked.append((name, file))
         return str(folder / file)
 
@@ -207,7 +207,7 @@ def test_a_hub_name_is_fetched(folder, monkeypatch):
     assert asked == [("owner/name", "medusa_lm_head.safetensors"), ("owner/name", "config.json")]
     assert heads_files("owner/name") == []
 
-    def fail(name, file):
+    def fail(name, file, revision=None):
         raise OSError("404 Not Found")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)

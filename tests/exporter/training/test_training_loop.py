@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,12 +17,13 @@ class Broken(Exception):
     pass
 
 
-def run(model, data, folder, settings=SETTINGS, resume=False, break_at=None):
+def run(model, data, folder, settings=SETTINGS, force=False, break_at=None, lines=None):
     def echo(line):
+        (lines if lines is not None else []).append(line)
         if break_at and line.startswith(f"step {break_at}/"):
             raise Broken
 
-    return train.train(model, data, settings, folder, name="m", command="", echo=echo, resume=resume)
+    return train.train(model, data, settings, folder, name="m", command="", echo=echo, force=force)
 
 
 @pytest.fixture
@@ -44,28 +46,55 @@ def test_a_run_that_was_broken_off_goes_on_exactly(model, counting_data, tmp_pat
     with pytest.raises(Broken):
         run(model, counting_data, tmp_path / "broken", break_at=20)
     assert (tmp_path / "broken" / checkpoint.FOLDER).is_dir()
-    resumed = run(model, counting_data, tmp_path / "broken", resume=True)
+    lines = []
+    resumed = run(model, counting_data, tmp_path / "broken", lines=lines)
+    assert any(line.startswith("resuming at step 15 of ") for line in lines)
     assert SETTINGS.dropout > 0  # its masks are to come back as well
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
     assert not (tmp_path / "broken" / checkpoint.FOLDER).exists()
 
 
-def test_a_checkpoint_of_another_run_or_none_is_refused(model, counting_data, tmp_path, often):
+def test_a_checkpoint_of_another_run_is_refused(model, counting_data, tmp_path, often):
     with pytest.raises(DataError, match="no checkpoint"):
-        run(model, counting_data, tmp_path, resume=True)
+        checkpoint.check(tmp_path, {})
     with pytest.raises(Broken):
         run(model, counting_data, tmp_path, break_at=10)
-    other = train.Settings(**{**SETTINGS.__dict__, "learning_rate": 2e-2})
-    with pytest.raises(DataError, match="another settings"):
-        run(model, counting_data, tmp_path, other, resume=True)
+    other = replace(SETTINGS, learning_rate=2e-2)
+    with pytest.raises(DataError, match=r"settings.learning_rate was 0.01, is 0.02\); .* --force"):
+        run(model, counting_data, tmp_path, other)
     less = counting_data.select(counting_data.groups != counting_data.groups[0])
-    with pytest.raises(DataError, match="another data"):
-        run(model, less, tmp_path, resume=True)
+    with pytest.raises(DataError, match="data was another"):
+        run(model, less, tmp_path)
     state = tmp_path / checkpoint.FOLDER / checkpoint.STATE
     state.write_bytes(state.read_bytes()[:-9])
-    with pytest.raises(DataError, match="damaged checkpoint"):
-        run(model, counting_data, tmp_path, resume=True)
+    with pytest.raises(DataError, match=r"checkpoint is damaged .* --force"):
+        run(model, counting_data, tmp_path)
+    (tmp_path / checkpoint.FOLDER / checkpoint.META).write_text("{}")
+    with pytest.raises(DataError, match=r"checkpoint is damaged .* --force"):
+        run(model, counting_data, tmp_path)
+
+
+def test_finished_heads_are_up_to_date_refused_or_trained_anew(model, counting_data, tmp_path, often):
+    settings = replace(SETTINGS, epochs=1)
+    first = run(model, counting_data, tmp_path, settings)
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    lines = []
+    again = run(model, counting_data, tmp_path, replace(settings, compiled=False), lines=lines)
+    assert lines == [f"{tmp_path} is up to date; --force trains anew"]
+    torch.testing.assert_close(again.weights[0], first.weights[0], atol=1e-3, rtol=1e-2)
+    with pytest.raises(DataError, match=r"trained otherwise \(settings.decay was 0.8, is 0.5\); .* --force"):
+        run(model, counting_data, tmp_path, replace(settings, decay=0.5))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
+    with pytest.raises(Broken):
+        run(model, counting_data, tmp_path, replace(settings, decay=0.5), force=True, break_at=10)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == written
+    with pytest.raises(DataError, match="checkpoint belongs to a run with other arguments"):
+        run(model, counting_data, tmp_path, settings)
+    lines.clear()
+    run(model, counting_data, tmp_path, replace(settings, decay=0.5), lines=lines)
+    assert any(line.startswith("resuming at step 5 of ") for line in lines)
+    assert (tmp_path / "medusa_lm_head.safetensors").read_bytes() != written["medusa_lm_head.safetensors"]
 
 
 def test_matrices_decay_and_biases_do_not():
@@ -84,7 +113,7 @@ def test_the_order_is_that_of_its_epoch_and_worker():
 
 
 def test_the_decoders_distribution_teaches_too(model, counting_data, tmp_path):
-    settings = train.Settings(**{**SETTINGS.__dict__, "target": "kl", "epochs": 0.5})
+    settings = replace(SETTINGS, target="kl", epochs=0.5)
     heads = run(model, counting_data, tmp_path, settings)
     assert all(parameter.abs().max() > 0 for parameter in heads.parameters())
 
