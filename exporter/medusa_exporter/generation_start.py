@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def generation_start_ids(tokenizer: PreTrainedTokenizerBase, eos_token_ids: tuple[int, ...]) -> list[int]:
-    """Token ids before a first user turn, or the token that begins a text, from which the model can go on by itself.
+    """Return the token ids before a first user turn, or else the token that begins a text (bos, or eos without one).
 
-    Raises UnsupportedModelError where there is neither.
+    Raises UnsupportedModelError if the model has neither.
     """
     opening: list[int] = []
     if tokenizer.chat_template:
-        with contextlib.suppress(PromptError):  # a template that wants something else first: a text begins without it
+        with contextlib.suppress(PromptError):  # a template that needs something else first is not used
             opening = first_turn_prefix(tokenizer).tolist()
     begin = [token for token in (tokenizer.bos_token_id, *eos_token_ids) if token is not None][:1]
     if not opening and not begin:

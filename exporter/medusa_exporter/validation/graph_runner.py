@@ -128,25 +128,28 @@ class GraphRunner:
         self, ids: IntArray, positions: IntArray, mask: BoolArray, past: Past, hidden: FloatArray | None
     ) -> list[StepResult]:
         n, size = len(ids), self.graph.size
-        T = n if size is None else size.nodes
-        rows = np.arange(n, dtype=np.int32)  # rows with logits: all, or the last ones if the graph computes fewer
-        R = n if size is None else size.rows
-        B = 1 if size is None else size.batch
-        rows = rows[-R:]
-        whole = np.eye(T, dtype=np.bool_)  # a padding node attends to itself only
-        whole[:n, :n] = mask
+        B, T, R = (1, n, n) if size is None else (size.batch, size.nodes, size.rows)
+        rows = np.arange(n, dtype=np.int32)[-R:]  # rows with logits: all, or the last ones if the graph computes fewer
+        padded_mask = np.eye(T, dtype=np.bool_)  # a padding node attends to itself only
+        padded_mask[:n, :n] = mask
         inputs: dict[str, Array] = {
             contract.INPUT_IDS: _padded(ids, T, 0)[None],
             contract.POSITION_IDS: _padded(positions, T, past.length)[None],
-            contract.TREE_MASK: whole[None],
+            contract.TREE_MASK: padded_mask[None],
             contract.PAST_LENGTH: np.array([past.length], np.int32),
             contract.LOGIT_ROWS: _padded(rows, R, 0)[None],
         }
         if self.drafts:
             inputs[contract.DRAFT_HIDDEN] = self._draft_hidden(hidden)
         inputs = {name: np.repeat(array, B, axis=0) for name, array in inputs.items() if name in self._inputs}
+        results, new = self._run_session(inputs, T, past)
+        self._check_results(results, {"B": B, "T": T, "R": R})
+        return [_step_result(results, new, sequence, n, rows) for sequence in range(B)]
+
+    def _run_session(self, inputs: dict[str, Array], T: int, past: Past) -> tuple[dict[str, Array], Array]:
+        """Return the outputs by name, and the new keys and values. Raises GraphMismatchError if ONNX Runtime fails."""
         try:
-            results, new = self._kv_layout.run(self._session, inputs, past)
+            return self._kv_layout.run(self._session, inputs, past)
         except GraphMismatchError:
             raise
         except Exception as error:
@@ -155,15 +158,6 @@ class GraphRunner:
                 f"{self.graph.path.name}: ONNX Runtime failed in a step of {T} nodes after {past.length} rows "
                 f"({reason}), expected it to run; report this together with the model's name"
             ) from error
-        self._check_results(results, {"B": B, "T": T, "R": R})
-        found = []
-        for at in range(B):
-            keys, values = np.split(new[at, :, :n].astype(np.float32), 2)
-            logits = results[contract.LOGITS][at, : len(rows)].astype(np.float32)
-            kept = Rows(keys, values, results[contract.HIDDEN][at, :n].astype(np.float32), logits)
-            argmax, tokens = results[contract.ARGMAX][at, : len(rows)], results[contract.TOKENS][at, :n]
-            found.append(StepResult(kept, rows, argmax, tokens))
-        return found
 
     def _draft_hidden(self, hidden: FloatArray | None) -> FloatArray:
         """Return the input of the heads, (1 or 0, S): no row if no head is to run, unless the graph runs all always."""
@@ -183,6 +177,16 @@ class GraphRunner:
                     f"{self.graph.path.name}: output {spec.name!r} came as {result.dtype}{list(result.shape)}, "
                     f"expected {spec.dtype}{list(shape)}; report this together with the model's name"
                 )
+
+
+def _step_result(results: dict[str, Array], new: Array, sequence: int, n: int, logit_rows: IntArray) -> StepResult:
+    """Return the result of one sequence of a step, without its padding."""
+    R = len(logit_rows)
+    keys, values = np.split(new[sequence, :, :n].astype(np.float32), 2)
+    hidden = results[contract.HIDDEN][sequence, :n].astype(np.float32)
+    logits = results[contract.LOGITS][sequence, :R].astype(np.float32)
+    argmax, tokens = results[contract.ARGMAX][sequence, :R], results[contract.TOKENS][sequence, :n]
+    return StepResult(Rows(keys, values, hidden, logits), logit_rows, argmax, tokens)
 
 
 def _padded(values: IntArray, count: int, rest: int) -> IntArray:
