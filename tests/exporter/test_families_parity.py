@@ -1,4 +1,4 @@
-"""Every family beside transformers: biases and norms far from their initial values, prefill and random trees."""
+"""Every family compared with transformers: biases and norms far from their initial values, prefill and random trees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands do on a GPU, beside the CPU."""
+"""The commands on a GPU, compared with the CPU."""
 
 from __future__ import annotations
 

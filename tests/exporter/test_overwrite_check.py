@@ -1,4 +1,4 @@
-"""No command replaces what it did not write, and says so before it begins to work."""
+"""No command overwrites what it did not write; a refusal comes before any work."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_in_fp32_nothing_is_asked_for() -> None:
 
 
 class Fusing(SimpleNamespace):
-    """A network of one attention, which TensorRT gives as a plain layer until it is told what it is."""
+    """A network of one attention, whose layer TensorRT's Python returns as a plain layer until it is cast."""
 
     def __init__(self) -> None:
         self.attention = SimpleNamespace(decomposable=False)

@@ -45,7 +45,7 @@ class Letters:
 
 @dataclass
 class ExportedGraphs:
-    """A traced model in every dialect. files: of the graphs below `folder`."""
+    """A traced model in every graph variant; `files` are paths of graphs in `folder`."""
 
     folder: Path
     files: list[str]

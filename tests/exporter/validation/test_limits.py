@@ -74,13 +74,13 @@ def failed(logits: np.ndarray, got: np.ndarray, argmax: list[int]) -> list[str]:
 def test_a_near_tie_may_be_decided_either_way() -> None:
     near, other = rows([0, 10, 10.0002]), rows([0, 10.0002, 10])
     assert failed(near, near, [2]) == failed(near, other, [1]) == []
-    assert failed(near, near, [1]) == ["argmax"]  # not the likeliest of its own logits
+    assert failed(near, near, [1]) == ["argmax"]  # not the most likely by its own logits
     assert failed(near, near, [7]) == ["argmax"]  # no token
     far = rows([0, 10, 11])
     assert failed(far, rows([0, 11, 10]), [1]) == ["logits", "argmax"]
 
 
-def test_fewer_bits_may_choose_another_token_but_the_likeliest_of_their_own_logits() -> None:
+def test_fewer_bits_may_choose_another_token_but_the_most_likely_by_their_own_logits() -> None:
     one, limit = step(rows([0, 10, 11])), limits("ort-cpu", "int4")
     for argmax, failed_parts in ((1, []), (2, ["argmax"])):
         tried = found(one, rows([0, 11, 2]), [argmax])

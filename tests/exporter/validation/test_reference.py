@@ -99,6 +99,6 @@ def test_heads_that_give_no_numbers_are_refused() -> None:
 
 
 def test_a_window_that_no_step_goes_beyond_is_told() -> None:
-    for window, context, told in ((4096, 8192, 4096), (4096, 4096, None), (256, 8192, None), (None, 8192, None)):
-        assert unvalidated_window(SimpleNamespace(sliding_window=window), context) == told
+    for window, context, expected in ((4096, 8192, 4096), (4096, 4096, None), (256, 8192, None), (None, 8192, None)):
+        assert unvalidated_window(SimpleNamespace(sliding_window=window), context) == expected
     assert unvalidated_window(SimpleNamespace(sliding_window=4096, use_sliding_window=False), 8192) is None

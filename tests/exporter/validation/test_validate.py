@@ -1,4 +1,4 @@
-"""Every dialect of a right graph passes, next to transformers; what was not run says so."""
+"""Every variant of a correct graph passes the comparison with transformers; what was not run is recorded."""
 
 from __future__ import annotations
 
