@@ -209,7 +209,7 @@ def test_the_command_says_what_it_found(tmp_path, base):
     result = CliRunner().invoke(
         command, ["convert", *arguments, "--force", "--base", str(base)], catch_exceptions=False
     )
-    assert "whole vocabulary, the model's lm_head (theirs equalled it and was left out)" in result.output
+    assert "whole vocabulary, the model's lm_head (own ones equalled it and were left out)" in result.output
 
 
 def test_a_config_that_disagrees_is_told_in_one_line(v01, tmp_path):

@@ -60,6 +60,12 @@ def test_of_merged_shards_only_the_heads_are_read(tmp_path, monkeypatch):
         def __exit__(self, *error):
             return self.file.__exit__(*error)
 
+        def keys(self):
+            return self.file.keys()
+
+        def get_slice(self, name):
+            return self.file.get_slice(name)
+
         def get_tensor(self, name):
             read.append(name)
             return self.file.get_tensor(name)
@@ -194,8 +200,13 @@ def test_the_mapping_is_pure_and_total():
 
 def test_a_large_index_of_heads_is_counted_quickly(tmp_path):
     """A header may claim thousands of heads; they are counted, not believed."""
-    entry = {"dtype": "F16", "shape": [1, 1], "data_offsets": [0, 2]}
-    raw = json.dumps({f"{head}.{layer}.linear.weight": entry for head in range(300) for layer in range(300)}).encode()
-    (tmp_path / "medusa_lm_head.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
+    names = [f"{head}.{layer}.linear.weight" for head in range(300) for layer in range(300)]
+    entries = {
+        name: {"dtype": "F16", "shape": [1, 1], "data_offsets": [2 * place, 2 * place + 2]}
+        for place, name in enumerate(names)
+    }
+    raw = json.dumps(entries).encode()
+    data = len(raw).to_bytes(8, "little") + raw + bytes(2 * len(names))
+    (tmp_path / "medusa_lm_head.safetensors").write_bytes(data)
     with pytest.raises(HeadsError, match="bias has shape missing"):
         read_architecture(tmp_path)
