@@ -167,7 +167,7 @@ def _export_graphs(
         heads.input_size,
         heads.heads,
         rotary_tables(model, facts.context + spare_positions(backend for backend, _ in plan.pairs)),
-        windowed=models.hiding_window(model, facts.context) is not None,
+        windowed=models.effective_window(model, facts.context) is not None,
         texts=texts,
         scratch=folder,
     )

@@ -1,4 +1,4 @@
-"""Where a MODEL argument points (hub name, local folder, GGUF file) and how it is loaded."""
+"""Resolves a MODEL argument (hub name, local folder or GGUF file) and loads the model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class ModelSource:
 
     @property
     def name(self) -> str:
-        """What to call the model: the hub name, or the last part of a path."""
+        """The model's name: the hub name, or the last part of a path."""
         if self.gguf:
             return self.gguf.removesuffix(".gguf")
         return Path(self.location).name if self.local else self.location
@@ -102,7 +102,7 @@ class ModelSource:
 
     @property
     def names(self) -> list[str]:
-        """What the model may be called: `name`, a folder's path, and the name that its config.json was saved under."""
+        """All names of the model: `name`, a folder's path, and the name in the `_name_or_path` of its config.json."""
         found = model_names(Path(self.location)) if self.local and not self.gguf else []
         return list(dict.fromkeys([self.name, *found]))
 
@@ -127,19 +127,21 @@ class ModelSource:
         if self.gguf:
             return [folder / self.gguf]
         found = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")]
-        return sorted(file for file in found if file.is_file() and not _is_of_no_use(file))
+        return sorted(file for file in found if file.is_file() and not _is_ignored(file))
 
 
-def _is_of_no_use(file: Path) -> bool:
-    """Whether a file of a model's folder bears on nothing that is built: tokenizers have files of many names."""
+def _is_ignored(file: Path) -> bool:
+    """Return whether a build ignores a file of a model's folder. Tokenizers have files of many names, so few are."""
     return file.name.startswith(".") or file.suffix.lower() in (".md", ".png", ".jpg", ".svg", ".pdf", ".py")
 
 
 def check_family(source: ModelSource) -> str:
-    """Return the model type if this project serves it, before any weights are read or fetched.
+    """Return the model type if it is supported, before any weights are read or downloaded.
 
-    Raises UnsupportedModelError naming the type found and the ones served, and for weights that are quantised or
-    changed by an adapter. GGUF's architecture `llama` covers Llama and Mistral.
+    GGUF's architecture `llama` covers Llama and Mistral.
+
+    Raises:
+        UnsupportedModelError: For other model types, and for weights that are quantised or belong to an adapter.
     """
     config = _config_facts(source)
     check_plain_weights(config, source.gguf or source.location)
@@ -157,7 +159,7 @@ def check_family(source: ModelSource) -> str:
 
 
 def read_decoder(source: ModelSource) -> Decoder:
-    """Return what decides which graphs can be made of a model, before any weights are read.
+    """Return the part of the config that decides which graphs can be built, before any weights are read.
 
     Raises UnsupportedModelError for what `check_family` refuses.
     """
@@ -166,18 +168,18 @@ def read_decoder(source: ModelSource) -> Decoder:
 
 
 def read_sizes(source: ModelSource) -> DecoderSizes:
-    """Read how large the decoder of `source` is, before any weights are read; raise UnsupportedModelError for none."""
+    """Read the sizes of a decoder from its config. Raises UnsupportedModelError if they cannot be read."""
     with reading(f"{source.gguf or source.location}: its config"):
         return sizes.read_sizes(_config_facts(source))
 
 
 def choose_context(source: ModelSource, wanted: int | None) -> int:
-    """Return the tokens that a bundle of `source` is made for, before any weights are read; see `loading.rope`."""
+    """Return the number of tokens of a bundle's context, before any weights are read; see `loading.rope`."""
     return rope.choose_context(read_config(source), wanted, source.gguf or source.location)
 
 
 def longest_context(source: ModelSource) -> int:
-    """Return the tokens that the model supports; see `loading.rope`."""
+    """Return the longest context in tokens that the model supports; see `loading.rope`."""
     config = read_config(source)
     return rope.longest_context(config, config["max_position_embeddings"])
 
@@ -209,11 +211,19 @@ def _config_facts(source: ModelSource) -> dict[str, Any]:
 
 
 def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
-    """Load the causal decoder of `source` with its weights in `dtype`, in evaluation mode, on `device`.
+    """Load a causal decoder in evaluation mode.
 
-    Every weight comes from the files and every tensor of the files is used; no code of the model's folder runs, and
-    pickled weights are read as tensors and nothing else. Raises UnsupportedModelError for any other model, and
-    CapacityError, before anything is read, for one that memory does not suffice for.
+    Every weight comes from the model's files, and every tensor of the files is used. No code of the model's folder
+    runs; pickled weights are read as tensors and nothing else.
+
+    Args:
+        source: The model.
+        dtype: Data type of the weights.
+        device: Device of the weights.
+
+    Raises:
+        UnsupportedModelError: For a model that is not supported or cannot be read.
+        CapacityError: If memory does not suffice, before any weights are read.
     """
     with parsed_once(source.gguf):
         check_family(source)
@@ -231,7 +241,7 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
 
 
 def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
-    """Load a folder or a repository of the hub, whose config.json holds `config`."""
+    """Load a model from a folder or a repository of the hub, whose config.json contains `config`."""
     transformers = import_extra("transformers", "export")
     names = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     check_architecture(config, names[config["model_type"]], source.location)
@@ -256,15 +266,16 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
 
 
 def _check_memory(source: ModelSource, config: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Raise CapacityError for a model whose weights alone fit no memory; they are read into it for every device."""
+    """Raise CapacityError if the weights do not fit into memory, which they are read to for every device."""
     needed = sizes.read_sizes(config).parameters * dtype.itemsize
     check_memory(needed, f"{source.gguf or source.location}: loading its weights in {dtype.itemsize * 8} bits")
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of `source`; it must have a fast form, since the runtime reads tokenizer.json only.
+    """Load a model's tokenizer. It must have a fast form (tokenizer.json), the only one that the runtime reads.
 
-    Raises UnsupportedModelError for that of a model that is not served too.
+    Raises:
+        UnsupportedModelError: If the model is not supported, or its tokenizer has no fast form.
     """
     transformers = import_extra("transformers", "export")
     check_family(source)
@@ -281,11 +292,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def hiding_window(model: PreTrainedModel, context: int) -> int | None:
-    """Return how many of the nearest rows some layers see alone; None where all see all `context` rows.
-
-    A window as long as the context hides nothing.
-    """
+def effective_window(model: PreTrainedModel, context: int) -> int | None:
+    """Return the length of the model's sliding window if it is shorter than the context; None if it hides nothing."""
     window: int | None = getattr(model.config, "sliding_window", None)
     if not window or not getattr(model.config, "use_sliding_window", True):
         return None

@@ -43,11 +43,11 @@ def test_a_gguf_is_parsed_once_while_it_is_loaded(source, monkeypatch):
 @pytest.mark.parametrize(("window", "expected"), [(None, False), (512, False), (4096, False), (511, True), (1, True)])
 def test_a_window_as_long_as_the_context_hides_nothing(window, expected):
     model = SimpleNamespace(config=SimpleNamespace(sliding_window=window))
-    assert models.hiding_window(model, 512) == (window if expected else None)
+    assert models.effective_window(model, 512) == (window if expected else None)
     model.config.use_sliding_window = False
-    assert models.hiding_window(model, 512) is None
+    assert models.effective_window(model, 512) is None
     model.config = SimpleNamespace()  # of a family that knows none
-    assert models.hiding_window(model, 512) is None
+    assert models.effective_window(model, 512) is None
 
 
 def test_the_advice_to_run_a_models_own_code_does_not_reach_the_user(tiny_model: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from medusa_exporter.models import hiding_window
+from medusa_exporter.models import effective_window
 
 ATTENTION = "medusa_lockstep"
 
@@ -114,7 +114,7 @@ def lockstep_obstacle(model: Any, context: int) -> str | None:
 
     Four steps are compared with the model's own forward pass.
     """
-    if window := hiding_window(model, context):
+    if window := effective_window(model, context):
         return f"its sliding window of {window} tokens is shorter than the context of {context}"
     ids = torch.tensor(PROBE_IDS, device=model.device) % model.config.vocab_size  # (2, 4)
     position = torch.zeros(1, dtype=torch.int64, device=model.device)
