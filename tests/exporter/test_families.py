@@ -128,7 +128,7 @@ def test_phi3s_longrope_is_served_up_to_where_it_changes(tmp_path: Path) -> None
     lengths = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
     source = config_of(tmp_path, {"model_type": "phi3", "rope_scaling": LONGROPE, **lengths})
     assert (read_decoder(source).head_dim, models.choose_context(source, 4096)) == (96, 4096)
-    with pytest.raises(UnsupportedModelError, match="longrope takes other frequencies beyond 4096"):
+    with pytest.raises(UnsupportedModelError, match="longrope uses other frequencies beyond 4096"):
         models.choose_context(source, None)
 
 

@@ -1,1 +1,1 @@
-"""What is checked while a model is loaded: its config, its weights, its end tokens and its chat templates."""
+"""Checks of a model before and while it is loaded: config, sizes, RoPE, weights, end tokens and chat templates."""

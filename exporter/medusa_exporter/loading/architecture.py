@@ -1,4 +1,4 @@
-"""What a config.json says of a decoder that decides which graphs can be made of it. Without torch."""
+"""Reads the properties of a decoder that decide which graphs can be exported, from its config.json alone."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from medusa_runtime.errors import MedusaError, UnsupportedModelError
 from medusa_exporter.extras import import_extra
 from medusa_exporter.families import ACTIVATIONS, FAMILIES, Decoder
 
-# What a config leaves out where it is its family's own, or where it follows from the others
+# keys that config.json may leave out; transformers then derives them or uses the family's default
 SHAPE = ("hidden_size", "num_attention_heads", "head_dim", "hidden_act", "hidden_activation")
 
 
 def read_architecture(config: Mapping[str, Any], where: str) -> Decoder:
-    """Describe a served model by its config.json, with the family's own values for what that leaves out.
+    """Read the decoder's properties from config.json; missing keys take the defaults of the model family.
 
-    where: the model's name in messages. Raises UnsupportedModelError for sizes and activations that no graph is made
-    of.
+    Args:
+        config: Content of config.json, of a supported model type.
+        where: Name of the model in messages.
+
+    Raises:
+        UnsupportedModelError: The sizes are invalid, or the activation is not supported.
     """
     family = str(config["model_type"])
     given = {name: config[name] for name in SHAPE if config.get(name) is not None}

@@ -1,4 +1,4 @@
-"""What a model's config.json says that decides whether the model can be loaded at all. Without torch."""
+"""Checks a model's config.json for what cannot be exported: quantised weights, adapters, other architectures."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from medusa_runtime.errors import UnsupportedModelError
 
 LARGEST_JSON = 64 * 2**20  # bytes
-QUANTISED = (  # keys of a config that describe weights stored in fewer bits
+QUANTISED = (  # keys of a config.json that describe quantised weights
     "quantization_config",  # AWQ, GPTQ, bitsandbytes, FP8, compressed-tensors, mxfp4, quark, ...
     "compression_config",  # compressed-tensors before transformers knew it
     "quantization",  # MLX
 )
-QUANTISED_FILES = {  # files next to config.json that older tools wrote in place of such a key
+QUANTISED_FILES = {  # files next to config.json that older tools write instead of such a key
     "quantize_config.json": "GPTQ",
     "quant_config.json": "AWQ",
     "hf_quant_config.json": "ModelOpt",
@@ -24,7 +24,7 @@ ADAPTER = "adapter_config.json"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object of at most 64 MiB; raise UnsupportedModelError for a file that holds anything else."""
+    """Read a JSON object from a file of at most 64 MiB; raise UnsupportedModelError for any other content."""
     try:
         size = path.stat().st_size
         if size > LARGEST_JSON:
@@ -44,10 +44,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_plain_weights(config: Mapping[str, Any], where: str) -> None:
-    """Raise UnsupportedModelError naming the method by which a checkpoint's weights are quantised.
+    """Raise UnsupportedModelError if a checkpoint's weights are quantised.
 
-    config: the content of config.json; nested configs (`text_config` and others) count too. A key that holds null
-    or an empty object describes nothing.
+    Args:
+        config: Content of config.json; nested configs (`text_config` and others) are checked too. A key with null or
+            an empty object is ignored.
+        where: Name of the model in the message.
     """
     for key in QUANTISED:
         if found := config.get(key):
@@ -58,7 +60,7 @@ def check_plain_weights(config: Mapping[str, Any], where: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UnsupportedModelError for a folder whose weights are quantised, or changed by an adapter next to them."""
+    """Raise UnsupportedModelError if a folder holds quantised weights, or an adapter next to the weights."""
     for name, method in QUANTISED_FILES.items():
         if (folder / name).is_file():
             raise UnsupportedModelError(_quantised(str(folder), method, name))
@@ -70,10 +72,14 @@ def check_folder(folder: Path) -> None:
 
 
 def check_architecture(config: Mapping[str, Any], expected: str, where: str) -> None:
-    """Raise UnsupportedModelError where config.json describes another architecture than `expected`.
+    """Raise UnsupportedModelError if config.json names another architecture than the causal decoder.
 
-    expected: the class that computes the causal decoder of this model type. Decoders with Medusa heads among their
-    weights are named after these and pass.
+    Architectures with "medusa" in their name pass: they are decoders with Medusa heads among their weights.
+
+    Args:
+        config: Content of config.json.
+        expected: Name of transformers' class for the causal decoder of this model type.
+        where: Name of the model in the message.
     """
     if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
         raise UnsupportedModelError(
@@ -93,7 +99,7 @@ def check_architecture(config: Mapping[str, Any], expected: str, where: str) -> 
 
 
 def named_model_type(config: Mapping[str, Any]) -> str:
-    """Describe the model type that a config states, for messages: the nested text model's too, where there is one."""
+    """Return the model type for messages, including that of a nested text model."""
     text = config.get("text_config")
     nested = text.get("model_type") if isinstance(text, Mapping) else None
     outer = repr(config.get("model_type"))
@@ -114,6 +120,6 @@ def _method(found: Any, key: str) -> str:
 
 def _quantised(where: str, method: str, source: str) -> str:
     return (
-        f"{where}: its weights are quantised by {method} ({source}), expected weights in 16 or 32 bits; give the model "
-        "that it was made from, and name the bundle's own --precision"
+        f"{where}: its weights are quantised by {method} ({source}), expected weights in 16 or 32 bits; use the "
+        "model that was quantised, and choose the bundle's precision with --precision"
     )

@@ -1,4 +1,4 @@
-"""Libraries that would ask the user a question get no answer."""
+"""Replaces standard input, so that libraries cannot ask the user questions while a model is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def empty_stdin() -> Iterator[None]:
-    """Let Python's standard input be at its end while the block runs, so that nothing piped in answers a library."""
+    """Make Python's standard input empty in a `with` block, so that piped data cannot answer a library's question."""
     before = sys.stdin
     with Path(os.devnull).open(encoding="utf-8") as empty:
         sys.stdin = empty

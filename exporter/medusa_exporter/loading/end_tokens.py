@@ -1,4 +1,4 @@
-"""Which token ids end an answer."""
+"""Collects the token ids that end an answer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ if TYPE_CHECKING:
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
-    """Return every id by which an answer may end, sorted, each once; none where the model names none.
+    """Return all token ids that end an answer, sorted and unique; () if the model defines none.
 
-    Those of the generation config, of the config and of the tokenizer count alike: chat models often name the end of a
-    turn in one of them and the end of a text in another. `models.load_model` has taken out what only transformers'
-    defaults name. Raises UnsupportedModelError for what is no id of the model's vocabulary.
+    The ids of the generation config, the config and the tokenizer are combined, because chat models often define the
+    end of a turn in one of them and the end of a text in another. `models.load_model` has removed ids that come only
+    from transformers' defaults.
+
+    Args:
+        model: The loaded model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        UnsupportedModelError: An end token is not in the model's vocabulary.
     """
     generation = getattr(model, "generation_config", None)
     stated = {

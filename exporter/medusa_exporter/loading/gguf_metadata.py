@@ -1,7 +1,7 @@
-"""Reads what a GGUF file says about a model: every key that changes the numbers is used, or named in a refusal.
+"""Reads the metadata of a GGUF file: every key that affects the logits is applied or reported as unsupported.
 
-The meaning of the keys is llama.cpp's, defaults included. What neither this project nor transformers computes is
-refused before any weight is read.
+Keys and their defaults have llama.cpp's meaning. What neither this project nor transformers can compute is rejected
+before any weight is read.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from medusa_runtime.errors import MedusaError, UnsupportedModelError
 
 from medusa_exporter.extras import import_extra
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # whose tensors and keys were compared with llama.cpp's logits
+ARCHITECTURES = ("llama", "qwen2", "qwen3")  # those that were validated against llama.cpp's logits
 END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
 REMEDY = "build from the model's original folder or hub name instead"
 YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 
-# Keys that are read for nothing but a check: what each may hold without changing a logit.
-_ANYTHING: Callable[[Any], bool] = lambda _value: True  # noqa: E731 -- a table's entry, not a function of its own
+# Keys that are not applied, each with a test for the values that do not change the logits.
+_ANYTHING: Callable[[Any], bool] = lambda _value: True  # noqa: E731 -- an entry of the table below
 HARMLESS: dict[str, Callable[[Any], bool]] = {
     "attention.causal": lambda value: value is True,
     "attention.clamp_kqv": lambda value: value == 0,
-    "attention.layer_norm_epsilon": _ANYTHING,  # of norms that these architectures do not have
+    "attention.layer_norm_epsilon": _ANYTHING,  # for norms that these architectures do not have
     "attention.max_alibi_bias": lambda value: value == 0,
     "attn_logit_softcapping": lambda value: value == 0,
     "embedding_scale": lambda value: value == 1,
@@ -37,14 +37,14 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
     "hidden_activation": lambda value: value == "silu",
     "logit_scale": lambda value: value == 1,
     "nextn_predict_layers": lambda value: value == 0,
-    "pooling_type": _ANYTHING,  # of embeddings, which nobody asks for here
+    "pooling_type": _ANYTHING,  # for embedding models
     "residual_scale": lambda value: value == 1,
     "rope.scaling.alpha": lambda value: value == 0,
     "rope.scaling.finetuned": _ANYTHING,  # a note about training
     "rope.scaling.yarn_attn_factor": lambda value: value == 1,
     "rope.scaling.yarn_beta_fast": lambda value: value == YARN_BETAS["beta_fast"],
     "rope.scaling.yarn_beta_slow": lambda value: value == YARN_BETAS["beta_slow"],
-    "rope.scaling.yarn_ext_factor": lambda value: value in (-1, 1),  # unset, or what YaRN takes
+    "rope.scaling.yarn_ext_factor": lambda value: value in (-1, 1),  # unset, or the value that YaRN uses
     "rope.scaling.yarn_log_multiplier": lambda value: value == 0,
     "tensor_data_layout": lambda value: value == "Meta AI original pth",  # rows permuted, as in every such file
     "use_parallel_residual": lambda value: value is False,
@@ -53,10 +53,12 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class GgufFacts:
-    """What a GGUF file says about its model.
+    """Metadata of a GGUF file.
 
-    architecture: GGUF's word. config: the same facts as a config.json holds them, `model_type` and `rope_parameters`
-    among them. tensors: the names of all tensors in the file.
+    Attributes:
+        architecture: GGUF's name of the architecture.
+        config: The same facts with the keys of a config.json, including `model_type` and `rope_parameters`.
+        tensors: Names of all tensors in the file.
     """
 
     architecture: str
@@ -65,22 +67,22 @@ class GgufFacts:
 
 
 def open_gguf(path: Path) -> Any:
-    """Return gguf's reader of the file; raise UnsupportedModelError for one that it cannot parse."""
+    """Open a file with the gguf package; raise UnsupportedModelError if it cannot be parsed."""
     try:
         return import_extra("gguf", "export").GGUFReader(str(path))
     except MedusaError:
         raise
-    except Exception as error:  # the reader checks little: a damaged file fails wherever it is first wrong
+    except Exception as error:  # the reader validates little, so a damaged file can raise any error
         raise UnsupportedModelError(
             f"{path.name}: not a readable GGUF file ({type(error).__name__}: {error}); download or convert it again"
         ) from error
 
 
 def read_gguf_facts(path: Path) -> GgufFacts:
-    """Read the keys of a GGUF file, which takes seconds; a file that was read last and has not changed is not parsed.
+    """Read the metadata of a GGUF file, which takes seconds; the result for the last file is cached until it changes.
 
-    Raises UnsupportedModelError for an architecture that is not served, and for each key with an effect that is not
-    applied, by its name and value.
+    Raises:
+        UnsupportedModelError: The architecture is not supported, or a key has an effect that is not applied.
     """
     state = path.stat()
     return _read_facts(path.resolve(), state.st_mtime_ns, state.st_size)
@@ -89,7 +91,7 @@ def read_gguf_facts(path: Path) -> GgufFacts:
 @functools.lru_cache(maxsize=1)
 def _read_facts(path: Path, _changed: int, _size: int) -> GgufFacts:
     reader = open_gguf(path)
-    keys = _Keys(path.name, reader)
+    keys = _Metadata(path.name, reader)
     architecture = keys.architecture
     if architecture not in ARCHITECTURES:
         raise UnsupportedModelError(
@@ -104,17 +106,17 @@ def _read_facts(path: Path, _changed: int, _size: int) -> GgufFacts:
         )
     names = frozenset(tensor.name for tensor in reader.tensors)
     config = _config(keys, names, _rows(reader, path.name))
-    keys.refuse_others()
+    keys.refuse_unused()
     return GgufFacts(architecture, config, names)
 
 
-def _config(keys: _Keys, names: frozenset[str], vocabulary: int) -> dict[str, Any]:
-    """Translate the keys to those of a config.json. vocabulary: rows of the embedding."""
+def _config(keys: _Metadata, names: frozenset[str], vocabulary: int) -> dict[str, Any]:
+    """Translate the metadata to the keys of a config.json; `vocabulary` is the number of rows of the embedding."""
     hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
     head_dim = keys.count("attention.key_length", hidden // heads)
     context = keys.count("context_length")
     keys.expect("attention.value_length", head_dim, "keys and values of one size")
-    keys.expect("rope.dimension_count", head_dim, "a rope over whole heads")
+    keys.expect("rope.dimension_count", head_dim, "a RoPE over whole heads")
     keys.expect("embedding_length_out", hidden, "outputs as wide as the embedding")
     keys.expect("vocab_size", vocabulary, "as many as the embedding has rows")
     keys.allow("attention.scale", lambda value: value == 0 or math.isclose(value, head_dim**-0.5, rel_tol=1e-5))
@@ -143,8 +145,8 @@ def _config(keys: _Keys, names: frozenset[str], vocabulary: int) -> dict[str, An
     }
 
 
-def _rope(keys: _Keys, context: int) -> dict[str, Any]:
-    """The rope's parameters. llama.cpp scales linearly where a factor stands without a type, and not where it is 0."""
+def _rope(keys: _Metadata, context: int) -> dict[str, Any]:
+    """Return the RoPE parameters; as in llama.cpp, a factor without a type scales linearly, and 0 means no scaling."""
     theta = keys.number("rope.freq_base", 10000.0)
     kind = keys.text("rope.scaling.type", "linear")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0)) or 1.0
@@ -162,14 +164,14 @@ def _rope(keys: _Keys, context: int) -> dict[str, Any]:
     if kind not in ("none", "linear"):
         raise keys.refusal("rope.scaling.type", kind, "none, linear or yarn")
     if attention != 1:
-        raise keys.refusal("rope.scaling.attn_factor", attention, "1 where the rope is not yarn")
+        raise keys.refusal("rope.scaling.attn_factor", attention, "1 where the RoPE type is not yarn")
     if kind == "none" or factor == 1:
         return {"rope_type": "default", "rope_theta": theta}
     return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
 
 
 def _rows(reader: Any, name: str) -> int:
-    """How many tokens the embedding has."""
+    """Return the number of rows of the embedding."""
     for tensor in reader.tensors:
         if tensor.name == "token_embd.weight":
             return int(tensor.shape[-1])
@@ -183,8 +185,8 @@ def _is_bias(name: str, *kinds: str) -> bool:
     return last == "bias" and kind in kinds
 
 
-class _Keys:
-    """The keys of one architecture; each that is asked for counts as used."""
+class _Metadata:
+    """Typed access to the metadata of one architecture, which records the keys that were used."""
 
     def __init__(self, file: str, reader: Any) -> None:
         self._file = file
@@ -193,7 +195,7 @@ class _Keys:
         self.architecture: str = self.general("general.architecture", str, "")
 
     def general(self, key: str, kind: type, default: Any) -> Any:
-        """Give the value of a key with its whole name, or the default where the file lacks it."""
+        """Return the value of a key by its full name, or the default if the file lacks it."""
         if key not in self._fields:
             return default
         value = self._value(key)
@@ -204,7 +206,7 @@ class _Keys:
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
-        """Give a whole number of at least 1; one for each layer must be the same in all."""
+        """Return an integer of at least 1; a list with one value per layer must have equal values."""
         value = self._own(key, default)
         if isinstance(value, list) and value and all(one == value[0] for one in value):
             value = value[0]
@@ -213,27 +215,27 @@ class _Keys:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Give a finite number of at least 0."""
+        """Return a finite number of at least 0."""
         value = self._own(key, default)
         if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
             raise self.refusal(key, value, "a finite number of at least 0")
         return float(value)
 
     def text(self, key: str, default: str) -> str:
-        """Give a text."""
+        """Return a str."""
         value = self._own(key, default)
         if type(value) is not str:
             raise self.refusal(key, value, "a text")
         return value
 
     def expect(self, key: str, value: int, reason: str) -> None:
-        """Refuse a key that is there with another value; `reason` is what is expected."""
+        """Raise UnsupportedModelError if a key has another value; `reason` describes the expected one."""
         found = self._own(key, value)
         if found != value:
             raise self.refusal(key, found, f"{value}: {reason}")
 
     def allow(self, key: str, harmless: Callable[[Any], bool]) -> None:
-        """Refuse a key whose value changes the numbers."""
+        """Raise UnsupportedModelError if a key has a value that changes the logits."""
         if key == "" or f"{self.architecture}.{key}" not in self._fields:
             return
         value = self._own(key, None)
@@ -244,8 +246,8 @@ class _Keys:
         if not fine:
             raise self.refusal(key, value, "a model without it")
 
-    def refuse_others(self) -> None:
-        """Refuse every key of the architecture that nobody has asked for, unless it is known to change nothing."""
+    def refuse_unused(self) -> None:
+        """Raise UnsupportedModelError for every unused key of the architecture that may change the logits."""
         prefix = f"{self.architecture}."
         for key in self._fields:
             if key.startswith(prefix) and key not in self._used:
@@ -253,7 +255,7 @@ class _Keys:
                 self.allow(own, HARMLESS.get(own, lambda _value: False))
 
     def refusal(self, key: str, value: Any, expected: str) -> UnsupportedModelError:
-        """Give the error for a key whose value is not applied."""
+        """Return the error for a key whose value is not applied."""
         return UnsupportedModelError(
             f"{self._file}: {self.architecture}.{key} is {value!r:.60}, which is not applied here; "
             f"expected {expected}; {REMEDY}"

@@ -1,4 +1,4 @@
-"""The chat templates of a GGUF file; transformers reads the default one alone."""
+"""Reads all chat templates of a GGUF file; transformers reads only the default one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from medusa_runtime.errors import UnsupportedModelError
 from medusa_exporter.loading.gguf_metadata import open_gguf
 from medusa_exporter.loading.templates import DEFAULT
 
-KEY = "tokenizer.chat_template"  # of the default; a named one stands under KEY.NAME
+KEY = "tokenizer.chat_template"  # key of the default template; named ones have the key KEY.NAME
 
 
 def gguf_templates(path: Path) -> dict[str, str] | None:
-    """Return a file's chat templates by name, as `choose_template` takes them; None where it has none."""
+    """Return a file's chat templates by name, for `choose_template`; None if it has none."""
     found = {}
     for key, field in open_gguf(path).fields.items():
         if key == KEY or key.startswith(f"{KEY}."):

@@ -1,4 +1,4 @@
-"""Loads the decoder of a GGUF file: every tensor goes to one weight, and every weight comes from one tensor."""
+"""Loads the decoder of a GGUF file: each tensor becomes one weight, and each weight comes from one tensor."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-ROPE_FACTORS = "rope_freqs.weight"  # (D / 2,): what the frequency of each pair is divided by, in all layers
-PERMUTED = "llama"  # the architecture whose queries and keys are stored with the pairs of a head next to each other
+ROPE_FACTORS = "rope_freqs.weight"  # (D / 2,): divisor of each pair's frequency, in all layers
+PERMUTED = "llama"  # the architecture whose query and key rows are stored with the two rows of a RoPE pair adjacent
 SHOWN = 4  # names in a message
 
 
 def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the causal decoder of a GGUF file, its weights dequantised to `dtype`, on the CPU.
+    """Load the causal decoder of a GGUF file on the CPU, with dequantised weights.
 
-    Raises UnsupportedModelError as `read_gguf_facts` does, and for tensors that no weight takes, weights that no tensor
-    holds, and tensors of another shape or of a quantisation that the gguf package does not know.
+    Args:
+        path: The GGUF file.
+        dtype: Element type of the loaded weights.
+
+    Raises:
+        UnsupportedModelError: As for `read_gguf_facts`; or a tensor has no weight, a weight has no tensor, or a tensor
+            has another shape or a quantisation that the gguf package does not support.
     """
     import torch
     import transformers
@@ -39,7 +44,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     names = _match(path.name, facts, list(shapes))
     reader = open_gguf(path)
     held = {tensor.name: tensor for tensor in reader.tensors}
-    reader.fields.clear()  # an array for each token and merge, which take more than the weights of a small model
+    reader.fields.clear()  # one array per token and merge, which need more memory than the weights of a small model
     weights = {
         name: torch.zeros(shapes[name], dtype=dtype)
         if tensor is None
@@ -55,7 +60,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _match(file: str, facts: GgufFacts, weights: Collection[str]) -> dict[str, str | None]:
-    """Find the tensor of each weight; None for a kind of bias that no layer has, which counts as zeros."""
+    """Map each weight to its tensor, or to None for a bias that no layer of the file has; it is then zero."""
     gguf = import_extra("gguf", "export")
     [architecture] = [number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == facts.architecture]
     table = gguf.get_tensor_name_map(architecture, facts.config["num_hidden_layers"])
@@ -81,7 +86,11 @@ def _match(file: str, facts: GgufFacts, weights: Collection[str]) -> dict[str, s
 
 
 def _weight(file: str, facts: GgufFacts, tensor: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return the weight of a tensor in transformers' order of rows, memory of its own."""
+    """Return a copy of a tensor's weight, with its rows in the order that transformers expects.
+
+    Example: for a head of 4 rows, llama.cpp stores the rows in the order 0, 2, 1, 3, where (0, 2) and (1, 3) are the
+    pairs that RoPE rotates; transformers expects 0, 1, 2, 3.
+    """
     array = _dequantised(file, tensor)
     if array.shape != shape:
         raise UnsupportedModelError(
@@ -95,7 +104,7 @@ def _weight(file: str, facts: GgufFacts, tensor: Any, shape: tuple[int, ...]) ->
 
 
 def _heads(config: Mapping[str, Any], tensor: str) -> int:
-    """How many heads the rows of a tensor make that rope turns; 0 for all others."""
+    """Return the number of heads of a tensor whose rows RoPE rotates; 0 for other tensors."""
     kinds = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
     return next((config[count] for kind, count in kinds.items() if f".{kind}." in tensor), 0)
 
@@ -113,7 +122,7 @@ def _dequantised(file: str, tensor: Any) -> NDArray[np.float32]:
 
 
 def _divide_frequencies(file: str, model: PreTrainedModel, factors: NDArray[np.float32]) -> None:
-    """Divide the rope's frequencies, as llama.cpp does whatever scaling there is besides."""
+    """Divide the RoPE frequencies, as llama.cpp does in addition to any other scaling."""
     import torch
 
     rope: Any = model.base_model.rotary_emb
@@ -128,7 +137,7 @@ def _divide_frequencies(file: str, model: PreTrainedModel, factors: NDArray[np.f
 
 
 def _kind(name: str) -> str:
-    """`blk.3.attn_q.bias` -> `attn_q.bias`."""
+    """Return a tensor's name without its layer: `blk.3.attn_q.bias` becomes `attn_q.bias`."""
     return name.split(".", 2)[2] if name.startswith("blk.") else name
 
 

@@ -1,4 +1,4 @@
-"""Whether memory suffices for a model, before it is loaded: what the machine and the control groups leave to us."""
+"""Checks that memory suffices before a model is loaded, from the machine's free memory and cgroup limits."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ MB = 10**6
 
 
 def check_memory(needed: int, what: str, root: Path = ROOT) -> None:
-    """Raise CapacityError unless `needed` bytes of memory are left; where that cannot be found out, do nothing.
+    """Raise CapacityError unless `needed` bytes of memory are available; do nothing where that is unknown.
 
-    what: what needs them, for the message. root: folder that holds proc and sys.
+    Args:
+        needed: Bytes.
+        what: What needs them, for the message.
+        root: Folder with proc and sys.
     """
     left = available_memory(root)
     if left is not None and needed > left:
@@ -27,9 +30,9 @@ def check_memory(needed: int, what: str, root: Path = ROOT) -> None:
 
 
 def available_memory(root: Path = ROOT) -> int | None:
-    """Return how many bytes this process can still take, swap counted; None on systems that do not say it.
+    """Return the bytes that this process can still allocate, including swap; None on systems without /proc/meminfo.
 
-    Of a control group's usage, files that it has cached do not count: they are dropped when memory is asked for.
+    Cached files do not count as used memory of a control group, because the kernel drops them when memory is needed.
     """
     sizes = _machine(root)
     if "MemAvailable" not in sizes:
@@ -40,7 +43,7 @@ def available_memory(root: Path = ROOT) -> int | None:
 
 
 def _machine(root: Path) -> dict[str, int]:
-    """What /proc/meminfo says, in bytes; nothing where there is none."""
+    """Return the entries of /proc/meminfo in bytes; empty if it does not exist."""
     try:
         text = (root / "proc/meminfo").read_text(encoding="ascii")
     except (OSError, ValueError):
@@ -49,7 +52,7 @@ def _machine(root: Path) -> dict[str, int]:
 
 
 def _groups(root: Path, swap: int) -> Iterator[int | None]:
-    """What each control group with a limit leaves: the process's own and all above it, of both versions."""
+    """Yield the bytes available in each control group of the process, its own and all above it, of both versions."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -63,14 +66,16 @@ def _groups(root: Path, swap: int) -> Iterator[int | None]:
         else:
             continue
         own = tree / path.lstrip("/")
-        # inside a container the path may be the host's; its own group is then at the top of the tree
+        # in a container the path may be the host's; the container's group is then the top of the tree
         for folder in (own, *own.parents):
             if folder.is_relative_to(tree):
                 yield left(folder, swap)
 
 
 def _left_v2(folder: Path, swap: int) -> int | None:
-    limits = [_number(folder / name) for name in ("memory.max", "memory.high")]  # above the latter it slows down
+    limits = [
+        _number(folder / name) for name in ("memory.max", "memory.high")
+    ]  # above memory.high the process is throttled
     limit, used = (
         min((limit for limit in limits if limit is not None), default=None),
         _number(folder / "memory.current"),
@@ -90,7 +95,7 @@ def _left_v1(folder: Path, swap: int) -> int | None:
     cached = _cached(folder, "total_inactive_file", "total_active_file")
     left = limit - used + cached + swap
     most, both = _number(folder / "memory.memsw.limit_in_bytes"), _number(folder / "memory.memsw.usage_in_bytes")
-    if most is not None and both is not None:  # memory and swap together
+    if most is not None and both is not None:  # these count memory and swap together
         left = min(left, most - both + cached)
     return max(left, 0)
 
@@ -105,7 +110,7 @@ def _cached(folder: Path, *names: str) -> int:
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file; None for `max`, and where there is no such file."""
+    """Return the number in a file; None for `max` and for a missing file."""
     try:
         return int(file.read_text(encoding="ascii"))
     except (OSError, ValueError):

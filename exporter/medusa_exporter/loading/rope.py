@@ -1,7 +1,7 @@
-"""Which ropes are served, and for how many positions a bundle is right.
+"""Checks rotary position embeddings (RoPE), and chooses the context length for which a graph is correct.
 
-A graph holds one table of angles for all lengths, so a rope whose frequencies change with the length is served only
-within the range of one of its sets.
+A graph contains one table of rotation angles for all positions. A RoPE type whose frequencies depend on the sequence
+length is therefore supported only within the range in which they stay the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from medusa_runtime.errors import CapacityError, UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The rope types that are served, and the parameters that each one cannot do without.
+# Supported RoPE types, and the parameters that each one requires.
 TYPES: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -23,52 +23,63 @@ TYPES: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factor", "long_factor"),
 }
-OLD_NAMES = {("phi3", "su"): "longrope", ("phi3", "yarn"): "longrope"}  # as transformers reads a Phi-3's
-LEAST_CONTEXT = 128  # tokens of a bundle: with less there is no room for a prompt and the steps of a tree
+OLD_NAMES = {
+    ("phi3", "su"): "longrope",
+    ("phi3", "yarn"): "longrope",
+}  # older names in a Phi-3's config, as transformers reads them
+MIN_CONTEXT = 128  # tokens; a shorter context has no room for a prompt and the steps of a tree
 
 
 def check_rope(config: Mapping[str, Any], where: str) -> None:
-    """Raise UnsupportedModelError for a rope that is not served.
+    """Raise UnsupportedModelError if the model's RoPE type or its parameters are not supported.
 
-    config: as a config.json holds it. where: the model's name in the message.
+    Args:
+        config: Content of config.json.
+        where: Name of the model in the message.
     """
     rope = _parameters(config)
     if not isinstance(rope, Mapping):
         raise UnsupportedModelError(
-            f"{where}: rope parameters {rope!r:.60}, expected an object; repair its config.json"
+            f"{where}: RoPE parameters {rope!r:.60}, expected an object; repair its config.json"
         )
     if nested := sorted(name for name, value in rope.items() if isinstance(value, Mapping)):
         raise UnsupportedModelError(
-            f"{where}: rope parameters of their own for {', '.join(nested)}, expected one rope for all layers; "
+            f"{where}: separate RoPE parameters for {', '.join(nested)}, expected the same RoPE in all layers; "
             "use a model of another family"
         )
     kind = _type(config)
     if kind not in TYPES:
         reason = (
-            " (its frequencies depend on the length seen, which a graph cannot follow)" if kind == "dynamic" else ""
+            " (its frequencies depend on the sequence length, but a graph has one table)" if kind == "dynamic" else ""
         )
         raise UnsupportedModelError(
-            f"{where}: rope type {kind!r} is not served{reason}; expected one of {', '.join(TYPES)}; "
-            "use a model with another rope"
+            f"{where}: RoPE type {kind!r} is not supported{reason}; expected one of {', '.join(TYPES)}; "
+            "use a model with another RoPE type"
         )
     for name in TYPES[kind]:
         values = rope.get(name)
         values = values if isinstance(values, list) and kind == "longrope" else [values]
         if name == "factor" and kind == "yarn" and values == [None] and name in rope:
-            continue  # transformers then takes the ratio of the two lengths
+            continue  # transformers then uses the ratio of the two lengths
         if not values or not all(_is_positive(value) for value in values):
             raise UnsupportedModelError(
-                f"{where}: {kind} rope with {name} {rope.get(name)!r:.60}, expected a number above 0"
+                f"{where}: {kind} RoPE with {name} {rope.get(name)!r:.60}, expected a number above 0"
                 f"{' for each pair' if kind == 'longrope' else ''}; repair its config.json"
             )
 
 
 def choose_context(config: Mapping[str, Any], wanted: int | None, where: str) -> int:
-    """Return the tokens that a bundle is made for: `wanted`, or the model's `max_position_embeddings` where it is None.
+    """Return the context length of a bundle in tokens.
 
-    A YaRN rope reaches to its factor times the original length even where max_position_embeddings was left at that.
-    Raises CapacityError for more than the model supports or less than LEAST_CONTEXT, UnsupportedModelError for a
-    longrope beyond the length at which its frequencies change.
+    Args:
+        config: Content of config.json.
+        wanted: Requested length; None is the model's `max_position_embeddings`. With YaRN it may reach the original
+            length times the factor, even if `max_position_embeddings` is smaller.
+        where: Name of the model in messages.
+
+    Raises:
+        CapacityError: `wanted` exceeds what the model supports, or is below `MIN_CONTEXT`.
+        UnsupportedModelError: The config is invalid, or the length exceeds that at which longrope's frequencies change.
     """
     trained = config.get("max_position_embeddings")
     if type(trained) is not int or trained < 1:
@@ -77,22 +88,22 @@ def choose_context(config: Mapping[str, Any], wanted: int | None, where: str) ->
             "repair its config.json"
         )
     longest = longest_context(config, trained)
-    if wanted is not None and not min(LEAST_CONTEXT, longest) <= wanted <= longest:
+    if wanted is not None and not min(MIN_CONTEXT, longest) <= wanted <= longest:
         raise CapacityError(
             f"--context {wanted}: {where} supports up to {longest} tokens, and a bundle needs at least "
-            f"{LEAST_CONTEXT}; give a number between the two"
+            f"{MIN_CONTEXT}; give a number between the two"
         )
     context = wanted or trained
     if (change := changes_at(config)) is not None and context > change:
         raise UnsupportedModelError(
-            f"{where}: its longrope takes other frequencies beyond {change} tokens, so that a graph of {context} "
-            f"would be wrong below or above; expected at most {change}: give --context {change}"
+            f"{where}: its longrope uses other frequencies beyond {change} tokens, so a graph of {context} tokens "
+            f"would be wrong below or above that; expected at most {change}: set --context {change}"
         )
     return context
 
 
 def longest_context(config: Mapping[str, Any], trained: int) -> int:
-    """Return the tokens that a model supports. trained: its max_position_embeddings, which YaRN may reach beyond."""
+    """Return the longest supported context in tokens; `trained` is max_position_embeddings, which YaRN may exceed."""
     if _type(config) != "yarn":
         return trained
     rope = _parameters(config)
@@ -100,7 +111,7 @@ def longest_context(config: Mapping[str, Any], trained: int) -> int:
 
 
 def changes_at(config: Mapping[str, Any]) -> int | None:
-    """Return the length up to which a longrope takes its short factors; None for ropes that are the same for all."""
+    """Return the length up to which longrope uses its short factors; None if the frequencies never change."""
     rope = _parameters(config)
     if _type(config) != "longrope" or rope["short_factor"] == rope["long_factor"]:
         return None
@@ -109,17 +120,17 @@ def changes_at(config: Mapping[str, Any]) -> int | None:
 
 
 def fix_longrope(model: PreTrainedModel) -> None:
-    """Let a longrope keep its short factors for every length: the caller has bounded the length by `choose_context`.
+    """Make longrope use its short factors for every length, which `choose_context` has limited accordingly.
 
     Otherwise transformers would choose by the largest position of each call, and the choice would be traced.
     """
     rope: Any = getattr(model.base_model, "rotary_emb", None)
     if getattr(rope, "rope_type", None) == "longrope":
-        rope.rope_type = "default"  # whose frequencies, already those of the short factors, are never touched
+        rope.rope_type = "default"  # keeps the current frequencies, which are those of the short factors
 
 
 def _parameters(config: Mapping[str, Any]) -> Any:
-    """The rope's parameters, of which transformers prefers the older name."""
+    """Return the RoPE parameters; transformers prefers the older of the two keys."""
     return config.get("rope_scaling") or config.get("rope_parameters") or {}
 
 

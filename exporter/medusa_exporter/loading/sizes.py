@@ -1,4 +1,4 @@
-"""How large a decoder is, by its config alone: no weight is read, and none is allocated."""
+"""Determines the size of a decoder from its config alone, without reading or allocating weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from medusa_exporter.extras import import_extra
 
 @dataclass(frozen=True)
 class DecoderSizes:
-    """What a config says. parameters: how many numbers the weights hold, tied ones counted once.
+    """Sizes of a decoder.
 
-    largest: of these, how many the largest weight holds.
+    Attributes:
+        hidden_size: Elements of a hidden state.
+        vocab_size: Rows of the lm_head.
+        layers: Number of decoder layers.
+        parameters: Elements of all weights; tied weights are counted once.
+        largest: Elements of the largest weight.
     """
 
     hidden_size: int
@@ -24,7 +29,7 @@ class DecoderSizes:
 
 
 def read_sizes(config: Mapping[str, Any]) -> DecoderSizes:
-    """Read the sizes off the content of a config.json of a served family; what it leaves out is the family's default.
+    """Compute the sizes from the content of a config.json; missing keys take the defaults of the model family.
 
     Raises whatever transformers raises for a config that describes no decoder.
     """

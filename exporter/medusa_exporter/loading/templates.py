@@ -1,4 +1,4 @@
-"""Which chat template a model is used with, and which others it brings."""
+"""Chooses the chat template of a model, and collects its other ones."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ LARGEST = 1 << 20  # bytes of a template
 class ChatTemplates:
     """A model's chat templates as Jinja sources.
 
-    chosen: the one to use, None where the model has none. named: all that the model brings by a name, `default` too;
-    empty where there is nothing but the chosen one.
+    Attributes:
+        chosen: The template to use; None if the model has none.
+        named: All named templates of the model, including `default`; empty if there is only the chosen one.
     """
 
     chosen: str | None
@@ -29,11 +30,14 @@ class ChatTemplates:
 
 
 def choose_template(tokenizer: Any, wanted: str | None = None) -> ChatTemplates:
-    """Choose a chat template and make it the tokenizer's only one, so that all that lays text out agrees.
+    """Choose a chat template and set it as the tokenizer's only one, so that every later step uses the same.
 
-    tokenizer: its `chat_template` is a text, or a mapping from names to texts where the model has several. wanted: the
-    name of one of these, or a file that holds one; None for `default`, or for the only one. Raises PromptError for a
-    name and file that do not exist, and for several templates, none of which is the default.
+    Args:
+        tokenizer: Its `chat_template` is a text, or a mapping from names to texts if the model has several.
+        wanted: Name of one of these, or a Jinja file; None is `default`, or the only one.
+
+    Raises:
+        PromptError: `wanted` is neither a name nor a file, or there are several templates without a default.
     """
     own = _own(getattr(tokenizer, "chat_template", None))
     chosen = _default(own) if wanted is None else own[wanted] if wanted in own else _read(wanted, own)
@@ -42,9 +46,10 @@ def choose_template(tokenizer: Any, wanted: str | None = None) -> ChatTemplates:
 
 
 def try_template(template: str, special_tokens: dict[str, str]) -> str | None:
-    """Render one short question; return why the template does not lay that out, None if it does.
+    """Render one short question; return the template's error, or None if it succeeds.
 
-    Raises PromptError for a template that is not valid: nothing could be asked of a bundle with it.
+    Raises:
+        PromptError: The template is not valid Jinja, so no bundle could use it.
     """
     compiled = ChatTemplate(template, special_tokens)
     try:
@@ -55,7 +60,7 @@ def try_template(template: str, special_tokens: dict[str, str]) -> str | None:
 
 
 def describe_wanted(wanted: str | None) -> str | None:
-    """Return what `choose_template` is asked for so that it can be compared: a name, or the digest of a file."""
+    """Return a value that identifies the wanted template in comparisons: its name, or the digest of its file."""
     if wanted is None or not (path := Path(wanted).expanduser()).is_file():
         return wanted
     return hashlib.sha256(path.read_bytes()).hexdigest()

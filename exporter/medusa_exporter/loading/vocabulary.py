@@ -1,4 +1,4 @@
-"""Whether a tokenizer and a model speak of the same token ids."""
+"""Compares the token ids of a tokenizer with the vocabulary of a model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ SHOWN = 3  # tokens in a message
 
 
 def describe_ids_beyond(tokenizer: Any, vocabulary: int) -> str:
-    """Name the tokenizer's tokens whose ids lie outside 0 … `vocabulary` - 1, the first few; empty where none does.
+    """List the first tokens whose ids are not below `vocabulary`, for a message; "" if there are none.
 
-    Some published models have such tokens (for padding, or for images), which no prompt of theirs needs.
+    Some published models have such tokens, for padding or images, that text prompts do not contain.
     """
     beyond = sorted((token, text) for text, token in tokenizer.get_vocab().items() if token >= vocabulary)
     more = f" and {len(beyond) - SHOWN} more" if len(beyond) > SHOWN else ""
@@ -18,5 +18,5 @@ def describe_ids_beyond(tokenizer: Any, vocabulary: int) -> str:
 
 
 def needed_vocab_size(tokenizer: Any) -> int:
-    """How many ids a vocabulary needs to hold all of a tokenizer's tokens: one more than the largest of them."""
+    """Return the size of a vocabulary that holds all tokens of a tokenizer: the largest token id + 1."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)

@@ -1,4 +1,4 @@
-"""Whether a model's files hold exactly the weights that its decoder computes with."""
+"""Checks that a model's files contain exactly the weights of its decoder, before and after loading them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-FLOATS = ("BF16", "F16", "F32", "F64")  # as safetensors names them
+FLOATS = ("BF16", "F16", "F32", "F64")  # dtypes as safetensors names them
 SHOWN = 5  # names in a message
-HEADS = re.compile(r"medusa_heads?\.")  # of Medusa heads merged with the decoder, which are read as heads
+HEADS = re.compile(r"medusa_heads?\.")  # tensors of Medusa heads in the same file, which are loaded separately
 
-REMEDY = "fetch the model again, or give one whose config.json belongs to its weights"
+REMEDY = "fetch the model again, or use one whose config.json belongs to its weights"
 
 
 def check_files(folder: Path, explicit: str | None = None) -> None:
-    """Check the files that transformers would read, by their headers, before any weight is read.
+    """Check the headers of the files that transformers would read, before any weight is read.
 
-    explicit: the file that config.json names (`transformers_weights`), if it does. Raises UnsupportedModelError for a
-    folder without weights, for shards that the index names and that are missing, for files that are truncated or
-    damaged, for pickles that hold anything but tensors, for a tensor held twice or missing from the shard that the
-    index names, and for weights that are stored as integers or in 8 bits.
+    Args:
+        folder: The model's folder.
+        explicit: File that config.json names in `transformers_weights`, if it does.
+
+    Raises:
+        UnsupportedModelError: There are no weights; a shard of the index is missing; a file is truncated or damaged, or
+            is a pickle of anything but tensors; a tensor exists twice or is missing from the shard that the index
+            names; or weights are stored as integers or in 8 bits.
     """
     name = explicit or next((name for name in NAMES if (folder / name).is_file()), None)
     if name is None or not _inside(folder, name).is_file():
@@ -57,9 +61,14 @@ def check_files(folder: Path, explicit: str | None = None) -> None:
 def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], where: str) -> None:
     """Raise UnsupportedModelError unless every weight came from the files and every tensor of the files is used.
 
-    info: transformers' loading info, `missing_keys`, `unexpected_keys` and `mismatched_keys` (name, shape in the file,
-    shape in the model). Embeddings that are tied need no lm_head of their own; tensors of Medusa heads are not the
-    decoder's. What transformers knows to hold nothing (such as rotary frequencies) is not in its info.
+    A model with tied embeddings needs no separate lm_head, and tensors of Medusa heads are ignored. Tensors that
+    transformers itself ignores (such as rotary frequencies) are not in its loading info.
+
+    Args:
+        model: The loaded model.
+        info: transformers' loading info: `missing_keys`, `unexpected_keys` and `mismatched_keys` (name, shape in the
+            file, shape in the model).
+        where: Name of the model in messages.
     """
     missing = info["missing_keys"]
     unexpected = [name for name in info["unexpected_keys"] if not HEADS.match(name)]
@@ -83,7 +92,7 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], where: str) ->
 
 
 def _check_tied(model: PreTrainedModel, where: str) -> None:
-    """Refuse an lm_head of its own where the config ties it to the embedding: readers disagree which one counts."""
+    """Reject a separate lm_head if the config ties it to the embedding: loaders disagree which one applies."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if not getattr(model.config, "tie_word_embeddings", False) or head is None:
         return
@@ -119,7 +128,7 @@ def _check_shards(folder: Path, shards: Iterable[str], places: Mapping[str, str]
 
 
 def _header(path: Path) -> dict[str, str]:
-    """The tensors of a safetensors file and how each is stored; UnsupportedModelError for a damaged or cut file."""
+    """Return the dtype of each tensor of a safetensors file; raise UnsupportedModelError if it is damaged."""
     safetensors = import_extra("safetensors", "export")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -131,12 +140,12 @@ def _header(path: Path) -> dict[str, str]:
 
 
 def _pickled_header(path: Path) -> dict[str, str]:
-    """The same of a file that `torch.save` wrote, by a reader that runs no code and, here, reads no values."""
+    """Return the dtype of each tensor of a `torch.save` file, without running code or reading values."""
     import torch
 
     try:
         held = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # whatever a hostile or damaged file makes the reader stumble over
+    except Exception as error:  # a malicious or damaged file can raise any error
         reason = " ".join(str(error).strip().splitlines()[:1])
         raise UnsupportedModelError(
             f"{path}: truncated, damaged or not a pickle of tensors alone ({type(error).__name__}: {reason}); expected "
@@ -160,7 +169,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _ordered(names: Collection[str]) -> list[str]:
-    """Sort names, layer 2 before layer 10."""
+    """Sort names, with layer 2 before layer 10."""
     return sorted(
         names, key=lambda name: [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
     )

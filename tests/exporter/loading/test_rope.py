@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from medusa_exporter import models
-from medusa_exporter.loading.rope import LEAST_CONTEXT, changes_at, check_rope, choose_context
+from medusa_exporter.loading.rope import MIN_CONTEXT, changes_at, check_rope, choose_context
 from medusa_exporter.models import ModelSource, check_family
 from medusa_runtime.errors import CapacityError, UnsupportedModelError
 
@@ -29,13 +29,16 @@ SERVED: list[dict[str, Any]] = [
     {"model_type": "phi3", "rope_scaling": {**LONG, "type": "su"}},
 ]
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not served .*length seen"),
-    ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "rope type 'mrope' is not served; expected"),
-    ({"rope_scaling": {"type": "su"}}, "rope type 'su' is not served"),
-    ({"rope_parameters": {"rope_type": "proportional"}}, "rope type 'proportional'"),
-    ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "of their own for full_attention"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic' is not supported .*sequence length"),
+    (
+        {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
+        "RoPE type 'mrope' is not supported; expected",
+    ),
+    ({"rope_scaling": {"type": "su"}}, "RoPE type 'su' is not supported"),
+    ({"rope_parameters": {"rope_type": "proportional"}}, "RoPE type 'proportional'"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "separate RoPE parameters for full_attention"),
     ({"rope_scaling": [2.0]}, "expected an object"),
-    ({"rope_scaling": {"type": "linear"}}, "linear rope with factor None, expected a number above 0"),
+    ({"rope_scaling": {"type": "linear"}}, "linear RoPE with factor None, expected a number above 0"),
     ({"rope_scaling": {"type": "linear", "factor": "2"}}, "with factor '2'"),
     ({"rope_scaling": {"type": "yarn", "factor": 0}}, "with factor 0"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "with low_freq_factor None"),
@@ -67,11 +70,9 @@ def test_the_context_is_the_models_or_the_one_asked_for() -> None:
     config = {"max_position_embeddings": 4096}
     assert choose_context(config, None, "tiny") == 4096
     assert choose_context(config, 4096, "tiny") == 4096
-    assert choose_context(config, LEAST_CONTEXT, "tiny") == LEAST_CONTEXT
-    for wanted in (4097, LEAST_CONTEXT - 1, 1):
-        with pytest.raises(
-            CapacityError, match=f"{wanted}: tiny supports up to 4096 tokens, .*at least {LEAST_CONTEXT}"
-        ):
+    assert choose_context(config, MIN_CONTEXT, "tiny") == MIN_CONTEXT
+    for wanted in (4097, MIN_CONTEXT - 1, 1):
+        with pytest.raises(CapacityError, match=f"{wanted}: tiny supports up to 4096 tokens, .*at least {MIN_CONTEXT}"):
             choose_context(config, wanted, "tiny")
 
 
@@ -92,7 +93,7 @@ def test_longrope_is_served_up_to_the_length_where_it_changes(place: str) -> Non
     assert changes_at(config) == 4096
     assert choose_context(config, 4096, "tiny") == 4096
     for wanted in (None, 4097):
-        with pytest.raises(UnsupportedModelError, match=r"longrope takes other .* beyond 4096.*--context 4096"):
+        with pytest.raises(UnsupportedModelError, match=r"longrope uses other .* beyond 4096.*--context 4096"):
             choose_context(config, wanted, "tiny")
     assert (
         choose_context(config | {"rope_scaling": {**rope, "long_factor": LONG["short_factor"]}}, None, "tiny") == 131072
@@ -117,6 +118,6 @@ def test_a_gguf_files_context(tmp_path: Path) -> None:
     assert models.choose_context(source, 200) == 200
     with pytest.raises(CapacityError, match=r"tiny\.gguf supports up to 256"):
         models.choose_context(source, 257)
-    assert CONTEXT < LEAST_CONTEXT  # a model may be smaller than what may be asked for
+    assert CONTEXT < MIN_CONTEXT  # a model may be smaller than what may be asked for
     small = ModelSource.resolve(str(write(CASES["llama"], tmp_path / "small.gguf")))
     assert models.choose_context(small, None) == CONTEXT
