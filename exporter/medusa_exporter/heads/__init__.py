@@ -1,1 +1,1 @@
-"""Medusa heads: what they compute, how they are stored, trained and judged."""
+"""Medusa heads: the module that computes them, and reading, checking, converting and saving their files."""

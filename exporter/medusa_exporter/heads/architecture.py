@@ -1,4 +1,4 @@
-"""What heads are, by the names and shapes of their weights: how many, how deep, conditioned on what. Without torch."""
+"""Derives the architecture of heads from the names and shapes of their weights, without torch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,17 @@ _LM_HEAD = re.compile(r"(\d+)\.\d+\.weight")
 
 @dataclass(frozen=True)
 class HeadArchitecture:
-    """What names and shapes say.
+    """How many heads there are and what they consist of.
 
-    own_lm_head_size: rows of each head's own lm_head, or None when the decoder's is shared. draft_vocabulary: how many
-    tokens the heads score, or None when they score all. taps: how many decoder layers they tap. trunk: width of the
-    block before the ResBlocks, 0 for none.
+    Attributes:
+        heads: Number of heads, K.
+        layers: ResBlocks per head.
+        conditioning: "root" if the heads see the embedding of the token that the decoder has just chosen.
+        hidden_size: Hidden size of the decoder, H.
+        own_lm_head_size: Rows of each head's own lm_head, `None` if the heads share the decoder's.
+        draft_vocabulary: How many tokens the heads score, `None` for the whole vocabulary.
+        taps: How many decoder layers the heads tap.
+        trunk: Width of the gated block that all heads share, 0 for none.
     """
 
     heads: int
@@ -51,17 +57,22 @@ def read_architecture(source: str | Path) -> HeadArchitecture:
 
 
 def stored_architecture(stored: StoredHeads) -> HeadArchitecture:
-    """Derive the facts of heads as they lie on disk; raise HeadsError as `infer_architecture` does."""
+    """Derive the architecture of heads that were found; raise HeadsError as `infer_architecture` does."""
     return infer_architecture(stored.shapes, stored.where, stored.names)
 
 
 def infer_architecture(
     shapes: Mapping[str, Shape], where: str, names: Mapping[str, str] | None = None
 ) -> HeadArchitecture:
-    """Derive the facts from shapes by the authors' names (see `layouts`).
+    """Derive the architecture from the shapes of all weights.
 
-    where, names: the file, and what it calls each weight, for messages. Raises HeadsError for gaps in the numbering,
-    heads of different depth, missing biases and shapes that do not fit together.
+    Args:
+        shapes: Shapes by the Medusa authors' names, see `layouts`.
+        where: The file, for messages.
+        names: Names of the weights in the file by the authors' names, for messages.
+
+    Raises:
+        HeadsError: Heads are missing in the numbering or have different depths, or shapes do not fit together.
     """
     names = names or {}
     linears = [(int(match[1]), int(match[2])) for match in map(_LINEAR.fullmatch, shapes) if match]
@@ -115,7 +126,7 @@ def expected_shapes(facts: HeadArchitecture) -> dict[str, Shape]:
 
 
 def parameter_count(facts: HeadArchitecture) -> int:
-    """How many numbers heads with these facts hold."""
+    """Return how many values the weights of these heads have."""
     return sum(math.prod(shape) for shape in expected_shapes(facts).values())
 
 

@@ -1,4 +1,4 @@
-"""Whether heads name the model that they are used with as their base."""
+"""Compares the base model that heads name with the model that they are used with."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from medusa_exporter.heads.files import read_json
 
 BASE_KEY = "base_model_name_or_path"
 BASE_REVISION_KEY = "base_model_revision"
-# What a GGUF file's name adds to its model's: the kind of its weights, in llama.cpp's words.
+# The suffix of a GGUF file's name: the quantisation type, as llama.cpp names it.
 _KIND = re.compile(r"[-._](?:ud-)?(?:i?q\d\w*|tq\d\w*|mxfp4\w*|bf16|f16|fp16|f32)$")
-_CACHED = re.compile(r"models--(?:[^/]+?--)?(.+)")  # how the hub's cache calls a repository's folder
+_CACHED = re.compile(r"models--(?:[^/]+?--)?(.+)")  # folder of a repository in the hub's cache
 
 
 def base_model_mismatch(source: str | Path, names: Collection[str]) -> str | None:
-    """Say so where the config.json of heads names another base than the model that they are used with; else None.
+    """Return a warning if the config.json of heads names another base model, else `None`.
 
-    source: folder or hub name of the heads. names: what the model may be called, such as its hub name or its folder's
-    name. Of each name the last part counts, whatever the case; of a GGUF file's the kind of its weights does not.
+    Names are compared by their last part without case: `Qwen/Qwen2.5-0.5B` and `qwen2.5-0.5b-q4_k_m.gguf` agree.
+
+    Args:
+        source: Folder or hub name of the heads.
+        names: Names of the model, such as its hub name or the name of its folder.
     """
     path = config_file(source)
     named: Any = read_json(path).get(BASE_KEY) if path else None
@@ -32,19 +35,19 @@ def base_model_mismatch(source: str | Path, names: Collection[str]) -> str | Non
         return None
     called = " or ".join(map(repr, reversed(known.values())))
     return (
-        f"{path}: {BASE_KEY} is {named!r}, but the model is {called}; heads of another model guess badly. Expected "
-        "heads trained for this model, unless the two are one model under two names"
+        f"{path}: {BASE_KEY} is {named!r}, but the model is {called}; heads of another model predict badly. Expected "
+        "heads trained for this model: give those, or ignore this if the two names mean one model"
     )
 
 
 def model_names(folder: Path) -> list[str]:
-    """What a model's folder may be called: by its path, and by the name that its config.json was saved under."""
+    """Return the names of the model in a folder: its path, and the name that its config.json was saved under."""
     saved_as = read_config(folder).get("_name_or_path")
     return [str(folder.resolve()), *([saved_as] if isinstance(saved_as, str) and saved_as else [])]
 
 
 def short_name(name: str) -> str:
-    """The last part of a hub name or path in lower case, without a GGUF file's ending and kind of weights."""
+    """Return the last part of a hub name or path in lower case, without a GGUF file's suffix and quantisation type."""
     parts = [part for part in re.split(r"[/\\]", name.strip()) if part not in ("", ".")]
     cached = [match[1] for match in map(_CACHED.fullmatch, parts) if match]
     last = (cached or parts or [""])[-1].lower()

@@ -1,4 +1,4 @@
-"""Whether heads fit a model, by headers alone: before anything of the model is loaded. Without torch."""
+"""Checks whether heads fit a model from headers and configs alone, before any weights are loaded; without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medusa_exporter.heads.layouts import MAP_NAME, TAPS_NAME
 from medusa_exporter.heads.taps import check_taps
 from medusa_exporter.heads.vocabulary_padding import check_lm_head_rows, scored_tokens
 
-Numbers = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 def check_heads(
@@ -25,15 +25,25 @@ def check_heads(
     layers: int,
     tokens: int | None = None,
 ) -> HeadArchitecture:
-    """Check heads for a model of H, V and so many decoder layers; return what they are.
+    """Check that heads fit a model. Of their values only token ids and layer numbers are read.
 
-    tokens: how many tokens the model's tokenizer has, where that is known. Of the heads' values only those that number
-    tokens and layers are read. Raises HeadsError for heads that are damaged or made for another model.
+    Args:
+        source: Folder or hub name of the heads.
+        hidden_size: Hidden size of the model.
+        vocab_size: Vocabulary size of the model.
+        layers: Number of decoder layers of the model.
+        tokens: Number of tokens of the model's tokenizer, `None` if it is not known.
+
+    Returns:
+        The architecture of the heads.
+
+    Raises:
+        HeadsError: The heads are damaged or were trained for another model.
     """
     stored = find_heads(source)
     facts = stored_architecture(stored)
     check_sizes(facts, hidden_size, vocab_size, source, tokens)
-    taps, token_map = (_numbers(stored, name) for name in (TAPS_NAME, MAP_NAME))
+    taps, token_map = (_read_indices(stored, name) for name in (TAPS_NAME, MAP_NAME))
     check_indices(taps, token_map, stored.where, scored_tokens(facts, vocab_size))
     check_taps(tuple(taps.tolist()), layers, str(source))
     return facts
@@ -42,7 +52,7 @@ def check_heads(
 def check_sizes(
     facts: HeadArchitecture, hidden_size: int, vocab_size: int, source: str | Path, tokens: int | None = None
 ) -> None:
-    """Raise HeadsError unless heads with these facts fit a model of H and V; tokens: see `check_heads`."""
+    """Raise HeadsError unless heads of this architecture fit a model; for the arguments see `check_heads`."""
     if facts.hidden_size != hidden_size:
         raise HeadsError(
             f"{source}: heads for hidden size {facts.hidden_size}, but the model's is {hidden_size}; "
@@ -57,15 +67,22 @@ def check_sizes(
         check_lm_head_rows(facts.own_lm_head_size, vocab_size, source, tokens)
 
 
-def check_indices(taps: Numbers, token_map: Numbers, where: str, scored: int | None = None) -> None:
-    """Raise HeadsError unless taps are distinct layers and a token_map's ids distinct tokens.
+def check_indices(taps: Indices, token_map: Indices, where: str, scored: int | None = None) -> None:
+    """Check that taps are distinct layers and that the ids of a token_map are distinct tokens.
 
-    taps, token_map: any length, empty where the heads have none. scored: how many of the model's tokens, from 0 on, the
-    heads can score, None where the model is not known.
+    Args:
+        taps: The tapped layers, empty if there are none.
+        token_map: The ids of the draft vocabulary, empty if there is none.
+        where: The file, for messages.
+        scored: How many of the model's tokens, from 0 on, the heads can score; `None` if the model is not known.
+
+    Raises:
+        HeadsError: An index is negative, too large or repeated.
     """
     if min(taps, default=0) < 0 or len(np.unique(taps)) != len(taps):
         raise HeadsError(
-            f"{where}: {TAPS_NAME} holds {taps.tolist()}; expected distinct layers, numbered from 0. Damaged"
+            f"{where}: {TAPS_NAME} holds {taps.tolist()}; expected distinct layers, numbered from "
+            "0: download or make the heads again"
         )
     if not len(token_map):
         return
@@ -77,11 +94,14 @@ def check_indices(taps: Numbers, token_map: Numbers, where: str, scored: int | N
             "give heads trained for this model"
         )
     if repeated := len(token_map) - len(np.unique(token_map)):
-        raise HeadsError(f"{where}: {MAP_NAME} repeats {repeated} of its ids; expected each token once. Damaged")
+        raise HeadsError(
+            f"{where}: {MAP_NAME} repeats {repeated} of its ids; expected each token once: download or "
+            "make the heads again"
+        )
 
 
-def _numbers(stored: StoredHeads, name: str) -> Numbers:
-    """Read one weight that holds numbers of tokens or layers, which is small; empty where the heads have none."""
+def _read_indices(stored: StoredHeads, name: str) -> Indices:
+    """Read a small tensor of token ids or layer numbers; empty if the heads have none."""
     entry: TensorInfo | None = stored.entries.get(name)
     if entry is None:
         return np.zeros(0, np.int64)
@@ -89,4 +109,4 @@ def _numbers(stored: StoredHeads, name: str) -> Numbers:
         with safetensors.safe_open(entry.file, framework="numpy") as file:
             return np.asarray(file.get_tensor(entry.name), np.int64)
     except (safetensors.SafetensorError, ValueError) as error:
-        raise HeadsError(f"{entry.file}: damaged safetensors file ({error}); fetch or make it again") from error
+        raise HeadsError(f"{entry.file}: damaged safetensors file ({error}); download or make it again") from error

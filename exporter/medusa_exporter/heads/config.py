@@ -1,4 +1,4 @@
-"""The config.json beside heads: what it states is compared with what the weights say, and the weights win."""
+"""Compares the config.json of heads with their weights; if the two differ, the weights count."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medusa_exporter.heads.layouts import Layout
 
 
 def config_file(source: str | Path) -> Path | None:
-    """The config.json of a folder, of a file's folder or of a hub name; None where there is none."""
+    """Return the config.json of a folder, of the folder of a file, or of a hub name; `None` if there is none."""
     place = Path(source).expanduser()
     if place.exists():
         path = (place if place.is_dir() else place.parent) / CONFIG_NAME
@@ -26,7 +26,7 @@ def config_file(source: str | Path) -> Path | None:
 
 
 def read_config(source: str | Path) -> dict[str, Any]:
-    """Read the config.json of `source`, empty where there is none; raise HeadsError when it is no JSON object."""
+    """Read the config.json of `source`, empty if there is none; raise HeadsError if it is no JSON object."""
     path = config_file(source)
     return read_json(path) if path else {}
 
@@ -34,9 +34,14 @@ def read_config(source: str | Path) -> dict[str, Any]:
 def warn_of_mismatches(
     source: str | Path, layout: Layout, facts: HeadArchitecture, vocab_size: int | None, taps: Sequence[int] = ()
 ) -> None:
-    """Warn (UserWarning) of every value in config.json that the weights contradict.
+    """Issue a UserWarning for every value in config.json that differs from the weights or the model.
 
-    vocab_size: V of the model, or None where it is not known. taps: the decoder layers that the heads tap.
+    Args:
+        source: Folder, file or hub name of the heads.
+        layout: Their layout, which says what the keys of config.json mean.
+        facts: Their architecture.
+        vocab_size: Vocabulary size of the model, `None` if it is not known.
+        taps: The decoder layers that the heads tap.
     """
     path = config_file(source)
     if path is None:
@@ -56,7 +61,7 @@ def warn_of_mismatches(
         stated, value = _lookup(config, key), actual[fact]
         if stated is not None and value is not None and stated != value:
             warnings.warn(
-                f"{path}: {key} is {stated!r}, but weights and model say {value!r}; the weights win",
+                f"{path}: {key} is {stated!r}, but by weights and model it is {value!r}, which is used",
                 stacklevel=3,
             )
 

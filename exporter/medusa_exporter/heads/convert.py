@@ -1,4 +1,4 @@
-"""Heads of any published layout in, `medusa_lm_head.safetensors` and `config.json` out."""
+"""Converts heads of any published layout to `medusa_lm_head.safetensors` and `config.json`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,19 @@ from medusa_exporter.heads.vocabulary_padding import scored_tokens
 from medusa_exporter.output_kinds import CONVERTED
 from medusa_exporter.overwrite_check import check_output_folder
 
-# Where a decoder keeps its lm_head; the last where it is tied to the embedding
+# Names of a decoder's lm_head; the last one if it is tied to the embedding
 LM_HEADS = ("lm_head.weight", "embed_out.weight", "model.embed_tokens.weight")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was found and written. `shared`: the heads' lm_heads were the model's own and were left out."""
+    """What was converted.
+
+    Attributes:
+        facts: Architecture of the heads as written.
+        layout: The layout that was read.
+        shared: Whether the heads' lm_heads equalled the model's and were left out.
+    """
 
     facts: HeadArchitecture
     layout: Layout
@@ -47,11 +53,20 @@ class Conversion:
 
 
 def convert(source: str | Path, folder: Path, *, base: Path | None = None, force: bool = False) -> Conversion:
-    """Read the heads of `source`, of any layout, and write them into `folder` in ours, each weight as it was stored.
+    """Convert heads to the layout that `save_heads` writes; every weight keeps its type and values.
 
-    source: folder, hub name or pickle (.pt, .pth, .bin). base: the folder of the model that the heads are for; they are
-    checked against its sizes, and lm_heads that equal its own are left out, since heads without one share the model's.
-    force: overwrite. Raises HeadsError for what cannot be these heads and for a target that is taken.
+    Args:
+        source: A folder, a hub name or a pickle (.pt, .pth, .bin).
+        folder: The folder to write to.
+        base: Folder of the model that the heads belong to. Their sizes are checked against it, and lm_heads that equal
+            its own are left out, because heads without an lm_head share the model's.
+        force: Overwrite converted heads in `folder`.
+
+    Returns:
+        What was converted.
+
+    Raises:
+        HeadsError: `source` has no valid heads, they do not fit `base`, or `folder` has heads already.
     """
     _check_target(source, folder, force)
     where, layout, tensors = _read(source)
@@ -82,11 +97,11 @@ def convert(source: str | Path, folder: Path, *, base: Path | None = None, force
 
 
 def _read(source: str | Path) -> tuple[str, Layout, dict[str, Tensor]]:
-    """Return what was read, its layout, and the weights by the authors' names."""
+    """Return the file that was read, its layout, and the weights by the Medusa authors' names."""
     path = pickle_file(source)
     if path is None:
         stored = find_heads(source)
-        infer_architecture(stored.shapes, stored.where, stored.names)  # before anything large is read
+        infer_architecture(stored.shapes, stored.where, stored.names)  # checked before any tensor is read
         return stored.where, stored.layout, read_tensors(stored)
     held = read_pickle(path)
     layout = detect_layout(held, str(path))
@@ -100,7 +115,7 @@ def _check_target(source: str | Path, folder: Path, force: bool) -> None:
     place = Path(source).expanduser()
     home = place if place.is_dir() else place.parent
     if place.exists() and folder.resolve() == home.resolve():
-        raise HeadsError(f"{folder}: the heads to convert lie there; give another folder to write to")
+        raise HeadsError(f"{folder}: the heads to convert are in this folder; give another folder to write to")
     check_output_folder(folder, CONVERTED)
     taken = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if (folder / name).exists()]
     if taken and not force:
@@ -108,7 +123,7 @@ def _check_target(source: str | Path, folder: Path, force: bool) -> None:
 
 
 def _base_sizes(base: Path) -> tuple[int, int]:
-    """H and V of a model's folder."""
+    """Return hidden size and vocabulary size of the model in a folder."""
     config = read_config(base)
     hidden_size, vocab_size = config.get("hidden_size"), config.get("vocab_size")
     if not (isinstance(hidden_size, int) and isinstance(vocab_size, int)):
@@ -117,7 +132,7 @@ def _base_sizes(base: Path) -> tuple[int, int]:
 
 
 def _vocab_size(facts: HeadArchitecture, config: dict[str, Any]) -> int | None:
-    """V by the heads' own lm_heads, or as config.json states it, or None where neither says it."""
+    """Return the vocabulary size by the heads' own lm_heads or else by config.json; `None` if neither has it."""
     if facts.own_lm_head_size and facts.own_lm_head_size != facts.draft_vocabulary:
         return facts.own_lm_head_size
     stated = config.get("vocab_size")
@@ -129,7 +144,7 @@ def _is_lm_head(name: str, facts: HeadArchitecture) -> bool:
 
 
 def _is_the_models(tensors: dict[str, Tensor], facts: HeadArchitecture, base: Path) -> bool:
-    """Whether all heads' own lm_heads equal the model's lm_head, value for value."""
+    """Return whether the lm_heads of all heads equal the model's lm_head, value for value."""
     if not facts.own_lm_head_size:
         return False
     entries = {entry.name: entry for file in sorted(base.glob("*.safetensors")) for entry in read_header(file)}
@@ -139,4 +154,4 @@ def _is_the_models(tensors: dict[str, Tensor], facts: HeadArchitecture, base: Pa
     rows = read_weights({"lm_head": held})["lm_head"].float()
     rows = rows[tensors[MAP_NAME]] if MAP_NAME in tensors else rows
     owned = [tensors[f"{head}.{facts.layers}.weight"].float() for head in range(facts.heads)]
-    return all(torch.equal(one[: len(rows)], rows[: len(one)]) for one in owned)  # their padding may differ
+    return all(torch.equal(one[: len(rows)], rows[: len(one)]) for one in owned)  # the padding may differ

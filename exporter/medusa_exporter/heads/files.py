@@ -1,4 +1,4 @@
-"""Which files hold the heads of a folder or hub name, and which of them are pickles. Without torch."""
+"""Finds the files that contain the heads of a folder or hub name, and downloads those of the hub; without torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGEST_JSON = 16 * 2**20  # bytes
 
 
 def weights_files(source: str | Path) -> list[Path]:
-    """The safetensors files of a folder or hub name that may hold heads; raise HeadsError when there are none."""
+    """Return the safetensors files of a folder or hub name that may contain heads; raise HeadsError for none."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         finish_interrupted_write(folder)
@@ -48,9 +48,9 @@ def weights_files(source: str | Path) -> list[Path]:
 
 
 def pickle_file(source: str | Path) -> Path | None:
-    """The pickle that `medusa-export heads convert` reads for `source`, or None where safetensors come first.
+    """Return the pickle that `medusa-export heads convert` reads, `None` if there are safetensors.
 
-    A file ending in .pt, .pth or .bin is one itself; a folder or hub name gives medusa_lm_head.pt.
+    A file ending in .pt, .pth or .bin is one itself; in a folder or hub repository it is medusa_lm_head.pt.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -90,15 +90,15 @@ def hub_file(name: str, file: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of at most 16 MiB; raise HeadsError when the file holds anything else."""
+    """Read a JSON object of at most 16 MiB; raise HeadsError for any other file."""
     if path.stat().st_size > LARGEST_JSON:
-        raise HeadsError(f"{path}: {path.stat().st_size} bytes, expected at most {LARGEST_JSON}; mend or remove it")
+        raise HeadsError(f"{path}: {path.stat().st_size} bytes, expected at most {LARGEST_JSON}; repair or remove it")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise HeadsError(f"{path}: not valid JSON ({error}); mend or remove it") from error
+        raise HeadsError(f"{path}: not valid JSON ({error}); repair or remove it") from error
     if not isinstance(content, dict):
-        raise HeadsError(f"{path}: holds {type(content).__name__}, expected a JSON object; mend or remove it")
+        raise HeadsError(f"{path}: holds {type(content).__name__}, expected a JSON object; repair or remove it")
     return content
 
 
@@ -125,21 +125,24 @@ def _hub_weights(name: str) -> list[Path]:
 
 
 def _indexed_shards(index: Path) -> list[str]:
-    """The names of the shards that hold heads, by the index of a model; raise HeadsError when it is damaged."""
+    """Return the names of the shards with heads by the index of a model; raise HeadsError if it is damaged."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-        raise HeadsError(f"{index}: no weight_map from weights to files in it; fetch or make it again")
+        raise HeadsError(f"{index}: no weight_map from weights to files in it; download or make it again")
     layout = detect_layout(places, str(index))
     shards = sorted({file for name, file in places.items() if layout.owns(name)})
     for shard in shards:
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise HeadsError(f"{index}: names {shard!r} as a shard; expected a .safetensors file beside the index")
+            raise HeadsError(
+                f"{index}: names {shard!r} as a shard; expected a .safetensors file next to the index: "
+                "download or make the index again"
+            )
     return shards
 
 
 def _shard(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
-        raise HeadsError(f"{folder}: {INDEX_NAME} names {name}, which is not there; fetch it or make the folder again")
+        raise HeadsError(f"{folder}: {INDEX_NAME} names {name}, which is missing; download it or make the folder again")
     return folder / name
 
 
@@ -153,7 +156,7 @@ def _check_hub_name(name: str) -> None:
 
 def _pickle_refusal(where: str | Path, source: str | Path) -> str:
     return (
-        f"{where}: holds pickled weights only; pickles can run code and are not loaded here. Expected safetensors: "
+        f"{where}: has pickled weights only; pickles can run code and are not loaded here. Expected safetensors: "
         f"convert the weights, which reads nothing but tensors: {_convert_command(source)}"
     )
 

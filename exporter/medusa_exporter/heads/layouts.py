@@ -1,8 +1,8 @@
-"""The published layouts of Medusa heads: how each names its weights. Pure: names in, names out.
+"""The published layouts of Medusa heads: how each of them names the weights.
 
-Every layout is mapped onto the names of the Medusa authors, for heads of L ResBlocks: `{head}.{layer}.linear.weight`,
-`{head}.{layer}.linear.bias`, `{head}.{L}.weight` (a head's own lm_head), and `token_map` beside them. Heads with what
-`modules` offers beyond the paper have names that no publisher has: `taps` and `trunk.{gate,up,down}.weight`.
+Every layout is mapped to the names of the Medusa authors, for heads of L ResBlocks: `{head}.{layer}.linear.weight`,
+`{head}.{layer}.linear.bias`, `{head}.{L}.weight` (a head's own lm_head), and `token_map`. What `modules` offers beyond
+the paper has names that no publisher uses: `taps` and `trunk.{gate,up,down}.weight`.
 Sources: FasterDecoding/Medusa (v0.1 and version 2: `medusa/train/train_legacy.py`; v1.0: `medusa_model.py`),
 huggingface/text-generation-inference (`layers/medusa.py`), vllm-project/vllm (`model_executor/models/medusa.py`,
 `transformers_utils/configs/medusa.py`), NVIDIA ModelOpt (`torch/speculative/plugins`, `torch/export/plugins`) and
@@ -20,7 +20,7 @@ from medusa_exporter.heads.errors import HeadsError
 
 MAP_NAME, TAPS_NAME = "token_map", "taps"
 TRUNK_NAMES = ("trunk.gate.weight", "trunk.up.weight", "trunk.down.weight")
-INDEX_NAMES = (MAP_NAME, TAPS_NAME)  # hold numbers of tokens or layers, not weights
+INDEX_NAMES = (MAP_NAME, TAPS_NAME)  # token ids or layer numbers, not weights
 
 _Key = TypeVar("_Key")
 _N = r"(0|[1-9]\d{0,3})"  # a head's or a layer's number
@@ -39,13 +39,18 @@ _AUTHORS_KEYS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to name the weights of heads; the patterns are regular expressions for whole names.
+    """One way to name the weights of heads. Patterns are regular expressions for whole names.
 
-    linear: groups head, layer and `weight` or `bias`. lm_head: groups head and, where the layout numbers it, layer.
-    config_keys: which key of config.json states which fact; a dot leads into a nested object. shared_lm_head: one
-    lm_head for all heads. draft_map: the token that each row of an lm_head scores. further: names that stand for
-    themselves. prefix: what heads' names begin with where they lie among the decoder's own weights; the empty one means
-    that the files hold nothing else. biases: False where heads may have none, which stands for zeros.
+    Attributes:
+        title: Name of the layout, for messages.
+        linear: Pattern of the ResBlocks' linears, with groups for head, layer and `weight` or `bias`.
+        lm_head: Pattern of the heads' lm_heads, with groups for head and, if the layout numbers it, layer.
+        config_keys: Which fact each key of config.json states; a dot leads into a nested object.
+        shared_lm_head: Pattern of one lm_head for all heads, `None` if the layout has none.
+        draft_map: Pattern of the ids that the rows of an lm_head score, `None` if the layout has none.
+        further: Names that the authors' layout has, too.
+        prefix: Start of the heads' names if they are stored together with the decoder's weights.
+        biases: `False` if the biases may be left out because they are zero.
     """
 
     title: str
@@ -59,7 +64,7 @@ class Layout:
     biases: bool = True
 
     def owns(self, name: str) -> bool:
-        """Whether a weight of this name belongs to the heads, understood or not."""
+        """Return whether a weight of this name belongs to the heads, known or not."""
         return name.startswith(self.prefix)
 
 
@@ -124,15 +129,20 @@ LAYOUTS = (
 
 OTHER_DRAFT_MODELS = {  # what the names of other kinds of draft model begin with
     "speculator.": "an MLP speculator (a recurrent state, not Medusa's ResBlocks on the hidden state)",
-    "midlayer.": "an EAGLE draft model (a decoder layer of its own)",
-    "eagle_module.": "an EAGLE draft model (a decoder layer of its own)",
+    "midlayer.": "an EAGLE draft model (a separate decoder layer)",
+    "eagle_module.": "an EAGLE draft model (a separate decoder layer)",
 }
 
 
 def detect_layout(names: Collection[str], where: str) -> Layout:
-    """Return the layout that these names follow; raise HeadsError when they follow none, or two at once.
+    """Return the layout that the names of weights follow.
 
-    names: all weights of a file or of several. where: the file, for messages.
+    Args:
+        names: Names of all weights of one or several files.
+        where: The file, for messages.
+
+    Raises:
+        HeadsError: They follow no layout, or two at once.
     """
     found = [layout for layout in LAYOUTS if any(re.fullmatch(layout.linear, name) for name in names)]
     if len(found) == 1:
@@ -145,17 +155,20 @@ def detect_layout(names: Collection[str], where: str) -> Layout:
             raise HeadsError(f"{where}: holds {kind}, which cannot be expressed as Medusa heads; give Medusa heads")
     examples = ", ".join(repr(name) for name in sorted(names)[:3]) or "nothing"
     raise HeadsError(
-        f"{where}: no head in it: got {examples}{' …' if len(names) > 3 else ''}, expected names such as "
+        f"{where}: contains no heads: got {examples}{' …' if len(names) > 3 else ''}, expected names such as "
         "'0.0.linear.weight' (the Medusa authors' layout), 'medusa_head.0.0.linear.weight', "
         "'medusa_heads.0.medusa_layers.0.linear.weight' or 'blocks.0.layers.0.weight'"
     )
 
 
 def canonical_names(names: Collection[str], layout: Layout, where: str) -> dict[str, str | None]:
-    """Map the authors' names to the stored ones; None stands for a bias that is left out because it is zero.
+    """Map the authors' names to the stored names; `None` stands for a bias that is left out because it is zero.
 
-    One stored lm_head may serve all heads. Names outside `layout.prefix` are the decoder's and left out. Raises
-    HeadsError for a weight of the heads that the layout does not know, and for one held twice.
+    For example `medusa_head.0.1.linear.weight` of the v1.0 layout is mapped to by `0.1.linear.weight`. One stored
+    lm_head may serve all heads. Names outside `layout.prefix` belong to the decoder and are ignored.
+
+    Raises:
+        HeadsError: The layout does not know a weight of the heads, or a weight is stored twice.
     """
     linears: dict[str, str] = {}
     owned: dict[tuple[int, int | None], str] = {}  # lm_heads by head and layer; None: after the last ResBlock
@@ -191,7 +204,7 @@ def canonical_names(names: Collection[str], layout: Layout, where: str) -> dict[
 def _lm_heads(
     linears: Collection[str], owned: Mapping[tuple[int, int | None], str], shared: list[str], layout: Layout
 ) -> dict[str, str]:
-    """Name each head's lm_head as the authors do: with the number that follows the last ResBlock's."""
+    """Name each head's lm_head as the authors do: with the number after the last ResBlock's."""
     heads = {int(name.split(".")[0]) for name in linears}
     layers = 1 + max((int(name.split(".")[1]) for name in linears), default=-1)
     if layout.shared_lm_head and list(owned) == [(0, None)]:  # the first one stands for all

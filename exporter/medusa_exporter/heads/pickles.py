@@ -1,4 +1,4 @@
-"""Pickled heads, read as tensors and nothing else: only `medusa-export heads convert` comes here."""
+"""Reads pickled heads as tensors and nothing else; only `medusa-export heads convert` uses it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ INDEX_TYPES = (torch.int64,)
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """Read a state dict that `torch.save` wrote, each tensor in memory of its own.
+    """Read a state dict that `torch.save` wrote; each tensor gets its own memory.
 
-    By `torch.load(weights_only=True)`, which refuses everything that could run code. Raises HeadsError for that, for a
-    damaged file, and for what is not a dictionary from names to plain tensors.
+    `torch.load(weights_only=True)` refuses everything that could run code.
+
+    Raises:
+        HeadsError: The pickle holds anything but plain tensors under names, or is damaged.
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # whatever a hostile or damaged file makes the reader stumble over
+    except Exception as error:  # a hostile or damaged file may raise anything
         reason = " ".join(str(error).strip().splitlines()[:1])
         raise HeadsError(
             f"{path}: not a pickle of tensors alone, or damaged ({type(error).__name__}: {reason}); "
@@ -33,7 +35,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict):
         raise HeadsError(f"{path}: holds {type(loaded).__name__}, expected a state dict from names to tensors")
     tensors: dict[str, Tensor] = {}
-    while loaded:  # one at a time: each is let go as soon as it is copied
+    while loaded:  # one at a time, so that each is freed as soon as it is copied
         name, value = loaded.popitem()
         _check_plain(name, value, path)
         tensors[name] = value.detach().clone()
@@ -41,7 +43,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def check_types(tensors: dict[str, Tensor], path: Path) -> None:
-    """Raise HeadsError unless weights are stored as floats of 16 or 32 bits, and a token_map and taps as int64."""
+    """Raise HeadsError unless weights are floats of 16 or 32 bits, and a token_map and taps int64."""
     for name, tensor in tensors.items():
         types = INDEX_TYPES if name in INDEX_NAMES else WEIGHT_TYPES
         if tensor.dtype not in types:

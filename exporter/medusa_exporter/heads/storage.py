@@ -1,6 +1,6 @@
-"""Heads on disk: `medusa_lm_head.safetensors` and `config.json` are written, every published layout is read.
+"""Saves heads as `medusa_lm_head.safetensors` and `config.json`, and loads heads of every published layout.
 
-Safetensors only: a pickle is never loaded here (see `convert`).
+Only safetensors are loaded; `convert` reads pickles.
 """
 
 from __future__ import annotations
@@ -33,11 +33,17 @@ def save_heads(
     dtype: torch.dtype = torch.float16,
     others: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Write `heads` into `folder`, weights in `dtype`, a token_map and taps in int64.
+    """Save heads, a token_map and taps as int64.
 
-    extras: further keys of config.json; `base_model_name_or_path` and `vocab_size` are expected among them. others:
-    JSON files that appear together with the heads, by name.
-    Raises HeadsError when a weight is not finite, or too large for `dtype`.
+    Args:
+        heads: The heads.
+        folder: The folder to write to.
+        extras: Further keys of config.json, such as `base_model_name_or_path` and `vocab_size`.
+        dtype: Type of the weights.
+        others: Further JSON files by name, which appear together with the heads.
+
+    Raises:
+        HeadsError: A weight is not finite, or too large for `dtype`.
     """
     tensors = {name: tensor.to(dtype) for name, tensor in _named_tensors(heads).items()}
     if heads.token_map is not None:
@@ -54,10 +60,19 @@ def write_tensors(
     where: str,
     others: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Write heads' weights by the authors' names as they are, and the config.json that fits them.
+    """Write weights by the Medusa authors' names, and the config.json that describes them.
 
-    extras, others: as for `save_heads`. where: what the weights are, for messages. The files appear together: an
-    interruption leaves the old ones. Raises HeadsError when a weight is not finite or the weights do not fit together.
+    The files appear together: an interrupted process leaves the old ones.
+
+    Args:
+        tensors: The weights, which keep their type.
+        folder: The folder to write to.
+        extras: As for `save_heads`.
+        where: What the weights are, for messages.
+        others: As for `save_heads`.
+
+    Raises:
+        HeadsError: A weight is not finite, or the weights do not fit together.
     """
     facts = infer_architecture({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
     check_values(tensors, where)
@@ -73,20 +88,30 @@ def write_tensors(
         **extras,
     }
     with atomic_write_files(Path(folder)) as new:
-        # One key, since the order of several would change from run to run
-        data = safetensors.torch.save(_apart(tensors), metadata={"format": "pt"})
-        (new / WEIGHTS_NAME).write_bytes(data)  # save_file makes it readable for its owner alone
+        # one key only: the order of several would change from run to run
+        data = safetensors.torch.save(_unshare_memory(tensors), metadata={"format": "pt"})
+        (new / WEIGHTS_NAME).write_bytes(data)  # save_file would make it readable for its owner only
         for name, content in {CONFIG_NAME: config, **(others or {})}.items():
             write_json(new / name, content)
 
 
 def load_heads(source: str | Path, hidden_size: int, vocab_size: int, tokens: int | None = None) -> MedusaHeads:
-    """Load the heads of a folder or hub name ('owner/name') in fp32, for a decoder of these sizes.
+    """Load heads of any published layout in fp32, for use with a decoder.
 
-    Any published layout (see `layouts`). Everything about the heads follows from their weights; a config.json that
-    says otherwise is warned of (UserWarning). lm_heads of a vocabulary that is padded differently are fitted (see
-    `padding`). tokens: how many tokens the model's tokenizer has, None where that is not known. Raises HeadsError for
-    everything that cannot be these heads: see `stored`, `facts` and `chosen`.
+    The architecture follows from the weights; a config.json that differs causes a UserWarning. lm_heads of a vocabulary
+    that is padded to another size are fitted, see `vocabulary_padding`.
+
+    Args:
+        source: A folder, or a hub name `owner/name` or `owner/name@revision`.
+        hidden_size: Hidden size of the decoder.
+        vocab_size: Vocabulary size of the decoder.
+        tokens: Number of tokens of the model's tokenizer, `None` if it is not known.
+
+    Returns:
+        The heads, in evaluation mode.
+
+    Raises:
+        HeadsError: There are no heads, they are damaged, or they belong to another model.
     """
     stored = find_heads(source)
     facts = stored_architecture(stored)
@@ -111,16 +136,17 @@ def load_heads(source: str | Path, hidden_size: int, vocab_size: int, tokens: in
 
 
 def read_tensors(stored: StoredHeads) -> dict[str, Tensor]:
-    """Read the heads' weights by the authors' names, and nothing else of the files; biases left out are zeros.
+    """Read the heads' weights by the authors' names, and no other tensors; biases that are left out are zeros.
 
-    Raises HeadsError for a damaged file.
+    Raises:
+        HeadsError: A file is damaged.
     """
     tensors = read_weights({name: entry for name, entry in stored.entries.items() if entry})
     return add_zero_biases(tensors, stored.entries)
 
 
 def read_weights(entries: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
-    """Read single weights out of safetensors files; raise HeadsError for a damaged file."""
+    """Read single tensors from safetensors files; raise HeadsError for a damaged file."""
     tensors: dict[str, Tensor] = {}
     for path in sorted({entry.file for entry in entries.values()}):
         try:
@@ -128,18 +154,18 @@ def read_weights(entries: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
                 held = {name: entry.name for name, entry in entries.items() if entry.file == path}
                 tensors |= {name: file.get_tensor(stored) for name, stored in held.items()}
         except (safetensors.SafetensorError, ValueError) as error:
-            raise HeadsError(f"{path}: damaged safetensors file ({error}); fetch or make it again") from error
+            raise HeadsError(f"{path}: damaged safetensors file ({error}); download or make it again") from error
     return tensors
 
 
 def add_zero_biases(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """Add the biases among `names` that a layout leaves out: zeros, one for each row of their linear's weight."""
+    """Add the biases among `names` that a layout leaves out: one zero per row of the linear's weight."""
     weights = {name: tensors[name.removesuffix("bias") + "weight"] for name in names if name not in tensors}
     return {**tensors, **{name: torch.zeros(len(weight), dtype=weight.dtype) for name, weight in weights.items()}}
 
 
 def select_draft_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cut lm_heads that hold rows for all tokens, (V, H), to those that the token_map names, (D, H), in its order."""
+    """Select from lm_heads with a row per token, (V, H), the rows that the token_map names, (D, H), in its order."""
     token_map = tensors.get(MAP_NAME)
     if token_map is None:
         return dict(tensors)
@@ -148,21 +174,24 @@ def select_draft_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_taps(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Return the decoder layers that heads with these weights tap, in order."""
+    """Return the decoder layers that the heads tap, in order."""
     return tuple(tensors[TAPS_NAME].tolist()) if TAPS_NAME in tensors else ()
 
 
 def check_values(tensors: Mapping[str, Tensor], where: str, scored: int | None = None) -> None:
-    """Raise HeadsError unless weights are finite and taps and a token_map's ids are as `check_indices` wants them."""
+    """Raise HeadsError unless all weights are finite, and taps and token_map pass `check_indices`."""
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise HeadsError(f"{where}: {name} holds NaN or infinite values; expected finite weights. Train again")
+            raise HeadsError(
+                f"{where}: {name} holds NaN or infinite values; expected finite weights: train or "
+                "download the heads again"
+            )
     taps, token_map = (tensors.get(name, torch.zeros(0, dtype=torch.int64)).numpy() for name in (TAPS_NAME, MAP_NAME))
     check_indices(taps, token_map, where, scored)
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give each weight memory of its own, as safetensors wants it: one lm_head may stand under many names."""
+def _unshare_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give each weight its own memory, as safetensors requires: one lm_head may have many names."""
     apart: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Taps: decoder layers whose input, after its norm, the heads see behind the last hidden state."""
+"""Taps: decoder layers whose normalised input the heads see in addition to the last hidden state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_taps(taps: tuple[int, ...], layers: int, whose: str) -> None:
-    """Raise HeadsError for a tap that is none of the decoder's `layers`; `whose` taps they are begins the message."""
+    """Raise HeadsError for a tap outside the decoder's `layers`; the message begins with `whose` taps they are."""
     if wrong := [layer for layer in taps if not 0 <= layer < layers]:
         raise HeadsError(
             f"{whose}: no decoder layer {wrong[0]} to tap, the model's are 0 to {layers - 1}; "
@@ -23,9 +23,10 @@ def check_taps(taps: tuple[int, ...], layers: int, whose: str) -> None:
 
 @contextmanager
 def capture_taps(model: Any, taps: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
-    """Catch, while the block runs, what the decoder's layers `taps` read: their input after its norm, (B, T, H).
+    """Capture the normalised inputs of the decoder's layers `taps`, (B, T, H) each, while the block runs.
 
-    Raises HeadsError for a layer that the decoder lacks, and for a decoder without norms in front of its attention.
+    Raises:
+        HeadsError: The decoder has no such layer, or no norm before its attention.
     """
     layers: Any = model.base_model.layers
     check_taps(taps, len(layers), "heads")

@@ -1,9 +1,9 @@
-"""When heads' own lm_heads and a model's vocabulary differ in length by padding alone, and what is done about it.
+"""Fits heads' own lm_heads to a model whose vocabulary is padded to another size.
 
-Publishers round vocabularies up, so that matrices have convenient sizes, and not always to the same multiple: Qwen 2.5
-has 151,936 rows in small models and 152,064 in large ones, for the same 151,665 tokens. Rows of padding score tokens
-that nobody uses. All other differences mean another vocabulary. Heads with more rows than the model are believed to be
-padded to small multiples only: 32,768 rows are another tokenizer's, not 32,000 tokens rounded up to 1,024.
+Publishers round vocabularies up to convenient sizes, and not always to the same multiple: Qwen 2.5 has 151,936 rows in
+small models and 152,064 in large ones, for the same 151,665 tokens. The additional rows score tokens that are never
+used. Any other difference means another vocabulary. Heads with more rows than the model count as padded to small
+multiples only: 32,768 rows belong to another tokenizer, not to 32,000 tokens rounded up to a multiple of 1,024.
 """
 
 from __future__ import annotations
@@ -20,22 +20,29 @@ if TYPE_CHECKING:
 
     from medusa_exporter.heads.architecture import HeadArchitecture
 
-MULTIPLES = (64, 128, 256, 512, 1024)  # that vocabularies are rounded up to
+MULTIPLES = (64, 128, 256, 512, 1024)  # vocabularies are rounded up to one of these
 LM_HEAD = re.compile(r"\d+\.\d+\.weight")
-LARGEST_CUT = 256  # of MULTIPLES, for heads that have more rows than the model
+LARGEST_CUT = 256  # the largest of MULTIPLES for heads that have more rows than the model
 
 
 def is_padding(rows: int, vocab_size: int) -> bool:
-    """Whether heads' rows and a vocabulary differ by rounding up: one is the other, up to a multiple of MULTIPLES."""
+    """Return whether the rows of an lm_head and a vocabulary differ only by rounding up to one of `MULTIPLES`."""
     small, large = sorted((rows, vocab_size))
     most = LARGEST_CUT if rows > vocab_size else MULTIPLES[-1]
     return any(large % multiple == 0 and large - small < multiple <= most for multiple in MULTIPLES)
 
 
 def check_lm_head_rows(rows: int, vocab_size: int, source: object, tokens: int | None = None) -> None:
-    """Raise HeadsError unless lm_heads of `rows` score the tokens of a vocabulary of `vocab_size`, padding aside.
+    """Check that an lm_head has a row for every token of a vocabulary, apart from padding.
 
-    tokens: how many tokens the model's tokenizer has, None where that is not known.
+    Args:
+        rows: Rows of the lm_head.
+        vocab_size: Vocabulary size of the model.
+        source: The heads, for messages.
+        tokens: Number of tokens of the model's tokenizer, `None` if it is not known.
+
+    Raises:
+        HeadsError: The lm_head belongs to another vocabulary.
     """
     if rows == vocab_size:
         return
@@ -53,7 +60,7 @@ def check_lm_head_rows(rows: int, vocab_size: int, source: object, tokens: int |
 
 
 def scored_tokens(facts: HeadArchitecture, vocab_size: int) -> int:
-    """How many of a model's tokens, from 0 on, heads can score: all but those that their lm_heads have no row for."""
+    """Return how many of a model's tokens, from 0 on, heads can score: those that their lm_heads have a row for."""
     whole = facts.own_lm_head_size not in (None, facts.draft_vocabulary)
     return min(vocab_size, facts.own_lm_head_size or vocab_size) if whole else vocab_size
 
@@ -61,8 +68,8 @@ def scored_tokens(facts: HeadArchitecture, vocab_size: int) -> int:
 def fit_lm_heads(tensors: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
     """Fit lm_heads that have a row for every token, (R, H), to a model of V tokens.
 
-    R > V: the rows of padding are cut. R < V: what is missing is the padding; the heads get a token_map of the R
-    tokens that they score, since a row of zeros could become a candidate. Heads with a token_map stay as they are.
+    If R > V, the rows of padding are cut. If R < V, only padding is missing, and the heads get a token_map of the R
+    tokens that they score, because rows of zeros could become candidates. Heads with a token_map stay as they are.
     """
     import torch
 

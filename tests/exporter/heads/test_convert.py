@@ -43,7 +43,7 @@ def base(tmp_path):
 
 @pytest.mark.parametrize("part", ["", "medusa_lm_head.pt"])
 def test_v01_pickles(v01, tmp_path, part):
-    with pytest.warns(UserWarning, match=r"v01/config.json: medusa_num_heads is 2, but weights and model say 3"):
+    with pytest.warns(UserWarning, match=r"v01/config.json: medusa_num_heads is 2, but by weights and model it is 3"):
         convert(v01 / part, tmp_path / "out")
     check(load_heads(tmp_path / "out", H, V), linears(2), lm_heads())
     tensors, config = written(tmp_path / "out")
@@ -149,7 +149,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     write(source, published.authors(2))
     convert(source, target, force=True)
     assert load_heads(target, H, V).layers == 2
-    with pytest.raises(HeadsError, match="the heads to convert lie there"):
+    with pytest.raises(HeadsError, match="the heads to convert are in this folder"):
         convert(source, source, force=True)
 
 
@@ -169,7 +169,7 @@ class Hostile:
         ({"0.0.linear.weight": torch.zeros(1).expand(2**20, 2**20)}, "not a plain tensor"),
         ({"0.0.linear.weight": torch.zeros(H, H).to_sparse()}, "not a plain tensor"),
         ({"0.0.linear.weight": torch.zeros(H, H, device="meta")}, "not a plain tensor"),
-        ({"anything": torch.zeros(1)}, "no head in it: got 'anything'"),
+        ({"anything": torch.zeros(1)}, "contains no heads: got 'anything'"),
         (published.authors() | {"0.0.linear.bias": torch.zeros(H).double()}, "stored as torch.float64"),
         (published.authors() | {"token_map": torch.zeros(2)}, "token_map is stored as torch.float32"),
         (published.authors() | {"0.0.linear.bias": torch.full((H,), torch.nan)}, "NaN"),
@@ -214,7 +214,7 @@ def test_the_command_says_what_it_found(tmp_path, base):
 
 def test_a_config_that_disagrees_is_told_in_one_line(v01, tmp_path):
     result = CliRunner().invoke(command, ["convert", str(v01), "-o", str(tmp_path / "out")], catch_exceptions=False)
-    said = "medusa_num_heads is 2, but weights and model say 3; the weights win"
+    said = "medusa_num_heads is 2, but by weights and model it is 3, which is used"
     assert result.stderr == f"warning: {v01 / 'config.json'}: {said}\n"
 
 

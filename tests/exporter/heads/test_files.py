@@ -45,9 +45,9 @@ def test_without_an_index_all_safetensors_are_looked_at(merged):
         ('{"weight_map": {"medusa_head.0.0.linear.weight": 3}}', "no weight_map from weights to files"),
         ('{"weight_map": {"medusa_head.0.0.linear.weight": "../b.safetensors"}}', "'../b.safetensors' as a shard"),
         ('{"weight_map": {"medusa_head.0.0.linear.weight": "b.bin"}}', "'b.bin' as a shard"),
-        ('{"weight_map": {"medusa_head.0.0.linear.weight": "c.safetensors"}}', "c.safetensors, which is not there"),
-        ('{"weight_map": {"medusa_head.0.0.linear.weight": "a.safetensors"}}', "no head in it"),
-        ('{"weight_map": {"lm_head.weight": "a.safetensors"}}', "no head in it: got 'lm_head.weight'"),
+        ('{"weight_map": {"medusa_head.0.0.linear.weight": "c.safetensors"}}', "c.safetensors, which is missing"),
+        ('{"weight_map": {"medusa_head.0.0.linear.weight": "a.safetensors"}}', "contains no heads"),
+        ('{"weight_map": {"lm_head.weight": "a.safetensors"}}', "contains no heads: got 'lm_head.weight'"),
     ],
 )
 def test_an_index_that_is_wrong_is_refused(merged, index, message):

@@ -117,15 +117,15 @@ def test_vllm_with_the_original_lm_head(tmp_path, name):
 @pytest.mark.parametrize(
     ("tensors", "config", "message"),
     [
-        (published.authors(), {"medusa_num_heads": 2}, "medusa_num_heads is 2, but weights and model say 3"),
+        (published.authors(), {"medusa_num_heads": 2}, "medusa_num_heads is 2, but by weights and model it is 3"),
         (
             published.authors(prefix="medusa_heads."),
             {"medusa": {"num_medusa_heads": 5}},
             "medusa.num_medusa_heads is 5",
         ),
         (published.tensorrt_llm(), {"num_medusa_layers": 2}, "num_medusa_layers is 2"),
-        (published.vllm(), {"num_hidden_layers": 4}, "num_hidden_layers is 4, but weights and model say 1"),
-        (published.vllm(), {"truncated_vocab_size": 5}, "truncated_vocab_size is 5, but weights and model say 11"),
+        (published.vllm(), {"num_hidden_layers": 4}, "num_hidden_layers is 4, but by weights and model it is 1"),
+        (published.vllm(), {"truncated_vocab_size": 5}, "truncated_vocab_size is 5, but by weights and model it is 11"),
     ],
 )
 def test_the_weights_win_over_each_layouts_config(tmp_path, tensors, config, message):
@@ -145,7 +145,7 @@ def test_keys_that_are_null_or_the_decoders_are_not_compared(tmp_path):
     [
         ({"speculator.emb.0.weight": torch.zeros(V, H)}, "MLP speculator.*cannot be expressed"),
         ({"midlayer.mlp.up_proj.weight": torch.zeros(H, H), "fc.weight": torch.zeros(H, 2 * H)}, "EAGLE"),
-        (published.decoder(), "no head in it: got 'lm_head.weight'.*'medusa_head.0.0.linear.weight'"),
+        (published.decoder(), "contains no heads: got 'lm_head.weight'.*'medusa_head.0.0.linear.weight'"),
         (published.authors() | published.vllm(), "Medusa authors' layout.* and vLLM's layout at once"),
         (published.vllm() | {"lm_head.weight": torch.zeros(V, H)}, "expected one of a kind"),
         (published.vllm() | {"token_map": TOKENS, "medusa_heads.token_map": TOKENS}, "expected one of a kind"),

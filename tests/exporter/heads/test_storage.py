@@ -108,7 +108,7 @@ def test_own_lm_heads_must_cover_the_draft_vocabulary(tmp_path):
 
 def test_a_config_with_another_draft_vocabulary_is_warned_of(folder):
     (folder / "config.json").write_text('{"draft_vocabulary": 5}')
-    with pytest.warns(UserWarning, match="draft_vocabulary is 5, but weights and model say 11"):
+    with pytest.warns(UserWarning, match="draft_vocabulary is 5, but by weights and model it is 11"):
         storage.load_heads(folder, H, V)
 
 
@@ -129,7 +129,7 @@ def test_the_names_and_the_config_are_the_published_ones(folder):
 
 def test_weights_win_over_a_config_that_disagrees(folder):
     (folder / "config.json").write_text('{"medusa_num_heads": 5}')
-    with pytest.warns(UserWarning, match="medusa_num_heads is 5, but weights and model say 3"):
+    with pytest.warns(UserWarning, match="medusa_num_heads is 5, but by weights and model it is 3"):
         assert storage.load_heads(folder, H, V).heads == 3
     (folder / "config.json").unlink()
     assert storage.load_heads(folder, H, V).heads == 3

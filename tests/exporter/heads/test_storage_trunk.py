@@ -62,5 +62,5 @@ def test_a_trunk_or_taps_that_do_not_fit_are_refused(tmp_path, change, message):
 def test_a_config_with_other_taps_is_warned_of(tmp_path):
     storage.save_heads(MedusaHeads(H, 2, 1, taps=(5, 2)), tmp_path, EXTRAS)
     (tmp_path / "config.json").write_text('{"medusa_taps": [2, 5]}')
-    with pytest.warns(UserWarning, match=r"medusa_taps is \[2, 5\], but weights and model say \[5, 2\]"):
+    with pytest.warns(UserWarning, match=r"medusa_taps is \[2, 5\], but by weights and model it is \[5, 2\]"):
         assert storage.load_heads(tmp_path, H, V).taps == (5, 2)
