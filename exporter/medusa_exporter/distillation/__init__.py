@@ -1,1 +1,1 @@
-"""Self-distillation: the model writes the text that its heads learn from."""
+"""Self-distillation: the model writes the text that its heads are trained on."""

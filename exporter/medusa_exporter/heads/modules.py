@@ -1,6 +1,6 @@
-"""What Medusa heads compute: ResBlocks on the decoder's last hidden state, then an lm_head.
+"""The PyTorch module of Medusa heads: ResBlocks on the decoder's last hidden state, then an lm_head.
 
-Shapes: N positions, K heads, H hidden size, V vocabulary, D draft vocabulary (D = V where there is no token_map),
+Shapes: N positions, K heads, H hidden size, V vocabulary, D draft vocabulary (D = V without a token_map),
 S what the heads see of a position: H, and H more for each tap.
 """
 
@@ -17,25 +17,36 @@ Conditioning = Literal["none", "root"]
 
 
 class MedusaHeads(torch.nn.Module):
-    """K heads whose parameters are stacked, so that all heads run as one batched product.
+    """K heads whose parameters are stacked, so that all heads run as one batched matrix multiplication.
 
-    Head k (0-based) at position t guesses token t+2+k; the decoder's own head guesses t+1. Each head is
+    Head k (0-based) at position t predicts token t+2+k; the decoder's own lm_head predicts t+1. Each head is
     `layers` ResBlocks x + SiLU(W x + b) and an lm_head: p = softmax(W2 (SiLU(W1 h) + h)), Medusa paper
     (arXiv 2401.10774) section 2.1.1. With conditioning "root" the first ResBlock's linear takes [h ; E], where E
     is the embedding of token t+1, while its residual adds h alone.
 
-    Two options beyond the paper. taps: decoder layers whose input, after its norm, the heads see behind h. trunk: width
-    of one gated block before all heads' ResBlocks, x + W3 (SiLU(W1 v) * W2 v) (SwiGLU, arXiv 2002.05202), where v is
-    all that is seen: [h ; taps ; E]; the ResBlocks then see x alone.
+    Two options go beyond the paper. With taps the heads see the normalised inputs of some decoder layers after h. A
+    trunk is one gated block before all heads' ResBlocks, x + W3 (SiLU(W1 v) * W2 v) (SwiGLU, arXiv 2002.05202), where v
+    is everything that is seen: [h ; taps ; E]; the ResBlocks then see its output alone.
 
-    hidden_size: H of the decoder. heads: K. layers: ResBlocks per head, at least one. own_lm_head_size: D when
-    each head has an lm_head of its own, None when the decoder's is shared. token_map: (D,) int64, the token that each
-    row of the lm_head scores, distinct and in any order; None when row and token are the same.
-    All parameters but the trunk's W1 and W2 start at zero; with a shared lm_head each head thus starts as the decoder's
-    own distribution. While the module is in training mode, `dropout` of the gated block's inner units and of what each
-    ResBlock adds is left out.
-    Raises ValueError for sizes below one, taps that repeat, an unknown conditioning, a token_map that is none, or an
-    own_lm_head_size other than the token_map's.
+    All parameters but the trunk's W1 and W2 start at zero; with a shared lm_head each head thus starts with the
+    decoder's own distribution.
+
+    Args:
+        hidden_size: Hidden size of the decoder, H.
+        heads: Number of heads, K.
+        layers: ResBlocks per head, at least 1.
+        conditioning: "root" if the heads see the embedding of token t+1, else "none".
+        own_lm_head_size: D if each head has its own lm_head, `None` if the decoder's is shared.
+        token_map: (D,) int64, the token that each row of the lm_head scores, distinct and in any order; `None` if row
+            and token are the same.
+        taps: Decoder layers whose normalised input the heads see.
+        trunk: Width of the gated block, 0 for none.
+        dropout: Dropout probability in training mode, applied to the inner units of the gated block and to what each
+            ResBlock adds.
+
+    Raises:
+        ValueError: A size is below one, taps repeat, the conditioning is unknown, the token_map is invalid, or
+            own_lm_head_size differs from its length.
     """
 
     token_map: Tensor | None
@@ -69,7 +80,7 @@ class MedusaHeads(torch.nn.Module):
         self.input_size = hidden_size * (1 + len(taps))  # S
         seen = self.input_size + (hidden_size if conditioning == "root" else 0)
         inputs = [hidden_size if trunk else seen] + [hidden_size] * (layers - 1)
-        # input-major: x @ weight needs no transpose
+        # (in, out), so that x @ weight needs no transpose
         self.weights = torch.nn.ParameterList([torch.zeros(heads, size, hidden_size) for size in inputs])
         self.biases = torch.nn.ParameterList([torch.zeros(heads, 1, hidden_size) for _ in inputs])
         if trunk:
@@ -83,14 +94,19 @@ class MedusaHeads(torch.nn.Module):
 
     @property
     def draft_vocabulary(self) -> int | None:
-        """How many tokens the heads score (D), None for all."""
+        """Return how many tokens the heads score (D), `None` for all."""
         return None if self.token_map is None else self.token_map.numel()
 
     def features(self, hidden: Tensor, root_embedding: Tensor | None = None) -> Tensor:
-        """Run trunk and ResBlocks: hidden (N, S), h after the final norm and the taps behind it -> (K, N, H).
+        """Run trunk and ResBlocks.
 
-        root_embedding (N, H): the embedding of token t+1 as the decoder's first layer receives it; needed with
-        conditioning "root" and ignored without.
+        Args:
+            hidden: (N, S), the hidden state after the final norm, followed by the taps.
+            root_embedding: (N, H), the embedding of token t+1 as the decoder's first layer receives it; needed with
+                conditioning "root", otherwise ignored.
+
+        Returns:
+            Features of each head (K, N, H).
         """
         rows, seen = hidden[:, : self.hidden_size], hidden
         if self.conditioning == "root":
@@ -108,10 +124,15 @@ class MedusaHeads(torch.nn.Module):
         return F.dropout(units, self.dropout) if self.training and self.dropout else units
 
     def logits(self, features: Tensor, lm_head: Callable[[Tensor], Tensor]) -> Tensor:
-        """Turn features (K, N, H) into logits (K, N, D); where the lm_head is shared, of the first K heads only.
+        """Turn features into logits; if the lm_head is shared, features of the first heads alone are accepted.
 
-        `lm_head`, (rows, H) -> (rows, D), serves where the heads have none of their own. With a token_map it is to give
-        one column for each of its tokens, in its order.
+        Args:
+            features: (K, N, H).
+            lm_head: The decoder's lm_head, (rows, H) -> (rows, D), used if the heads have none of their own. With a
+                token_map it returns one column for each of its tokens, in its order.
+
+        Returns:
+            Logits (K, N, D).
         """
         if self.own_lm_head is not None:
             return features @ self.own_lm_head
@@ -126,10 +147,17 @@ class MedusaHeads(torch.nn.Module):
         top_k: int,
         used: int | None = None,
     ) -> Tensor:
-        """Return each head's `top_k` likeliest tokens, best first: (N, K, top_k) int64, token ids of the decoder.
+        """Return the most likely tokens of each head.
 
-        `lm_head` as in `logits`; `top_k` is at most D. used: the first so many heads are wanted; where they share an
-        lm_head no others are scored, and K becomes that.
+        Args:
+            hidden: As for `features`.
+            root_embedding: As for `features`.
+            lm_head: As for `logits`.
+            top_k: How many tokens per head, at most D.
+            used: Only the first `used` heads are needed; if they share an lm_head, only these are computed.
+
+        Returns:
+            Token ids of the decoder (N, K, top_k) int64, the most likely one first.
         """
         features = self.features(hidden, root_embedding)
         if used is not None and self.own_lm_head is None:

@@ -1,1 +1,1 @@
-"""Heads are trained on a frozen decoder, and judged."""
+"""Trains heads on a frozen decoder, and evaluates them."""

@@ -1,4 +1,4 @@
-"""How well heads guess: the rank of the true token under each head."""
+"""Measures the accuracy of heads: the rank of the true token among the predictions of each head."""
 
 from __future__ import annotations
 
@@ -23,9 +23,18 @@ Hits = npt.NDArray[np.int16]
 
 @torch.no_grad()
 def measure_hits(heads: MedusaHeads, model: Any, found: Positions) -> Hits:
-    """Return hits (P, K): the rank (0-based) at which each head held its target, -1 beyond 64 ranks, -2 for no target.
+    """Rank each target among the predictions of its head.
 
-    Of equally likely tokens the one of lower id counts as the better. A target outside the draft vocabulary is -1.
+    Of equally likely tokens the one with the lower id ranks higher. For example, a target that is the third most likely
+    token of head 1 at position 7 gives `hits[7, 1] == 2`.
+
+    Args:
+        heads: The heads.
+        model: The decoder.
+        found: P positions with K targets each.
+
+    Returns:
+        Ranks (P, K) from 0; -1 for a rank of 64 or more or a target outside the draft vocabulary, -2 for no target.
     """
     embedding = model.get_input_embeddings()
     device, dtype = found.root.device, found.hidden.dtype
@@ -53,12 +62,12 @@ def measure_hits(heads: MedusaHeads, model: Any, found: Positions) -> Hits:
 
 
 def accuracies(hits: Hits) -> dict[str, list[float]]:
-    """`top_accuracy` by ACCURACY_RANKS, under the names that reports use: top1, top5, top10."""
+    """Return `top_accuracy` at 1, 5 and 10 ranks, by the names that reports use: top1, top5, top10."""
     return {f"top{ranks}": top_accuracy(hits, ranks) for ranks in ACCURACY_RANKS}
 
 
 def top_accuracy(hits: Hits, ranks: int) -> list[float]:
-    """Per head, the share of targets among its `ranks` likeliest tokens; 0 for a head without targets."""
+    """Return for each head the share of targets among its `ranks` most likely tokens; 0 for a head without targets."""
     counted = np.maximum((hits != -2).sum(axis=0), 1)
     good = ((hits >= 0) & (hits < ranks)).sum(axis=0)
     return [round(float(share), 4) for share in good / counted]

@@ -1,6 +1,7 @@
-"""The draft vocabulary: the few tokens that heads score, and what tokens are in its terms.
+"""The draft vocabulary: the most frequent tokens of a data set, which are the only ones that heads score.
 
-D tokens of V; `token_map` (D,) int64 says which (vLLM's name), rising.
+`token_map` (vLLM's name) lists the ids of its D tokens in increasing order. With token_map [5, 9, 40], row 1 of the
+heads' lm_head scores token 9.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from torch import Tensor
 from medusa_exporter.distillation.dataset import Array, DataError, DataSet
 from medusa_exporter.heads.modules import MedusaHeads
 
-OUTSIDE = -2  # in place of a row: no head scores this token
+OUTSIDE = -2  # row of a token that no head scores
 
 
 def most_frequent(data: DataSet, size: int) -> Tensor:
-    """Return the `size` tokens most frequent in the answers of `data`, rising: (D,) int64.
+    """Return the ids of the `size` most frequent tokens in the answers of `data`, increasing: (D,) int64.
 
-    Of equally frequent tokens the lower id is taken. Raises DataError unless size is between 1 and the vocabulary's.
+    Of equally frequent tokens the lower id is chosen.
+
+    Raises:
+        DataError: `size` is not between 1 and the size of the vocabulary.
     """
     if not 1 <= size <= data.facts.vocab_size:
         raise DataError(f"a draft vocabulary of {size} tokens; expected 1 to the model's {data.facts.vocab_size}")
@@ -29,14 +33,14 @@ def most_frequent(data: DataSet, size: int) -> Tensor:
 
 
 def coverage(data: DataSet, token_map: Array) -> float:
-    """The share of the answers' tokens that are in `token_map`."""
+    """Return the share of the answers' tokens that are in `token_map`."""
     return float(np.isin(data.tokens[data.answer], token_map).mean())
 
 
 def draft_lm_head(model: Any, heads: MedusaHeads) -> Tensor:
     """Return the decoder's lm_head, (V, H), or its rows of the draft vocabulary, (D, H).
 
-    It is multiplied by what the decoder multiplies its logits by, so that heads learn the decoder's own distribution.
+    It includes the factor by which the decoder scales its logits, so that heads learn the decoder's own distribution.
     """
     weight: Tensor = model.get_output_embeddings().weight.detach()
     weight = weight if heads.token_map is None else weight[heads.token_map.to(weight.device)].contiguous()
@@ -45,13 +49,13 @@ def draft_lm_head(model: Any, heads: MedusaHeads) -> Tensor:
 
 
 def _logit_factor(config: Any) -> float:
-    """What a decoder multiplies its lm_head's scores by: Cohere's logit_scale, one over Granite's logits_scaling."""
+    """Return the factor of a decoder's logits: Cohere's logit_scale, or one over Granite's logits_scaling."""
     scale, scaling = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
     return float(scale or 1) / float(scaling or 1)
 
 
 def tokens_to_rows(heads: MedusaHeads, targets: Tensor, vocab_size: int) -> Tensor:
-    """Turn token ids into the rows of the heads' lm_head that score them, OUTSIDE for none; what is negative stays."""
+    """Map token ids to rows of the heads' lm_head, `OUTSIDE` for tokens without one; negative values stay."""
     targets = targets.long()
     if heads.token_map is None:
         return targets

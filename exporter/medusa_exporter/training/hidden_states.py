@@ -1,4 +1,4 @@
-"""The frozen decoder as heads see it: its identity, its hidden states, and what each head should have said."""
+"""Runs the frozen decoder over a data set and collects hidden states and the target token of each head."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from medusa_exporter.heads.taps import capture_taps
 from medusa_exporter.training.model_digest import is_distilled_from
 from medusa_exporter.training.state_storage import allocate_states
 
-IGNORED = -100  # a target that does not count: past the end of its row, or not the model's own token
+IGNORED = -100  # target that does not count: past the end of its row, or not part of an answer
 TOKENS_PER_PASS = {"cuda": 65_536, "cpu": 2_048}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Positions:
-    """P positions t of a data set, those whose next token is an answer's.
+    """P positions t of a data set whose next token belongs to an answer.
 
-    hidden (P, S): what heads see of t, the decoder's state after the final norm and, behind it, the tapped states; it
-    may lie elsewhere than the rest (`states.allocate_states`), on which device `root` is. root (P,) int32: token t+1.
-    targets (P, K) int32: token t+2+k for head k, or IGNORED. row (P,) int32, on the CPU: the row of the data set.
-    place (P,) int64: t, counted over all rows.
+    Attributes:
+        hidden: (P, S) what the heads see of t: the hidden state after the final norm, followed by the tapped states. It
+            may be stored on another device than the rest, see `state_storage.allocate_states`.
+        root: (P,) int32, token t+1.
+        targets: (P, K) int32, token t+2+k for head k, or `IGNORED`.
+        row: (P,) int32, on the CPU, the row of the data set.
+        place: (P,) int64, t counted over all rows.
     """
 
     hidden: Tensor
@@ -44,7 +47,7 @@ class Positions:
 
 
 def pick_device(name: str) -> str:
-    """Resolve 'auto' to 'cuda' where there is one, else 'cpu'; raise UnsupportedModelError for a device that is not."""
+    """Resolve 'auto' to 'cuda' if there is a GPU, else 'cpu'; raise UnsupportedModelError for a missing GPU."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if torch.device(name).type == "cuda" and not torch.cuda.is_available():
@@ -53,7 +56,7 @@ def pick_device(name: str) -> str:
 
 
 def pick_dtype(name: str, device: str) -> torch.dtype:
-    """Resolve 'auto' to bfloat16 on a GPU and float32 on a CPU; other names are DTYPES' keys."""
+    """Resolve 'auto' to bfloat16 on a GPU and float32 on a CPU; other names are keys of `DTYPES`."""
     return DTYPES[("bfloat16" if device.startswith("cuda") else "float32") if name == "auto" else name]
 
 
@@ -75,23 +78,34 @@ def collect_positions(
     label: str = "hidden states",
     disk: Path | None = None,
 ) -> Positions:
-    """Run the decoder once over all rows and keep the states of the positions that count.
+    """Run the decoder once over all rows and store the states of the positions that count, in the model's dtype.
 
-    taps: decoder layers whose input, after its norm, is kept too. States are kept in the model's dtype, where they fit
-    (`states.allocate_states`). Raises CapacityError when they fit nowhere, DataError when no position counts and
-    HeadsError for a layer that the decoder lacks.
+    Args:
+        model: The decoder.
+        data: The data set.
+        heads: Number of heads, K.
+        taps: Decoder layers whose normalised input is stored too.
+        label: Label of the progress bar.
+        disk: Folder for a temporary file, if the states fit neither the device nor host memory.
+
+    Raises:
+        CapacityError: The states fit nowhere.
+        DataError: No position counts.
+        HeadsError: The decoder has no such layer.
     """
     places, root, targets, row = _answer_places(data, heads)
     if len(places) == 0:
         raise DataError("no answer of two tokens or more in these rows; expected some: distill more prompts")
     width, device = model.config.hidden_size * (1 + len(taps)), model.device
-    beside = root.itemsize + places.itemsize + targets.itemsize * heads
-    hidden = allocate_states(len(places), width, model.dtype, device, disk, beside)
+    extra = root.itemsize + places.itemsize + targets.itemsize * heads
+    hidden = allocate_states(len(places), width, model.dtype, device, disk, extra)
     bar = tqdm(total=len(data.tokens), unit="tok", unit_scale=True, desc=label, mininterval=1)
     with torch.no_grad(), bar, capture_taps(model, taps) as caught:
         for rows in _batches(data, TOKENS_PER_PASS[device.type]):
             lengths = np.diff(data.offsets)[rows]
-            ids = np.zeros((len(rows), int(lengths.max())), np.int64)  # padded on the right: causal, so never seen
+            ids = np.zeros(
+                (len(rows), int(lengths.max())), np.int64
+            )  # padded on the right, where causal attention does not look
             for line, index in zip(ids, rows, strict=True):
                 tokens, _ = data.row(index)
                 line[: len(tokens)] = tokens
@@ -99,8 +113,10 @@ def collect_positions(
             starts, stops = np.searchsorted(places, data.offsets[rows]), np.searchsorted(places, data.offsets[rows + 1])
             chosen = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
             line_start = np.repeat(np.arange(len(rows)) * ids.shape[1] - data.offsets[rows], stops - starts)
-            taken = torch.from_numpy(places[chosen] + line_start).to(device)
-            seen = [state.flatten(0, 1)[taken] for state in (states, *(caught[layer] for layer in taps))]  # (n, H) each
+            selected = torch.from_numpy(places[chosen] + line_start).to(device)
+            seen = [
+                state.flatten(0, 1)[selected] for state in (states, *(caught[layer] for layer in taps))
+            ]  # (n, H) each
             hidden[torch.from_numpy(chosen).to(hidden.device)] = torch.cat(seen, dim=-1).to(hidden.device)
             bar.update(int(lengths.sum()))
     on_device = [torch.from_numpy(array).to(device) for array in (root, targets, places)]
@@ -108,9 +124,11 @@ def collect_positions(
 
 
 def _answer_places(data: DataSet, heads: int) -> tuple[Any, Any, Any, Any]:
-    """Return places (P,) int64 in data.tokens, rising; root (P,) int32; targets (P, K) int32; row (P,) int32.
+    """Return places (P,) int64 in data.tokens, increasing; root (P,) int32; targets (P, K) int32; row (P,) int32.
 
-    A place t counts if token t+1 is an answer's, and token t+2 is too, in the same row: else no head has a target.
+    A place t counts if tokens t+1 and t+2 belong to an answer in the same row; otherwise no head has a target. For a
+    row [10, 11, 12, 13, 14] whose answer is [12, 13, 14] and two heads, places are 1 and 2, their roots 12 and 13, and
+    their targets [13, 14] and [14, IGNORED].
     """
     count = len(data.tokens)
     row = np.repeat(np.arange(data.rows, dtype=np.int32), np.diff(data.offsets))  # (T,)
@@ -130,7 +148,7 @@ def _answer_places(data: DataSet, heads: int) -> tuple[Any, Any, Any, Any]:
 
 
 def _batches(data: DataSet, budget: int) -> Iterator[Any]:
-    """Yield rows (n,) of like length, n times the longest within `budget` tokens; rows of less than 3 are left out."""
+    """Yield row numbers (n,) of similar length, n times the longest within `budget` tokens, without rows under 3."""
     lengths = np.diff(data.offsets)
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] >= 3]

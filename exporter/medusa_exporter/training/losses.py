@@ -1,4 +1,4 @@
-"""What each head is asked for: the token that came, or the decoder's own distribution there."""
+"""Losses of the heads: cross-entropy with the token that followed, or with the decoder's own distribution."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Targets = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
 def token_loss(features: Tensor, lm_head: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy with one token a position: target (n,) int64, rows of the lm_head."""
+    """Cross-entropy with one token per position: target (n,) int64, rows of the lm_head."""
     return F.cross_entropy(
         F.linear(features, lm_head), torch.where(valid, target, IGNORED), ignore_index=IGNORED, reduction="sum"
     )
 
 
 def kl_loss(features: Tensor, lm_head: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy with the decoder's distribution (KL but for a constant): target (n, H), its own hidden states."""
+    """Cross-entropy with the decoder's distribution, the KL divergence plus a constant: target (n, H) hidden states."""
     wanted = F.softmax(F.linear(target, lm_head).float(), dim=-1)
     each = -(wanted * F.log_softmax(F.linear(features, lm_head).float(), dim=-1)).sum(dim=-1)
     return torch.where(valid, each, 0.0).sum()
 
 
 def token_targets(heads: MedusaHeads, found: Positions, vocab_size: int) -> Targets:
-    """Targets for `token_loss`: tokens outside the draft vocabulary do not count."""
+    """Return the targets for `token_loss`; tokens outside the draft vocabulary do not count."""
     rows = tokens_to_rows(heads, found.targets, vocab_size).to(torch.int32)
 
     def targets(head: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def token_targets(heads: MedusaHeads, found: Positions, vocab_size: int) -> Targ
 
 
 def kl_targets(heads: MedusaHeads, found: Positions) -> Targets:
-    """Targets for `kl_loss`: the state 1 + head places on, where the same answer still goes on there."""
+    """Return the targets for `kl_loss`: the hidden state 1 + head places ahead, if it belongs to the same answer."""
 
     def targets(head: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
         ahead = (chosen + 1 + head).clamp(max=len(found) - 1)
@@ -63,10 +63,20 @@ def step_gradients(
     loss: Loss,
     decay: float,
 ) -> Tensor:
-    """Add the gradients of one batch to the heads' parameters; return each head's mean loss (K,).
+    """Add the gradients of one batch to the heads' parameters.
 
-    inputs: hidden (n, S) and the root's embedding (n, H). targets: one pair a head. Head k weighs decay ** k. Head by
-    head, so that one head's logits (n, D) are in memory at a time.
+    Heads are processed one after another, so that the logits (n, D) of only one head are in memory.
+
+    Args:
+        heads: The heads.
+        inputs: Hidden states (n, S), and the embeddings of the roots (n, H).
+        lm_head: The rows (D, H) that score tokens.
+        targets: The targets of each head and whether they count.
+        loss: The loss.
+        decay: The loss of head k is weighted with `decay ** k`.
+
+    Returns:
+        The mean loss of each head (K,).
     """
     hidden, root = inputs
     with torch.autocast(hidden.device.type, torch.bfloat16, enabled=hidden.dtype == torch.bfloat16):

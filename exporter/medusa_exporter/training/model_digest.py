@@ -1,4 +1,4 @@
-"""Which decoder a data set was distilled from: a digest over everything that makes its answers."""
+"""Hashes a decoder, so that a data set can be matched with the model that it was distilled from."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MARK = "weights:"  # before a digest over all weights; one without it is of the sizes and the first embedding rows alone
+MARK = "weights:"  # prefix of a digest over all weights; without it, it covers the sizes and first embedding rows only
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 _RULES = ("num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "sliding_window", "tie_word_embeddings")
 _ROPE = ("rope_type", "rope_theta", "factor")
-_THREADS = 4  # hashing lets other threads run
+_THREADS = 4  # hashing releases the GIL
 
 
 def model_digest(model: Any) -> str:
-    """Digest of the decoder's sizes, the rules of its layers and all its weights in bfloat16.
+    """Hash the decoder's sizes, the settings of its layers and all its weights in bfloat16.
 
-    It is the same whatever dtype the model runs in and wherever it lies. Each weight is hashed by itself, some at a
-    time, so that no more than these are copied.
+    The digest does not depend on the device or type that the model runs in. Weights are hashed one by one, a few at a
+    time, so that only these are copied.
     """
     facts = _values(model.config, (*_SIZES, *_RULES)) | {"rope": _rope(model.config)}
     named = sorted(model.named_parameters())
@@ -32,20 +32,20 @@ def model_digest(model: Any) -> str:
 
 
 def is_distilled_from(digest: str, model: Any) -> bool:
-    """Tell whether a data set's digest is the model's.
+    """Return whether a data set's digest is that of the model.
 
-    Data sets of earlier versions have a digest of less, which a fine-tune may share; they count where that agrees.
+    Digests of earlier versions cover less, so a fine-tuned model may share them; such a digest counts if it agrees.
     """
     return digest == (model_digest(model) if digest.startswith(MARK) else _embedding_digest(model))
 
 
 def covers_all_weights(digest: str) -> bool:
-    """Tell a digest over all weights from one of an earlier version."""
+    """Return whether a digest covers all weights; those of earlier versions do not."""
     return digest.startswith(MARK)
 
 
 def _embedding_digest(model: Any) -> str:
-    """What earlier versions wrote: sizes and the first 16 embedding rows."""
+    """Return the digest of earlier versions: sizes and the first 16 embedding rows."""
     facts = json.dumps(_values(model.config, _SIZES), sort_keys=True)
     rows = _bytes(model.get_input_embeddings().weight[:16])
     return hashlib.sha256(facts.encode() + rows).hexdigest()

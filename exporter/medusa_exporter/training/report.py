@@ -1,7 +1,7 @@
-"""How good heads are, and the trees that suit them, on rows kept back from training.
+"""Evaluates heads on rows kept back from training: accuracy, and the trees that give most tokens per step.
 
-Tokens per step are those of decoding these answers for real (`medusa_profiles.simulation`), which the positions' hits
-determine exactly.
+Tokens per step are exactly those of decoding the same answers (`medusa_profiles.simulation`), because the ranks of the
+targets determine which drafts are accepted.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from medusa_exporter.training.hidden_states import Positions, check_model, colle
 
 SIZES = (2, 4, 6, 8, 12, 16, 32, 64, 128)  # nodes, root included
 VOCABULARIES = (2_048, 4_096, 8_192, 16_384, 32_768)
-VOCABULARY_SIZES = (8, 64)  # nodes of the trees that a draft vocabulary is judged by
+VOCABULARY_SIZES = (8, 64)  # nodes of the trees that a draft vocabulary is evaluated with
 
 
 @dataclass(frozen=True)
 class TreeLine:
-    """One tree, fitted on one half of the answers: tokens per step on that half and on the other."""
+    """A tree that was fitted on one half of the answers: tokens per step on that half and on the other."""
 
     nodes: int
     depth: int
@@ -41,7 +41,7 @@ class TreeLine:
 
 @dataclass(frozen=True)
 class VocabularyLine:
-    """A smaller draft vocabulary: tokens per step that the trees of VOCABULARY_SIZES nodes lose."""
+    """A smaller draft vocabulary: how many tokens per step trees of `VOCABULARY_SIZES` nodes lose with it."""
 
     tokens: int
     lost: dict[int, float]
@@ -49,7 +49,17 @@ class VocabularyLine:
 
 @dataclass(frozen=True)
 class Report:
-    """Accuracy per head by ranks, the lines of the trees, and trees by nodes, fitted on all answers."""
+    """The evaluation of heads.
+
+    Attributes:
+        rows: Rows of the data set that were used.
+        positions: Positions in these rows.
+        greedy: Whether only greedy answers were used.
+        accuracy: Accuracy per head by ranks.
+        lines: Tokens per step of the best tree of each size.
+        vocabularies: What smaller draft vocabularies would lose.
+        trees: The best trees by number of nodes, fitted on all answers.
+    """
 
     rows: int
     positions: int
@@ -60,7 +70,7 @@ class Report:
     trees: dict[int, TreeProfile]
 
     def facts(self) -> dict[str, Any]:
-        """The report in JSON's terms, without the trees' paths."""
+        """Return the report for JSON, without the paths of the trees."""
         facts = asdict(self)
         del facts["trees"]
         facts["trees"] = facts.pop("lines")
@@ -68,10 +78,18 @@ class Report:
 
 
 def choose_rows(data: DataSet, hold_out: float | None, opened_by: Iterable[Turns] = ()) -> tuple[DataSet, bool]:
-    """Keep the rows held back (all with None); of these the greedy ones where there are any. Say if they are greedy.
+    """Select the rows to evaluate on.
 
-    opened_by: keep the conversations that these prompts open, where there are any. Raises DataError when no row is
-    left.
+    Args:
+        data: The data set.
+        hold_out: The share that training kept back, `None` for all rows.
+        opened_by: Select only conversations that start with one of these prompts, if there are any.
+
+    Returns:
+        The rows, only greedy ones if there are any, and whether they are greedy.
+
+    Raises:
+        DataError: No row is left.
     """
     chosen = data.held_back(hold_out) if hold_out is not None else np.ones(data.rows, bool)
     if groups := [group_of(turns[0]) for turns in opened_by]:
@@ -95,33 +113,42 @@ def report(
     hold_out: float | None = 0.02,
     opened_by: Iterable[Turns] = (),
 ) -> Report:
-    """Judge `heads` on `data`.
+    """Evaluate heads on a data set.
 
-    name: the model's. source: a line that says where trees come from. hold_out: the share that `train` held back, None
-    for all rows. opened_by: as in `choose_rows`. Raises DataError for another model's data or when nothing is left.
+    Args:
+        model: The decoder.
+        heads: Its heads.
+        data: A data set that was distilled from the decoder.
+        name: Name of the model.
+        source: A line that says where the trees come from.
+        hold_out: The share that training kept back, `None` for all rows.
+        opened_by: As for `choose_rows`.
+
+    Raises:
+        DataError: The data belongs to another model, or no row is left.
     """
     check_model(data, model, name)
     rows, greedy = choose_rows(data, hold_out, opened_by)
     found = collect_positions(model, rows, heads.heads, taps=heads.taps)
     hits, answers = measure_hits(heads, model, found), answers_of(found)
-    first = (rows.groups[found.row.numpy()] % np.uint64(2)) == 0  # by conversation, so that the halves are strangers
+    first = (rows.groups[found.row.numpy()] % np.uint64(2)) == 0  # by conversation, so that the halves are independent
     known = np.maximum(hits, -1)
-    lines = judge_trees(known, answers, first)
+    lines = evaluate_trees(known, answers, first)
     trees = fit_trees(known, answers, source)
     learnt = data.select(~data.held_back(hold_out)) if hold_out else data
-    judged = {nodes: trees[nodes] for nodes in VOCABULARY_SIZES if nodes in trees}
-    vocabularies = judge_vocabularies(model, heads, found, learnt, judged, known)
+    evaluated = {nodes: trees[nodes] for nodes in VOCABULARY_SIZES if nodes in trees}
+    vocabularies = evaluate_vocabularies(model, heads, found, learnt, evaluated, known)
     return Report(rows.rows, len(found), greedy, accuracies(hits), lines, vocabularies, trees)
 
 
 def answers_of(found: Positions) -> Array:
-    """Number the answers that positions belong to, (P,): each a run of neighbouring places."""
+    """Number the answers that positions belong to, (P,): places 4, 5, 6, 20, 21 give 0, 0, 0, 1, 1."""
     place = found.place.cpu().numpy()
     return np.cumsum(np.diff(place, prepend=place[:1]) != 1)
 
 
 def fit_trees(hits: Hits, answers: Array, source: str) -> dict[int, TreeProfile]:
-    """Fit the best tree of each size on hits (P, K); sizes for which there are too few samples are left out."""
+    """Fit the best tree of each size on hits (P, K); sizes with too few samples are left out."""
     trees: dict[int, TreeProfile] = {}
     for nodes in SIZES:
         try:
@@ -131,8 +158,8 @@ def fit_trees(hits: Hits, answers: Array, source: str) -> dict[int, TreeProfile]
     return trees
 
 
-def judge_trees(hits: Hits, answers: Array, first: Array) -> tuple[TreeLine, ...]:
-    """Fit trees on hits[first] (P, K) and check them on the others; none when a half is empty."""
+def evaluate_trees(hits: Hits, answers: Array, first: Array) -> tuple[TreeLine, ...]:
+    """Fit trees on hits[first] (P, K) and check them on the other half; returns nothing if a half is empty."""
     if first.all() or not first.any():
         return ()
     halves = [(hits[half], answers[half]) for half in (first, ~first)]
@@ -143,10 +170,10 @@ def judge_trees(hits: Hits, answers: Array, first: Array) -> tuple[TreeLine, ...
     return tuple(lines)
 
 
-def judge_vocabularies(
+def evaluate_vocabularies(
     model: Any, heads: MedusaHeads, found: Positions, learnt: DataSet, trees: dict[int, TreeProfile], hits: Hits
 ) -> tuple[VocabularyLine, ...]:
-    """What smaller draft vocabularies, counted on the rows `learnt`, would lose; none for lm_heads of their own."""
+    """Evaluate smaller draft vocabularies, counted on the rows `learnt`; nothing if heads have own lm_heads."""
     if heads.own_lm_head is not None or not trees:
         return ()
     answers, fewer, lines = answers_of(found), copy.deepcopy(heads), []
@@ -162,7 +189,7 @@ def judge_vocabularies(
 
 
 def as_text(found: Report) -> str:
-    """Lay the report out for a terminal."""
+    """Format the report for a terminal."""
     kind = "greedy" if found.greedy else "all"
     text = [f"{found.rows} rows ({kind}), {found.positions:,} positions", "head   top-1   top-5  top-10"]
     for head, shares in enumerate(zip(*found.accuracy.values(), strict=True)):

@@ -129,10 +129,10 @@ def test_half_precision_trains_too(model, counting_data, tmp_path):
 
 def test_trees_need_two_halves_and_enough_samples():
     hits, answers = np.zeros((6, 2), np.int16), np.arange(6)
-    assert report.judge_trees(hits, answers, np.ones(6, bool)) == ()
-    (line,) = report.judge_trees(hits, answers, np.arange(6) % 2 == 0)
+    assert report.evaluate_trees(hits, answers, np.ones(6, bool)) == ()
+    (line,) = report.evaluate_trees(hits, answers, np.arange(6) % 2 == 0)
     assert (line.nodes, line.depth, line.checked) == (2, 1, 1.0)  # answers of one position leave nothing to draft
-    (line,) = report.judge_trees(np.zeros((12, 2), np.int16), np.arange(12) // 3, np.arange(12) // 3 % 2 == 0)
+    (line,) = report.evaluate_trees(np.zeros((12, 2), np.int16), np.arange(12) // 3, np.arange(12) // 3 % 2 == 0)
     assert (line.nodes, line.checked) == (2, 1.5)  # three tokens, in steps of two and one
     assert list(report.fit_trees(hits, answers, "")) == [2]
 
