@@ -239,7 +239,7 @@ class Decoder:
 
         Raises:
             MedusaError: There is no unfinished answer, or another prompt was started since `sequence`.
-            InvalidLogitsError: Logits are not finite; nothing of the step is kept, as for the following errors.
+            InvalidLogitsError: Logits are not finite; nothing of the step is kept, as for the next_token errors.
             CapacityError: Memory does not suffice.
             BackendError: The backend's library failed.
             BusyError: Another thread is decoding.
@@ -249,9 +249,9 @@ class Decoder:
             self.exclusive_use.enter()
             current = self._to_step(sequence)
             before = len(current.answer), self.steps
-            taken = self._advance(current)
+            accepted = self._advance(current)
             self.exclusive_use.leave()
-            return taken  # noqa: TRY300 -- an interrupt here counts too
+            return accepted  # noqa: TRY300 -- an interrupt here counts too
         except BaseException:
             if before is not None:  # the caller receives no tokens, so none may be kept
                 del current.answer[before[0] :]
@@ -290,16 +290,16 @@ class Decoder:
         tree.update(sequence.last_token, length)
         self.backend.run(tree.step)
         tokens = self.backend.read_tokens()
-        path, following = self.accept(tree.profile, tokens, self.backend.read_argmax(), self._read_logits)
-        taken = sequence.clip([tokens[node] for node in path[1:]] + [following])
-        path = path[: len(taken)]
+        path, next_token = self.accept(tree.profile, tokens, self.backend.read_argmax(), self._read_logits)
+        accepted = sequence.clip([tokens[node] for node in path[1:]] + [next_token])
+        path = path[: len(accepted)]
         if self.backend.logits_on_host:
             for row in path:
                 self._read_logits(row)
         cache.commit(path)
         self.steps += 1
-        sequence.answer += taken
-        return taken
+        sequence.answer += accepted
+        return accepted
 
     def _read_logits(self, row: int, /) -> FloatArray:
         """Return the logits at node `row`, (V,); raise InvalidLogitsError unless all are finite."""

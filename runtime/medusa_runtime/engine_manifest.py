@@ -111,17 +111,17 @@ class EngineManifest:
         if len(data) > MAX_BYTES:
             raise BundleError(f"{path} is no engine's manifest: it has more than {MAX_BYTES} bytes; {REMEDY}")
         try:
-            given = json.loads(data)
+            content = json.loads(data)
         except (ValueError, RecursionError, MemoryError) as error:
             raise BundleError(f"{path} is no engine's manifest: {error}; {REMEDY}") from None
         names = {field.name for field in fields(cls)}
-        if not isinstance(given, dict) or given.keys() != names or not isinstance(given["targets"], list):
+        if not isinstance(content, dict) or content.keys() != names or not isinstance(content["targets"], list):
             raise BundleError(f"{path} is no engine's manifest: expected {', '.join(sorted(names))}; {REMEDY}")
-        weights = given["weights"]
+        weights = content["weights"]
         if not isinstance(weights, dict):
             raise BundleError(f"{path}: weights is {weights!r:.80}, expected files and their digests; {REMEDY}")
         try:
-            return cls(**given | {"targets": tuple(given["targets"]), "weights": tuple(weights.items())})
+            return cls(**content | {"targets": tuple(content["targets"]), "weights": tuple(weights.items())})
         except BundleError as error:
             raise BundleError(f"{path}: {error}; {REMEDY}") from None
 

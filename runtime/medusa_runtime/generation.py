@@ -50,8 +50,8 @@ class Generation(Iterator[str]):
         """
         self.exclusive_use = ExclusiveUse("this answer")
         self._decoder, self._text = decoder, IncrementalDetokenizer(tokenizer)
-        self._given = 0  # tokens that were passed to the detokenizer
-        self._ended = self._closed = self._torn = False
+        self._detokenized = 0  # tokens that were passed to the detokenizer
+        self._ended = self._closed = self._interrupted = False
         self.prompt_tokens = len(prompt)
         self.steps = 0
         self.seconds = 0.0
@@ -115,7 +115,7 @@ class Generation(Iterator[str]):
         except (StopIteration, MedusaError):
             raise
         except BaseException:  # KeyboardInterrupt: a piece of text may be lost, so none may follow it
-            self._torn = True
+            self._interrupted = True
             raise
 
     @strictly_exclusive
@@ -124,13 +124,13 @@ class Generation(Iterator[str]):
         while not self._ended:
             if self._closed:
                 raise MedusaError("this answer was closed before it was read to its end; ask again for a whole one")
-            if self._torn:
+            if self._interrupted:
                 raise MedusaError(
                     "reading this answer was interrupted and a piece of its text is lost; `tokens` has its ids so far: "
                     "ask again for a whole one"
                 )
-            if new := sequence.answer[self._given :]:
-                self._given += len(new)
+            if new := sequence.answer[self._detokenized :]:
+                self._detokenized += len(new)
                 if piece := self._text.push(new):
                     return piece
             elif sequence.finish_reason is None:

@@ -53,14 +53,14 @@ class SequenceState:
         """Return a step's tokens up to a stop token or the limit, where plain decoding would have ended too."""
         if self.finish_reason is not None:
             return []
-        taken = list(tokens[: self._limit - len(self.answer)])
-        if self.stop_ids.isdisjoint(taken):
-            return taken
-        end = next(index for index, token in enumerate(taken) if token in self.stop_ids)
-        return taken[: end + 1]
+        kept = list(tokens[: self._limit - len(self.answer)])
+        if self.stop_ids.isdisjoint(kept):
+            return kept
+        end = next(index for index, token in enumerate(kept) if token in self.stop_ids)
+        return kept[: end + 1]
 
     def extend(self, tokens: Ids[int]) -> list[int]:
         """Append `clip(tokens)` to the answer and return it."""
-        taken = self.clip(tokens)
-        self.answer += taken
-        return taken
+        kept = self.clip(tokens)
+        self.answer += kept
+        return kept

@@ -316,7 +316,7 @@ def test_seal_refuses_what_a_bundle_cannot_hold(folder, tmp_path):
     Bundle.open(folder)
 
 
-def test_seal_takes_no_digest_that_stands_again(folder, monkeypatch):
+def test_write_manifest_does_not_hash_known_files_again(folder, monkeypatch):
     manifest = Bundle.open(folder).manifest
     hashed = []
     hash_files = manifest_writer.hash_files
@@ -329,7 +329,7 @@ def test_seal_takes_no_digest_that_stands_again(folder, monkeypatch):
     assert Bundle.open(folder).manifest == sealed
 
 
-def test_reseal_keeps_all_facts_but_the_files(folder):
+def test_rewrite_manifest_keeps_all_facts_but_the_files(folder):
     before = Bundle.open(folder).manifest
     (folder / "LICENSE").write_bytes(b"MIT")
     sealed = rewrite_manifest(folder, before, {name: one for name, one in before.files.items() if name != "LICENSE"})
@@ -338,7 +338,7 @@ def test_reseal_keeps_all_facts_but_the_files(folder):
     assert Bundle.open(folder).manifest == sealed
 
 
-def test_verify_sizes(folder):
+def test_is_unchanged(folder):
     manifest = Bundle.open(folder).manifest
     assert is_unchanged(folder, manifest)
     (folder / "extra").touch()

@@ -1,4 +1,4 @@
-"""One call at a time: who is refused, and that no interrupt leaves the turn taken."""
+"""Exclusive use: which calls are refused, and that no interrupt leaves the lock held."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Worker:
         return work()
 
 
-def test_a_call_inside_of_a_call_shares_its_turn_and_another_threads_is_refused() -> None:
+def test_a_call_inside_of_a_call_shares_its_lock_and_another_threads_is_refused() -> None:
     worker = Worker()
     inside, other = worker.outer(lambda: (worker.inner(), elsewhere(worker.inner)))[0]
     assert inside == "done"
@@ -49,7 +49,7 @@ def test_a_whole_call_is_refused_inside_of_another() -> None:
     assert worker.whole(worker.inner) == "done"
 
 
-def test_a_refused_call_does_not_end_the_turn_of_the_first() -> None:
+def test_a_refused_call_does_not_release_the_lock_of_the_first() -> None:
     worker = Worker()
 
     def work() -> list[Any]:
