@@ -115,7 +115,7 @@ def main() -> None:
         options.output / "heads",
         {"base_model_name_or_path": name, "vocab_size": shape["vocab_size"]},
     )
-    print(f"{options.output}: {sum(one.numel() for one in model.parameters()) / 1e9:.2f} B parameters")
+    print(f"{options.output}: {sum(one.numel() for one in model.parameters()) / 1e6:,.0f} M parameters")
 
 
 def enlarge(model: Any, largest: float) -> None:

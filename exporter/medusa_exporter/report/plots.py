@@ -14,6 +14,7 @@ from medusa_exporter.report.results import BenchResult
 from medusa_exporter.report.svg import MARKERS, MUTED, SERIES, TEXT, as_svg, new_figure, style
 
 WIDTH = 10.5  # inches, as wide as the page
+LEGEND = 140  # characters of a legend that fit into the width; a line's sample takes 8
 
 
 def latency(data: ReportData) -> str | None:
@@ -185,5 +186,5 @@ def _line_style(colour: str, number: int) -> dict[str, Any]:
 
 
 def _legend(figure: Any, shown: dict[str, Any]) -> None:
-    columns = len(shown) if len(shown) <= 6 else 4
+    columns = max(1, min(len(shown), LEGEND // (max(map(len, shown)) + 8)))
     figure.legend(shown.values(), shown.keys(), loc="outside lower left", ncols=columns)

@@ -1,4 +1,4 @@
-"""Runs and turns with given figures."""
+"""Generations and measurements with chosen times and token counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers without processes: what is asked of one is done here, at once, so that a test can put its own in."""
+"""Workers that run in the process of the test, so that a test can replace parts of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medusa_exporter.bench import worker
 from medusa_exporter.cli import main
 
 
-class Here(Executor):
+class SameProcess(Executor):
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         done: Future[Any] = Future()
         try:
@@ -24,7 +24,7 @@ class Here(Executor):
 
 
 def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "start_process", Here)
+    monkeypatch.setattr(worker, "start_process", SameProcess)
     monkeypatch.setattr(worker, "_decoders", {})
 
 

@@ -1,4 +1,4 @@
-"""The walk from prompts to turns: who answers what, in which order, and what is left out."""
+"""Conversations: which backend answers what, in which order, and what is skipped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def engine(tiny_bundle: object) -> Engine:
 def walk(
     engine: Engine, prompts: list[Turns], trees: list[TreeProfile], **options: object
 ) -> Iterator[Measurement | Skipped]:
-    """What one backend answers."""
+    """Return what one backend answers."""
     runner = TimedDecoder(engine.decoder, trees, warm=bool(options.pop("warm", False)))
     asked = converse({"it": runner}, engine.prompt_encoder, engine.bundle.model.context, prompts, **options)  # type: ignore[arg-type]
     for answers in asked:
@@ -47,7 +47,7 @@ class Scripted:
         return Measurement(question, run(3, 2, 0.1, first=first), {})
 
 
-def test_a_run_counts_its_tokens_and_the_host_s_share(engine: Engine) -> None:
+def test_a_generation_counts_tokens_and_host_time(engine: Engine) -> None:
     ids = engine.encode("a b c")
     for tree in (TreeProfile.plain(), engine.bundle.profile("tree-8")):
         engine.decoder.set_profile(tree)
@@ -62,7 +62,7 @@ def test_a_run_counts_its_tokens_and_the_host_s_share(engine: Engine) -> None:
             assert done.first_seconds > 0
 
 
-def test_profiles_take_turns_at_every_place(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_profile_runs_at_every_position(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
     once = generate_timed
 
@@ -145,12 +145,12 @@ def test_a_message_beyond_the_context_is_skipped_with_what_follows(engine: Engin
     assert str(turns[0].tokens) in turns[0].describe()
 
 
-def test_a_prompt_that_cannot_be_laid_out_is_named(engine: Engine) -> None:
+def test_a_prompt_that_the_template_refuses_is_named(engine: Engine) -> None:
     with pytest.raises(PromptError, match=r"prompt 2, turn 1: .*not valid Unicode"):
         list(walk(engine, [("fine",), ("\ud800",)], [CHAIN], max_new_tokens=2))
 
 
-def test_backends_answer_in_turns_the_first_one_s_conversation(engine: Engine) -> None:
+def test_backends_alternate_on_the_first_backend_s_conversation(engine: Engine) -> None:
     log: list[str] = []
     backends = {name: Scripted(name, log) for name in "ABC"}
     prompts = [("one", "and then?"), ("two",), ("three",), ("four",)]
@@ -167,7 +167,7 @@ def test_backends_answer_in_turns_the_first_one_s_conversation(engine: Engine) -
     assert second["C"].question.ids == tuple(engine.encode([*messages, {"role": "user", "content": "and then?"}]))
 
 
-def test_others_go_on_where_a_backend_fails_and_nobody_where_all_do() -> None:
+def test_other_backends_continue_after_a_failure_until_all_have_failed() -> None:
     log: list[str] = []
     prompts = [[1, 2], [3, 4], [5, 6], [7, 8]]
 
@@ -180,7 +180,7 @@ def test_others_go_on_where_a_backend_fails_and_nobody_where_all_do() -> None:
     assert question == Question(2, 1, (3, 4), 3, stop_at_eos=False)
 
 
-def test_what_is_rotated_comes_first_in_its_turn() -> None:
+def test_rotation_puts_each_item_first_once() -> None:
     assert [rotated([1, 2, 3], shift) for shift in (0, 1, 2, 4)] == [[1, 2, 3], [2, 3, 1], [3, 1, 2], [2, 3, 1]]
 
 

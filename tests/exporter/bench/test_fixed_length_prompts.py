@@ -19,7 +19,7 @@ def encoder(tiny_bundle: Path) -> PromptEncoder:
 
 
 @pytest.mark.parametrize("length", [40, 77, 300])
-def test_each_is_so_long_begins_with_its_own_text_and_ends_where_the_answer_begins(
+def test_each_prompt_has_the_length_its_own_text_first_and_the_template_s_ending(
     encoder: PromptEncoder, length: int
 ) -> None:
     found = prompts_of_length(encoder, PROMPTS, length)
@@ -32,13 +32,15 @@ def test_each_is_so_long_begins_with_its_own_text_and_ends_where_the_answer_begi
     assert encoder.tokenizer.decode(found[0]).startswith("user\nDescribe a tree.\n\nAnd its roots?")
 
 
-def test_without_a_chat_template_it_is_bare_text(encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_chat_template_a_prompt_is_plain_text(
+    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(encoder, "_template", None)
     (first, *_) = prompts_of_length(encoder, PROMPTS, 30)
     assert len(first) == 30
     assert encoder.tokenizer.decode(first).startswith("Describe a tree.\n\nAnd")
 
 
-def test_one_that_is_shorter_than_the_template_is_refused(encoder: PromptEncoder) -> None:
+def test_a_length_shorter_than_the_template_is_refused(encoder: PromptEncoder) -> None:
     with pytest.raises(PromptError, match="a prompt of 5 tokens is too short: the chat template and one word take"):
         prompts_of_length(encoder, PROMPTS, 5)

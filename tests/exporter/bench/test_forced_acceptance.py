@@ -38,7 +38,7 @@ def test_the_last_step_of_each_answer_is_left_out(tmp_path: Path) -> None:
     assert recording.kept == {"bushy": ((3, 1), (1, 4))}
 
 
-def test_each_answer_begins_with_another_of_the_recording(tmp_path: Path) -> None:
+def test_each_answer_begins_with_another_recorded_answer(tmp_path: Path) -> None:
     recording = RecordedAcceptance.read(write(tmp_path / "real.json", content()), [BUSHY])
     for number, expected in ((0, [3, 1, 1, 4, 3]), (1, [1, 4, 3, 1, 1]), (2, [3, 1, 1, 4, 3])):
         rule = recording.rule("bushy", number)
@@ -71,7 +71,7 @@ def test_the_first_node_of_a_depth_is_kept_with_its_ancestors() -> None:
         (content(tokens_added_by_steps=None), "lacks the tokens that its steps added"),
     ],
 )
-def test_what_cannot_serve_is_refused(tmp_path: Path, what: object, words: str | None) -> None:
+def test_unsuitable_recordings_are_refused(tmp_path: Path, what: object, words: str | None) -> None:
     file = write(tmp_path / "real.json", what)
     if words is None:  # another backend has it
         assert RecordedAcceptance.read(file, [BUSHY]).kept == {"bushy": ((2,),)}
@@ -80,7 +80,7 @@ def test_what_cannot_serve_is_refused(tmp_path: Path, what: object, words: str |
         RecordedAcceptance.read(file, [BUSHY])
 
 
-def test_a_runner_keeps_what_was_recorded(tiny_bundle: Path) -> None:
+def test_a_timed_decoder_keeps_the_recorded_tokens(tiny_bundle: Path) -> None:
     engine = Engine.load(tiny_bundle, profile="plain", threads=1)
     tree = engine.bundle.profile("tree-8")
     recording = RecordedAcceptance("real.json", "real", {"tree-8": ((2, 1, 3), (1, 1))})

@@ -1,4 +1,4 @@
-"""What figures were taken on."""
+"""The description of machine and packages."""
 
 from __future__ import annotations
 

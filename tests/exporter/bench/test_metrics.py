@@ -1,4 +1,4 @@
-"""The arithmetic from runs to figures."""
+"""The arithmetic from measurements to metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medusa_profiles.profile import TreeProfile
 from .factories import CHAIN, run, turn
 
 
-def test_figures_are_ratios_of_sums() -> None:
+def test_metrics_are_ratios_of_sums() -> None:
     turns = [
         turn(run(11, 10, 1.0), run(11, 5, 0.6, 0.1)),
         turn(run(31, 30, 3.0), run(31, 10, 1.2, 0.2), number=2),
@@ -61,7 +61,7 @@ def test_steps_and_first_tokens_have_percentiles() -> None:
     assert slowest[0]["ms"] == pytest.approx(100.0)
 
 
-def test_the_length_of_the_past_is_the_mean_over_steps() -> None:
+def test_past_length_is_the_mean_over_steps() -> None:
     medusa = Generation((7, 8, 9, 10, 11, 12), (3, 1, 1), 0.0, (0.1,) * 3, 0.0)
     result = aggregate([turn(run(6, 5, 1.0), medusa, ids=range(100))], CHAIN)
     assert result["mean_past_length"] == pytest.approx((100 + 103 + 104) / 3)
@@ -70,7 +70,7 @@ def test_the_length_of_the_past_is_the_mean_over_steps() -> None:
     assert both["mean_past_length"] == pytest.approx(100 + 2)
 
 
-def test_the_spread_is_over_prompts_not_turns() -> None:
+def test_percentiles_are_over_prompts_not_turns() -> None:
     turns = [
         turn(run(11, 10, 1.0), run(11, 10, 1.0), prompt=1),
         turn(run(11, 10, 1.0), run(11, 5, 1.0), prompt=1, number=2),
@@ -84,7 +84,7 @@ def test_the_spread_is_over_prompts_not_turns() -> None:
     assert all(list(values) == ["p10", "p50", "p90"] for values in spread.values())
 
 
-def test_categories_have_figures_of_their_own() -> None:
+def test_each_category_has_metrics() -> None:
     turns = [
         turn(run(11, 10, 1.0), run(11, 5, 0.75), prompt=1),
         turn(run(11, 10, 1.0), run(11, 2, 0.25), prompt=2),
@@ -98,7 +98,7 @@ def test_categories_have_figures_of_their_own() -> None:
     assert found["code"]["speedup"] == pytest.approx(4.0)
 
 
-def test_a_turn_that_parts_counts_but_not_for_the_speedup() -> None:
+def test_a_different_answer_counts_but_not_for_the_speedup() -> None:
     turns = [
         turn(run(11, 10, 1.0), run(11, 5, 0.5)),
         turn(run(11, 10, 1.0), run(11, 5, 9.0, first=1), prompt=2, difference=Difference(3, 7, 8, 2e-4)),
@@ -116,13 +116,13 @@ def test_a_turn_that_parts_counts_but_not_for_the_speedup() -> None:
     assert aggregate(turns[3:], CHAIN)["max_logit_gap"] is None
 
 
-def test_answers_of_one_length_by_order_all_count_for_the_speedup() -> None:
+def test_answers_of_fixed_length_all_count_for_the_speedup() -> None:
     turns = [turn(run(11, 10, 1.0), run(11, 5, 0.25)), turn(run(11, 10, 1.0), run(11, 5, 0.75, first=1), prompt=2)]
     assert aggregate(turns, CHAIN, stop_at_eos=False)["speedup"] == pytest.approx(2.0)
     assert aggregate(turns, CHAIN)["speedup"] == pytest.approx(4.0)
 
 
-def test_answers_of_one_token_give_no_figures_but_spoil_none() -> None:
+def test_answers_of_one_token_do_not_change_the_metrics() -> None:
     nothing = turn(run(1, 0, 0.0), run(1, 0, 0.0), prompt=2)
     alone = aggregate([nothing], CHAIN)
     assert all(

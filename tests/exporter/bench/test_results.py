@@ -1,4 +1,4 @@
-"""The JSON's results: one for each backend and profile, with what is only known of them together."""
+"""The results in the JSON: one for each backend and profile, and the comparisons between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backend in a process of its own: that it answers as here, and what is said where it does not."""
+"""A backend in a separate process answers as in this one, and a failure is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def apart() -> Iterator[Worker]:
     one.close()
 
 
-def test_it_answers_from_another_process_and_its_death_is_told(bundle: Bundle, apart: Worker) -> None:
+def test_it_answers_from_another_process_whose_end_is_reported(bundle: Bundle, apart: Worker) -> None:
     trees = [bundle.profile("tree-8")]
     opened = apart.open(WorkerSettings(bundle, trees, threads=1))
     assert opened is not None, apart.failure

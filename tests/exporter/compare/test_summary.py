@@ -1,4 +1,4 @@
-"""What counts as equal: ties of argmax, candidates whatever their rank, each part of the hidden state by itself."""
+"""What counts as equal: ties of argmax, candidates whatever their rank, each part of the hidden state separately."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def change(name: str, at: tuple[int, ...], by: float, T: int = TREE.size) -> dic
     return {name: array}
 
 
-def test_equal_steps_pass_and_every_group_is_told() -> None:
+def test_equal_steps_pass_and_every_group_has_a_row() -> None:
     outcome = compared(SAME_WEIGHTS["fp32"], {}, {})
     groups = ["tokens", "candidates", "argmax", "logits", "hidden", "taps", "keys", "values"]
     assert [row.group for row in outcome.rows()] == groups

@@ -1,4 +1,4 @@
-"""JSON as the bench writes it, of scripted answers."""
+"""JSON as `medusa-export bench` writes it, from scripted answers."""
 
 from __future__ import annotations
 

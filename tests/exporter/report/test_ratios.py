@@ -33,7 +33,7 @@ def test_backends_of_one_run(tmp_path: Path) -> None:
     assert (pair.plain.median, pair.trees.median) == pytest.approx((2.0, 2.0))
 
 
-def test_what_is_of_two_runs_is_marked(tmp_path: Path) -> None:
+def test_ratios_between_two_runs_are_marked(tmp_path: Path) -> None:
     found = page(tmp_path, content({"ort-cuda": 2.0}), content({"tensorrt": 1.0}, (400, 900)))
     first, second = found.best_trees()
     assert found.label(first.series) == "A: ort-cuda fp16"

@@ -1,4 +1,4 @@
-"""What the report takes, and the sentence with which it refuses all else."""
+"""The files that a report reads, and the sentences with which it refuses others."""
 
 from __future__ import annotations
 
