@@ -173,7 +173,7 @@ def test_a_checkpoint(tmp_path: Path, first: bool) -> None:
     assert seen == ({None, 2} if first else {1, 2})
 
 
-def test_waves_and_the_plan_of_a_distillation(tmp_path: Path) -> None:
+def test_batches_and_the_plan_of_a_distillation(tmp_path: Path) -> None:
     lines = [GeneratedRow(np.array([1, 2, 3]), np.array([0, 1, 1]))]
 
     def work() -> None:

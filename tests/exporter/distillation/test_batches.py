@@ -7,11 +7,11 @@ from medusa_exporter.distillation.scripts import ANSWER, GeneratedRow, Request
 from medusa_runtime.errors import CapacityError
 
 FACTS = DataFacts("m", "d", 256, (1,), 0, {"context": 10})
-STREAMS = [Request((str(number),), 0.0) for number in range(7)]
+REQUESTS = [Request((str(number),), 0.0) for number in range(7)]
 
 
 class Drawing:
-    """Writes one drawn answer token a line, and takes `seconds` for a wave by the clock it is given."""
+    """Writes one drawn answer token a line, and takes `seconds` for a batch by the clock it is given."""
 
     def __init__(self, clock, seconds=()):
         self.clock, self.seconds, self.written = clock, list(seconds), []
@@ -39,9 +39,9 @@ def clock(monkeypatch):
 
 def write(writer, folder, until=float("inf"), seed=0):
     return batches.generate_batches(
-        batches.split_batches(STREAMS, 3),
+        batches.split_batches(REQUESTS, 3),
         writer,
-        lambda wave: [()] * len(wave),
+        lambda batch: [()] * len(batch),
         folder,
         context=10,
         seed=seed,
@@ -53,15 +53,15 @@ def drawn(folder, count=3):
     return [[line.tokens.tolist() for line in checkpoint.load_batch(folder, number)] for number in range(count)]
 
 
-def test_waves_are_written_and_put_away(tmp_path, clock):
+def test_batches_are_generated_and_saved(tmp_path, clock):
     writer = Drawing(clock, [2, 3, 1])
     assert write(writer, tmp_path) == batches.Throughput(answer_tokens=7, seconds=6)
     assert writer.written == [3, 3, 1]
-    assert [len(wave) for wave in drawn(tmp_path)] == [3, 3, 1]
+    assert [len(batch) for batch in drawn(tmp_path)] == [3, 3, 1]
     assert not checkpoint.is_saved(tmp_path, 3)
 
 
-def test_a_wave_s_draws_follow_from_the_seed_and_its_number_alone(tmp_path, clock):
+def test_samples_of_a_batch_follow_from_the_seed_and_its_number_alone(tmp_path, clock):
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
         folder.mkdir()
@@ -74,17 +74,17 @@ def test_a_wave_s_draws_follow_from_the_seed_and_its_number_alone(tmp_path, cloc
     assert drawn(folders[0]) == drawn(folders[1])
     write(Drawing(clock), folders[2], seed=1)
     assert drawn(folders[0]) != drawn(folders[2])
-    assert len({batches.batch_seed(seed, wave) for seed in range(9) for wave in range(9)}) == 81
+    assert len({batches.batch_seed(seed, batch) for seed in range(9) for batch in range(9)}) == 81
 
 
 @pytest.mark.parametrize(("until", "written"), [(99, 0), (100, 1), (107, 1), (108, 2), (113, 2), (114, 3)])
-def test_no_wave_is_begun_that_would_end_too_late(tmp_path, clock, until, written):
+def test_no_batch_is_started_that_would_end_too_late(tmp_path, clock, until, written):
     writer = Drawing(clock, [4, 5, 5])  # the second is judged by the first: 104 + 4; the third: 109 + 5
     write(writer, tmp_path, until)
     assert len(writer.written) == written
 
 
-def test_too_little_memory_is_told(tmp_path, clock):
+def test_too_little_memory_is_reported(tmp_path, clock):
     class Greedy:
         def generate(self, scripts, tick):
             raise torch.OutOfMemoryError("CUDA out of memory")

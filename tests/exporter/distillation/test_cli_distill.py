@@ -99,7 +99,7 @@ def test_commands_refuse_what_makes_no_sense(tmp_path, arguments):
         ("--review-in", "{}", "no finished data set"),
     ],
 )
-def test_bad_files_are_told_in_one_line(tmp_path, capsys, option, text, reason):
+def test_bad_files_are_reported_in_one_line(tmp_path, capsys, option, text, reason):
     (tmp_path / "file").write_text(text)
     with pytest.raises(SystemExit) as ended:
         main(["distill", "model", "--synthesize", "1", option, str(tmp_path / "file"), "-o", str(tmp_path / "data")])

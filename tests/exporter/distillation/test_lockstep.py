@@ -142,7 +142,7 @@ def test_only_the_needed_positions_are_attended_to(model, monkeypatch):
 def test_draws_follow_the_seed_and_leave_greedy_rows_alone(model, make):
     random = np.random.default_rng(1)
     greedy, given = (part(random, 4, limit=20),), part(random, 4).forced
-    wave = [
+    batch = [
         (Segment(given, ANSWER, 1.5, 20),),
         greedy,
         (Segment(given, ANSWER, 1.5, 20),),
@@ -151,7 +151,7 @@ def test_draws_follow_the_seed_and_leave_greedy_rows_alone(model, make):
 
     def written(seed):
         torch.manual_seed(seed)
-        return as_lists(make(model).generate(wave, silent))
+        return as_lists(make(model).generate(batch, silent))
 
     first = written(0)
     assert first == written(0)
@@ -250,7 +250,7 @@ class FakeGraphs:
         yield
 
 
-def test_each_bucket_is_captured_once_for_all_waves(model, ends, expected, monkeypatch):
+def test_each_bucket_is_captured_once_for_all_batches(model, ends, expected, monkeypatch):
     made = lockstep(model, ends)
     graphs = FakeGraphs(made, monkeypatch)
     assert as_lists(made.generate(scripts(), silent)) == expected

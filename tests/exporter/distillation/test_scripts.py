@@ -48,8 +48,8 @@ def test_a_synthesised_stream_opens_with_a_turn_of_the_model_s(tokenizer):
 
 
 def test_without_follow_ups_a_script_ends_with_what_was_asked(tokenizer):
-    wave = [Request((), 0.0), Request(("a", "b"), 0.0)]
-    made = scripts.make_scripts(tokenizer, wave, terms(tokenizer, follow_ups=False))
+    batch = [Request((), 0.0), Request(("a", "b"), 0.0)]
+    made = scripts.make_scripts(tokenizer, batch, terms(tokenizer, follow_ups=False))
     assert [[part.kind for part in script] for script in made] == [[USER, ANSWER], [ANSWER, ANSWER]]
 
 
