@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_of_many_threads_one_works_at_a_time() -> None:
     def work() -> None:
         at_work[0] += 1
         most[0] = max(most[0], at_work[0])
-        sum(range(200))
+        time.sleep(1e-4)  # lets other threads run, so that some call meets this one
         at_work[0] -= 1
 
     def run() -> None:
