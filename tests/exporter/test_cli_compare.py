@@ -82,7 +82,7 @@ def test_two_precisions_of_one_backend_agree(
     assert all(0 < row["error"] < row["tolerance"] for row in of_logits)  # really two precisions
 
 
-def test_another_backend_in_another_dialect_agrees(
+def test_another_backend_with_another_variant_agrees(
     tiny_backends: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort_cuda, "load", on_host)

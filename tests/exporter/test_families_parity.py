@@ -16,7 +16,7 @@ from .graph.conftest import NEWER, OTHERS, Traced, load, make_model, trace_model
 from .graph.test_in_place_kv import Arrays, garbage, random_tree, run, step
 
 NEAR = 2e-6  # of the largest value of a row, in fp32
-QUANTISED = {"int8": 0.08, "w8a8": 0.2, "int4": 0.7}  # of tiny models, whose channels are few
+QUANTISED = {"int8": 0.08, "w8a8": 0.2, "int4": 0.7}  # tiny models have few channels
 
 
 @pytest.fixture(scope="module", params=NEWER)
@@ -29,7 +29,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def agrees_with_transformers(traced: Traced, seed: int) -> None:
-    """A prompt in chunks, then a tree of random tokens behind it: each node is as the model's own on its path."""
+    """Run a prompt in chunks, then a tree of random tokens; each node equals the model on the node's path."""
     rng, buffers = np.random.default_rng(seed), garbage(traced)
     prompt = rng.integers(0, traced.facts.vocab_size, size=23).tolist()
     for first, last in ((0, 9), (9, 22), (22, 23)):
@@ -55,24 +55,24 @@ def test_prefill_and_a_random_tree(family: Traced, seed: int) -> None:
     agrees_with_transformers(family, seed)
 
 
-def test_a_rope_is_one_operator_that_attention_absorbs(family: Traced) -> None:
+def test_attention_computes_rotary_embeddings(family: Traced) -> None:
     graph = family.cpu_graph.graph
     attended = [node for node in graph if node.op_type == "GroupQueryAttention"]
     assert len(attended) == family.facts.layers
-    turned = [node.attributes["do_rotary"].as_int() for node in attended]
-    ropes = [node for node in graph if node.op_type == "RotaryEmbedding"]
+    fused = [node.attributes["do_rotary"].as_int() for node in attended]
+    rotary = [node for node in graph if node.op_type == "RotaryEmbedding"]
     name = family.facts.family
-    if name in ("phi3", "gpt_neox"):  # of which 8 and 4 elements turn: too few for the operator
-        assert turned == [0, 0] and len(ropes) == 2 * family.facts.layers
+    if name in ("phi3", "gpt_neox"):  # only 8 and 4 of whose elements rotate, too few for the operator
+        assert fused == [0, 0] and len(rotary) == 2 * family.facts.layers
     else:
-        assert turned == [1, 0 if name == "smollm3" else 1] and not ropes
+        assert fused == [1, 0 if name == "smollm3" else 1] and not rotary
     assert {node.attributes["rotary_interleaved"].as_int() for node in attended} == {int(name == "cohere")}
-    assert not {"Cos", "Sin"} & {node.op_type for node in graph}  # angles are read from tables
+    assert not {"Cos", "Sin"} & {node.op_type for node in graph}  # cosines and sines are read from tables
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("member", OTHERS)
-def test_another_member(member: str, tmp_path: Path) -> None:
+def test_other_members_of_the_families(member: str, tmp_path: Path) -> None:
     agrees_with_transformers(trace_model(make_model(member), "root", tmp_path), 0)
 
 
@@ -118,7 +118,7 @@ def test_fused_graphs_in_16_bits(family: Traced, tmp_path: Path) -> None:
     expected = family.run(**given)
     graph = test_variants.on_gpu(family).tensorrt("fp16", StepSize(1, 5, 5, draft=False), fused=True)
     kinds = {node.op_type for node in graph.graph}
-    assert ("Attention" in kinds) is (family.facts.family != "gemma2")  # TensorRT's own bounds no scores
+    assert ("Attention" in kinds) is (family.facts.family != "gemma2")  # TensorRT's own does not support softcap
     assert kinds >= {"RotaryEmbedding"}
     scale = max(1.0, float(np.abs(expected["logits"]).max()))
     test_variants.agree(test_variants.run(graph, tmp_path, given), expected, 0.004 * scale)
@@ -129,9 +129,9 @@ def test_graphs_for_gpus_in_16_bits(family: Traced, tmp_path: Path) -> None:
     test_past_lengths.test_a_prefill_in_chunks_and_a_tree(
         family, load(test_variants.on_gpu(family).ort_cuda("fp16"), tmp_path / "bound.onnx"), 0
     )
-    test_causal.test_prompts_in_chunks_and_rows_alone(family)
-    test_variants.test_16_bits_stay_near(family, tmp_path)
-    test_variants.test_tensorrts_graph_in_fp16_bears_16_bits_everywhere(family, tmp_path, 7)
-    test_variants.test_rope_at_a_far_position_in_16_bits(family, tmp_path)
+    test_causal.test_prompts_in_chunks_and_single_rows(family)
+    test_variants.test_16_bits_stay_close(family, tmp_path)
+    test_variants.test_tensorrts_graph_is_stable_if_all_is_rounded_to_fp16(family, tmp_path, 7)
+    test_variants.test_rotary_embedding_at_a_far_position_in_16_bits(family, tmp_path)
     test_variants.test_softmax_norms_and_angles_are_in_fp32_whatever_the_rows(family, tmp_path)
     test_past_lengths.test_in_bf16_it_is_a_valid_graph_without_a_copy_of_the_past(family, tmp_path)

@@ -1,4 +1,4 @@
-"""Tiny random models of every served family, traced once each."""
+"""Tiny random models of every supported family, each traced once."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ LLAMA3_ROPE = {
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
-    "llama-large": {},  # whose residual stream has an element in the thousands, as real ones do: its square is no fp16
-    "llama-mha": {"num_key_value_heads": 4, "vocab_size": 252},  # a vocabulary that comes apart into equal parts
+    "llama-large": {},  # as in real models, one residual element is so large that its square overflows fp16
+    "llama-mha": {"num_key_value_heads": 4, "vocab_size": 252},  # its vocabulary can be split into equal parts
     "llama3-rope": {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True},
-    "llama-yarn": {"rope_parameters": YARN_ROPE},  # whose cosines and sines are multiplied by an attention factor
+    "llama-yarn": {"rope_parameters": YARN_ROPE},  # its cosines and sines are multiplied by an attention factor
     "mistral-window": {"sliding_window": 7},
     "mistral": {"sliding_window": None},
     "qwen2": {},
     "qwen2-window": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     "qwen3": {"head_dim": 24},
 }
-NEWER: dict[str, dict[str, Any]] = {  # families that `test_families` tries, with what they are unlike Llama in
+NEWER: dict[str, dict[str, Any]] = {  # further families, with the options in which they differ from Llama
     "smollm3": {"no_rope_layers": [1, 0], "attention_bias": True, "mlp_bias": True},
     "olmo2": {"attention_bias": True},
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
@@ -61,11 +61,11 @@ NEWER: dict[str, dict[str, Any]] = {  # families that `test_families` tries, wit
     "gemma": {"head_dim": 256, "num_key_value_heads": 1, "attention_bias": True},
     "gemma2": {"attention_bias": True, "sliding_window": 7, "query_pre_attn_scalar": 9, "attn_logit_softcapping": 4.0},
 }
-OTHERS: dict[str, dict[str, Any]] = {  # further members of these families
+OTHERS: dict[str, dict[str, Any]] = {  # other members of these families
     "cohere-normed": {"use_qk_norm": True},
     "gpt_neox-serial": {"num_key_value_heads": 4, "rotary_pct": 1.0, "use_parallel_residual": False},
     "phi3-whole": {},
-    "phi3-longrope": {  # with an attention factor too
+    "phi3-longrope": {  # with an attention factor
         "rope_parameters": {
             "rope_type": "longrope",
             "rope_theta": 10000.0,
@@ -95,14 +95,14 @@ CASES = [
 
 @dataclass
 class Traced:
-    """A tiny model, its heads, and the session that runs their graph."""
+    """A tiny model, its heads, and sessions that run their graphs."""
 
     model: Any  # as transformers runs it
     heads: MedusaHeads
     facts: ModelFacts
     session: onnxruntime.InferenceSession  # of the graph as traced
     path: Path
-    cpu_graph: ir.Model  # the CPU's dialect of it, fused
+    cpu_graph: ir.Model  # the CPU's variant of it, fused
     cpu: onnxruntime.InferenceSession
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -186,7 +186,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def trace_model(model: Any, conditioning: str, folder: Path) -> Traced:
-    """Trace a model with random heads: their conditioning, or "wide" for heads with all that they may have."""
+    """Trace a model with random heads: `conditioning` as in MedusaHeads, or "wide" for heads with every option."""
     facts = facts_of(model)
     heads = MedusaHeads(
         facts.hidden_size,
@@ -201,12 +201,12 @@ def trace_model(model: Any, conditioning: str, folder: Path) -> Traced:
     reference = copy.deepcopy(model)
     fix_longrope(model)
     graph = trace(model, heads, facts, TOP_K)
-    dialect = graph.clone()
-    write_kv_in_place(dialect, facts, heads.input_size, rotary_tables(model, CONTEXT + spare_positions(["ort-cpu"])))
-    fuse(dialect)
+    variant = graph.clone()
+    write_kv_in_place(variant, facts, heads.input_size, rotary_tables(model, CONTEXT + spare_positions(["ort-cpu"])))
+    fuse(variant)
     path = folder / "step.onnx"
-    sessions = [load(one, path) for one in (dialect, graph)]
-    return Traced(reference, heads, facts, sessions[1], path, dialect, sessions[0])
+    sessions = [load(one, path) for one in (variant, graph)]
+    return Traced(reference, heads, facts, sessions[1], path, variant, sessions[0])
 
 
 def load(graph: ir.Model, path: Path) -> onnxruntime.InferenceSession:

@@ -1,4 +1,4 @@
-"""Activations of an MLP in the graphs of older TensorRT: operators that its opset has, and the same values."""
+"""Activation functions in graphs for older TensorRT: only operators of its opset, and the same values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = torch.linspace(-6, 6, 97).reshape(1, -1)
 
 
 class Every(torch.nn.Module):
-    """All activations of the same rows, and positions, which every graph has."""
+    """All activation functions of the same rows; and positions, an input of every graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def graph() -> ir.Model:
     return found
 
 
-def test_each_operator_is_one_of_the_opset(graph: ir.Model) -> None:
+def test_every_operator_is_in_the_opset(graph: ir.Model) -> None:
     assert (graph.opset_imports[""], graph.ir_version) == (OPSET, IR_VERSION)
     assert "Erf" in {node.op_type for node in graph.graph}
     for node in graph.graph:
@@ -60,7 +60,7 @@ def test_each_operator_is_one_of_the_opset(graph: ir.Model) -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_it_is_transformers_own(graph: ir.Model, name: str, tmp_path: Path) -> None:
+def test_values_equal_those_of_transformers(graph: ir.Model, name: str, tmp_path: Path) -> None:
     ir.save(graph, tmp_path / "all.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "all.onnx"), providers=["CPUExecutionProvider"])
     [found] = session.run([name], {"rows": ROWS.numpy(), POSITION_IDS: np.zeros((1, 1), np.int32)})

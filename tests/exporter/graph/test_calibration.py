@@ -1,4 +1,4 @@
-"""The text on which w8a8 measures activations stays within the bundle's context, where its rope tables end."""
+"""The texts on which w8a8 measures activations stay within the bundle's context, where its rotary tables end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graph for tokens in a row: beside the traced graph under a causal mask, in 16 bits."""
+"""The causal graph, in 16 bits, against the traced graph with a causal mask."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .test_variants import on_gpu, source, windowed
 FILE = causal_file("ort-cuda", "fp16")
 
 
-def test_prompts_in_chunks_and_rows_alone(traced: Traced) -> None:
+def test_prompts_in_chunks_and_single_rows(traced: Traced) -> None:
     graphs, _ = make_graphs(source(traced), [("ort-cuda", "fp16"), ("ort-cuda", "fp32"), ("ort-cpu", "fp32")], [])
     assert causal_file("ort-cuda", "fp32") not in graphs
-    if windowed(traced):  # the nearest rows alone are seen: only a mask says so
+    if windowed(traced):  # sliding windows need a mask
         assert FILE not in graphs
         return
     rng = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def test_prompts_in_chunks_and_rows_alone(traced: Traced) -> None:
         compare(traced, session, step(traced, ids[first:last], first), buffers, exact)
 
 
-def test_it_is_the_contract_and_holds_the_other_graphs_weights(traced: Traced) -> None:
+def test_it_matches_the_contract_and_shares_the_other_graphs_weights(traced: Traced) -> None:
     graph = on_gpu(traced).ort_cuda("bf16")
     found = causal_graph(graph)
     names = [value.name for value in graph.graph.inputs if value.name not in contract.CAUSAL_OMITTED_INPUTS]

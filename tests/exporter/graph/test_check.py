@@ -1,4 +1,4 @@
-"""The check refuses graphs that do not declare the contract, or cannot be read."""
+"""The check refuses graphs that differ from the contract or cannot be read."""
 
 from __future__ import annotations
 

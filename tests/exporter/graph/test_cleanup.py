@@ -1,4 +1,4 @@
-"""The rewrites of a traced graph, one by one, on small graphs written out as text."""
+"""Each clean-up rewrite on a small graph that is written as text."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import onnx
 import onnx_ir as ir
 from medusa_exporter.graph.cleanup import clean_up
 
-ROPE = """
+ROTARY = """
 <ir_version: 10, opset_import: ["": 23]>
 step (float[B,T,64] x, float[B,T,8] cos, float[B,T,8] sin) => (float[B,T,64] y)
 <int64[4] split = {0, 0, 4, 16}, int64[3] join = {0, 0, 64}>
 {
     apart = Reshape(x, split)
     heads_first = Transpose<perm = [0, 2, 1, 3]>(apart)
-    turned = RotaryEmbedding<interleaved = 0>(heads_first, cos, sin)
-    rows_first = Transpose<perm = [0, 2, 1, 3]>(turned)
+    rotated = RotaryEmbedding<interleaved = 0>(heads_first, cos, sin)
+    rows_first = Transpose<perm = [0, 2, 1, 3]>(rotated)
     y = Reshape(rows_first, join)
 }
 """
@@ -41,22 +41,22 @@ def tidied(text: str) -> ir.Model:
     return model
 
 
-def test_rope_runs_on_rows() -> None:
-    model = tidied(ROPE)
-    (rope,) = model.graph
-    assert rope.op_type == "RotaryEmbedding"
-    assert rope.attributes["num_heads"].as_int() == 4
-    assert rope.inputs[0] is not None
-    assert rope.inputs[0].name == "x"
-    assert rope.outputs[0] is model.graph.outputs[0]  # the tracer names it
+def test_rotary_embedding_becomes_row_major() -> None:
+    model = tidied(ROTARY)
+    (rotary,) = model.graph
+    assert rotary.op_type == "RotaryEmbedding"
+    assert rotary.attributes["num_heads"].as_int() == 4
+    assert rotary.inputs[0] is not None
+    assert rotary.inputs[0].name == "x"
+    assert rotary.outputs[0] is model.graph.outputs[0]  # with its original name
 
 
-def test_reshapes_there_and_back_go_and_others_stay() -> None:
+def test_reshapes_that_cancel_out_are_removed_and_others_stay() -> None:
     ops = [node.op_type for node in tidied(RESHAPES).graph]
     assert ops == ["Add", "Mul", "Reshape", "Mul"]
 
 
-def test_a_chain_of_reshapes_becomes_one() -> None:
+def test_a_chain_of_reshapes_is_merged() -> None:
     text = RESHAPES.replace("other = Reshape(doubled, wide)", "other = Reshape<allowzero = 1>(apart, wide)")
     model = tidied(text.replace("wide = {0, -1, 32}", "wide = {3, -1, 32}"))
     assert [node.op_type for node in model.graph] == ["Add", "Mul", "Reshape", "Mul"]

@@ -1,4 +1,4 @@
-"""A norm where every number may be rounded to 16 bits, over rows of all sizes."""
+"""A decomposed norm whose every value is rounded to fp16, for small and large rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medusa_exporter.graph.decompose import decompose_all
 from medusa_runtime.contract import POSITION_IDS
 from onnx import TensorProto, helper, numpy_helper
 
-from .rounding import in_16_bits_throughout
+from .fp16_rounding import round_to_fp16
 
 WIDTH, ROWS, EPSILON = 576, 8, 1e-5
 
@@ -35,13 +35,13 @@ def norm() -> ir.Model:
 @pytest.mark.parametrize("largest", [0.0, 0.004, 0.05, 1.0, 100.0, 229.0, 241.0, 25000.0, 65000.0], ids=str)
 @pytest.mark.parametrize("others", [0.05, 1.0], ids=str)
 def test_a_norm_in_16_bits(tmp_path: Path, largest: float, others: float) -> None:
-    """Rows that but for one element are of like size, and of one large one, as real models have."""
+    """One element of each row is large and the others are of similar size, as in real models."""
     rows = np.random.default_rng(0).standard_normal((1, ROWS, WIDTH)) * min(others, largest)
     rows[..., 7] = largest
     rows = rows.astype(np.float16).astype(np.float32)
     graph, table = norm(), ir.tensor(np.ones((4, 2), np.float32))
     decompose_all(graph, 1, 4, (table, table))
-    in_16_bits_throughout(graph)
+    round_to_fp16(graph)
     ir.save(graph, tmp_path / "norm.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "norm.onnx"), providers=["CPUExecutionProvider"])
     given = {"x": rows, POSITION_IDS: np.zeros((1, ROWS), np.int32), "narrow": np.zeros(1, np.float16)}

@@ -1,4 +1,4 @@
-"""The fusions, one by one: the graph before and after gives the same, by the operators that were meant."""
+"""Each fusion on a small graph: the results stay the same, and the expected operators are there."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(of: ir.Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def fused(text: str) -> dict[str, int]:
-    """Fuse, check that nothing has changed in what comes out, and count the operators."""
+    """Fuse, check that the results are the same, and count the operators."""
     before, after = model(text), model(text)
     fuse(after)
     rng = np.random.default_rng(1)
@@ -73,23 +73,23 @@ def fused(text: str) -> dict[str, int]:
     return counts
 
 
-def test_products_of_the_same_rows_become_one() -> None:
+def test_matmuls_of_the_same_rows_are_merged() -> None:
     assert fused(PRODUCTS) == {"MatMul": 1, "Split": 1, "Sigmoid": 1, "Mul": 1}
 
 
-def test_their_biases_too() -> None:
+def test_their_biases_are_merged() -> None:
     assert fused(BIASES) == {"MatMul": 1, "Add": 1, "Split": 1, "Sigmoid": 1, "Mul": 1}
 
 
-def test_a_bias_that_not_all_have_stays() -> None:
+def test_biases_stay_if_not_every_matmul_has_one() -> None:
     assert fused(BIASES.replace("d = Add(a, ba)", "d = Sigmoid(a)"))["Add"] == 2
 
 
-def test_a_norm_takes_the_sum_before_it() -> None:
+def test_a_residual_sum_and_its_norm_are_fused() -> None:
     assert fused(NORMS) == {"SkipSimplifiedLayerNormalization": 1, "Mul": 1, "Add": 1, "RMSNormalization": 1}
 
 
-def test_weights_are_joined_only_when_they_are_read() -> None:
+def test_weights_are_concatenated_only_when_they_are_read() -> None:
     after = model(PRODUCTS)
     fuse(after)
     (joined,) = [value.const_value for value in after.graph.initializers.values() if "|" in str(value.name)]

@@ -1,4 +1,4 @@
-"""The CPU's dialect against the graph as traced: prefill, trees and drafts give the same, rows are written in place."""
+"""The CPU's graph against the traced one: prefill, trees and drafts agree, and rows are written in place."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(session: object, inputs: Arrays, buffers: Arrays) -> Arrays:
 
 
 def rows(buffer: np.ndarray, first: int, last: int) -> np.ndarray:
-    """(1, heads, C, D) -> (1, rows, heads * D), as the traced graph gives them."""
+    """(1, heads, C, D) -> (1, rows, heads * D), as the traced graph returns them."""
     part = buffer[:, :, first:last].transpose(0, 2, 1, 3)
     return part.reshape(1, last - first, part.shape[2] * part.shape[3])
 
@@ -66,7 +66,7 @@ def as_rows(buffers: Arrays, length: int) -> Arrays:
 
 
 def compare(traced: Traced, inputs: Arrays, buffers: Arrays) -> Arrays:
-    """Run both; the dialect gives what the traced graph gives, and its new rows where they are to stay."""
+    """Run both graphs; check that results agree and that only the new rows of the buffers have changed."""
     length, T = int(inputs["past_length"][0]), inputs["input_ids"].shape[1]
     before = {name: buffer.copy() for name, buffer in buffers.items()}
     expected = traced.run(**inputs, **as_rows(buffers, length))
@@ -105,13 +105,13 @@ def test_a_draft(traced: Traced) -> None:
     assert (compare(traced, inputs, buffers)["tokens"] >= 0).all()
 
 
-def test_a_row_alone_has_the_bits_of_one_among_others(traced: Traced) -> None:
-    """Only with a dummy beside it: ONNX Runtime's product of one row adds up in another order."""
+def test_a_single_row_has_the_same_bits_as_among_others(traced: Traced) -> None:
+    """Only with a dummy row: ONNX Runtime's matrix multiplication of one row sums in another order."""
     graph = traced.cpu_graph.clone()
     pad_single_rows(graph)
     paired = load(graph, traced.path.with_name("paired.onnx"))
     ids = np.random.default_rng(4).integers(0, traced.facts.vocab_size, size=25).tolist()
-    last = contract.past_value(traced.facts.layers - 1)  # a row of it is what attention below has given
+    last = contract.past_value(traced.facts.layers - 1)  # depends on all attention below
     same = []
     for session in (paired, traced.cpu):
         before = garbage(traced)
@@ -124,7 +124,7 @@ def test_a_row_alone_has_the_bits_of_one_among_others(traced: Traced) -> None:
     assert same == [True, False]
 
 
-def test_inputs_and_outputs_are_the_contract(traced: Traced) -> None:
+def test_inputs_and_outputs_match_the_contract(traced: Traced) -> None:
     facts = traced.facts
     specs = contract.in_place_specs(
         facts.layers, traced.heads.input_size, facts.vocab_size, facts.kv_heads, facts.head_dim
@@ -133,26 +133,32 @@ def test_inputs_and_outputs_are_the_contract(traced: Traced) -> None:
         assert [(value.name, tuple(value.shape)) for value in values] == [(spec.name, spec.shape) for spec in those]
 
 
-def test_the_graph_is_made_of_few_fused_operators(traced: Traced) -> None:
+def test_the_graph_has_few_fused_operators(traced: Traced) -> None:
     counts: dict[str, int] = {}
     for node in traced.cpu_graph.graph:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     layers, trunk = traced.facts.layers, bool(traced.heads.trunk)
-    qwen3 = traced.facts.family == "qwen3"  # norms of queries and keys, so these come split
+    qwen3 = traced.facts.family == "qwen3"  # it has norms of queries and keys, so these are split
     assert counts["GroupQueryAttention"] == layers
-    assert counts["SkipSimplifiedLayerNormalization"] == 2 * layers  # all norms but the first, which no sum precedes
+    assert counts["SkipSimplifiedLayerNormalization"] == 2 * layers  # all norms but the first
     assert counts["RMSNormalization"] == (2 * layers if qwen3 else 0) + 1
-    # queries with keys and values, output, gate with up, down; each head's layers; what the heads have in front
+    # queries, keys and values; output; gate and up; down; the layers of each head; the heads' shared block
     assert counts["MatMul"] == 4 * layers + traced.heads.layers + 2 * trunk
     assert counts["Split"] == (2 if qwen3 else 1) * layers + trunk  # gate from up
     assert counts["Transpose"] == 1  # the draft's candidates: (K, N, top_k) -> (N, K, top_k)
     assert counts["Concat"] <= 14 + bool(traced.heads.taps)
-    assert counts["Reshape"] <= (4 * layers if qwen3 else 0) + 16  # qwen3 takes heads apart for their norms
-    assert counts.get("RotaryEmbedding", 0) == (2 * layers if qwen3 else 0)  # its heads of 24 are turned outside
-    assert not counts.keys() & {"ReduceMean", "Softmax", "Attention", "Cos", "Sin"}  # angles are read from tables
+    assert counts["Reshape"] <= (4 * layers if qwen3 else 0) + 16  # qwen3 splits heads for their norms
+    assert counts.get("RotaryEmbedding", 0) == (2 * layers if qwen3 else 0)  # its heads of 24 cannot be fused
+    assert not counts.keys() & {
+        "ReduceMean",
+        "Softmax",
+        "Attention",
+        "Cos",
+        "Sin",
+    }  # angles are in tables
 
 
-def test_attention_of_another_form_is_refused(traced: Traced) -> None:
+def test_attention_without_a_concat_of_rows_is_refused(traced: Traced) -> None:
     from medusa_exporter.graph.in_place_kv import write_kv_in_place
 
     with pytest.raises(RuntimeError, match="expected a Concat of past and new rows"):

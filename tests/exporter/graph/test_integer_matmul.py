@@ -1,4 +1,4 @@
-"""Products of whole numbers on tiny models: near the floats they were made of, whatever stands beside a row."""
+"""Integer matrix multiplications on tiny models: close to floats, and each row independent of the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def texts() -> list[list[int]]:
 def test_ranges_are_the_largest_magnitudes_of_each_channel(traced: Traced, texts: list[list[int]]) -> None:
     size = traced.heads.input_size
     products = bounded_matmuls(traced.cpu_graph.graph)
-    # queries with keys and values, output, gate with up
+    # queries, keys and values; output; gate and up
     assert len(products) == 3 * traced.facts.layers
     whole = measure_ranges(traced.cpu_graph, traced.facts, size, texts)
     assert set(whole) == {str(node.inputs[0].name) for node in products if node.inputs[0] is not None}
@@ -32,7 +32,7 @@ def test_ranges_are_the_largest_magnitudes_of_each_channel(traced: Traced, texts
         assert (found > 0).all()
 
 
-def test_whole_numbers_are_near_the_floats(traced: Traced, texts: list[list[int]]) -> None:
+def test_integers_are_close_to_floats(traced: Traced, texts: list[list[int]]) -> None:
     graph = traced.cpu_graph.clone()
     use_integer_matmuls(graph, measure_ranges(graph, traced.facts, traced.heads.input_size, texts))
     kinds = [node.op_type for node in graph.graph]
@@ -46,7 +46,7 @@ def test_whole_numbers_are_near_the_floats(traced: Traced, texts: list[list[int]
     assert (found.argmax(-1) == expected.argmax(-1)).mean() > 0.7
 
 
-def test_a_row_does_not_see_another(traced: Traced, texts: list[list[int]]) -> None:
+def test_rows_are_independent(traced: Traced, texts: list[list[int]]) -> None:
     graph = traced.cpu_graph.clone()
     use_integer_matmuls(graph, measure_ranges(graph, traced.facts, traced.heads.input_size, texts))
     session = load(graph, traced.path.with_name("integers.onnx"))

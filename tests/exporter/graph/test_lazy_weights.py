@@ -1,4 +1,4 @@
-"""Weights that are made of others as they are read: whole or in parts, the numbers are the same."""
+"""Lazy weights have the same values whether they are read as a whole or in parts."""
 
 import numpy as np
 import onnx_ir as ir
@@ -7,7 +7,7 @@ import torch
 from medusa_exporter.graph.lazy_weights import ConcatenatedColumns, SelectedRows
 
 
-def test_rows_are_picked_in_the_order_of_the_numbers() -> None:
+def test_rows_are_selected_in_the_order_of_the_indices() -> None:
     weight, picked = torch.randn(9, 4), torch.tensor([7, 0, 3, 3])
     rows = SelectedRows(weight, picked, "rows")
     assert (rows.name, rows.shape.numpy(), rows.dtype) == ("rows", (4, 4), ir.DataType.FLOAT)
@@ -17,7 +17,7 @@ def test_rows_are_picked_in_the_order_of_the_numbers() -> None:
 
 @pytest.mark.parametrize("some", [slice(None), slice(0, 2), slice(2, 5), slice(1, 7), slice(5, 9), slice(6, 100)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_columns_of_tensors_next_to_each_other(some: slice, dtype: type) -> None:
+def test_columns_of_concatenated_tensors(some: slice, dtype: type) -> None:
     parts = [np.random.default_rng(width).normal(size=(3, width)).astype(dtype) for width in (2, 1, 5)]
     joined = ConcatenatedColumns([ir.tensor(part) for part in parts], "joined")
     whole = np.concatenate(parts, axis=-1)

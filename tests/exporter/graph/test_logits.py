@@ -1,4 +1,4 @@
-"""Logits in one product from the wanted rows, with a bias or without, beside the graph as it was."""
+"""Logits of a single sequence, with and without a bias, against the graph before the rewrite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def logits_of(graph: ir.Model) -> ir.Value:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_same_logits_and_no_copy(traced: Traced, bias: bool) -> None:
+def test_logits_are_the_same_without_a_copy(traced: Traced, bias: bool) -> None:
     before = ir.load(traced.path)
     if bias:
         product = logits_of(before).producer().inputs[0].producer()
@@ -36,7 +36,7 @@ def test_the_same_logits_and_no_copy(traced: Traced, bias: bool) -> None:
     rng = np.random.default_rng(4)
     inputs = step(traced, rng.integers(0, traced.facts.vocab_size, size=9).tolist(), 14, random_tree(rng, 9))
     inputs["logit_rows"] = np.array([[8, 0, 3]], np.int32)
-    buffers = [garbage(traced) for _ in range(2)]  # held: they are written to
+    buffers = [garbage(traced) for _ in range(2)]  # kept alive: the graph writes to them
     expected, got = (
         run(load(graph, traced.path.with_name(f"logits-{number}.onnx")), inputs, buffers[number])
         for number, graph in enumerate((before, after))
@@ -47,7 +47,7 @@ def test_the_same_logits_and_no_copy(traced: Traced, bias: bool) -> None:
         np.testing.assert_allclose(got[name], array, atol=1e-5, err_msg=name)
 
 
-def test_another_end_is_refused(traced: Traced) -> None:
+def test_another_end_of_the_graph_is_refused(traced: Traced) -> None:
     graph = ir.load(traced.path)
     write_kv_in_place(graph, traced.facts, traced.heads.input_size, rotary_tables(traced.model, CONTEXT))
     single_sequence_logits(graph)

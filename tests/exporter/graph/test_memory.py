@@ -1,4 +1,4 @@
-"""Nothing that lives on holds a weight when a build has finished with its graphs."""
+"""No weight stays in memory after a build has finished with its graphs."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def test_no_weight_outlives_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "FOLD_LIMIT", 10_000)
     memory.release_memory()
     before = traced_nodes()
-    model = make_model("llama3-rope")  # whose embedding is tied to its lm_head
+    model = make_model("llama3-rope")  # its embedding is tied to its lm_head
     facts = facts_of(model)
     heads = MedusaHeads(facts.hidden_size, HEADS, 1, "root", trunk=24, taps=(1,), token_map=torch.randperm(251))
     weights = {name: weakref.ref(weight) for module in (model, heads) for name, weight in module.named_parameters()}
     graph = tracing.trace(model, heads, facts, TOP_K)
-    assert traced_nodes() <= before  # of the program that the graph was made from, though the graph lives
+    assert traced_nodes() <= before  # no nodes of the exported program, although the graph is alive
     rows = [one.const_value for one in graph.graph.initializers.values() if isinstance(one.const_value, SelectedRows)]
     draft = model.get_output_embeddings().weight[heads.token_map].detach().numpy()
-    assert [np.array_equal(one.numpy(), draft) for one in rows] == [True]  # made when they are asked for
+    assert [np.array_equal(one.numpy(), draft) for one in rows] == [True]  # computed when they are read
     tables = rotary_tables(model, CONTEXT + spare_positions(["ort-cpu"]))
     source = variants.TracedGraph(graph, facts, heads.input_size, heads.heads, tables)
     made, _ = variants.make_graphs(source, choose(("ort-cpu",), ("fp32", "int4")), [])
@@ -64,7 +64,7 @@ def test_rules_still_match_after_their_matchers_were_reset() -> None:
     assert "Add" not in {node.op_type for node in model.graph}
 
 
-def test_freed_pages_are_returned_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_pages_are_returned_if_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     class Library:
@@ -77,5 +77,5 @@ def test_freed_pages_are_returned_where_the_library_can(monkeypatch: pytest.Monk
         memory.release_memory()
         assert asked == wanted, platform
     monkeypatch.setattr(memory.sys, "platform", "linux")
-    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())  # a C library without it, such as musl
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())  # a C library without malloc_trim, such as musl
     memory.release_memory()

@@ -46,7 +46,7 @@ def prefill(traced: Traced, prompts: list[list[int]], P: int, rng: np.random.Gen
 def keep(
     traced: Traced, prompts: list[list[int]], done: dict[str, np.ndarray], P: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Lay a prefill's real rows at the front of a past of P rows whose rest is garbage."""
+    """Return a past of P rows that begins with a prefill's real rows and is garbage behind them."""
     past = traced.past(P, len(prompts), rng)
     for name, array in past.items():
         for b, prompt in enumerate(prompts):
@@ -101,7 +101,7 @@ def test_every_node_equals_the_model_on_its_own_path(traced: Traced, lengths: li
 
 
 @pytest.mark.parametrize("lengths", [[6], [5, 2, 9]])
-def test_symbolic_ids_become_what_the_heads_propose(traced: Traced, lengths: list[int]) -> None:
+def test_candidate_ids_become_the_tokens_that_the_heads_propose(traced: Traced, lengths: list[int]) -> None:
     rng = np.random.default_rng(7)
     B = len(lengths)
     prompts = prompts_of(rng, lengths, traced.facts.vocab_size)
@@ -136,12 +136,12 @@ def test_symbolic_ids_become_what_the_heads_propose(traced: Traced, lengths: lis
         for node in range(1, everything.size):
             head, rank = everything.heads[node], everything.ranks[node]
             assert done["tokens"][b, node] == proposed[b, head, rank], (head, rank)
-            if rank == 0:  # and the resolved token is what the verify half has run on
+            if rank == 0:  # the decoder has verified that token, not the candidate's id
                 path = done["tokens"][b, everything.mask[node]].tolist()
                 np.testing.assert_allclose(done["logits"][b, node], traced.logits(prompts[b] + path)[0], atol=TOLERANCE)
 
 
-def test_inputs_and_outputs_are_the_contract(traced: Traced) -> None:
+def test_inputs_and_outputs_match_the_contract(traced: Traced) -> None:
     facts = traced.facts
     inputs = contract.input_specs(facts.layers, traced.heads.input_size, facts.kv_row)
     outputs = contract.output_specs(facts.layers, traced.heads.input_size, facts.vocab_size, facts.kv_row)

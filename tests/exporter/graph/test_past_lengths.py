@@ -1,4 +1,4 @@
-"""Rows in place with as many bound as a host says: in 16 bits, beside the traced graph in fp32."""
+"""Graphs in place whose input `past_rows` sets P, in 16 bits, against the traced graph in fp32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .conftest import Traced, load
 from .test_in_place_kv import Arrays, garbage, random_tree, rows, run, step
 from .test_variants import on_gpu
 
-BOUND = 20  # rows of the past that a step may see, however many are real
+BOUND = 20  # P, however many rows of the past are real
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_prefill_in_chunks_and_a_tree(traced: Traced, session: onnxruntime.Inf
 def compare(
     traced: Traced, session: onnxruntime.InferenceSession, inputs: Arrays, buffers: Arrays, exact: Arrays
 ) -> None:
-    """Run both, each over its own past; what lies beyond the real rows is garbage that changes nothing."""
+    """Run both graphs, each with its own past; garbage behind the real rows must not change anything."""
     length, T = int(inputs["past_length"][0]), inputs["input_ids"].shape[1]
     before = {name: buffer.copy() for name, buffer in buffers.items()}
     numbers = {contract.PAST_ROWS: np.arange(BOUND, dtype=np.int32)}
@@ -57,7 +57,7 @@ def compare(
         exact[name][0, :, length : length + T] = heads
 
 
-def test_inputs_and_outputs_are_the_contract(traced: Traced, session: onnxruntime.InferenceSession) -> None:
+def test_inputs_and_outputs_match_the_contract(traced: Traced, session: onnxruntime.InferenceSession) -> None:
     facts = traced.facts
     sizes = facts.layers, traced.heads.input_size, facts.vocab_size, facts.kv_heads, facts.head_dim
     specs = contract.in_place_specs(*sizes, "float16", with_past_rows=True)

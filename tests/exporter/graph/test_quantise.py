@@ -1,4 +1,4 @@
-"""Quantised products against the weights they were made of; rows that do not see each other."""
+"""Quantised matrix multiplications against those by the original weights; rows are independent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from medusa_exporter.precisions import FORMATS, PRECISIONS, WeightFormat
 from medusa_runtime.errors import UnsupportedModelError
 
 ROWS, IN, OUT, HEADS = 5, 64, 48, 3
-ERROR = {8: 0.01, 4: 0.15}  # of the products' size: weights and activations are rounded
+ERROR = {8: 0.01, 4: 0.15}  # relative to the largest result: weights and activations are rounded
 
 
 def graph(op_type: str, weight: np.ndarray, rows: tuple[int, ...], bias: bool = False, **attributes: float) -> ir.Model:
-    """One product of `x` with a weight."""
+    """One multiplication of `x` by a weight."""
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(rows))
     constants = [("weight", weight)] + ([("bias", np.arange(OUT, dtype=np.float32))] if bias else [])
     values = [
@@ -66,7 +66,7 @@ def test_a_gemm(rng: np.random.Generator, bias: bool, transposed: bool) -> None:
     assert close(run(model, x), x @ weight + (np.arange(OUT) if bias else 0), 8)
 
 
-def test_a_gemm_of_another_kind_is_refused(rng: np.random.Generator) -> None:
+def test_a_gemm_with_other_factors_is_refused(rng: np.random.Generator) -> None:
     weight = rng.standard_normal((IN, OUT)).astype(np.float32)
     with pytest.raises(UnsupportedModelError, match="Gemm"):
         quantise(graph("Gemm", weight, (ROWS, IN), alpha=0.5), WeightFormat(8, 32))
@@ -83,8 +83,8 @@ def test_a_stack_of_heads(rng: np.random.Generator, stacked: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_rows_do_not_see_each_other(rng: np.random.Generator, bits: int) -> None:
-    """One scale for all activations would let a wild row flatten the others."""
+def test_rows_are_independent(rng: np.random.Generator, bits: int) -> None:
+    """With one scale for all rows, a row of large values would change the rounding of the others."""
     weight, x = (rng.standard_normal(size).astype(np.float32) for size in ((IN, OUT), (ROWS, IN)))
     wild = x.copy()
     wild[1:] *= 1e4
@@ -92,7 +92,7 @@ def test_rows_do_not_see_each_other(rng: np.random.Generator, bits: int) -> None
     np.testing.assert_array_equal(run(model, x)[0], run(model, wild)[0])
 
 
-def test_products_of_two_activations_stay() -> None:
+def test_matmuls_of_two_activations_stay() -> None:
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape((4, 4)))
     node = ir.node("MatMul", [x, x])
     node.outputs[0].name = "y"
@@ -100,7 +100,7 @@ def test_products_of_two_activations_stay() -> None:
     assert [node.op_type for node in quantise(model, WeightFormat(8, 32)).graph] == ["MatMul"]
 
 
-def test_the_draft_is_what_the_tokens_come_from(rng: np.random.Generator) -> None:
+def test_the_draft_is_everything_that_tokens_are_computed_from(rng: np.random.Generator) -> None:
     weight = rng.standard_normal((IN, IN)).astype(np.float32)
     model = graph("MatMul", weight, (ROWS, IN))
     drafted = model.graph.outputs[0]
@@ -110,7 +110,7 @@ def test_the_draft_is_what_the_tokens_come_from(rng: np.random.Generator) -> Non
     model.graph.outputs.append(after.outputs[0])
     quantise_draft(model, WeightFormat(8, 32))
     assert [node.op_type for node in model.graph] == ["MatMulNBits", "MatMul"]
-    quantise(model, WeightFormat(4, 32))  # what is quantised already stays as it is
+    quantise(model, WeightFormat(4, 32))  # weights that are quantised already stay
     assert [node.attributes["bits"].as_int() for node in model.graph] == [8, 4]
 
 

@@ -1,4 +1,4 @@
-"""Ropes of every served type: tables and graphs turn as transformers does, attention factors multiplied in."""
+"""Rotary embeddings of every supported type: tables and graphs equal transformers, attention factor included."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from medusa_runtime import contract
 
 from .conftest import CONTEXT, FAMILIES, LLAMA3_ROPE, TOP_K, YARN_ROPE, facts_of, load, make_model
 
-ORIGINAL = 32  # positions before the rope was scaled
+ORIGINAL = 32  # positions before the rotary embedding was scaled
 PAIRS = np.arange(8)
 ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 10000.0},
@@ -43,7 +43,7 @@ ROPES: dict[str, dict[str, Any]] = {
 
 
 def made(kind: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, int]:
-    """A model with that rope as a build has it, one as transformers runs it, and the length that both serve."""
+    """Return a model as a build prepares it, the same as transformers runs it, and the length that both support."""
     monkeypatch.setitem(FAMILIES, "llama-rope", {"rope_parameters": copy.deepcopy(ROPES[kind])})
     model = make_model("llama-rope")
     reference = copy.deepcopy(model)
@@ -67,7 +67,7 @@ def test_tables_are_those_of_transformers(kind: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn-attention", "longrope"])
-def test_graphs_turn_as_transformers_does(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_graphs_equal_transformers(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model, reference, length = made(kind, monkeypatch)
     facts = facts_of(model)
     heads = MedusaHeads(facts.hidden_size, 3, 1, "none")
@@ -81,13 +81,13 @@ def test_graphs_turn_as_transformers_does(kind: str, monkeypatch: pytest.MonkeyP
     fuse(on_cpu)
     attention = [node for node in on_cpu.graph if node.op_type == "GroupQueryAttention"]
     assert [node.attributes["do_rotary"].as_int() for node in attention] == [1] * facts.layers
-    spelt_out = GpuVariants(TracedGraph(graph, facts, heads.input_size, heads.heads, tables)).ort_cuda("fp32")
-    for dialect, shape in (
+    decomposed = GpuVariants(TracedGraph(graph, facts, heads.input_size, heads.heads, tables)).ort_cuda("fp32")
+    for variant, shape in (
         (graph, (1, 0, facts.kv_row)),
-        (spelt_out, (1, 0, facts.kv_row)),
+        (decomposed, (1, 0, facts.kv_row)),
         (on_cpu, (1, facts.kv_heads, length + contract.SPARE_ROWS, facts.head_dim)),
     ):
-        np.testing.assert_allclose(_logits(dialect, ids, shape, looked_at(length), tmp_path), expected, atol=1e-5)
+        np.testing.assert_allclose(_logits(variant, ids, shape, looked_at(length), tmp_path), expected, atol=1e-5)
 
 
 def _logits(graph: ir.Model, ids: np.ndarray, past: tuple[int, ...], rows: list[int], folder: Path) -> np.ndarray:
@@ -106,7 +106,7 @@ def _logits(graph: ir.Model, ids: np.ndarray, past: tuple[int, ...], rows: list[
     return logits[0]
 
 
-def test_the_factor_comes_back_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_factor_is_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, _ = made("yarn-attention", monkeypatch)
     with pytest.raises(ZeroDivisionError), without_attention_factor(model) as factor:
         assert (factor, model.base_model.rotary_emb.attention_scaling) == (1.7, 1.0)
@@ -114,7 +114,7 @@ def test_the_factor_comes_back_whatever_happens(monkeypatch: pytest.MonkeyPatch)
     assert model.base_model.rotary_emb.attention_scaling == 1.7
 
 
-def test_a_factor_without_a_place_is_refused() -> None:
+def test_a_factor_without_cosines_and_sines_is_refused() -> None:
     graph = ir.Graph([], [], nodes=[])
     apply_attention_factor(graph, 1.0)
     with pytest.raises(RuntimeError, match="no cosines and sines"):

@@ -1,4 +1,4 @@
-"""Graphs that share tensors keep them once."""
+"""Tensors that several graphs share are written once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def full(number: float, shape: tuple[int, ...] = (SIZE, SIZE)) -> ir.TensorProto
     return ir.tensor(np.full(shape, number, np.float32))
 
 
-def test_a_tensor_of_two_graphs_is_kept_once(tmp_path: Path) -> None:
+def test_a_tensor_of_two_graphs_is_written_once(tmp_path: Path) -> None:
     both, small = full(1), full(100, (1,))
     graphs = {tmp_path / "a.onnx": adding(both, full(10), small), tmp_path / "b.onnx": adding(full(20), both, small)}
     save_graphs(graphs, "shared.data")
@@ -55,7 +55,7 @@ def test_a_tensor_of_two_graphs_is_kept_once(tmp_path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
 
 
-def test_a_graph_alone_shares_nothing(tmp_path: Path) -> None:
+def test_a_single_graph_has_no_shared_file(tmp_path: Path) -> None:
     save_graphs({tmp_path / "a.onnx": adding(full(1), full(2))}, "shared.data")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "a.onnx.data"]
     assert run(tmp_path / "a.onnx") == 3

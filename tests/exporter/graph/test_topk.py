@@ -1,4 +1,4 @@
-"""The largest of many in two rounds: the same numbers as in one, the first of equal ones too."""
+"""TopK in two stages returns the same as in one, including the first of equal values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS = 5
 
 
 def model(length: int, count: int, *, values: bool = False) -> ir.Model:
-    """A TopK of `count` and an ArgMax over the same rows. values: whether TopK's own are given out too."""
+    """A TopK of `count` and an ArgMax over the same rows; `values` makes TopK's values an output too."""
     nodes = [
         helper.make_node("Identity", ["x"], ["rows"]),
         helper.make_node("TopK", ["rows", "count"], ["best", "order"], axis=-1, largest=1, sorted=1),
@@ -54,11 +54,11 @@ def kinds(graph: ir.Model) -> list[str]:
 
 
 @pytest.mark.parametrize(("length", "count"), [(64, 1), (4096, 10), (250, 6), (49152, 3)])
-def test_the_same_are_found(length: int, count: int) -> None:
+def test_two_stages_find_the_same(length: int, count: int) -> None:
     rng = np.random.default_rng(length)
     for rows in (
         rng.standard_normal((1, ROWS, length)).astype(np.float32),
-        rng.integers(0, 4, (1, ROWS, length)).astype(np.float32),  # where most are equal
+        rng.integers(0, 4, (1, ROWS, length)).astype(np.float32),  # most values are equal
     ):
         graph = model(length, count)
         wanted = run(graph, rows)
@@ -68,14 +68,14 @@ def test_the_same_are_found(length: int, count: int) -> None:
             np.testing.assert_array_equal(found, expected)
 
 
-def test_a_prime_length_stays_one_round() -> None:
+def test_a_prime_length_stays_one_stage() -> None:
     graph = model(257, 3)
     two_stage_topk(graph.graph)
     assert kinds(graph) == ["TopK", "ArgMax"]
 
 
-def test_values_that_are_asked_for_are_not_lost() -> None:
+def test_a_topk_whose_values_are_used_stays() -> None:
     graph = model(64, 2, values=True)
     two_stage_topk(graph.graph)
-    assert kinds(graph) == ["TopK", "TopK", "TopK"]  # it, and two rounds in place of ArgMax
+    assert kinds(graph) == ["TopK", "TopK", "TopK"]  # the original one, and two in place of ArgMax
     assert run(graph, np.zeros((1, ROWS, 64), np.float32))[2].shape == (1, ROWS, 2)

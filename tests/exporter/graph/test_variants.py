@@ -1,4 +1,4 @@
-"""Graphs for GPUs beside the traced one, on the same inputs: sizes fixed, operators spelt out, numbers in 16 bits."""
+"""Graphs for GPUs against the traced one: fixed sizes, decomposed operators, 16 bits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from medusa_runtime.backends.kv_arena import kv_tensor_names
 from medusa_runtime.errors import UnsupportedModelError
 
 from .conftest import CONTEXT, HEADS, TOP_K, Traced
-from .rounding import in_16_bits_throughout
+from .fp16_rounding import round_to_fp16
 
 FUSED = {"Attention", "RMSNormalization", "RotaryEmbedding"}
 T, P = 5, 16
-TREE = np.array([[0, -1, -1 - TOP_K - 2, -2, -1 - 2 * TOP_K - 1]], np.int32)  # 0: a root comes here
+TREE = np.array([[0, -1, -1 - TOP_K - 2, -2, -1 - 2 * TOP_K - 1]], np.int32)  # 0: replaced by the root
 DEPTHS = np.array([0, 1, 2, 1, 2], np.int32)
 MASK = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]], np.bool_)
 
@@ -61,8 +61,8 @@ def inputs(traced: Traced, lengths: list[int], *, draft: bool) -> dict[str, np.n
 
 
 def run(graph: ir.Model, folder: Path, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a graph; rows that it wants, or gives, for all layers together are joined and parted."""
-    path = folder / "dialect.onnx"
+    """Run a graph; if it stacks the rows of all layers, stack its inputs and split its outputs."""
+    path = folder / "variant.onnx"
     ir.save(graph, path)
     onnx.checker.check_model(str(path), full_check=True)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -82,13 +82,13 @@ def agree(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance
     assert found.keys() == wanted.keys()
     for name, expected in wanted.items():
         if name in ("tokens", "argmax") and tolerance > 1e-3:
-            continue  # two near each other may change places
+            continue  # two tokens with close logits may swap
         np.testing.assert_allclose(found[name].astype(np.float32), expected, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("lengths", [[7], [9, 0]], ids=str)
 @pytest.mark.parametrize("draft", [False, True])
-def test_spelt_out_with_fixed_sizes(traced: Traced, tmp_path: Path, lengths: list[int], draft: bool) -> None:
+def test_decomposed_with_fixed_sizes(traced: Traced, tmp_path: Path, lengths: list[int], draft: bool) -> None:
     B = len(lengths)
     given = inputs(traced, lengths, draft=draft)
     graph = on_gpu(traced).tensorrt("fp32", StepSize(B, T, T, draft))
@@ -98,13 +98,13 @@ def test_spelt_out_with_fixed_sizes(traced: Traced, tmp_path: Path, lengths: lis
     assert graph.opset_imports[""] == OPSET
     assert all(value.const_value is None for value in graph.graph.inputs)
     shaping = [node.op_type for node in graph.graph if node.op_type in ("Shape", "Range", "Expand")]
-    assert shaping.count("Shape") <= 2  # of the past alone, whose length stays open
+    assert shaping.count("Shape") <= 2  # of the past only, whose length stays symbolic
     assert ("draft_hidden" in {value.name for value in graph.graph.inputs}) is draft
     facts, kinds = traced.facts, [node.op_type for node in graph.graph]
-    assert ("ArgMax" in kinds) is (facts.vocab_size % 2 == 1)  # else it is two rounds of TopK; 251 is prime
+    assert ("ArgMax" in kinds) is (facts.vocab_size % 2 == 1)  # otherwise it is TopK in two stages; 251 is prime
     attended = kinds.count("Softmax") * (4 if facts.kv_heads == facts.attention_heads else 2)
     linear = sum(node.inputs[1].const_value is not None for node in graph.graph if node.op_type == "MatMul")
-    assert kinds.count("MatMul") - linear == attended  # past and new rows are one, but where no heads share them
+    assert kinds.count("MatMul") - linear == attended  # separate past and new rows only if G = 1
     agree(run(graph, tmp_path, given), traced.run(**given), 1e-4)
 
 
@@ -141,7 +141,7 @@ def test_onnx_runtimes_graph_for_a_gpu(traced: Traced, tmp_path: Path, lengths: 
     agree(run(graph, tmp_path, given), traced.run(**given), 1e-4)
 
 
-def test_16_bits_stay_near(traced: Traced, tmp_path: Path) -> None:
+def test_16_bits_stay_close(traced: Traced, tmp_path: Path) -> None:
     given = inputs(traced, [7], draft=False)
     wanted = traced.run(**given)
     scale = max(1.0, float(np.abs(wanted["logits"]).max()))
@@ -169,24 +169,24 @@ def test_softmax_norms_and_angles_are_in_fp32_whatever_the_rows(traced: Traced, 
 
 
 @pytest.mark.parametrize("length", [7, 9])
-def test_tensorrts_graph_in_fp16_bears_16_bits_everywhere(traced: Traced, tmp_path: Path, length: int) -> None:
-    """With a residual stream of thousands too, whose squares no fp16 holds."""
+def test_tensorrts_graph_is_stable_if_all_is_rounded_to_fp16(traced: Traced, tmp_path: Path, length: int) -> None:
+    """Also with values in the thousands in the residual stream, whose squares overflow fp16."""
     given = inputs(traced, [length], draft=False)
     wanted = traced.run(**given)
     graph = on_gpu(traced).tensorrt("fp16", StepSize(1, T, T, draft=False))
     before = len(graph.graph)
-    in_16_bits_throughout(graph)
+    round_to_fp16(graph)
     assert len(graph.graph) - before > 100
     agree(run(graph, tmp_path, given), wanted, 0.02 * max(1.0, float(np.abs(wanted["logits"]).max())))
 
 
-def test_rope_at_a_far_position_in_16_bits(traced: Traced, tmp_path: Path) -> None:
-    """An angle is the position times a frequency: rounded to 16 bits it is off by a good part of a turn."""
+def test_rotary_embedding_at_a_far_position_in_16_bits(traced: Traced, tmp_path: Path) -> None:
+    """An angle is the position times a frequency; rounded to 16 bits it would be wrong by a large part of a turn."""
     given = inputs(traced, [7], draft=False)
     given["position_ids"] = given["position_ids"] + CONTEXT - 20
     wanted = traced.run(**given)
     graph = on_gpu(traced).tensorrt("fp16", StepSize(1, T, T, draft=False))
-    in_16_bits_throughout(graph)
+    round_to_fp16(graph)
     found = run(graph, tmp_path, given)
     keys = wanted["new_key_0"]
     np.testing.assert_allclose(found["new_key_0"].astype(np.float32), keys, atol=0.004 * np.abs(keys).max())

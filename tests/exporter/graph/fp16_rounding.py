@@ -1,12 +1,12 @@
-"""What a weakly typed network may do to a graph."""
+"""Rounds a graph's results to fp16, as a weakly typed TensorRT network may."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 
-def in_16_bits_throughout(graph: ir.Model) -> None:
-    """Round every float32 result to fp16: what a weakly typed network may do, whatever it is asked."""
+def round_to_fp16(graph: ir.Model) -> None:
+    """Round every fp32 result to fp16, as a weakly typed network may do even where the graph says fp32."""
     for node in list(graph.graph):
         for value in node.outputs:
             if value.dtype == ir.DataType.FLOAT and not value.is_graph_output():
