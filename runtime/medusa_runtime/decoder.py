@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from collections.abc import Sequence as Ids
-from itertools import product
 
 import numpy as np
 from medusa_profiles.profile import TreeProfile
@@ -13,21 +12,21 @@ from numpy.typing import NDArray
 
 from medusa_runtime.accept import AcceptRule, greedy
 from medusa_runtime.arguments import as_int, as_stop_ids, as_token_ids
-from medusa_runtime.backends.base import Backend, FloatArray, IntArray, Step, literal_step
+from medusa_runtime.backends.base import Backend, FloatArray, IntArray, literal_step
 from medusa_runtime.errors import (
     ArgumentError,
     BusyError,
     CapacityError,
-    InvalidLogitsError,
     MedusaError,
     PromptError,
 )
 from medusa_runtime.exclusive import ExclusiveUse, strictly_exclusive
 from medusa_runtime.kv_cache import KvCache
+from medusa_runtime.logits_check import check_prompt_logits, read_finite_logits
 from medusa_runtime.sequence import SequenceState
 from medusa_runtime.tree_step import TreeStep
+from medusa_runtime.warm_up import WARM_UP_RUNS, warm_up_steps
 
-WARM_UP_RUNS = 2  # of each shape: the second one is captured as a CUDA graph on a GPU
 MAX_CACHED_TREES = 8  # whose step inputs, and the backend's bindings of them, are kept for reuse
 
 
@@ -155,22 +154,9 @@ class Decoder:
         self._check_owner()
         self.sequence = None
         self.cache.truncate(0)
-        for step in self._every_shape():
+        for step in warm_up_steps(self.backend, self.cache, [self._plain, self._tree]):
             for _ in range(WARM_UP_RUNS):
                 self.backend.run(step)
-
-    def _every_shape(self) -> Iterator[Step]:
-        context, pasts = self.cache.context, self.backend.padded_past_lengths
-        for past, tree in product(pasts or (0,), dict.fromkeys((self._plain, self._tree))):
-            length = min(past, context - tree.profile.size)
-            if length >= 0:
-                self.cache.reserve(length + tree.profile.size)
-                tree.update(0, length)
-                yield tree.step
-        sizes = [1 << doublings for doublings in range(self.backend.prefill_chunk.bit_length())]
-        for past, size in product(pasts, sizes):
-            if size <= context:
-                yield literal_step(np.zeros(size, np.int32), min(past, context - size), np.array([size - 1], np.int32))
 
     def start(self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None) -> list[int]:
         """Prefill a prompt and return the first token of its answer; an earlier answer is discarded.
@@ -222,7 +208,7 @@ class Decoder:
         chunk = self.backend.prefill_chunk
         for first in range(0, ids.size, chunk):
             self._prefill(ids[first : first + chunk].astype(np.int32))
-        self._check_prefill(ids)
+        check_prompt_logits(self.backend, ids)
         sequence.extend(self.backend.read_argmax())
         sequence.owner = threading.current_thread()
         self.sequence = sequence
@@ -239,7 +225,7 @@ class Decoder:
 
         Raises:
             MedusaError: There is no unfinished answer, or another prompt was started since `sequence`.
-            InvalidLogitsError: Logits are not finite; nothing of the step is kept, as for the next_token errors.
+            InvalidLogitsError: Logits are not finite; nothing of the step is kept.
             CapacityError: Memory does not suffice.
             BackendError: The backend's library failed.
             BusyError: Another thread is decoding.
@@ -302,30 +288,7 @@ class Decoder:
         return accepted
 
     def _read_logits(self, row: int, /) -> FloatArray:
-        """Return the logits at node `row`, (V,); raise InvalidLogitsError unless all are finite."""
-        logits = self.backend.read_logits(row)
-        least, most = logits.min(), logits.max()
-        if not (-np.inf < least and most < np.inf):
-            raise self._invalid(least, most, f"at row {row} of step {self.steps + 1}")
-        return logits
-
-    def _check_prefill(self, ids: NDArray[np.int64]) -> None:
-        """Raise InvalidLogitsError for invalid logits, which a graph in fp16 computes when its values overflow.
-
-        Equal logits are invalid too, except for a prompt of one repeated token: a padding token's embedding is 0, and
-        so is everything computed from it.
-        """
-        logits = self.backend.read_logits(0)
-        least, most = logits.min(), logits.max()
-        if not (-np.inf < least and most < np.inf) or (least == most and ids.min() < ids.max()):
-            raise self._invalid(least, most, f"at row {ids.size - 1} of the prompt")
-
-    def _invalid(self, least: float, most: float, where: str) -> InvalidLogitsError:
-        backend = self.backend
-        return InvalidLogitsError(
-            f"{backend.name} gave logits from {least} to {most} {where} in {backend.precision}: expected finite "
-            "logits that differ; find the first wrong tensor with medusa-export compare, or use another precision"
-        )
+        return read_finite_logits(self.backend, row, f"at row {row} of step {self.steps + 1}")
 
     def _prefill(self, ids: IntArray) -> None:
         """Run one chunk of the prompt under a causal mask and keep all its rows."""
