@@ -23,9 +23,7 @@ from medusa_exporter.cli.exit_codes import ExitCode
 from medusa_exporter.console import Verbosity, is_utf8, set_verbosity, write
 from medusa_exporter.extras import missing_extra
 
-
-class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM has arrived. Code that cleans up after Ctrl-C cleans up after this too."""
+ENDED_BY: dict[int, ExitCode] = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
 
 
 def run(group: click.Group, name: str, arguments: Sequence[str]) -> ExitCode:
@@ -37,17 +35,21 @@ def run(group: click.Group, name: str, arguments: Sequence[str]) -> ExitCode:
     for stream in (sys.stdout, sys.stderr):
         _replace_unknown_characters(stream)
     options: dict[str, object] = {}
+    signals: list[int] = []
+    code = ExitCode.SUCCESS
     try:
-        with _sigterm_raises():
+        with _signals_raise(signals):
             _invoke(group, name, arguments, options)
-        code = ExitCode.SUCCESS
     except BaseException as error:
         if isinstance(error, BrokenPipeError) and any(map(_has_no_reader, (sys.stdout, sys.stderr))):
             code = ExitCode.CLOSED_PIPE
+        elif signals or isinstance(error, KeyboardInterrupt):
+            # whatever a library has made of the exception that the signal raised
+            code = ENDED_BY[signals[0] if signals else signal.SIGINT]
+            _report(code.name.lower(), error, debug=DEBUG in options)
         else:
             code = _exit_code(error)
-            with contextlib.suppress(OSError):
-                _report(error, debug=DEBUG in options)
+            _report(_describe(error), error, debug=DEBUG in options)
     for stream in (sys.stdout, sys.stderr):
         if _cannot_flush(stream):
             _discard(stream)
@@ -67,10 +69,6 @@ def _invoke(group: click.Group, name: str, arguments: Sequence[str], options: di
 
 
 def _exit_code(error: BaseException) -> ExitCode:
-    if isinstance(error, _TerminatedError):
-        return ExitCode.TERMINATED
-    if isinstance(error, KeyboardInterrupt):
-        return ExitCode.INTERRUPTED
     if isinstance(error, click.exceptions.Exit):
         return ExitCode(error.exit_code)
     if isinstance(error, SystemExit):
@@ -78,44 +76,52 @@ def _exit_code(error: BaseException) -> ExitCode:
     return ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.FAILURE
 
 
-def _report(error: BaseException, *, debug: bool) -> None:
-    """Print what went wrong to standard error: wrong usage as click does, anything else in one line."""
-    if isinstance(error, click.exceptions.Exit | SystemExit):
-        return
-    if debug:
-        write("".join(traceback.format_exception(error)), error=True)
-    if isinstance(error, click.ClickException):
-        error.show(sys.stderr)
-        return
-    write(_describe(error, debug=debug), error=True)
-
-
-def _describe(error: BaseException, *, debug: bool) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "terminated" if isinstance(error, _TerminatedError) else "interrupted"
+def _describe(error: BaseException) -> str:
+    """Return the line that says what went wrong; "" where click prints it or nothing went wrong."""
+    if isinstance(error, click.exceptions.Exit | click.ClickException | SystemExit):
+        return ""
     if not isinstance(error, MissingExtraError):
         error = missing_extra(error) or error
     if isinstance(error, MedusaError | ProfileError | OSError):
         return f"error: {error}"
-    remedy = "" if debug else "; run with --debug to see where"
-    return f"error: unexpected {type(error).__name__}: {error}{remedy}"
+    return f"error: unexpected {type(error).__name__}: {error}; run with --debug to see where"
+
+
+def _report(line: str, error: BaseException, *, debug: bool) -> None:
+    """Print what went wrong to standard error: wrong usage as click does, anything else in one line."""
+    with contextlib.suppress(OSError):  # standard error may be closed too
+        if debug and line:
+            write("".join(traceback.format_exception(error)), error=True)
+        if isinstance(error, click.ClickException):
+            error.show(sys.stderr)
+        elif line:
+            write(line, error=True)
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM raise an exception meanwhile, so that unfinished files are removed; only a main thread can."""
+def _signals_raise(received: list[int]) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt meanwhile, so that unfinished files are removed.
 
-    def terminate(_signal: int, _frame: FrameType | None) -> None:
-        raise _TerminatedError
+    received: filled in with the signals that arrive. Only a main thread can handle signals.
+    """
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.getsignal(number) for number in ENDED_BY}
+    for number, handler in before.items():
+        if handler not in (None, signal.SIG_IGN):  # nohup ignores them
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if handler is not None:  # one that was not set by Python stays
+                signal.signal(number, handler)
 
 
 def _replace_unknown_characters(stream: TextIO | None) -> None:
