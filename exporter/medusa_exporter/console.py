@@ -139,10 +139,11 @@ class Progress:
         if verbosity() == Verbosity.QUIET or not console.is_terminal:
             yield _LineBar(self, label, total, unit)
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)
+        amount = TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit)
+        columns = TextColumn("{task.description}"), BarColumn(), amount
         with Bars(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
             yield _DrawnBar(bars, bars.add_task(label, total=total))
 

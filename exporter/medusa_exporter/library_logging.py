@@ -7,10 +7,15 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+from medusa_exporter.console import Verbosity, verbosity
+
 
 @contextlib.contextmanager
 def log_errors_only(name: str) -> Iterator[None]:
-    """Let the logger `name` log errors only, and suppress Python warnings, while the block runs."""
+    """Let the logger `name` log errors only, and suppress Python warnings, while the block runs; not with --verbose."""
+    if verbosity() == Verbosity.VERBOSE:
+        yield
+        return
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from medusa_runtime.errors import CapacityError
-from tqdm import tqdm
 
+from medusa_exporter.console import Progress
 from medusa_exporter.distillation.checkpoint import is_saved, save_batch
 from medusa_exporter.distillation.scripts import ANSWER, Request, RowGenerator, Script
 
@@ -59,7 +59,7 @@ def generate_batches(
     """
     answers, began, last = 0, time.monotonic(), 0.0
     left = sum(len(batch) for number, batch in enumerate(batches) if not is_saved(partial, number))
-    with tqdm(total=left * context, unit="tok", unit_scale=True, desc=f"{len(batches)} batches", mininterval=1) as bar:
+    with Progress().bar(f"{len(batches)} batches", left * context, "tokens") as bar:
         for number, batch in enumerate(batches):
             start = time.monotonic()
             if is_saved(partial, number):
@@ -68,7 +68,7 @@ def generate_batches(
                 break
             torch.manual_seed(batch_seed(seed, number))
             try:
-                rows = generator.generate(scripts(batch), bar.update)
+                rows = generator.generate(scripts(batch), bar.advance)
             except torch.OutOfMemoryError as error:
                 raise CapacityError(
                     f"{len(batch)} rows of {context} tokens do not fit the device's memory; lower --batch or --context"

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from medusa_runtime.errors import UnsupportedModelError
 from torch import Tensor
-from tqdm import tqdm
 
+from medusa_exporter.console import Progress
 from medusa_exporter.distillation.dataset import DataError, DataSet
 from medusa_exporter.heads.taps import capture_taps
 from medusa_exporter.training.model_digest import is_distilled_from
@@ -99,8 +99,8 @@ def collect_positions(
     width, device = model.config.hidden_size * (1 + len(taps)), model.device
     extra = root.itemsize + places.itemsize + targets.itemsize * heads
     hidden = allocate_states(len(places), width, model.dtype, device, disk, extra)
-    bar = tqdm(total=len(data.tokens), unit="tok", unit_scale=True, desc=label, mininterval=1)
-    with torch.no_grad(), bar, capture_taps(model, taps) as caught:
+    progress = Progress().bar(label, len(data.tokens), "tokens")
+    with torch.no_grad(), progress as bar, capture_taps(model, taps) as caught:
         for rows in _batches(data, TOKENS_PER_PASS[device.type]):
             lengths = np.diff(data.offsets)[rows]
             ids = np.zeros(
@@ -118,7 +118,7 @@ def collect_positions(
                 state.flatten(0, 1)[selected] for state in (states, *(caught[layer] for layer in taps))
             ]  # (n, H) each
             hidden[torch.from_numpy(chosen).to(hidden.device)] = torch.cat(seen, dim=-1).to(hidden.device)
-            bar.update(int(lengths.sum()))
+            bar.advance(int(lengths.sum()))
     on_device = [torch.from_numpy(array).to(device) for array in (root, targets, places)]
     return Positions(hidden, on_device[0], on_device[1], torch.from_numpy(row), on_device[2])
 
