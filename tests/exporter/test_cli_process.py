@@ -226,7 +226,7 @@ NEEDED = {  # for each command, modules that it cannot do without; those with a 
     "build some/model --heads HEADS -o OUT": "huggingface_hub",
     "build MODEL --heads HEADS -o OUT --backend tensorrt": "tensorrt,tensorrt_bindings",
     "build MODEL --heads HEADS -o OUT --backend tensorrt-rtx --target sm86": "tensorrt_rtx,tensorrt_rtx_bindings",
-    "distill MODEL --prompts PROMPTS -o OUT": "torch transformers safetensors",
+    "distill MODEL --prompts PROMPTS -o OUT --context 64 --max-new-tokens 8": "torch transformers safetensors",
     "train MODEL --data DATA -o OUT": "torch safetensors",
     "heads-report MODEL HEADS --data DATA": "torch safetensors",
     "heads convert HEADS -o OUT": "torch safetensors",
