@@ -84,7 +84,7 @@ def draw(profile: TreeProfile, prompt: str, frames: list[Frame]) -> str:
         f"<style>{STYLE}  {show}\n</style>",
         f'<rect class="page" width="{WIDTH}" height="{height:.0f}"/>',
     ]
-    titles = ["last token", *(f"head {head + 1} proposes" for head in range(profile.depth))]
+    titles = ["last token", *(f"head {head} proposes" for head in range(profile.depth))]
     for column, title in enumerate(titles):
         parts.append(f'<text x="{12 + COLUMN * column}" y="{TREE_TOP - 9}" class="note">{title}</text>')
     for number, frame in enumerate(frames):

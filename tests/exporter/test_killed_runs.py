@@ -43,6 +43,7 @@ def kill(sign, *arguments):
     assert process.returncode == -signal.SIGKILL, said[-2000:]
 
 
+@pytest.mark.slow
 def test_train(model_folder, counting_data, tmp_path):
     save_data(counting_data, tmp_path / "data")
     command = ["train", model_folder, "--data", tmp_path / "data", "--layers", 1, "--heads", 2, "--batch", 64]
@@ -63,7 +64,7 @@ def test_train(model_folder, counting_data, tmp_path):
     )
 
 
-@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("force", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_distill(model_folder, tmp_path, force):
     (tmp_path / "prompts").write_text("\n".join(json.dumps({"turns": [f"question {number}"]}) for number in range(40)))
     command = ["distill", model_folder, "--prompts", tmp_path / "prompts", "--max-new-tokens", 24, "--device", "cpu"]

@@ -227,7 +227,7 @@ def command(
     from medusa_exporter.distillation.review import read_review, write_review
     from medusa_exporter.distillation.sampling import Sampling
     from medusa_exporter.loading.templates import choose_template, describe_wanted
-    from medusa_exporter.models import ModelSource, load_model, load_tokenizer, read_config
+    from medusa_exporter.models import ModelSource, check_family, load_model, load_tokenizer, read_config
     from medusa_exporter.prompts import read_prompts
     from medusa_exporter.training.hidden_states import pick_device, pick_dtype
 
@@ -250,6 +250,7 @@ def command(
         raise DataError(f"{output}: no finished data set; expected one: run the same command without --review-in first")
     source = ModelSource.resolve(model, revision)
     device = pick_device(device)
+    check_family(source)
     check_context(read_config(source), context)
     tokenizer = load_tokenizer(source)
     choose_template(tokenizer, chat_template)
