@@ -23,7 +23,7 @@ from medusa_exporter import models
 from medusa_exporter.bench.conversations import Answerer, BackendMeasurements, ask_each, encode
 from medusa_exporter.bench.results import Case, backend_facts, document, results
 from medusa_exporter.bench.table import table
-from medusa_exporter.bench.timing import WARM_TOKENS, Generation, Measurement, Question
+from medusa_exporter.bench.timing import WARM_TOKENS, Measurement, Question, TimedAnswer
 from medusa_exporter.bench.worker import LoadedBackend, Worker, WorkerSettings
 from medusa_exporter.files import write_json
 from medusa_exporter.models import ModelSource
@@ -74,7 +74,7 @@ class HuggingFace:
         self._decode(question.ids, WARM_TOKENS)
         return Measurement(question, self._decode(question.ids, question.max_new_tokens), {})
 
-    def _decode(self, ids: Sequence[int], tokens: int) -> Generation:
+    def _decode(self, ids: Sequence[int], tokens: int) -> TimedAnswer:
         prompt = torch.tensor([list(ids)], device=self._model.device)
         options: dict[str, Any] = {"generation_config": transformers.GenerationConfig(do_sample=False, pad_token_id=0)}
         if self._cache is not None:
@@ -91,7 +91,7 @@ class HuggingFace:
             )
         steps = [after - before for before, after in zip(clock.ticks, clock.ticks[1:], strict=False)]
         first = clock.ticks[0] - clock.started
-        return Generation(tuple(clock.tokens), (1,) * len(steps), first, tuple(steps), 0.0)
+        return TimedAnswer(tuple(clock.tokens), (1,) * len(steps), first, tuple(steps), 0.0)
 
 
 def facts_of(model: Any, precision: str, context: int) -> LoadedBackend:

@@ -23,7 +23,7 @@ NextLogits = Callable[[list[int]], FloatArray]  # token ids -> the logits of the
 
 
 @dataclass(frozen=True)
-class Difference:
+class AnswerDifference:
     """The first difference between two answers to one prompt.
 
     Attributes:
@@ -82,9 +82,9 @@ def tolerances(exact: bool) -> dict[str, float | None]:
     }
 
 
-def compare(
+def compare_answers(
     prompt: Sequence[int], expected: Sequence[int], got: Sequence[int], *readers: NextLogits, exact: bool = True
-) -> Difference | None:
+) -> AnswerDifference | None:
     """Compare two answers to `prompt`.
 
     Args:
@@ -93,7 +93,7 @@ def compare(
         got: Token ids of the other answer.
         readers: Functions that return the logits after the prompt and the tokens that both answers share. The gap is
             measured by each of them, and the widest one counts.
-        exact: See `Difference`.
+        exact: See `AnswerDifference`.
 
     Returns:
         The first difference, or None if the answers are equal.
@@ -103,11 +103,13 @@ def compare(
         return None
     if position >= min(len(expected), len(got)):
         ends = [answer[position] if position < len(answer) else None for answer in (expected, got)]
-        return Difference(position, ends[0], ends[1], None, exact=exact)
+        return AnswerDifference(position, ends[0], ends[1], None, exact=exact)
     ids, pair = [*prompt, *expected[:position]], (expected[position], got[position])
     gaps, shares = zip(*(_gap(reader(ids), pair) for reader in readers), strict=True)
     finite = all(map(math.isfinite, gaps))
-    return Difference(position, *pair, max(gaps) if finite else None, max(shares) if finite else None, exact=exact)
+    return AnswerDifference(
+        position, *pair, max(gaps) if finite else None, max(shares) if finite else None, exact=exact
+    )
 
 
 def next_logits(decoder: Decoder) -> NextLogits:

@@ -21,7 +21,7 @@ from medusa_exporter.extras import import_extra
 from medusa_exporter.heads.architecture import read_architecture
 from medusa_exporter.hub import pin_revision
 from medusa_exporter.models import ModelSource
-from medusa_exporter.precisions import choose, default_profile
+from medusa_exporter.precisions import choose_pairs, default_profile
 from medusa_exporter.preflight import check_build
 from medusa_exporter.publish import check_target, lock_bundle, replace_bundle
 from medusa_exporter.staging import Staging
@@ -89,7 +89,7 @@ def build(
         ProfileError: For a tree profile that is not valid or needs more heads.
     """
     check_target(bundle)
-    pairs = choose(backends, precisions)
+    pairs = choose_pairs(backends, precisions)
     source = ModelSource.resolve(model, revision)
     heads = pin_revision(heads, heads_revision)
     trees = choose_profiles(profiles, read_architecture(heads).heads)
@@ -99,7 +99,7 @@ def build(
     if not force and Staging(bundle.resolve()).at_rest and (manifest := unchanged_manifest(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
 
-    choose(backends, precisions, models.read_decoder(source))
+    choose_pairs(backends, precisions, models.read_decoder(source))
     _check_outside_model(bundle, source)
     tokens = models.choose_context(source, context)
     check_build(source, heads, report)

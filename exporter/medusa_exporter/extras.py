@@ -66,7 +66,7 @@ def _missing(module: str, extra: str, error: ImportError) -> MissingExtraError:
     package = _package(error)  # the module may be there, but lack one that it needs
     reason = " ".join(str(error).split())
     return MissingExtraError(
-        f"{package if package in EXTRAS else module} is not installed ({reason}); it comes with: "
+        f"{package if package in EXTRAS else module} is not installed ({reason}); install it: "
         f"pip install 'medusa-export[{extra}]'"
     )
 

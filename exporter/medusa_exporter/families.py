@@ -75,7 +75,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(  # by transformers' model typ
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecoderConfig:
     """The part of a model's config that decides which graphs can be built.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medusa_runtime.errors import UnsupportedModelError
 
 from medusa_exporter.extras import import_extra
-from medusa_exporter.families import FAMILIES, Decoder
+from medusa_exporter.families import FAMILIES, DecoderConfig
 from medusa_exporter.heads.base_model import model_names
 from medusa_exporter.hub import check_revision
 from medusa_exporter.library_logging import log_errors_only
@@ -150,7 +150,7 @@ def check_family(source: ModelSource) -> str:
     family = str(config.get("model_type"))
     if family not in FAMILIES:
         raise UnsupportedModelError(
-            f"{source.gguf or source.location}: model type {named_model_type(config)} is not served; "
+            f"{source.gguf or source.location}: model type {named_model_type(config)} is not supported; "
             f"expected one of {', '.join(FAMILIES)}"
         )
     rope.check_rope(config, source.gguf or source.location)
@@ -158,7 +158,7 @@ def check_family(source: ModelSource) -> str:
     return family
 
 
-def read_decoder(source: ModelSource) -> Decoder:
+def read_decoder(source: ModelSource) -> DecoderConfig:
     """Return the part of the config that decides which graphs can be built, before any weights are read.
 
     Raises UnsupportedModelError for what `check_family` refuses.

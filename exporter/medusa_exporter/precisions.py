@@ -12,7 +12,7 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime.errors import BundleError, UnsupportedModelError
 from medusa_runtime.facts import PLAIN
 
-from medusa_exporter.families import FAMILIES, Decoder
+from medusa_exporter.families import FAMILIES, DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ BEST_NODES = {"fp32": 6, "int8": 2, "w8a8": 2, "int4": 1}
 BEST_NODES_ON_GPU = 64  # a step of so many rows is bound by reading the same weights as a step of one row
 
 
-def choose(backends: Iterable[str], precisions: Iterable[str], decoder: Decoder | None = None) -> list[tuple[str, str]]:
+def choose_pairs(
+    backends: Iterable[str], precisions: Iterable[str], decoder: DecoderConfig | None = None
+) -> list[tuple[str, str]]:
     """Return the (backend, precision) pairs to build.
 
     Args:
@@ -83,28 +85,28 @@ def choose(backends: Iterable[str], precisions: Iterable[str], decoder: Decoder 
             )
     pairs = []
     for backend in backends:
-        served = PRECISIONS[backend]
-        wanted = [precision for precision in served if precision in precisions] if precisions else served[:1]
+        runs = PRECISIONS[backend]
+        wanted = [precision for precision in runs if precision in precisions] if precisions else runs[:1]
         if not wanted:
             raise BundleError(
-                f"{backend} does not run {', '.join(precisions)}; expected at least one of {', '.join(served)} for it"
+                f"{backend} does not run {', '.join(precisions)}; expected at least one of {', '.join(runs)} for it"
             )
         pairs += [(backend, precision) for precision in wanted]
     if decoder is not None:
         for backend, precision in pairs:
-            _check_served(decoder, backend, precision)
+            _check_supported(decoder, backend, precision)
     return pairs
 
 
-def served(decoder: Decoder, backend: str) -> tuple[str, ...]:
+def supported_precisions(decoder: DecoderConfig, backend: str) -> tuple[str, ...]:
     """Return the precisions in which a decoder's graph can be built for a backend."""
     return tuple(precision for precision in PRECISIONS[backend] if decoder.refusal(backend, precision) is None)
 
 
-def _check_served(decoder: Decoder, backend: str, precision: str) -> None:
+def _check_supported(decoder: DecoderConfig, backend: str, precision: str) -> None:
     if (reason := decoder.refusal(backend, precision)) is None:
         return
-    others = {other: served(decoder, other) for other in PRECISIONS}
+    others = {other: supported_precisions(decoder, other) for other in PRECISIONS}
     expected = "; ".join(f"{other} in {', '.join(kinds)}" for other, kinds in others.items() if kinds)
     raise UnsupportedModelError(
         f"{FAMILIES[decoder.family].name} is not built for {backend} in {precision}: {reason}; "

@@ -12,7 +12,7 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import MedusaError
 
-from medusa_exporter.answer_differences import Difference, compare, is_exact, next_logits
+from medusa_exporter.answer_differences import AnswerDifference, compare_answers, is_exact, next_logits
 from medusa_exporter.bench.conversations import BackendMeasurements, Skipped, converse
 from medusa_exporter.bench.timing import Measurement, TimedDecoder
 from medusa_exporter.precisions import FORMATS
@@ -37,7 +37,7 @@ class FoundDifference:
     prompt: int
     turn: int
     subject: str
-    difference: Difference
+    difference: AnswerDifference
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON values, those of the difference among them."""
@@ -162,7 +162,7 @@ def _answers(
 
 def _differences(
     engine: Engine, answers: Measurement, reference: TransformersReference | None, max_new_tokens: int
-) -> Iterator[tuple[str, Difference]]:
+) -> Iterator[tuple[str, AnswerDifference]]:
     """Yield each difference of the answers to one message, with what was compared."""
     for name, difference in answers.differences.items():
         yield f"{name} against plain decoding", difference
@@ -171,6 +171,6 @@ def _differences(
     prompt = answers.question.ids
     expected = reference.answer(prompt, max_new_tokens)
     readers = next_logits(engine.decoder), reference.next_logits
-    own = compare(prompt, expected, answers.plain.tokens, *readers)
+    own = compare_answers(prompt, expected, answers.plain.tokens, *readers)
     if own is not None:
         yield "plain decoding against transformers", own

@@ -32,7 +32,7 @@ def import_tensorrt(name: str) -> tuple[Any, str]:
         except (ImportError, OSError, RuntimeError) as error:  # RuntimeError, OSError: shared libraries are missing
             failure = failure or str(error)
     if found is None:
-        raise MissingExtraError(f"{name} is not installed ({failure}); it comes with: {command}")
+        raise MissingExtraError(f"{name} is not installed ({failure}); install it: {command}")
     version = str(found.__version__)
     if tuple(int(part) for part in version.split(".")[:2]) < MIN_VERSIONS[name]:
         least = ".".join(map(str, MIN_VERSIONS[name]))

@@ -38,7 +38,9 @@ def test_another_bundle_than_the_pinned_one_is_refused(
 
 
 def test_engines_of_another_bundle_are_not_built(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medusa_exporter.engines.flavours.find", lambda _name: None)  # no TensorRT is needed for that
+    monkeypatch.setattr(
+        "medusa_exporter.engines.flavours.find_flavour", lambda _name: None
+    )  # no TensorRT is needed for that
     with pytest.raises(SystemExit) as ended:
         main(["engines", str(tiny_bundle), "--backend", "tensorrt", "--expected-digest", "a" * 64])
     assert ended.value.code == 1

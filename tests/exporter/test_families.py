@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from medusa_exporter import families, models
 from medusa_exporter.build import build
 from medusa_exporter.cli import group
-from medusa_exporter.families import ACTIVATIONS, FAMILIES, Decoder
+from medusa_exporter.families import ACTIVATIONS, FAMILIES, DecoderConfig
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.heads.storage import save_heads
 from medusa_exporter.models import ModelSource, check_family, read_decoder
-from medusa_exporter.precisions import PRECISIONS, choose, served
+from medusa_exporter.precisions import PRECISIONS, choose_pairs, supported_precisions
 from medusa_exporter.preflight import check_build
 from medusa_runtime.errors import UnsupportedModelError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -121,7 +121,7 @@ def test_published_sizes_are_served_everywhere(name: str, tmp_path: Path) -> Non
     decoder = read_decoder(source)
     assert decoder.head_dim == head_dim
     assert models.choose_context(source, None) == context
-    assert all(served(decoder, backend) == kinds for backend, kinds in PRECISIONS.items())
+    assert all(supported_precisions(decoder, backend) == kinds for backend, kinds in PRECISIONS.items())
 
 
 def test_phi3s_longrope_is_served_up_to_where_it_changes(tmp_path: Path) -> None:
@@ -135,7 +135,10 @@ def test_phi3s_longrope_is_served_up_to_where_it_changes(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"hidden_act": "mish"}, "activation 'mish' is not served; expected one of silu, .*use a model with another"),
+        (
+            {"hidden_act": "mish"},
+            "activation 'mish' is not supported; expected one of silu, .*use a model with another",
+        ),
         ({"head_dim": -8}, "heads of -8 elements, expected a whole number above 0"),
         ({"num_attention_heads": 0}, "describes no Llama|heads of"),
         ({"hidden_size": "wide"}, "describes no Llama .*expected the sizes of a model"),
@@ -149,32 +152,32 @@ def test_a_config_that_no_graph_is_made_of(content: dict[str, Any], message: str
 
 @pytest.mark.parametrize("backend", PRECISIONS)
 def test_heads_of_100_elements_are_built_where_attention_is_spelt_out(backend: str) -> None:
-    decoder = Decoder("llama", 100, "silu")
+    decoder = DecoderConfig("llama", 100, "silu")
     expected = {"ort-cpu": (), "ort-cuda": ("fp32",)}.get(backend, PRECISIONS[backend])
-    assert served(decoder, backend) == expected
+    assert supported_precisions(decoder, backend) == expected
     for precision in PRECISIONS[backend]:
         if precision in expected:
-            assert choose([backend], [precision], decoder) == [(backend, precision)]
+            assert choose_pairs([backend], [precision], decoder) == [(backend, precision)]
             continue
         message = (
             f"Llama is not built for {backend} in {precision}: its heads have 100 elements, .* multiples of 8; "
             "expected one of: ort-cuda in fp32; tensorrt in fp16, bf16, fp32; tensorrt-rtx in fp16, bf16, fp32"
         )
         with pytest.raises(UnsupportedModelError, match=message):
-            choose([backend], [precision], decoder)
+            choose_pairs([backend], [precision], decoder)
 
 
 def test_what_the_table_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = {("ort-cpu", "w8a8"): "its norms were not measured"}
     table = {**FAMILIES, "llama": replace(FAMILIES["llama"], refused=refused)}
     monkeypatch.setattr(families, "FAMILIES", table)
-    decoder = Decoder("llama", 64, "silu")
-    assert served(decoder, "ort-cpu") == ("fp32", "int8", "int4")
+    decoder = DecoderConfig("llama", 64, "silu")
+    assert supported_precisions(decoder, "ort-cpu") == ("fp32", "int8", "int4")
     message = (
         "Llama is not built for ort-cpu in w8a8: its norms were not measured; expected one of: ort-cpu in fp32, int8"
     )
     with pytest.raises(UnsupportedModelError, match=message):
-        choose(["ort-cpu"], ["fp32", "w8a8"], decoder)
+        choose_pairs(["ort-cpu"], ["fp32", "w8a8"], decoder)
 
 
 def test_a_build_is_refused_before_weights_are_read(
@@ -224,4 +227,4 @@ def test_a_family_that_is_not_served_ends_every_command_at_once(command: str, tm
     }
     result = CliRunner().invoke(group, [command, model, *options[command]])
     assert isinstance(result.exception, UnsupportedModelError)
-    assert f"model type 'bloom' is not served; expected one of {', '.join(FAMILIES)}" in str(result.exception)
+    assert f"model type 'bloom' is not supported; expected one of {', '.join(FAMILIES)}" in str(result.exception)

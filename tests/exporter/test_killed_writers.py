@@ -148,7 +148,7 @@ def test_a_checkpoint(tmp_path: Path, first: bool) -> None:
     optimiser.step()
 
     def save(step: int) -> None:
-        checkpoint.save(tmp_path, checkpoint.Progress(step, 9, 1, 0.0), {"model": "tiny"}, model, optimiser)
+        checkpoint.save(tmp_path, checkpoint.TrainingProgress(step, 9, 1, 0.0), {"model": "tiny"}, model, optimiser)
 
     def load() -> int:
         return checkpoint.load(tmp_path, {"model": "tiny"}, torch.nn.Linear(2, 2), optimiser).step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from medusa_exporter.precisions import BEST_NODES, FORMATS, choose, default_profile
+from medusa_exporter.precisions import BEST_NODES, FORMATS, choose_pairs, default_profile
 from medusa_profiles import catalogue
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.errors import BundleError
@@ -32,8 +32,8 @@ def test_plain_decoding_where_all_are_too_large() -> None:
 
 
 def test_each_backend_gets_of_the_precisions_named_those_that_it_runs() -> None:
-    assert choose(["ort-cpu", "tensorrt"], []) == [("ort-cpu", "fp32"), ("tensorrt", "fp16")]
-    both = choose(["ort-cpu", "ort-cuda", "ort-cpu"], ["fp32", "int8", "fp16"])
+    assert choose_pairs(["ort-cpu", "tensorrt"], []) == [("ort-cpu", "fp32"), ("tensorrt", "fp16")]
+    both = choose_pairs(["ort-cpu", "ort-cuda", "ort-cpu"], ["fp32", "int8", "fp16"])
     assert both == [("ort-cpu", "fp32"), ("ort-cpu", "int8"), ("ort-cuda", "fp16"), ("ort-cuda", "fp32")]
 
 
@@ -47,4 +47,4 @@ def test_each_backend_gets_of_the_precisions_named_those_that_it_runs() -> None:
 )
 def test_what_cannot_be_built_is_refused_by_name(backends: list[str], precisions: list[str], message: str) -> None:
     with pytest.raises(BundleError, match=re.escape(message)):
-        choose(backends, precisions)
+        choose_pairs(backends, precisions)

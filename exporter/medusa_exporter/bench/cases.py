@@ -23,11 +23,18 @@ Report = Callable[[str], None]  # prints a line of progress
 class Job:
     """What a benchmark measures.
 
-    prompts: the user messages of each conversation. categories: the category of each prompt, None for none.
-    fixed_length_prompts: the token ids of prompts, by their length. cases: prompt lengths and output lengths.
-    first_only: whether only the first message of each conversation is asked. forced: how many tokens steps accept,
-    None where the model decides. max_length: the largest number of tokens in a sequence, None for the model's context.
-    gpu: the number of the GPU.
+    Attributes:
+        bundle: The bundle to measure.
+        encoder: The bundle's chat template and tokenizer.
+        prompts: The user messages of each conversation.
+        categories: The category of each prompt, None for none.
+        fixed_length_prompts: Token ids of prompts, by their length.
+        trees: The trees to measure; plain decoding is always measured.
+        cases: Pairs of prompt length and output length.
+        first_only: Whether only the first message of each conversation is asked.
+        forced: How many tokens each step accepts; None to let the model decide.
+        max_length: Maximum number of tokens of a sequence; None for the model's context.
+        gpu: Index of the GPU.
     """
 
     bundle: Bundle

@@ -28,8 +28,11 @@ class Answerer(Protocol):
 class Skipped:
     """A message that leaves no room for an answer in the context.
 
-    prompt, turn: the numbers of the conversation and of the message, from 1. tokens: the length of the prompt, None
-    where the text is so long that it was not tokenised. context: the context's length.
+    Attributes:
+        prompt: Number of the conversation, from 1.
+        turn: Number of the message in the conversation, from 1.
+        tokens: Length of the prompt; None if the text is so long that it was not tokenised.
+        context: Length of the context.
     """
 
     prompt: int

@@ -31,8 +31,11 @@ REMEDY = (
 class RecordedAcceptance:
     """How many tokens each step of each tree added in a run with trained heads.
 
-    source, model: the names of the file and of its model. kept: by profile, a tuple for each answer, without the
-    answer's last step, which the end of the answer may have cut.
+    Attributes:
+        source: Name of the file.
+        model: Name of the model that was run.
+        kept: For each profile a tuple for each answer, without the answer's last step, which the end of the answer may
+            have cut short.
     """
 
     source: str
@@ -73,14 +76,14 @@ class ForcedAcceptance:
     """An acceptance rule for one answer that keeps recorded numbers of tokens. LOSSY: only for timing."""
 
     def __init__(self, kept: Sequence[int]) -> None:
-        """Keep `kept[0]` tokens in the first step, and so on; after the last the first follows again."""
+        """Keep `kept[0]` tokens in the first step, `kept[1]` in the second and so on; the sequence repeats."""
         self._kept = itertools.cycle(kept)
         self._paths: dict[int, list[int]] = {}  # by the number of nodes that are kept
 
     def __call__(
         self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], _logits: LogitsReader, /
     ) -> Acceptance:
-        """Keep the first node at the depth that gives the recorded number of tokens, and its ancestors."""
+        """Keep the recorded number of tokens: the first node at the corresponding depth, and its ancestors."""
         if tree.size == 1:  # the context had no room for the tree
             return greedy(tree, tokens, argmax)
         kept = next(self._kept)

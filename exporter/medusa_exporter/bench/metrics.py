@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from medusa_profiles.profile import TreeProfile
 
-from medusa_exporter.bench.timing import Generation, Measurement
+from medusa_exporter.bench.timing import Measurement, TimedAnswer
 
 METRICS = ("tokens_per_step", "plain_step_ms", "medusa_step_ms", "overhead", "speedup", "host_us_per_step")
 PERCENTILES = (10, 50, 90)
 SLOWEST = 10  # steps that are reported one by one
 
-Pair = tuple[Generation, Generation]  # the answers with plain decoding and with the tree
+Pair = tuple[TimedAnswer, TimedAnswer]  # the answers with plain decoding and with the tree
 
 
 def aggregate(measurements: Sequence[Measurement], profile: TreeProfile, *, stop_at_eos: bool = True) -> dict[str, Any]:

@@ -19,7 +19,12 @@ from medusa_exporter.bench.worker import LoadedBackend
 
 
 class Case(NamedTuple):
-    """Prompt length and output length, in tokens. prompt_length: None for prompts as the file has them."""
+    """Prompt length and output length.
+
+    Attributes:
+        prompt_length: Tokens of each prompt; None for prompts as the file has them.
+        max_new_tokens: Tokens of each answer; the maximum if `prompt_length` is None.
+    """
 
     prompt_length: int | None
     max_new_tokens: int

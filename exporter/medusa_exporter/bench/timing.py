@@ -12,7 +12,7 @@ from medusa_runtime.backends.step_shape import padded_past_length
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.facts import PLAIN
 
-from medusa_exporter.answer_differences import Difference, compare, is_exact, next_logits
+from medusa_exporter.answer_differences import AnswerDifference, compare_answers, is_exact, next_logits
 from medusa_exporter.bench.forced_acceptance import RecordedAcceptance
 
 RECENT = 4  # questions: a backend keeps that many step shapes, so an older one may have to be warmed up again
@@ -25,8 +25,12 @@ Item = TypeVar("Item")
 class Question:
     """A prompt to answer.
 
-    prompt, turn: the numbers of the conversation and of the user message in it, from 1. ids: the prompt's token ids.
-    stop_at_eos: whether the model's end tokens end the answer; otherwise it has exactly `max_new_tokens` tokens.
+    Attributes:
+        prompt: Number of the conversation, from 1.
+        turn: Number of the user message in the conversation, from 1.
+        ids: Token ids of the prompt.
+        max_new_tokens: Maximum number of tokens of the answer.
+        stop_at_eos: Whether the model's end tokens end the answer; otherwise it has exactly `max_new_tokens` tokens.
     """
 
     prompt: int
@@ -37,12 +41,16 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One timed answer.
+class TimedAnswer:
+    """An answer with the time that each part of it took.
 
-    tokens: the answer's token ids, the first of which comes from the prefill. kept: the number of tokens that each step
-    added. first_seconds: the time to the first token. step_seconds: the wall time of each step. host_seconds: the time
-    of all steps outside the backend's run: binding inputs, accepting tokens, committing KV cache rows.
+    Attributes:
+        tokens: Token ids of the answer; the prefill computes the first one.
+        kept: Number of tokens that each step added.
+        first_seconds: Time to the first token.
+        step_seconds: Wall-clock time of each step.
+        host_seconds: Time of all steps outside the backend's run: binding inputs, accepting tokens, committing KV cache
+            rows.
     """
 
     tokens: tuple[int, ...]
@@ -66,22 +74,26 @@ class Generation:
 class Measurement:
     """The answers to one question on one backend, with plain decoding and with each tree.
 
-    trees: the answers by profile. differences: by profile, where an answer's tokens differ from plain decoding's.
+    Attributes:
+        question: The question.
+        plain: The answer with plain decoding.
+        trees: The answer with each tree, by profile.
+        differences: The first difference from the answer with plain decoding, by profile; equal answers are left out.
     """
 
     question: Question
-    plain: Generation
-    trees: dict[str, Generation]
-    differences: dict[str, Difference] = field(default_factory=dict)
+    plain: TimedAnswer
+    trees: dict[str, TimedAnswer]
+    differences: dict[str, AnswerDifference] = field(default_factory=dict)
 
-    def generation(self, profile: str) -> Generation:
+    def generation(self, profile: str) -> TimedAnswer:
         """Return the answer with a tree, or with plain decoding for "plain"."""
         return self.plain if profile == PLAIN else self.trees[profile]
 
 
 def generate_timed(
     decoder: Decoder, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Collection[int] | None = None
-) -> Generation:
+) -> TimedAnswer:
     """Answer one prompt with the tree that the decoder uses, and time the prefill and each step.
 
     Args:
@@ -106,7 +118,7 @@ def generate_timed(
         seconds.append(perf_counter() - started)
         device += backend.run_seconds
         kept.append(len(added))
-    return Generation(tuple(sequence.answer), tuple(kept), first, tuple(seconds), sum(seconds) - device)
+    return TimedAnswer(tuple(sequence.answer), tuple(kept), first, tuple(seconds), sum(seconds) - device)
 
 
 class TimedDecoder:
@@ -176,11 +188,11 @@ class TimedDecoder:
         self._warm_since[shape] = self._questions
 
     def _differences(
-        self, question: Question, plain: Generation, trees: dict[str, Generation]
-    ) -> dict[str, Difference]:
+        self, question: Question, plain: TimedAnswer, trees: dict[str, TimedAnswer]
+    ) -> dict[str, AnswerDifference]:
         reader, exact = next_logits(self._decoder), is_exact(self._decoder.backend.precision)
         found = {
-            name: compare(question.ids, plain.tokens, answer.tokens, reader, exact=exact)
+            name: compare_answers(question.ids, plain.tokens, answer.tokens, reader, exact=exact)
             for name, answer in trees.items()
         }
         return {name: difference for name, difference in found.items() if difference is not None}

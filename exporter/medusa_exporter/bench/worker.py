@@ -20,10 +20,16 @@ from medusa_exporter.bench.timing import Measurement, Question, TimedDecoder
 
 
 class WorkerSettings(NamedTuple):
-    """How backends are loaded; None where the bundle or the library chooses.
+    """How a backend is loaded in a worker process.
 
-    max_length: the largest number of tokens in a sequence. forced: how many tokens steps accept, where the heads do not
-    decide. gpu: the number of the GPU that GPU backends use.
+    Attributes:
+        bundle: The bundle.
+        trees: The trees to measure.
+        precision: Precision of the graph; None for the bundle's default.
+        threads: Number of CPU threads; None for the default.
+        max_length: Maximum number of tokens of a sequence; None for the model's context.
+        forced: How many tokens each step accepts; None to let the model decide.
+        gpu: Index of the GPU that GPU backends use.
     """
 
     bundle: Bundle
@@ -36,7 +42,13 @@ class WorkerSettings(NamedTuple):
 
 
 class LoadedBackend(NamedTuple):
-    """A backend that has been loaded. context: the tokens that it has room for, at most the model's context."""
+    """A backend that has been loaded.
+
+    Attributes:
+        facts: Its device and library.
+        precision: Precision of its graph.
+        context: Number of tokens that it has room for, at most the model's context.
+    """
 
     facts: BackendFacts
     precision: str
@@ -46,7 +58,9 @@ class LoadedBackend(NamedTuple):
 class Worker:
     """A process that loads one backend and answers questions.
 
-    failure: None, or one sentence about the error after which the backend answers no more questions.
+    Attributes:
+        name: Name of the backend.
+        failure: One sentence about the error after which the backend stops answering; None while there is none.
     """
 
     def __init__(self, name: str) -> None:

@@ -15,7 +15,7 @@ from medusa_runtime.facts import PLAIN
 from medusa_runtime.prompt_encoder import PromptEncoder
 from medusa_runtime.tokenizer import Tokenizer
 
-from medusa_exporter.answer_differences import Difference
+from medusa_exporter.answer_differences import AnswerDifference
 from medusa_exporter.bench.cases import Job, check_capacity, open_backends, run_case
 from medusa_exporter.bench.conversations import PLAIN_TEXT
 from medusa_exporter.bench.fixed_length_prompts import prompts_of_length
@@ -227,7 +227,7 @@ def _summary(content: dict[str, Any], tokenizer: Tokenizer) -> str:
         if same is not None and result["profile"] == PLAIN:
             lines.append(f"{where}: {same['identical']} of {same['answers']} answers are {found[0]['backend']}'s")
         for one in result["differences"]:
-            parted = Difference(**{name: value for name, value in one.items() if name not in ("prompt", "turn")})
+            parted = AnswerDifference(**{name: value for name, value in one.items() if name not in ("prompt", "turn")})
             lines.append(f"prompt {one['prompt']}, turn {one['turn']}, {where}: {parted.describe(tokenizer)}")
     return "\n".join(lines)
 

@@ -25,9 +25,9 @@ from medusa_exporter.console import Progress
 from medusa_exporter.engines import flavours
 from medusa_exporter.engines.add import add_engines, find_targets
 from medusa_exporter.engines.flavours import FLAVOURS
-from medusa_exporter.engines.step_sizes import capacity
+from medusa_exporter.engines.step_sizes import choose_capacity
 from medusa_exporter.output_kinds import SUMMARIES
-from medusa_exporter.precisions import PRECISIONS, choose
+from medusa_exporter.precisions import PRECISIONS, choose_pairs
 
 ALL_PRECISIONS = tuple(dict.fromkeys(precision for served in PRECISIONS.values() for precision in served))
 
@@ -135,9 +135,9 @@ def command(
     results.check(KIND, inputs=[Path(model)] if Path(model).is_file() else [], bundle=bundle)
     with_engines = () if no_engines else tuple(backend for backend in backends if backend in FLAVOURS)
     for backend in with_engines:  # a wrong target or capacity is refused before minutes of work
-        find_targets(flavours.find(backend), targets, gpu)
+        find_targets(flavours.find_flavour(backend), targets, gpu)
         if static_capacity:
-            capacity(max_length or static_capacity, static_capacity)
+            choose_capacity(max_length or static_capacity, static_capacity)
     progress = Progress()
     result = build(
         model,
@@ -155,7 +155,7 @@ def command(
         report=progress.report,
     )
     engines: list[str] = []
-    for backend, precision in choose(backends, precisions):
+    for backend, precision in choose_pairs(backends, precisions):
         if backend in with_engines:
             engines += add_engines(
                 bundle,

@@ -32,7 +32,14 @@ from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.compare import formatting, reference_file
 from medusa_exporter.compare.arrays import load_polygraphy
 from medusa_exporter.compare.reference_file import Side
-from medusa_exporter.compare.steps import Plan, Reference, ReferenceStep, StepRunner, rows_needed, run_steps
+from medusa_exporter.compare.steps import (
+    BackendRunner,
+    ComparisonPlan,
+    Reference,
+    ReferenceStep,
+    rows_needed,
+    run_steps,
+)
 from medusa_exporter.compare.summary import ComparisonSummary
 from medusa_exporter.compare.tolerances import tolerance
 from medusa_exporter.console import Progress
@@ -137,7 +144,7 @@ def command(
             recorded.finish()
     else:
         plan = _plan(engines, file, limit, steps or STEPS, profile, progress)
-        reference = StepRunner(engines[0].decoder, plan)
+        reference = BackendRunner(engines[0].decoder, plan)
         if save is not None:
             results.echo(_save(opened, reference, plan, sides[0], save, progress))
             return
@@ -170,7 +177,7 @@ def _load(bundle: Bundle, named: Named, gpu: int, progress: Progress) -> Engine:
 
 def _plan(
     engines: list[Engine], file: Path | None, limit: int | None, steps: int, profile: str | None, progress: Progress
-) -> Plan:
+) -> ComparisonPlan:
     """Encode the prompts, choose the tree, and cut prompts that leave no room in the context for the steps."""
     bundle = engines[0].bundle
     trees = choose_trees(bundle, [] if profile is None else [profile])
@@ -193,10 +200,12 @@ def _plan(
                 f"prompt {number}: the first {longest} of its {len(ids)} tokens, to leave room for the steps"
             )
         prompts.append(tuple(ids[:longest]))
-    return Plan(tuple(prompts), tree, steps, bundle.model.eos_token_ids)
+    return ComparisonPlan(tuple(prompts), tree, steps, bundle.model.eos_token_ids)
 
 
-def _reference_steps(bundle: Bundle, reference: Reference, plan: Plan, progress: Progress) -> Iterator[ReferenceStep]:
+def _reference_steps(
+    bundle: Bundle, reference: Reference, plan: ComparisonPlan, progress: Progress
+) -> Iterator[ReferenceStep]:
     """Run the steps of the plan with the reference, and report each prompt as it begins."""
     prompt = 0
     for taken in run_steps(reference, plan, bundle.heads.top_k):
@@ -206,7 +215,9 @@ def _reference_steps(bundle: Bundle, reference: Reference, plan: Plan, progress:
         yield taken
 
 
-def _save(bundle: Bundle, reference: StepRunner, plan: Plan, side: Side, file: Path, progress: Progress) -> str:
+def _save(
+    bundle: Bundle, reference: BackendRunner, plan: ComparisonPlan, side: Side, file: Path, progress: Progress
+) -> str:
     """Run the reference, write its outputs, and return a summary."""
     with reference_file.write_reference(file, bundle, side, plan) as recorder:
         for taken in _reference_steps(bundle, reference, plan, progress):
@@ -216,17 +227,19 @@ def _save(bundle: Bundle, reference: StepRunner, plan: Plan, side: Side, file: P
 
 
 def _compare(
-    bundle: Bundle, reference: Reference, other: Engine, plan: Plan, sides: list[Side], progress: Progress
+    bundle: Bundle, reference: Reference, other: Engine, plan: ComparisonPlan, sides: list[Side], progress: Progress
 ) -> ComparisonSummary:
     limits = tolerance(*(side.precision for side in sides))
-    runner = StepRunner(other.decoder, plan)
+    runner = BackendRunner(other.decoder, plan)
     outcome = ComparisonSummary(bundle.model, bundle.heads, plan.tree, limits)
     for taken in _reference_steps(bundle, reference, plan, progress):
         outcome.add(taken, runner.replay(taken))
     return outcome
 
 
-def _conclude(bundle: Bundle, plan: Plan, sides: list[Side], outcome: ComparisonSummary, results: Results) -> None:
+def _conclude(
+    bundle: Bundle, plan: ComparisonPlan, sides: list[Side], outcome: ComparisonSummary, results: Results
+) -> None:
     """Print and write the outcome. Raises MedusaError with the largest mismatch if there is one."""
     rows, worst = outcome.rows(), outcome.worst()
     content: dict[str, Any] = {

@@ -223,7 +223,7 @@ def command(
     from medusa_exporter.distillation.checkpoint import replaces_data
     from medusa_exporter.distillation.conversations import read_conversations
     from medusa_exporter.distillation.dataset import META_NAME, DataError, save_data
-    from medusa_exporter.distillation.distill import Plan, check_context, distill
+    from medusa_exporter.distillation.distill import DistillationPlan, check_context, distill
     from medusa_exporter.distillation.review import read_review, write_review
     from medusa_exporter.distillation.sampling import Sampling
     from medusa_exporter.loading.templates import choose_template, describe_wanted
@@ -231,7 +231,7 @@ def command(
     from medusa_exporter.prompts import read_prompts
     from medusa_exporter.training.hidden_states import pick_device, pick_dtype
 
-    plan = Plan(
+    plan = DistillationPlan(
         conversations=tuple([turns for file in files for turns in read_prompts(file)][:limit]),
         excluded=tuple(turns for file in exclude for turns in read_prompts(file)),
         answers=tuple(found for file in answers for found in read_conversations(file)),

@@ -16,8 +16,9 @@ RUNNER_NAMES = ("other", "reference")  # the names under which Polygraphy gets t
 class ArrayResult(NamedTuple):
     """The comparison of one array.
 
-    error: the largest absolute error, as a share of the largest magnitude in the reference's array. passed:
-    Polygraphy's verdict.
+    Attributes:
+        error: Largest absolute error, as a share of the largest magnitude in the reference's array.
+        passed: Whether Polygraphy found the error to be within the tolerance.
     """
 
     error: float

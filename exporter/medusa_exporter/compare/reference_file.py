@@ -30,7 +30,7 @@ from medusa_runtime.errors import MedusaError, MissingExtraError
 from medusa_runtime.facts import HeadFacts, ModelFacts, state_size
 from medusa_runtime.field_checks import check_int, check_object
 
-from medusa_exporter.compare.steps import Plan, StepInputs
+from medusa_exporter.compare.steps import ComparisonPlan, StepInputs
 from medusa_exporter.compare.tolerances import tolerance
 from medusa_exporter.extras import import_extra
 from medusa_exporter.files import atomic_write
@@ -57,7 +57,7 @@ class Side:
 
 
 @contextmanager
-def write_reference(file: Path, bundle: Bundle, side: Side, plan: Plan) -> Iterator[ReferenceWriter]:
+def write_reference(file: Path, bundle: Bundle, side: Side, plan: ComparisonPlan) -> Iterator[ReferenceWriter]:
     """Write a reference file. It appears when the block ends; when the block raises, nothing is written.
 
     Args:
@@ -240,7 +240,7 @@ def _tensor_name(step: int, output: str) -> str:
     return f"{step:05}/{output}"
 
 
-def _read_plan(content: dict[str, Any], bundle: Bundle) -> Plan:
+def _read_plan(content: dict[str, Any], bundle: Bundle) -> ComparisonPlan:
     """Check tree, prompts and number of steps."""
     context = bundle.model.context
     tree = TreeProfile(content["tree"]["name"], content["tree"]["paths"])
@@ -249,7 +249,7 @@ def _read_plan(content: dict[str, Any], bundle: Bundle) -> Plan:
     check_int("steps", steps := content["steps"], 1, context)
     if not prompts:
         raise ReferenceFileError(f"it has no prompts; {REMEDY}")
-    plan = Plan(prompts, tree, steps, bundle.model.eos_token_ids)
+    plan = ComparisonPlan(prompts, tree, steps, bundle.model.eos_token_ids)
     if plan.cache_rows > context:
         raise ReferenceFileError(f"its steps need {plan.cache_rows} tokens, the model's context is {context}")
     return plan

@@ -24,11 +24,14 @@ KINDS: tuple[Kind, ...] = ("prefill", "plain", "tree")
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ComparisonPlan:
     """The work of a comparison.
 
-    prompts: the token ids of each prompt. tree: the profile that tree steps use. steps: the largest number of steps
-    after each prompt. stop_ids: the tokens that end an answer.
+    Attributes:
+        prompts: Token ids of each prompt.
+        tree: The tree that tree steps use.
+        steps: Maximum number of steps after each prompt.
+        stop_ids: Tokens that end an answer.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -51,9 +54,12 @@ def rows_needed(tree: TreeProfile, steps: int) -> int:
 class StepInputs:
     """The inputs of one step and its position in the plan.
 
-    prompt: the prompt's number, from 1. step: the step's number after that prompt, from 1; chunks of a prefill are
-    counted in the same way. ids (T,): the token ids; a tree's candidates are -1 - (head * top_k + rank). length: the
-    rows that the KV cache holds before the step.
+    Attributes:
+        prompt: Number of the prompt, from 1.
+        step: Number of the step after that prompt, from 1; chunks of a prefill are counted in the same way.
+        kind: Whether the step is part of a prefill, a plain step or a tree step.
+        ids: (T,) token ids; a tree's candidates are -1 - (head * top_k + rank).
+        length: Number of rows in the KV cache before the step.
     """
 
     prompt: int
@@ -65,7 +71,13 @@ class StepInputs:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceStep:
-    """A step with the outputs that the reference computed. path: the nodes that both sides commit; empty if plain."""
+    """A step with the outputs that the reference computed.
+
+    Attributes:
+        inputs: The inputs of the step.
+        outputs: All outputs, by name.
+        path: The nodes that both sides commit; empty for a plain step.
+    """
 
     inputs: StepInputs
     outputs: StepOutputs
@@ -82,10 +94,10 @@ class Reference(Protocol):
         """Keep these nodes of the last step in the KV cache."""
 
 
-class StepRunner:
-    """Runs the steps of a plan on a backend."""
+class BackendRunner:
+    """Runs the steps of a plan on a backend: as the reference, or to replay the reference's steps."""
 
-    def __init__(self, decoder: Decoder, plan: Plan) -> None:
+    def __init__(self, decoder: Decoder, plan: ComparisonPlan) -> None:
         """Use the backend and the KV cache of a decoder.
 
         Raises:
@@ -144,7 +156,7 @@ class StepRunner:
         )
 
 
-def run_steps(reference: Reference, plan: Plan, top_k: int) -> Iterator[ReferenceStep]:
+def run_steps(reference: Reference, plan: ComparisonPlan, top_k: int) -> Iterator[ReferenceStep]:
     """Run every step of the plan on the reference; replay each one before the next one is requested.
 
     A prompt ends early at a stop token.

@@ -25,9 +25,18 @@ GROUPS = (contract.TOKENS, CANDIDATES, contract.ARGMAX, "logits", "hidden", "tap
 class TensorResult:
     """How far one tensor of one step is from the reference's.
 
-    error, tolerance: shares of the largest magnitude in the reference's tensor. For the group argmax they are the
-    widest gap between the two sides' tokens, as a share of the logits' largest magnitude; for tokens and candidates
-    the share of ids that differ. prompt, step: as in `steps.StepInputs`. layer: None for tensors of no single layer.
+    Attributes:
+        kind: Kind of the step.
+        group: What the tensor is, one of GROUPS.
+        name: Name of the tensor.
+        error: The error as a share of the largest magnitude in the reference's tensor. For the group argmax it is the
+            widest gap between the two sides' tokens, as a share of the logits' largest magnitude; for tokens and
+            candidates it is the share of ids that differ.
+        tolerance: The largest error that passes.
+        passed: Whether the error is within the tolerance.
+        prompt: As in `steps.StepInputs`.
+        step: As in `steps.StepInputs`.
+        layer: Number of the layer; None for tensors that belong to no single layer.
     """
 
     kind: Kind
@@ -56,8 +65,10 @@ class TensorResult:
 class ComparisonSummary:
     """Collects the results of a comparison, step by step.
 
-    steps: the number of steps compared. first: the first result beyond its tolerance, in the order of the steps and of
-    the layers within a step; None while there is none.
+    Attributes:
+        steps: Number of steps compared.
+        first: The first result beyond its tolerance, in the order of the steps and of the layers within a step; None if
+            there is none.
     """
 
     def __init__(self, model: ModelFacts, heads: HeadFacts, tree: TreeProfile, limits: Tolerance) -> None:

@@ -15,7 +15,12 @@ _WITH_LAYER = re.compile(r"(.+)_(\d+)")
 
 
 class TensorName(NamedTuple):
-    """The parts of a tensor's name. layer: the layer of a key, value or tap; None for other tensors."""
+    """The parts of a tensor's name.
+
+    Attributes:
+        group: What the tensor is, one of the values of GROUPS.
+        layer: The layer of a key, value or tap; None for other tensors.
+    """
 
     group: str
     layer: int | None

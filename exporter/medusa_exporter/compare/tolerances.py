@@ -27,10 +27,12 @@ from medusa_runtime.errors import MedusaError
 class Tolerance:
     """Limits for the differences between two backends.
 
-    error: the largest error of any element, as a share of the largest magnitude in the reference's tensor. gap: the
-    largest logit gap between the two sides' most likely tokens where these differ, as a share of the logits' largest
-    magnitude. candidates: the least share of the reference's candidates, head by head and in any order, that the other
-    side must have too.
+    Attributes:
+        error: Largest error of any element, as a share of the largest magnitude in the reference's tensor.
+        gap: Largest logit gap between the two sides' most likely tokens where these differ, as a share of the logits'
+            largest magnitude.
+        candidates: Smallest share of the reference's candidates, head by head and in any order, that the other side
+            must have too.
     """
 
     error: float

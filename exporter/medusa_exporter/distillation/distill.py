@@ -47,7 +47,7 @@ Echo = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class DistillationPlan:
     """What is distilled; the same plan gives the same batches, so that an interrupted run can resume.
 
     Attributes:
@@ -128,7 +128,7 @@ def distill(
     model: Any,
     tokenizer: Any,
     name: str,
-    plan: Plan,
+    plan: DistillationPlan,
     folder: Path,
     *,
     minutes: float | None,
@@ -212,7 +212,9 @@ def _finished_data(folder: Path, facts: DataFacts, model: Any, echo: Echo) -> Da
     return dataset.load_data(folder)
 
 
-def _split_template(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> tuple[TemplateParts | None, bool]:
+def _split_template(
+    tokenizer: Any, plan: DistillationPlan, eos: tuple[int, ...], echo: Echo
+) -> tuple[TemplateParts | None, bool]:
     """Return the parts of the chat template, and whether the model can generate user turns.
 
     Raises:
@@ -236,7 +238,7 @@ def _split_template(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo
     return template, plan.follow_ups and able
 
 
-def _requests(tokenizer: Any, plan: Plan, echo: Echo) -> list[Request]:
+def _requests(tokenizer: Any, plan: DistillationPlan, echo: Echo) -> list[Request]:
     """Return the plan's requests, without prompts that are excluded or too long, whose number is reported."""
     allowed = prompts.without(plan.conversations, plan.excluded)
     short = drop_long_prompts(tokenizer, allowed, plan.context - plan.max_new_tokens)
@@ -245,7 +247,7 @@ def _requests(tokenizer: Any, plan: Plan, echo: Echo) -> list[Request]:
     return shuffle_requests(short, plan.synthesize, plan.temperatures, plan.seed)
 
 
-def _generator(model: Any, rows: int, plan: Plan, ends: EndTokens, echo: Echo) -> RowGenerator:
+def _generator(model: Any, rows: int, plan: DistillationPlan, ends: EndTokens, echo: Echo) -> RowGenerator:
     """Return the lockstep generator if it works with the model, else transformers' `generate`, which is reported."""
     reason = lockstep_obstacle(model, plan.context)
     if reason is None:
@@ -254,7 +256,9 @@ def _generator(model: Any, rows: int, plan: Plan, ends: EndTokens, echo: Echo) -
     return TransformersGenerator(model, plan.context, ends, plan.sampling)
 
 
-def _cleaned_rows(tokenizer: Any, plan: Plan, batches: Sequence[Sequence[Request]], partial: Path) -> list[Row]:
+def _cleaned_rows(
+    tokenizer: Any, plan: DistillationPlan, batches: Sequence[Sequence[Request]], partial: Path
+) -> list[Row]:
     """Return the data set's rows of all finished batches."""
     refused = prompts.turn_keys(plan.excluded)
     openings = prompts.turn_keys(turns[:1] for turns in plan.conversations)
@@ -270,7 +274,7 @@ def _cleaned_rows(tokenizer: Any, plan: Plan, batches: Sequence[Sequence[Request
     return rows
 
 
-def _ready_rows(tokenizer: Any, plan: Plan, eos: tuple[int, ...], echo: Echo) -> list[Row]:
+def _ready_rows(tokenizer: Any, plan: DistillationPlan, eos: tuple[int, ...], echo: Echo) -> list[Row]:
     """Return the rows of the plan's ready conversations, without those that share a turn with an excluded one."""
     refused = prompts.turn_keys(plan.excluded)
     allowed = [ready for ready in plan.answers if not prompts.shares_turn(ready.turns, refused)]

@@ -20,7 +20,7 @@ from medusa_exporter.engines import FOLDER, flavours
 from medusa_exporter.engines.builder import BuiltEngine, build_engine
 from medusa_exporter.engines.flavours import Flavour
 from medusa_exporter.engines.reuse import external_files
-from medusa_exporter.engines.step_sizes import Capacity, capacity, step_name
+from medusa_exporter.engines.step_sizes import Capacity, choose_capacity, step_name
 from medusa_exporter.engines.timing import step_ms
 from medusa_exporter.publish import link_or_copy, lock_bundle, replace_bundle
 from medusa_exporter.staging import Staging
@@ -79,7 +79,7 @@ def add_engines(
         BundleError: If there is no such bundle or graph, or an engine cannot be built.
         MissingExtraError: If the backend is not installed.
     """
-    flavour = flavours.find(backend)
+    flavour = flavours.find_flavour(backend)
     if not folder.is_dir():
         raise BundleError(f"no such bundle: {folder} is not a folder; make one with medusa-export build")
     with lock_bundle(folder, report) as staging:
@@ -87,7 +87,7 @@ def add_engines(
         facts, _ = bundle.graph(backend, precision)
         _check_operators(bundle, flavour)
         length = min(max_length or bundle.model.context, bundle.model.context)
-        options = EngineOptions(capacity(length, static_capacity), find_targets(flavour, targets, gpu), gpu)
+        options = EngineOptions(choose_capacity(length, static_capacity), find_targets(flavour, targets, gpu), gpu)
         added, manifest = [], bundle.manifest
         graphs = _chosen_graphs(bundle, facts.key, steps)
         for number, graph in enumerate(graphs, start=1):

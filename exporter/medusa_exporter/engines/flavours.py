@@ -137,7 +137,7 @@ def fusing_flavours(names: Iterable[str]) -> tuple[str, ...]:
 
 def _fuses(name: str) -> bool:
     try:
-        return find(name).fuses
+        return find_flavour(name).fuses
     except MissingExtraError:  # the graphs are then for any version
         return False
 
@@ -146,6 +146,6 @@ def _layers(network: Any) -> Iterator[Any]:
     return map(network.get_layer, range(network.num_layers))
 
 
-def find(name: str) -> Flavour:
+def find_flavour(name: str) -> Flavour:
     """Return the installed flavour `name`. Raises MissingExtraError, with the pip command, if it is not installed."""
     return Flavour(name, *tensorrt_library.import_tensorrt(name))

@@ -99,7 +99,7 @@ class Capacity:
     most: int
 
 
-def capacity(max_length: int, static: int | None) -> Capacity:
+def choose_capacity(max_length: int, static: int | None) -> Capacity:
     """Return the range of lengths that the backend binds, up to `max_length`, or only the length `static`.
 
     Lengths are multiples of PAST_MULTIPLE; `max_length` is rounded down. Raises BundleError if that leaves

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from medusa_exporter.heads.modules import MedusaHeads
 
 
-class Step(torch.nn.Module):
+class StepModule(torch.nn.Module):
     """A decoder and its heads with the inputs and outputs of the graph contract.
 
     Args:

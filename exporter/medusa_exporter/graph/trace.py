@@ -13,7 +13,7 @@ from medusa_exporter.graph.cleanup import clean_up, declare_signature
 from medusa_exporter.graph.lazy_weights import SelectedRows
 from medusa_exporter.graph.memory import release_memory
 from medusa_exporter.graph.rotary_scaling import apply_attention_factor, without_attention_factor
-from medusa_exporter.graph.step import Step
+from medusa_exporter.graph.step import StepModule
 from medusa_exporter.library_logging import log_errors_only
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _export(
         layers,
     )
     rows = _stand_in(model, heads)
-    step = Step(model, heads, top_k, rows).eval()
+    step = StepModule(model, heads, top_k, rows).eval()
     with torch.no_grad(), log_errors_only("torch.onnx"), without_attention_factor(model) as factor:
         program = torch.onnx.export(
             step,

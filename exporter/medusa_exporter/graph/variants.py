@@ -139,8 +139,10 @@ class GpuVariants:
         """Return the graph for TensorRT with one step size; only the length of the past, P, is symbolic.
 
         Args:
-            precision: fp32, fp16 or bf16. size: The step size. fused: Whether attention, norms and rotary embeddings
-            stay one operator each. If not, they are decomposed into operators that every version of TensorRT supports.
+            precision: fp32, fp16 or bf16.
+            size: The step size.
+            fused: Whether attention, norms and rotary embeddings stay one operator each. If not, they are decomposed
+                into operators that every version of TensorRT supports.
         """
         graph = freeze_shapes(self._with_merged_matmuls(precision), size.sizes)
         stack_layers(graph.graph, self._traced.facts.layers)

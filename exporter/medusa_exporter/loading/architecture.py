@@ -8,13 +8,13 @@ from typing import Any
 from medusa_runtime.errors import MedusaError, UnsupportedModelError
 
 from medusa_exporter.extras import import_extra
-from medusa_exporter.families import ACTIVATIONS, FAMILIES, Decoder
+from medusa_exporter.families import ACTIVATIONS, FAMILIES, DecoderConfig
 
 # keys that config.json may leave out; transformers then derives them or uses the family's default
 SHAPE = ("hidden_size", "num_attention_heads", "head_dim", "hidden_act", "hidden_activation")
 
 
-def read_architecture(config: Mapping[str, Any], where: str) -> Decoder:
+def read_architecture(config: Mapping[str, Any], where: str) -> DecoderConfig:
     """Read the decoder's properties from config.json; missing keys take the defaults of the model family.
 
     Args:
@@ -44,7 +44,7 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Decoder:
     activation = str(getattr(whole, "hidden_activation", None) or whole.hidden_act)
     if activation not in ACTIVATIONS:
         raise UnsupportedModelError(
-            f"{where}: activation {activation!r:.60} is not served; expected one of {', '.join(ACTIVATIONS)}; use a "
+            f"{where}: activation {activation!r:.60} is not supported; expected one of {', '.join(ACTIVATIONS)}; use a "
             "model with another"
         )
-    return Decoder(family, head_dim, activation)
+    return DecoderConfig(family, head_dim, activation)

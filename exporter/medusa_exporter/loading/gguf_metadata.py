@@ -95,7 +95,7 @@ def _read_facts(path: Path, _changed: int, _size: int) -> GgufFacts:
     architecture = keys.architecture
     if architecture not in ARCHITECTURES:
         raise UnsupportedModelError(
-            f"{path.name}: GGUF architecture {architecture!r} is not served; "
+            f"{path.name}: GGUF architecture {architecture!r} is not supported; "
             f"expected one of {', '.join(ARCHITECTURES)}; {REMEDY}"
         )
     if (kind := keys.general("general.type", str, "model")) != "model":

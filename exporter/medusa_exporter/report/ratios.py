@@ -27,8 +27,12 @@ class Ratio:
 class BestTree:
     """The best tree of one backend.
 
-    tree: a result with that tree. speedup: over the backend's own plain decoding. over_best_plain: over the fastest
-    plain decoding on the same device. across_runs: whether that one was measured in another run, in any of the cases.
+    Attributes:
+        series: Run, backend and precision.
+        tree: A result with that tree.
+        speedup: Speed-up over the backend's own plain decoding.
+        over_best_plain: Speed-up over the fastest plain decoding on the same device.
+        across_runs: Whether that fastest plain decoding was measured in another run, in any of the cases.
     """
 
     series: Series

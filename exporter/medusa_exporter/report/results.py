@@ -33,8 +33,9 @@ SAME = ("identical", "answers")
 class BenchResult:
     """The metrics of one backend, profile, prompt length and output length, under the names of the JSON.
 
-    A metric is None where no step was run. run: the letter of the run. step_ms, ttft_ms: PERCENTILES, by name.
-    same_as_first_backend: how many of the `answers` are `identical` to those of the run's first backend.
+    A metric is None if no step was run. `run` is the letter of the run. `step_ms` and `ttft_ms` have percentiles by
+    name. `same_as_first_backend` counts the `answers`, and those of them that are `identical` to the answers of the
+    run's first backend.
     """
 
     run: str

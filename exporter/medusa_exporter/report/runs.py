@@ -36,7 +36,7 @@ class ReportError(MedusaError):
 
 @dataclass(frozen=True)
 class BenchRun:
-    """One JSON file of a benchmark. letter: the run's name on the page. Other fields are as in the JSON."""
+    """One JSON file of a benchmark, by the keys of the JSON; `letter` is the run's name on the page."""
 
     letter: str
     file: str

@@ -23,7 +23,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """How far training has come: steps done, steps in all, positions per step, seconds spent on steps."""
 
     step: int
@@ -32,7 +32,7 @@ class Progress:
     seconds: float
 
 
-def save(folder: Path, progress: Progress, run: dict[str, Any], model: torch.nn.Module, optimiser: Any) -> None:
+def save(folder: Path, progress: TrainingProgress, run: dict[str, Any], model: torch.nn.Module, optimiser: Any) -> None:
     """Replace the checkpoint in `folder`.
 
     A complete checkpoint exists at every moment: the new one is written as `checkpoint.new`, the old one becomes
@@ -68,7 +68,7 @@ def exists(folder: Path) -> bool:
     return (_path(folder) / META).is_file()
 
 
-def check(folder: Path, run: dict[str, Any]) -> Progress:
+def check(folder: Path, run: dict[str, Any]) -> TrainingProgress:
     """Return how far the checkpoint in `folder` has come, without reading its tensors.
 
     Raises:
@@ -79,7 +79,7 @@ def check(folder: Path, run: dict[str, Any]) -> Progress:
         raise DataError(f"{folder}: no checkpoint to resume from; expected one that `medusa-export train` saved")
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
-        progress, saved = Progress(**meta["progress"]), dict(meta["run"])
+        progress, saved = TrainingProgress(**meta["progress"]), dict(meta["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if differing := differences(saved, run):
@@ -90,7 +90,7 @@ def check(folder: Path, run: dict[str, Any]) -> Progress:
     return progress
 
 
-def load(folder: Path, run: dict[str, Any], model: torch.nn.Module, optimiser: Any) -> Progress:
+def load(folder: Path, run: dict[str, Any], model: torch.nn.Module, optimiser: Any) -> TrainingProgress:
     """Load the checkpoint in `folder` into the model and its optimizer, and return how far it has come.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.training import checkpoint, losses
-from medusa_exporter.training.checkpoint import Progress
+from medusa_exporter.training.checkpoint import TrainingProgress
 from medusa_exporter.training.distributed import WorkerGroup
 from medusa_exporter.training.draft_vocabulary import draft_lm_head
 from medusa_exporter.training.hidden_states import Positions
@@ -81,7 +81,7 @@ def run_training_loop(
     checkpoints: Checkpoints,
     workers: WorkerGroup,
     echo: Echo,
-) -> Progress:
+) -> TrainingProgress:
     """Train `heads` on the positions of this process to the end of the schedule, and return how far it came.
 
     Args:
@@ -107,7 +107,9 @@ def run_training_loop(
     embedding, lm_head = model.get_input_embeddings(), draft_lm_head(model, heads).to(found.hidden.dtype)
     targets = _targets(heads, model, found, target)
     loss = _loss(target, targets, lm_head, batch, found, echo, compiled=schedule.compiled)
-    done = Progress(0, 0 if schedule.deadline else max(1, round(schedule.epochs * per_epoch)), batch * width, 0.0)
+    done = TrainingProgress(
+        0, 0 if schedule.deadline else max(1, round(schedule.epochs * per_epoch)), batch * width, 0.0
+    )
     if checkpoints.resume:
         done = checkpoint.load(checkpoints.folder, checkpoints.run, heads, optimiser)
         echo(f"resuming at step {done.step} of {done.total}")

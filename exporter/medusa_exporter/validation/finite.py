@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from medusa_runtime.errors import UnsupportedModelError
 
-from medusa_exporter.validation.steps import FloatArray, Reference, ReferenceStep
+from medusa_exporter.validation.steps import FloatArray, RecordedStep, Recording
 
 
-def check_finite(reference: Reference, name: str) -> Reference:
+def check_finite(reference: Recording, name: str) -> Recording:
     """Return the reference; raise UnsupportedModelError if the model `name` or its heads computed NaN or infinity."""
     for step in reference.steps:
         for where, rows in _parts(step):
@@ -27,7 +27,7 @@ def check_finite(reference: Reference, name: str) -> Reference:
     return reference
 
 
-def _parts(step: ReferenceStep) -> Iterator[tuple[str, FloatArray]]:
+def _parts(step: RecordedStep) -> Iterator[tuple[str, FloatArray]]:
     """Return the parts of a step and their names, in the order in which they are computed."""
     rows = step.expected
     for layer in range(len(rows.keys)):

@@ -1,4 +1,4 @@
-"""Runs the steps of a reference in a saved graph, with ONNX Runtime on the CPU.
+"""Runs recorded steps in a saved graph, with ONNX Runtime on the CPU.
 
 Shapes: n tokens of a step, T nodes of the graph's input, R rows with logits, L layers, W elements of a token's keys in
 a layer, V tokens of the vocabulary.
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from medusa_exporter.graph.check import SavedGraph
 from medusa_exporter.validation.errors import GraphMismatchError
 from medusa_exporter.validation.kv_layouts import kv_layout
-from medusa_exporter.validation.steps import BoolArray, FloatArray, IntArray, Past, ReferenceDraft, ReferenceStep, Rows
+from medusa_exporter.validation.steps import BoolArray, FloatArray, IntArray, Past, RecordedDraft, RecordedStep, Rows
 
 Array = NDArray[Any]
 
 
-class NotServedError(Exception):
+class MissingKernelError(Exception):
     """ONNX Runtime's CPU provider has no kernel for an operator of the graph in the operator's data type."""
 
 
@@ -72,7 +72,7 @@ class GraphRunner:
         except Exception as error:  # the library's errors have no base of their own
             reason = " ".join(str(error).split())[:300]
             if type(error).__name__ == "NotImplemented":
-                raise NotServedError(reason) from error
+                raise MissingKernelError(reason) from error
             raise GraphMismatchError(
                 f"{graph.path.name}: ONNX Runtime {onnxruntime.__version__} cannot load it ({reason}); expected a "
                 "graph that it runs: build with the versions of constraints.txt, and report this if it stays"
@@ -89,8 +89,8 @@ class GraphRunner:
         """Number of nodes of each step; None if the graph accepts any number."""
         return None if self.graph.size is None else self.graph.size.nodes
 
-    def parts(self, step: ReferenceStep) -> list[ReferenceStep]:
-        """Split a step of the reference into steps that the graph can run.
+    def parts(self, step: RecordedStep) -> list[RecordedStep]:
+        """Split a recorded step into steps that the graph can run.
 
         Independent nodes are split into several steps; of other steps the graph runs as many of the first nodes as it
         accepts. Returns an empty list for a tree if the graph is causal, and for several dependent nodes if it accepts
@@ -103,11 +103,11 @@ class GraphRunner:
             return [step.part(at, min(at + most, step.nodes)) for at in range(0, step.nodes, most)]
         return [step.part(0, min(most, step.nodes))] if most > 1 else []
 
-    def step(self, step: ReferenceStep) -> list[StepResult]:
+    def step(self, step: RecordedStep) -> list[StepResult]:
         """Run one of `parts` in all sequences of the graph's batch; return the result of each."""
         return self._run(step.ids, step.positions, step.mask, step.past, None)
 
-    def draft(self, draft: ReferenceDraft, candidates: IntArray) -> list[IntArray]:
+    def draft(self, draft: RecordedDraft, candidates: IntArray) -> list[IntArray]:
         """Run a step with the heads, in which all candidates are children of the root.
 
         Args:

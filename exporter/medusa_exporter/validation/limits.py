@@ -15,7 +15,7 @@ from medusa_runtime.backends.base import IntArray
 
 from medusa_exporter.compare.tolerances import DIFFERENT_WEIGHTS, tolerance
 from medusa_exporter.validation.graph_runner import StepResult
-from medusa_exporter.validation.steps import FloatArray, ReferenceDraft, ReferenceStep, Rows
+from medusa_exporter.validation.steps import FloatArray, RecordedDraft, RecordedStep, Rows
 
 FP32 = 5e-5  # of a row's range
 # The first layer's keys and values depend only on the embedding, a norm, the layer's own weights and the rotary
@@ -48,7 +48,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Difference:
+class TensorDifference:
     """How far one tensor of a step differs from the model's.
 
     Attributes:
@@ -85,27 +85,29 @@ def limits(backend: str, precision: str) -> Limits:
     return Limits(both.error, gap, heads or both.gap, by_row=False, first_layer=FIRST_LAYER.get(precision))
 
 
-def differences(
-    step: ReferenceStep, found: StepResult, limit: Limits, hidden_size: int, taps: tuple[int, ...]
-) -> Iterator[Difference]:
+def tensor_differences(
+    step: RecordedStep, found: StepResult, limit: Limits, hidden_size: int, taps: tuple[int, ...]
+) -> Iterator[TensorDifference]:
     """Compare the result of a step with the model's, in the order in which its parts are computed."""
     expected, got = step.expected, found.rows
     for layer in range(len(expected.keys)):
         for part, of_model, of_graph in (("keys", expected.keys, got.keys), ("values", expected.values, got.values)):
-            yield Difference(part, layer, error(of_model[layer], of_graph[layer], limit), limit.error)
+            yield TensorDifference(part, layer, error(of_model[layer], of_graph[layer], limit), limit.error)
             if layer == 0 and limit.first_layer is not None:
                 mean = mean_error(of_model[0], of_graph[0])
-                yield Difference(part, 0, mean, limit.first_layer, mean=True)
+                yield TensorDifference(part, 0, mean, limit.first_layer, mean=True)
     seen: tuple[int | None, ...] = (None, *taps)
     for at, tap in enumerate(seen):
         columns = slice(at * hidden_size, (at + 1) * hidden_size)
         name = "hidden state" if tap is None else "tapped input"
-        yield Difference(name, tap, error(expected.hidden[:, columns], got.hidden[:, columns], limit), limit.error)
+        yield TensorDifference(
+            name, tap, error(expected.hidden[:, columns], got.hidden[:, columns], limit), limit.error
+        )
     logits = expected.logits[found.logit_rows]
-    yield Difference("logits", None, error(logits, got.logits, limit), limit.error)
+    yield TensorDifference("logits", None, error(logits, got.logits, limit), limit.error)
     if logits.size:
-        yield Difference("argmax", None, _argmax_gap(logits, got, found.argmax, limit), limit.gap or 0.0)
-    yield Difference("tokens", None, float(np.mean(found.tokens != step.ids)), 0.0)
+        yield TensorDifference("argmax", None, _argmax_gap(logits, got, found.argmax, limit), limit.gap or 0.0)
+    yield TensorDifference("tokens", None, float(np.mean(found.tokens != step.ids)), 0.0)
 
 
 def error(expected: FloatArray, got: FloatArray, limit: Limits) -> float:
@@ -127,7 +129,7 @@ def mean_error(expected: FloatArray, got: FloatArray) -> float:
     return float(np.linalg.norm(expected - got)) / size if size else 0.0
 
 
-def draft_error(draft: ReferenceDraft, heads: IntArray, ranks: IntArray, tokens: IntArray) -> float:
+def draft_error(draft: RecordedDraft, heads: IntArray, ranks: IntArray, tokens: IntArray) -> float:
     """Return how far a graph's candidates differ from the model's, in the logits of the heads.
 
     Args:

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from medusa_exporter.heads.taps import capture_taps
 from medusa_exporter.validation.finite import check_finite
-from medusa_exporter.validation.steps import FloatArray, IntArray, Past, Reference, ReferenceDraft, ReferenceStep, Rows
+from medusa_exporter.validation.steps import FloatArray, IntArray, Past, RecordedDraft, RecordedStep, Recording, Rows
 
 if TYPE_CHECKING:
     from medusa_runtime.facts import ModelFacts
@@ -47,7 +47,7 @@ def text_ids(tokenizer: Any, vocab_size: int, count: int) -> list[int]:
     return found
 
 
-def record_reference(model: Any, heads: MedusaHeads, facts: ModelFacts, tokenizer: Any) -> Reference:
+def record_reference(model: Any, heads: MedusaHeads, facts: ModelFacts, tokenizer: Any) -> Recording:
     """Run the model over a short prompt, a plain step, a tree, far positions and, if it is short, beyond its window.
 
     Args:
@@ -70,12 +70,10 @@ def record_reference(model: Any, heads: MedusaHeads, facts: ModelFacts, tokenize
         steps.append(
             _far_step(model, heads, facts.context, np.array(ids, np.int32), whole=not _has_window(model.config))
         )
-    return check_finite(Reference(tuple(steps), draft), facts.name)
+    return check_finite(Recording(tuple(steps), draft), facts.name)
 
 
-def _near_steps(
-    model: Any, heads: MedusaHeads, ids: IntArray, prompt: int
-) -> tuple[list[ReferenceStep], ReferenceDraft]:
+def _near_steps(model: Any, heads: MedusaHeads, ids: IntArray, prompt: int) -> tuple[list[RecordedStep], RecordedDraft]:
     """Record the prompt, a plain step and a tree step; the tree's paths are sequences of a batch, padded at the end."""
     leaves = [node for node in range(TREE.size) if not TREE.children[node]]
     nodes = ids[prompt : prompt + TREE.size]
@@ -91,26 +89,26 @@ def _near_steps(
     nothing = Past(first.keys[:, :0], first.values[:, :0])
     every = np.arange(prompt, dtype=np.int32)
     steps = [
-        ReferenceStep(
+        RecordedStep(
             "prefill", ids[:prompt], every, np.tri(prompt, dtype=np.bool_), nothing, first.take(slice(0, prompt))
         ),
-        ReferenceStep("plain", nodes[:1], every[:1] + prompt, np.eye(1, dtype=np.bool_), past, tree.take(slice(0, 1))),
-        ReferenceStep("tree", nodes, np.array(rows, np.int32), TREE.mask, past, tree),
+        RecordedStep("plain", nodes[:1], every[:1] + prompt, np.eye(1, dtype=np.bool_), past, tree.take(slice(0, 1))),
+        RecordedStep("tree", nodes, np.array(rows, np.int32), TREE.mask, past, tree),
     ]
     return steps, _draft(model, heads, int(nodes[0]), first.hidden[prompt - 1], past)
 
 
-def _step_beyond_window(model: Any, heads: MedusaHeads, ids: IntArray) -> ReferenceStep:
+def _step_beyond_window(model: Any, heads: MedusaHeads, ids: IntArray) -> RecordedStep:
     """Record a step of one token after so many that some of them are outside the window."""
     last = len(ids) - 1
     [found] = _forward(model, heads, ids[None], logits_to_keep=1)
     past = Past(found.keys[:, :last], found.values[:, :last])
     expected = Rows(found.keys[:, last:], found.values[:, last:], found.hidden[-1:], found.logits[-1:])
     at = np.array([last], np.int32)
-    return ReferenceStep("window", ids[last:], at, np.eye(1, dtype=np.bool_), past, expected)
+    return RecordedStep("window", ids[last:], at, np.eye(1, dtype=np.bool_), past, expected)
 
 
-def _far_step(model: Any, heads: MedusaHeads, context: int, ids: IntArray, *, whole: bool) -> ReferenceStep:
+def _far_step(model: Any, heads: MedusaHeads, context: int, ids: IntArray, *, whole: bool) -> RecordedStep:
     """Record a step of independent tokens after a short past, at positions where rotary tables may be wrong.
 
     Args:
@@ -129,7 +127,7 @@ def _far_step(model: Any, heads: MedusaHeads, context: int, ids: IntArray, *, wh
     found = _forward(model, heads, sequences, places)
     expected = _concatenate([one.take(slice(FAR_PAST, None)) for one in found])
     past = Past(found[0].keys[:, :FAR_PAST], found[0].values[:, :FAR_PAST])
-    step = ReferenceStep("rope", tokens, positions, np.eye(n, dtype=np.bool_), past, expected, far=True)
+    step = RecordedStep("rope", tokens, positions, np.eye(n, dtype=np.bool_), past, expected, far=True)
     return step if whole else step.first_layer()
 
 
@@ -199,7 +197,7 @@ def _concatenate(rows: Sequence[Rows]) -> Rows:
     )
 
 
-def _draft(model: Any, heads: MedusaHeads, root: int, hidden: FloatArray, past: Past) -> ReferenceDraft:
+def _draft(model: Any, heads: MedusaHeads, root: int, hidden: FloatArray, past: Past) -> RecordedDraft:
     lm_head = model.get_output_embeddings()
     chosen = slice(None) if heads.token_map is None else heads.token_map
     weight, bias = lm_head.weight[chosen], None if lm_head.bias is None else lm_head.bias[chosen]
@@ -207,7 +205,7 @@ def _draft(model: Any, heads: MedusaHeads, root: int, hidden: FloatArray, past: 
     features = heads.features(torch.from_numpy(hidden[None]), embedding)
     logits = heads.logits(features, lambda rows: torch.nn.functional.linear(rows, weight, bias))[:, 0]
     tokens = torch.arange(logits.shape[-1]) if heads.token_map is None else heads.token_map
-    return ReferenceDraft(root, hidden, past, logits.float().numpy(), tokens.numpy().astype(np.int32))
+    return RecordedDraft(root, hidden, past, logits.float().numpy(), tokens.numpy().astype(np.int32))
 
 
 def _has_window(config: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The steps of a reference: their inputs, and what the model computes for them.
+"""The recording that graphs are compared with: the inputs of a few steps, and what the model computes for them.
 
 Shapes: n tokens of a step, P rows of its past, L layers, W elements of a token's keys in a layer, S elements of the
 heads' input for a token, V tokens of the vocabulary, K heads, D tokens that the heads score.
@@ -44,7 +44,7 @@ class Past:
 
 
 @dataclass(frozen=True, eq=False)
-class ReferenceStep:
+class RecordedStep:
     """A step of given tokens, and what the model computes for it.
 
     Attributes:
@@ -80,12 +80,12 @@ class ReferenceStep:
         """Whether each node attends to all nodes before it."""
         return bool(np.array_equal(self.mask, np.tri(self.nodes, dtype=np.bool_)))
 
-    def first_layer(self) -> ReferenceStep:
+    def first_layer(self) -> RecordedStep:
         """Return the same step, of which only the keys and values of the first layer are compared."""
         rows = self.expected
         return replace(self, expected=Rows(rows.keys[:1], rows.values[:1], rows.hidden[:, :0], rows.logits[:, :0]))
 
-    def part(self, start: int, end: int) -> ReferenceStep:
+    def part(self, start: int, end: int) -> RecordedStep:
         """Return the step of the nodes from `start` to `end`, which must not attend to any other node."""
         rows = slice(start, end)
         return replace(
@@ -98,7 +98,7 @@ class ReferenceStep:
 
 
 @dataclass(frozen=True, eq=False)
-class ReferenceDraft:
+class RecordedDraft:
     """What the heads propose for a root token.
 
     Attributes:
@@ -117,8 +117,8 @@ class ReferenceDraft:
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class Recording:
     """Everything that each graph is compared with."""
 
-    steps: tuple[ReferenceStep, ...]
-    draft: ReferenceDraft
+    steps: tuple[RecordedStep, ...]
+    draft: RecordedDraft

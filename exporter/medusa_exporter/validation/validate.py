@@ -13,13 +13,13 @@ from medusa_runtime.graph_check import DIFFERENCES, GraphCheck
 from medusa_exporter.engines.step_sizes import StepSize
 from medusa_exporter.graph.check import SavedGraph, check_saved_graph
 from medusa_exporter.validation.errors import GraphMismatchError
-from medusa_exporter.validation.graph_runner import GraphRunner, NotServedError
-from medusa_exporter.validation.limits import Difference, Limits, differences, draft_error, limits
-from medusa_exporter.validation.steps import Reference, ReferenceStep
+from medusa_exporter.validation.graph_runner import GraphRunner, MissingKernelError
+from medusa_exporter.validation.limits import Limits, TensorDifference, draft_error, limits, tensor_differences
+from medusa_exporter.validation.steps import RecordedStep, Recording
 
 CANDIDATES = 15  # of the heads' candidates that are compared, at most
 SIZE_LEFT_OUT = "its steps have neither the fewest nor the most nodes of those built, whose graphs were run"
-SERVED_HERE = "ort-cpu"  # the backend that runs its graphs in the same library as the validation
+CPU_BACKEND = "ort-cpu"  # the backend that runs its graphs in the same library as the validation
 BF16 = "ONNX Runtime's CPU provider does not support bfloat16"
 REMEDY = (
     "expected the model's own values, so no bundle was written: build with the versions of constraints.txt, and "
@@ -31,7 +31,7 @@ REMEDY = (
 class GroundTruth:
     """What graphs are compared with: the recorded reference, and facts about the model and its heads."""
 
-    reference: Reference
+    reference: Recording
     model: ModelFacts
     heads: HeadFacts
 
@@ -85,8 +85,8 @@ def _runner(graph: SavedGraph, facts: GraphFacts) -> GraphRunner | str:
         return BF16
     try:
         return GraphRunner(graph, packed=packs_weights(facts.backend, facts.precision))
-    except NotServedError as error:
-        if facts.backend == SERVED_HERE:
+    except MissingKernelError as error:
+        if facts.backend == CPU_BACKEND:
             raise GraphMismatchError(
                 f"{graph.path.name}: ONNX Runtime's CPU provider cannot run it ({error}), expected a graph that it "
                 "serves: build with the versions of constraints.txt, and report this if it stays"
@@ -96,7 +96,7 @@ def _runner(graph: SavedGraph, facts: GraphFacts) -> GraphRunner | str:
 
 def packs_weights(backend: str, precision: str) -> bool:
     """Return whether a graph's weights are repacked as they are for serving: only those of quantised CPU graphs."""
-    return backend == SERVED_HERE and precision != "fp32"
+    return backend == CPU_BACKEND and precision != "fp32"
 
 
 def check_graph(runner: GraphRunner, limit: Limits, truth: GroundTruth) -> GraphCheck:
@@ -120,11 +120,11 @@ def check_graph(runner: GraphRunner, limit: Limits, truth: GroundTruth) -> Graph
 
 
 def _all_differences(
-    runner: GraphRunner, step: ReferenceStep, limit: Limits, truth: GroundTruth
-) -> Iterator[Difference]:
+    runner: GraphRunner, step: RecordedStep, limit: Limits, truth: GroundTruth
+) -> Iterator[TensorDifference]:
     """Run a step; yield how far each sequence of the graph's batch differs from the model."""
     for found in runner.step(step):
-        yield from differences(step, found, limit, truth.model.hidden_size, truth.heads.taps)
+        yield from tensor_differences(step, found, limit, truth.model.hidden_size, truth.heads.taps)
 
 
 def _check_draft(runner: GraphRunner, limit: Limits, truth: GroundTruth) -> bool:
@@ -136,13 +136,13 @@ def _check_draft(runner: GraphRunner, limit: Limits, truth: GroundTruth) -> bool
     ranks, numbers = np.divmod(np.arange(min(most, heads.count * heads.top_k), dtype=np.int32), heads.count)
     drafted = runner.draft(draft, (-1 - (numbers * heads.top_k + ranks)).astype(np.int32))
     worst = max(draft_error(draft, numbers, ranks, tokens) for tokens in drafted)
-    one = Difference("candidates", None, worst, limit.draft)
+    one = TensorDifference("candidates", None, worst, limit.draft)
     if not one.passed:
         raise GraphMismatchError(_mismatch_message(runner.graph, "draft", one, truth.model.layers))
     return True
 
 
-def _mismatch_message(graph: SavedGraph, step: str, one: Difference, layers: int) -> str:
+def _mismatch_message(graph: SavedGraph, step: str, one: TensorDifference, layers: int) -> str:
     """Return the message that names the graph, the step, where it first differs and by how much."""
     where = {
         "hidden state": f"the hidden state after layer {layers - 1}, the last",

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medusa_exporter.answer_differences import Difference
-from medusa_exporter.bench.timing import Generation, Measurement, Question
+from medusa_exporter.answer_differences import AnswerDifference
+from medusa_exporter.bench.timing import Measurement, Question, TimedAnswer
 from medusa_profiles.profile import TreeProfile
 
 CHAIN = TreeProfile("chain-2", ((0,), (0, 0)))
 
 
-def run(tokens: int, steps: int, seconds: float, host: float = 0.0, first: int = 0, ttft: float = 0.0) -> Generation:
+def run(tokens: int, steps: int, seconds: float, host: float = 0.0, first: int = 0, ttft: float = 0.0) -> TimedAnswer:
     """tokens with the prefill's one; the first step adds what is left over when every other adds one."""
     kept = [tokens - 1 - (steps - 1), *[1] * (steps - 1)] if steps else []
-    return Generation(tuple(range(first, first + tokens)), tuple(kept), ttft, (seconds / max(steps, 1),) * steps, host)
+    return TimedAnswer(tuple(range(first, first + tokens)), tuple(kept), ttft, (seconds / max(steps, 1),) * steps, host)
 
 
 def turn(
-    plain: Generation,
-    medusa: Generation,
+    plain: TimedAnswer,
+    medusa: TimedAnswer,
     prompt: int = 1,
     number: int = 1,
-    difference: Difference | None = None,
+    difference: AnswerDifference | None = None,
     ids: Sequence[int] = (1, 2),
 ) -> Measurement:
     differences = {} if difference is None else {CHAIN.name: difference}

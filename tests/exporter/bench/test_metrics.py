@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from medusa_exporter.answer_differences import Difference
+from medusa_exporter.answer_differences import AnswerDifference
 from medusa_exporter.bench.metrics import METRICS, aggregate, by_category
-from medusa_exporter.bench.timing import Generation, Measurement, Question
+from medusa_exporter.bench.timing import Measurement, Question, TimedAnswer
 from medusa_profiles.profile import TreeProfile
 
 from .factories import CHAIN, run, turn
@@ -48,8 +48,8 @@ def test_plain_decoding_is_a_profile_too() -> None:
 
 def test_steps_and_first_tokens_have_percentiles() -> None:
     steps = tuple(number / 1e3 for number in range(1, 101))
-    one = Generation(tuple(range(101)), (1,) * 100, 0.010, steps, 0.0)
-    other = Generation((0,), (), 0.030, (), 0.0)
+    one = TimedAnswer(tuple(range(101)), (1,) * 100, 0.010, steps, 0.0)
+    other = TimedAnswer((0,), (), 0.030, (), 0.0)
     turns = [turn(one, one), turn(other, other, prompt=2)]
     result = aggregate(turns, CHAIN)
     assert result["step_ms"] == pytest.approx({"mean": 50.5, "p10": 10.9, "p50": 50.5, "p90": 90.1, "p99": 99.01})
@@ -62,7 +62,7 @@ def test_steps_and_first_tokens_have_percentiles() -> None:
 
 
 def test_past_length_is_the_mean_over_steps() -> None:
-    medusa = Generation((7, 8, 9, 10, 11, 12), (3, 1, 1), 0.0, (0.1,) * 3, 0.0)
+    medusa = TimedAnswer((7, 8, 9, 10, 11, 12), (3, 1, 1), 0.0, (0.1,) * 3, 0.0)
     result = aggregate([turn(run(6, 5, 1.0), medusa, ids=range(100))], CHAIN)
     assert result["mean_past_length"] == pytest.approx((100 + 103 + 104) / 3)
     assert result["tokens_added_by_steps"] == [[3, 1, 1]]
@@ -101,9 +101,9 @@ def test_each_category_has_metrics() -> None:
 def test_a_different_answer_counts_but_not_for_the_speedup() -> None:
     turns = [
         turn(run(11, 10, 1.0), run(11, 5, 0.5)),
-        turn(run(11, 10, 1.0), run(11, 5, 9.0, first=1), prompt=2, difference=Difference(3, 7, 8, 2e-4)),
-        turn(run(11, 10, 1.0), run(11, 5, 9.0, first=1), prompt=3, difference=Difference(0, 7, 8, 0.5)),
-        turn(run(11, 10, 1.0), run(10, 5, 9.0), prompt=4, difference=Difference(10, 7, None, None)),
+        turn(run(11, 10, 1.0), run(11, 5, 9.0, first=1), prompt=2, difference=AnswerDifference(3, 7, 8, 2e-4)),
+        turn(run(11, 10, 1.0), run(11, 5, 9.0, first=1), prompt=3, difference=AnswerDifference(0, 7, 8, 0.5)),
+        turn(run(11, 10, 1.0), run(10, 5, 9.0), prompt=4, difference=AnswerDifference(10, 7, None, None)),
     ]
     result = aggregate(turns, CHAIN)
     assert result["speedup"] == pytest.approx(2.0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from medusa_exporter.compare.reference_file import ReferenceFileError, Side, open_reference, write_reference
-from medusa_exporter.compare.steps import Plan, StepRunner, run_steps
+from medusa_exporter.compare.steps import BackendRunner, ComparisonPlan, run_steps
 from medusa_exporter.output_kinds import REFERENCE
 from medusa_exporter.overwrite_check import OverwriteError, check_output_file
 from medusa_runtime import Engine
@@ -32,18 +32,18 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def plan(bundle: Bundle) -> Plan:
-    return Plan((PROMPT, PROMPT[:5]), bundle.profile("tree-4"), 2, ())
+def plan(bundle: Bundle) -> ComparisonPlan:
+    return ComparisonPlan((PROMPT, PROMPT[:5]), bundle.profile("tree-4"), 2, ())
 
 
 @pytest.fixture(scope="module")
-def steps(bundle: Bundle, plan: Plan) -> list[dict[str, np.ndarray]]:
-    runner = StepRunner(Engine.load(bundle.root, profile="plain", threads=1).decoder, plan)
+def steps(bundle: Bundle, plan: ComparisonPlan) -> list[dict[str, np.ndarray]]:
+    runner = BackendRunner(Engine.load(bundle.root, profile="plain", threads=1).decoder, plan)
     return [step.outputs for step in run_steps(runner, plan, bundle.heads.top_k)]
 
 
 @pytest.fixture(scope="module")
-def sound(bundle: Bundle, plan: Plan, steps: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sound(bundle: Bundle, plan: ComparisonPlan, steps: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("references") / "sound"
     with write_reference(file, bundle, Side("ort-cpu", "fp32"), plan) as writer:
         for outputs in steps:
@@ -98,7 +98,7 @@ def read(file: Path, bundle: Bundle) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def test_what_was_saved_comes_back(sound: Path, bundle: Bundle, plan: Plan, steps: Any) -> None:
+def test_what_was_saved_comes_back(sound: Path, bundle: Bundle, plan: ComparisonPlan, steps: Any) -> None:
     with open_reference(sound, bundle) as saved:
         assert (str(saved.side), saved.plan.prompts) == ("ort-cpu:fp32", plan.prompts)
         assert (saved.plan.tree.paths, saved.plan.steps) == (plan.tree.paths, plan.steps)
@@ -115,7 +115,7 @@ def test_what_was_saved_comes_back(sound: Path, bundle: Bundle, plan: Plan, step
 
 
 def test_the_same_outputs_are_the_same_file(
-    sound: Path, bundle: Bundle, plan: Plan, steps: Any, tmp_path: Path
+    sound: Path, bundle: Bundle, plan: ComparisonPlan, steps: Any, tmp_path: Path
 ) -> None:
     with write_reference(tmp_path / "again", bundle, Side("ort-cpu", "fp32"), plan) as writer:
         for outputs in steps:
@@ -123,7 +123,9 @@ def test_the_same_outputs_are_the_same_file(
     assert (tmp_path / "again").read_bytes() == sound.read_bytes()
 
 
-def test_nothing_appears_where_saving_breaks_off(bundle: Bundle, plan: Plan, steps: Any, tmp_path: Path) -> None:
+def test_nothing_appears_where_saving_breaks_off(
+    bundle: Bundle, plan: ComparisonPlan, steps: Any, tmp_path: Path
+) -> None:
     with pytest.raises(KeyError), write_reference(tmp_path / "file", bundle, Side("ort-cpu", "fp32"), plan) as writer:
         writer.add(steps[0])
         raise KeyError

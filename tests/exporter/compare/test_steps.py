@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medusa_exporter.compare.steps import Plan, ReferenceStep, StepRunner, run_steps
+from medusa_exporter.compare.steps import BackendRunner, ComparisonPlan, ReferenceStep, run_steps
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends.base import PREFILL_CHUNK
 from medusa_runtime.decoder import Decoder
@@ -18,15 +18,15 @@ TREE = TreeProfile("tree", ((0,), (1,), (0, 0), (0, 1), (0, 0, 0)))
 PROMPTS = ((3, 1, 4, 1, 5), tuple(n % 31 for n in range(PREFILL_CHUNK + 20)))
 
 
-def plan(stop_ids: tuple[int, ...] = (), prompts: Any = PROMPTS, steps: int = 6) -> Plan:
-    return Plan(prompts, TREE, steps, stop_ids)
+def plan(stop_ids: tuple[int, ...] = (), prompts: Any = PROMPTS, steps: int = 6) -> ComparisonPlan:
+    return ComparisonPlan(prompts, TREE, steps, stop_ids)
 
 
 def replayed(
-    reference: FakeBackend, other: FakeBackend, what: Plan
+    reference: FakeBackend, other: FakeBackend, what: ComparisonPlan
 ) -> list[tuple[ReferenceStep, dict[str, np.ndarray]]]:
     """Every step with what the other side gave; the pasts are compared before each."""
-    first, second = (StepRunner(Decoder(backend), what) for backend in (reference, other))
+    first, second = (BackendRunner(Decoder(backend), what) for backend in (reference, other))
     found = []
     for step in run_steps(first, what, reference.heads.top_k):
         length = step.inputs.length
@@ -83,8 +83,8 @@ def test_a_plan_that_does_not_fit_is_refused_before_it_is_run() -> None:
     what = plan(prompts=((1, 2, 3),))
     assert what.cache_rows == 3 + 6 * 4 + 6
     backend = FakeBackend(context=what.cache_rows)
-    assert len(list(run_steps(StepRunner(Decoder(backend), what), what, backend.heads.top_k))) == 13
+    assert len(list(run_steps(BackendRunner(Decoder(backend), what), what, backend.heads.top_k))) == 13
     small = FakeBackend(context=what.cache_rows - 1)
     with pytest.raises(CapacityError, match=r"up to 33 tokens, fake has a context of 32; .* fewer --steps"):
-        StepRunner(Decoder(small), what)
+        BackendRunner(Decoder(small), what)
     assert not small.steps

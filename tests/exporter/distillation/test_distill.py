@@ -12,7 +12,7 @@ from medusa_exporter.distillation.sampling import Sampling
 from medusa_exporter.distillation.scripts import GeneratedRow
 from medusa_runtime.errors import CapacityError, PromptError
 
-PLAN = distill.Plan(
+PLAN = distill.DistillationPlan(
     conversations=(("hello there", "and then?"), ("one two",), ("leave me out",)),
     excluded=(("Leave me OUT!",),),
     temperatures=(0.0, 0.8),
@@ -156,7 +156,9 @@ def test_a_killed_removal_leaves_work_that_resumes(model, tokenizer, tmp_path, m
 
 
 def test_the_model_opens_conversations_of_its_own(model, tokenizer, tmp_path):
-    plan = distill.Plan(synthesize=40, temperatures=(0.0, 0.6), max_new_tokens=4, context=160, batch=40, seed=3)
+    plan = distill.DistillationPlan(
+        synthesize=40, temperatures=(0.0, 0.6), max_new_tokens=4, context=160, batch=40, seed=3
+    )
     found = run(model, tokenizer, tmp_path, plan)
     assert 2 < found.rows <= 40
     assert len(set(found.groups.tolist())) == found.rows  # no opening twice
@@ -192,7 +194,7 @@ def test_ready_conversations_are_added(model, tokenizer, tmp_path):
     assert found.rows == 5
     assert np.isnan(found.temperature).tolist() == [False] * 4 + [True]
     assert tokenizer.decode(found.row(4)[0]).endswith("hello<|im_end|>")
-    alone = run(model, tokenizer, tmp_path / "b", distill.Plan(answers=(TALK,), context=200), lines=lines)
+    alone = run(model, tokenizer, tmp_path / "b", distill.DistillationPlan(answers=(TALK,), context=200), lines=lines)
     assert alone.rows == 1
     assert alone.answer.sum() == len("hello") + 1
 
@@ -228,7 +230,7 @@ def test_a_template_that_writes_nothing_first_cannot_be_opened_by_the_model(mode
         "{% if add_generation_prompt %}{{ '' }}{% endif %}"
     )
     with pytest.raises(PromptError, match="writes nothing before a user turn"):
-        run(model, bare, tmp_path, distill.Plan(synthesize=1, context=100, max_new_tokens=4))
+        run(model, bare, tmp_path, distill.DistillationPlan(synthesize=1, context=100, max_new_tokens=4))
 
 
 def test_what_lockstep_cannot_serve_goes_through_generate(mistral, tokenizer, tmp_path):
@@ -264,7 +266,7 @@ def test_rows_beyond_the_change_of_a_longrope_are_refused(own_model, tokenizer, 
 
 def test_prompts_too_long_are_left_out(model, tokenizer, tmp_path):
     lines = []
-    plan = distill.Plan((("x" * 100,), ("y",)), max_new_tokens=12, context=64)
+    plan = distill.DistillationPlan((("x" * 100,), ("y",)), max_new_tokens=12, context=64)
     assert run(model, tokenizer, tmp_path, plan, lines=lines).rows == 1
     assert "1 too long for --context" in lines[0]
 

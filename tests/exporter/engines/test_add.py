@@ -19,7 +19,7 @@ from medusa_exporter.cli import group
 from medusa_exporter.engines import add, flavours
 from medusa_exporter.engines.add import add_engines
 from medusa_exporter.engines.builder import build_engine
-from medusa_exporter.engines.step_sizes import Capacity, capacity
+from medusa_exporter.engines.step_sizes import Capacity, choose_capacity
 from medusa_exporter.publish import lock_bundle
 from medusa_exporter.staging import Staging
 from medusa_runtime.backends import load_backend
@@ -99,7 +99,7 @@ def test_a_past_of_more_elements_than_a_tensor_may_have_is_refused(
     with pytest.raises(BundleError, match=r"no tensor of more than .* of 384 tokens are .* --max-length 296 or less"):
         add_engines(graphs, "tensorrt-rtx", targets=["sm86"], max_length=384, steps=["plain"])
     monkeypatch.undo()
-    assert flavours.find("tensorrt-rtx").most_elements is None
+    assert flavours.find_flavour("tensorrt-rtx").most_elements is None
 
 
 def test_trees_of_one_size_share_an_engine(made: Path) -> None:
@@ -208,10 +208,10 @@ def test_an_engines_build_killed_at_any_access_leaves_a_bundle_that_opens(
     """
     options = {"targets": ["sm86"], "max_length": 256, "steps": ["plain"], "force": force}
     whole = build_engine(
-        flavours.find("tensorrt-rtx"),
+        flavours.find_flavour("tensorrt-rtx"),
         graphs / "graphs/tensorrt-rtx-fp16-plain.onnx",
         "fp16",
-        capacity(256, None),
+        choose_capacity(256, None),
         ["sm86"],
     )
     numbers = iter(range(1_000_000))
@@ -266,7 +266,7 @@ def test_a_failed_build_of_an_engine_leaves_the_bundle_as_it_was(
 
 
 def test_the_parsers_own_words_reach_the_user_and_nothing_is_left(graphs: Path, tmp_path: Path) -> None:
-    flavour = flavours.find("tensorrt-rtx")
+    flavour = flavours.find_flavour("tensorrt-rtx")
     model = onnx.load(graphs / "graphs/tensorrt-rtx-fp16-plain.onnx")
     model.graph.node[3].op_type = "NoSuchOperator"
     onnx.save(model, tmp_path / "broken.onnx")
@@ -321,4 +321,4 @@ def test_without_engines_loading_says_what_to_do(graphs: Path) -> None:
 def test_a_flavour_that_is_not_there_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(flavours.tensorrt_library.MODULES, "tensorrt", ("no_such_tensorrt",))
     with pytest.raises(MissingExtraError, match=r"tensorrt is not installed .*pip install 'medusa-export\[tensorrt\]'"):
-        flavours.find("tensorrt")
+        flavours.find_flavour("tensorrt")

@@ -9,8 +9,8 @@ from medusa_exporter.engines.step_sizes import (
     PLAIN_ENGINE_NODES,
     Capacity,
     StepSize,
-    capacity,
     causal_file,
+    choose_capacity,
     graph_file,
     graph_files,
     step_name,
@@ -47,7 +47,7 @@ def test_one_size_is_one_engine_and_plain_and_prefill_come_always() -> None:
     ],
 )
 def test_capacity(length: int, static: int | None, expected: Capacity) -> None:
-    assert capacity(length, static) == expected
+    assert choose_capacity(length, static) == expected
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_capacity(length: int, static: int | None, expected: Capacity) -> None:
 )
 def test_no_capacity_but_whole_units(length: int, static: int | None, said: str) -> None:
     with pytest.raises(BundleError, match=said):
-        capacity(length, static)
+        choose_capacity(length, static)
 
 
 def test_a_graphs_file_names_its_step() -> None:

@@ -16,7 +16,7 @@ from medusa_exporter.graph.lazy_weights import SelectedRows
 from medusa_exporter.graph.nbits_weight import quantise_blocks
 from medusa_exporter.graph.rotary_tables import rotary_tables, spare_positions
 from medusa_exporter.heads.modules import MedusaHeads
-from medusa_exporter.precisions import DRAFT, choose
+from medusa_exporter.precisions import DRAFT, choose_pairs
 from onnxscript import optimizer
 
 from .conftest import CONTEXT, HEADS, TOP_K, facts_of, make_model
@@ -41,7 +41,7 @@ def test_no_weight_outlives_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [np.array_equal(one.numpy(), draft) for one in rows] == [True]  # computed when they are read
     tables = rotary_tables(model, CONTEXT + spare_positions(["ort-cpu"]))
     source = variants.TracedGraph(graph, facts, heads.input_size, heads.heads, tables)
-    made, _ = variants.make_graphs(source, choose(("ort-cpu",), ("fp32", "int4")), [])
+    made, _ = variants.make_graphs(source, choose_pairs(("ort-cpu",), ("fp32", "int4")), [])
     packed, _ = quantise_blocks(draft.T, DRAFT)
     monkeypatch.setattr(SelectedRows, "numpy", lambda _rows: pytest.fail("all rows were copied at once"))
     held = [one.const_value for one in made["graphs/ort-cpu-fp32.onnx"].graph.initializers.values()]

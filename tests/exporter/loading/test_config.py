@@ -77,8 +77,8 @@ def test_an_adapter_next_to_the_weights_is_not_left_out(folder: Folder, tiny_hea
         (b"\xff{}", "not valid JSON"),
         (b"[" * 200_000, "not valid JSON"),
         (b" " * (LARGEST_JSON + 1), "bytes, expected at most"),
-        (b"{}", "model type None is not served"),
-        (b'{"model_type": ["llama"]}', "is not served"),
+        (b"{}", "model type None is not supported"),
+        (b'{"model_type": ["llama"]}', "is not supported"),
     ],
 )
 def test_what_is_no_config_is_told(tmp_path: Path, content: bytes, words: str) -> None:
@@ -90,7 +90,9 @@ def test_what_is_no_config_is_told(tmp_path: Path, content: bytes, words: str) -
 def test_a_text_model_within_another_is_named(tmp_path: Path) -> None:
     config = {"model_type": "llava", "text_config": {"model_type": "llama"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match=r"'llava' \(around a text model of type 'llama'\) is not served"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"'llava' \(around a text model of type 'llama'\) is not supported"
+    ):
         check_family(ModelSource.resolve(str(tmp_path)))
 
 

@@ -118,6 +118,6 @@ def test_a_file_that_is_no_whole_model(keys: dict[str, Any], message: str, tmp_p
 def test_an_architecture_that_is_not_served_is_named(tmp_path: Path) -> None:
     path = write(Case("falcon"), tmp_path / "tiny.gguf")
     with pytest.raises(
-        UnsupportedModelError, match="architecture 'falcon' is not served; expected one of llama, qwen2"
+        UnsupportedModelError, match="architecture 'falcon' is not supported; expected one of llama, qwen2"
     ):
         read_gguf_facts(path)

@@ -287,4 +287,4 @@ def test_a_piped_yes_runs_no_code_of_the_folder(folder: Folder, tiny_heads: Path
     model_type.write_text(model_type.read_text().replace('"llama"', '"own"'))
     done = subprocess.run(command, input="y\ny\n", capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, marker.exists()) == (1, False)
-    assert "'own' is not served" in done.stderr
+    assert "'own' is not supported" in done.stderr

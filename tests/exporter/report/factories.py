@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medusa_exporter.bench.results import Case, backend_facts, results
-from medusa_exporter.bench.timing import Generation, Measurement, Question
+from medusa_exporter.bench.timing import Measurement, Question, TimedAnswer
 from medusa_exporter.bench.worker import LoadedBackend
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends.base import BackendFacts
@@ -24,9 +24,9 @@ def opened(**changes: Any) -> LoadedBackend:
 def turn(length: int, ms: float, new: int = 13) -> Measurement:
     """Steps of `ms` milliseconds; the pair keeps two tokens a step, the chain three."""
 
-    def run(kept: int, factor: float) -> Generation:
+    def run(kept: int, factor: float) -> TimedAnswer:
         steps = (new - 1) // kept
-        return Generation(tuple(range(new)), (kept,) * steps, length / 1e5, (ms * factor / 1e3,) * steps, 1e-5)
+        return TimedAnswer(tuple(range(new)), (kept,) * steps, length / 1e5, (ms * factor / 1e3,) * steps, 1e-5)
 
     question = Question(1, 1, (5,) * length, new, stop_at_eos=False)
     return Measurement(question, run(1, 1.0), {"pair": run(2, 1.25), "chain-2": run(3, 1.2)})

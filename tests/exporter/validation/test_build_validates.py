@@ -11,7 +11,7 @@ from medusa_exporter.build import build
 from medusa_exporter.graph import variants
 from medusa_exporter.validation.errors import GraphMismatchError
 from medusa_exporter.validation.graph_runner import GraphRunner, StepResult
-from medusa_exporter.validation.steps import ReferenceStep
+from medusa_exporter.validation.steps import RecordedStep
 from medusa_runtime.bundle import Bundle
 
 
@@ -48,7 +48,7 @@ def test_graphs_for_several_sequences_are_checked_in_all_of_them(
     seen: list[int] = []
     run = GraphRunner.step
 
-    def counted(runner: GraphRunner, step: ReferenceStep) -> list[StepResult]:
+    def counted(runner: GraphRunner, step: RecordedStep) -> list[StepResult]:
         found = run(runner, step)
         seen.append(len(found))
         return found

@@ -10,8 +10,8 @@ import pytest
 from medusa_exporter.compare.tolerances import DIFFERENT_WEIGHTS, tolerance
 from medusa_exporter.precisions import PRECISIONS
 from medusa_exporter.validation.graph_runner import StepResult
-from medusa_exporter.validation.limits import FP32, Limits, differences, draft_error, error, limits
-from medusa_exporter.validation.steps import Past, ReferenceDraft, ReferenceStep, Rows
+from medusa_exporter.validation.limits import FP32, Limits, draft_error, error, limits, tensor_differences
+from medusa_exporter.validation.steps import Past, RecordedDraft, RecordedStep, Rows
 
 BY_ROW, BY_TENSOR = limits("ort-cuda", "fp32"), limits("ort-cuda", "fp16")
 
@@ -53,14 +53,14 @@ def test_what_is_not_finite_or_constant(limit: Limits) -> None:
     assert error(zeros[:, :0], zeros, limit) == 0.0  # nothing was kept to compare with
 
 
-def step(logits: np.ndarray) -> ReferenceStep:
+def step(logits: np.ndarray) -> RecordedStep:
     n, nothing = len(logits), np.zeros((2, 0, 4), np.float32)
     kept = Rows(np.ones((2, n, 4), np.float32), np.ones((2, n, 4), np.float32), np.ones((n, 6), np.float32), logits)
     at = np.arange(n, dtype=np.int32)
-    return ReferenceStep("plain", at, at, np.tri(n, dtype=np.bool_), Past(nothing, nothing), kept)
+    return RecordedStep("plain", at, at, np.tri(n, dtype=np.bool_), Past(nothing, nothing), kept)
 
 
-def found(one: ReferenceStep, logits: np.ndarray, argmax: list[int]) -> StepResult:
+def found(one: RecordedStep, logits: np.ndarray, argmax: list[int]) -> StepResult:
     kept = one.expected
     every = np.arange(one.nodes, dtype=np.int32)
     return StepResult(Rows(kept.keys, kept.values, kept.hidden, logits), every, np.array(argmax, np.int32), one.ids)
@@ -68,7 +68,7 @@ def found(one: ReferenceStep, logits: np.ndarray, argmax: list[int]) -> StepResu
 
 def failed(logits: np.ndarray, got: np.ndarray, argmax: list[int]) -> list[str]:
     one = step(logits)
-    return [d.part for d in differences(one, found(one, got, argmax), BY_ROW, 6, ()) if not d.passed]
+    return [d.part for d in tensor_differences(one, found(one, got, argmax), BY_ROW, 6, ()) if not d.passed]
 
 
 def test_a_near_tie_may_be_decided_either_way() -> None:
@@ -84,7 +84,7 @@ def test_fewer_bits_may_choose_another_token_but_the_most_likely_by_their_own_lo
     one, limit = step(rows([0, 10, 11])), limits("ort-cpu", "int4")
     for argmax, failed_parts in ((1, []), (2, ["argmax"])):
         tried = found(one, rows([0, 11, 2]), [argmax])
-        assert [d.part for d in differences(one, tried, limit, 6, ()) if not d.passed] == failed_parts
+        assert [d.part for d in tensor_differences(one, tried, limit, 6, ()) if not d.passed] == failed_parts
 
 
 def test_the_first_layer_has_a_limit_of_its_own_in_fewer_bits() -> None:
@@ -94,13 +94,13 @@ def test_the_first_layer_has_a_limit_of_its_own_in_fewer_bits() -> None:
         values = one.expected.values.copy()
         values[layer] *= 1.35
         moved = replace(tried, rows=replace(tried.rows, values=values))
-        failing = [d for d in differences(one, moved, limits("ort-cpu", "int4"), 6, ()) if not d.passed]
+        failing = [d for d in tensor_differences(one, moved, limits("ort-cpu", "int4"), 6, ()) if not d.passed]
         assert [(d.part, d.layer, d.mean) for d in failing] == failed_at
 
 
 def test_differences_come_in_the_order_of_layers() -> None:
     one = step(rows([0, 1, 2]))
-    parts = [(d.part, d.layer) for d in differences(one, found(one, one.expected.logits, [2]), BY_ROW, 3, (1,))]
+    parts = [(d.part, d.layer) for d in tensor_differences(one, found(one, one.expected.logits, [2]), BY_ROW, 3, (1,))]
     assert parts[:4] == [("keys", 0), ("values", 0), ("keys", 1), ("values", 1)]
     assert parts[4:] == [
         ("hidden state", None),
@@ -114,7 +114,7 @@ def test_differences_come_in_the_order_of_layers() -> None:
 def test_candidates_are_held_against_the_heads_logits() -> None:
     nothing = np.zeros((2, 0, 4), np.float32)
     tokens = np.array([40, 50, 60], np.int32)
-    draft = ReferenceDraft(3, rows([0])[0], Past(nothing, nothing), rows([0, 9, 10], [4, 0, 2]), tokens)
+    draft = RecordedDraft(3, rows([0])[0], Past(nothing, nothing), rows([0, 9, 10], [4, 0, 2]), tokens)
 
     def of(*given: tuple[int, int, int]) -> float:
         return draft_error(draft, *(np.array(column, np.int32) for column in zip(*given, strict=True)))

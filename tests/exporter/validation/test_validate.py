@@ -6,7 +6,7 @@ import pytest
 from medusa_exporter.graph.check import SavedGraph
 from medusa_exporter.validation import validate_graphs
 from medusa_exporter.validation.errors import GraphMismatchError
-from medusa_exporter.validation.graph_runner import NotServedError
+from medusa_exporter.validation.graph_runner import MissingKernelError
 from medusa_exporter.validation.limits import FP32
 from medusa_exporter.validation.validate import BF16, SIZE_LEFT_OUT
 
@@ -60,7 +60,7 @@ def test_a_graph_for_the_cpu_that_the_cpu_cannot_load_ends_the_build(
     exported: ExportedGraphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_graph: object, *, packed: bool) -> None:
-        raise NotServedError("no kernel for Mystery")
+        raise MissingKernelError("no kernel for Mystery")
 
     monkeypatch.setitem(validate_graphs.__globals__, "GraphRunner", refuse)
     with pytest.raises(GraphMismatchError, match=r"ort-cpu-fp32\.onnx: .* cannot run it \(no kernel for Mystery\)"):
