@@ -9,6 +9,7 @@ from sphinx.application import Sphinx
 
 project = "medusa-export"
 author = "The medusa-export developers"
+project_copyright = f"2026, {author}"
 version = release = installed_version("medusa-export")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click", "sphinx_copybutton"]
