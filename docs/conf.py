@@ -35,8 +35,15 @@ copybutton_prompt_text = "$ "
 
 
 def setup(app: Sphinx) -> None:
-    """Write the dash between a parameter and its description as a dash; elsewhere two hyphens begin an option."""
+    """Write the dash between a parameter and its description as a dash, and examples of commands as code."""
+    app.connect("sphinx-click-process-epilog", lambda _app, _context, lines: show_as_code(lines))
     app.connect("doctree-resolved", lambda _app, doctree, _name: write_dashes(doctree))
+
+
+def show_as_code(lines: list[str]) -> None:
+    """Turn the line block `Example:` of a command's help into a block of code."""
+    if lines and lines[0].startswith("| Example:"):
+        lines[:] = ["Example:", "", ".. code-block:: sh", "", *(line.removeprefix("|") for line in lines[1:])]
 
 
 def write_dashes(doctree: nodes.document) -> None:

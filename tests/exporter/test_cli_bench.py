@@ -47,6 +47,11 @@ def test_categories_are_told_where_there_are_some(
     assert table[1].split()[:3] == ["writing", "2", f"{first['categories']['writing']['tokens_per_step']:.2f}"]
 
 
+def test_a_list_of_precisions_is_refused(tiny_precisions: Path, prompts: Path, capsys) -> None:
+    assert run("bench", tiny_precisions, "--prompts", prompts, "--precision", "fp32,int8") == 2
+    assert "got 'fp32,int8', expected one precision; run the command once for each" in capsys.readouterr().err
+
+
 def test_a_precision_is_timed_alone(tiny_precisions: Path, prompts: Path, tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     arguments = ["bench", tiny_precisions, "--prompts", prompts, "--threads", 1, "--max-new-tokens", 16]

@@ -17,9 +17,18 @@ Decorated = TypeVar("Decorated", bound=Callable[..., object])
 INPUT_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 BACKEND_NAMES = ("--backend", "--backends")  # both are accepted by every command
 
+
+def _one_precision(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse a list, which `build` accepts and commands that run a graph do not."""
+    if value and "," in value:
+        raise click.BadParameter(f"got {value!r:.80}, expected one precision; run the command once for each")
+    return value
+
+
 precision_option = click.option(
     "--precision",
     metavar="NAME",
+    callback=_one_precision,
     help="Precision of the graph to run, e.g. int8. Default: fp32, or the only precision in the bundle.",
 )
 gpu_option = click.option(

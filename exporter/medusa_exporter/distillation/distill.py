@@ -192,7 +192,7 @@ def distill(
     if throughput and throughput.answer_tokens:
         rate = f", {throughput.answer_tokens / throughput.seconds:,.0f} answer tokens/s"
     seconds = time.monotonic() - began
-    echo(f"{result.rows} rows, {int(result.answer.sum()):,} answer tokens, {seconds:.0f} s{rate} -> {folder}")
+    echo(f"{result.rows} conversations, {int(result.answer.sum()):,} answer tokens, {seconds:.0f} s{rate} -> {folder}")
     return result
 
 

@@ -95,9 +95,11 @@ def choose_rows(data: DataSet, hold_out: float | None, opened_by: Iterable[Turns
     if groups := [group_of(turns[0]) for turns in opened_by]:
         chosen &= np.isin(data.groups, np.array(groups, np.uint64))
     if not chosen.any():
+        held_out = "" if hold_out is None else f" was held out from training (--hold-out {hold_out})"
+        opened = f" begins with one of the {len(groups)} prompts" if groups else ""
         raise DataError(
-            f"none of {data.rows} rows is held back at {hold_out} and opened by a prompt asked for; use --all or a "
-            "larger --hold-out, or fewer conditions"
+            f"none of the {data.rows} conversations{' and'.join(filter(None, (held_out, opened)))}; expected at least "
+            "one; use --all, a larger --hold-out, other --prompts or more data"
         )
     greedy = chosen & (data.temperature == 0)
     return (data.select(greedy), True) if greedy.any() else (data.select(chosen), False)
@@ -191,7 +193,7 @@ def evaluate_vocabularies(
 def as_text(found: Report) -> str:
     """Format the report for a terminal."""
     kind = "greedy" if found.greedy else "all"
-    text = [f"{found.rows} rows ({kind}), {found.positions:,} positions", "head   top-1   top-5  top-10"]
+    text = [f"{found.rows} conversations ({kind}), {found.positions:,} positions", "head   top-1   top-5  top-10"]
     for head, shares in enumerate(zip(*found.accuracy.values(), strict=True)):
         text.append(f"{head:4}  " + "  ".join(f"{share:6.3f}" for share in shares))
     text.append("nodes  depth  tokens/step fitted  checked on the other half")

@@ -121,7 +121,7 @@ def train(
     held_out = data.held_back(settings.hold_out)
     if held_out.all():
         raise DataError(
-            f"all {data.rows} rows are held back; expected some to train on: lower --hold-out or distil more"
+            f"all {data.rows} conversations are held back; expected some to train on: lower --hold-out or distill more"
         )
     training_rows = data.select(~held_out)
     token_map = None

@@ -61,7 +61,7 @@ def test_rows_hold_whole_conversations(model, tokenizer, tmp_path):
     assert sum("and then?<|im_end|>\n<|im_start|>assistant\n" in text for text in texts) == 2
     assert not (tmp_path / "partial").exists()
     assert same(dataset.load_data(tmp_path), found)
-    assert f"{found.rows} rows, {found.answer.sum():,} answer tokens, " in lines[-1]
+    assert f"{found.rows} conversations, {found.answer.sum():,} answer tokens, " in lines[-1]
     assert "answer tokens/s" in lines[-1]
 
 

@@ -107,6 +107,8 @@ def test_a_hold_out_that_leaves_nothing_is_refused(model, counting_data, tmp_pat
         train.train(model, counting_data, settings, tmp_path, name="m", command="", echo=print)
     with pytest.raises(DataError, match="--all"):
         report.choose_rows(counting_data, 0.0)
+    with pytest.raises(DataError, match=r"conversations was held out from training \(--hold-out 0.0\); expected"):
+        report.choose_rows(counting_data, 0.0)  # nothing about prompts, which were not named
 
 
 def test_devices_and_dtypes(monkeypatch):
@@ -142,7 +144,7 @@ def test_rows_opened_by_certain_prompts(counting_data):
     rows, greedy = report.choose_rows(counting_data, None, prompts)
     assert (rows.rows, greedy) == (2, True) or rows.groups.tolist()
     assert set(rows.groups.tolist()) <= {report.group_of("1"), report.group_of("40")}
-    with pytest.raises(DataError, match="opened by a prompt"):
+    with pytest.raises(DataError, match="begins with one of the 1 prompts"):
         report.choose_rows(counting_data, None, [("no such",)])
 
 
