@@ -40,7 +40,7 @@ def test_the_commands_from_prompts_to_trees(model_folder, prompts, tmp_path):
         heads_report.command, model_folder, heads, "--data", answers, "--all", "--json", tmp_path / "report.json",
         "--write-profiles", tmp_path / "trees",
     )  # fmt: skip
-    assert "20 rows (greedy)" in text
+    assert "20 conversations (greedy)" in text
     assert len(json.loads((tmp_path / "report.json").read_text())["accuracy"]["top1"]) == 2
 
 
