@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import transformers
 from medusa_exporter import models
-from medusa_exporter.bench.conversations import Answerer, BackendMeasurements, ask_each, encode
-from medusa_exporter.bench.results import Case, backend_facts, document, results
+from medusa_exporter.bench.conversations import Answerer, BackendMeasurements, ask_each, encode_conversation
+from medusa_exporter.bench.results import Case, backend_facts, case_results, document
 from medusa_exporter.bench.table import table
 from medusa_exporter.bench.timing import WARM_TOKENS, Measurement, Question, TimedAnswer
 from medusa_exporter.bench.worker import LoadedBackend, Worker, WorkerSettings
@@ -60,7 +60,7 @@ class HuggingFace:
     """Greedy decoding with transformers."""
 
     def __init__(self, model: Any, longest: int, *, compiled: bool) -> None:
-        """Use a model on a GPU. longest: the largest number of tokens in prompt and answer together."""
+        """Use a model on a GPU. longest: the maximum number of tokens of prompt and answer together."""
         self._model = model
         self._cache = transformers.StaticCache(config=model.config, max_cache_len=longest) if compiled else None
         self._warm = False
@@ -106,8 +106,8 @@ def facts_of(model: Any, precision: str, context: int) -> LoadedBackend:
         capability=capability,
         library=f"transformers {transformers.__version__}, torch",
         version=torch.__version__,
-        weights=sum(one.numel() * one.element_size() for one in model.parameters()),
-        row=2 * config.num_hidden_layers * config.num_key_value_heads * head * size,
+        weight_bytes=sum(one.numel() * one.element_size() for one in model.parameters()),
+        kv_bytes_per_token=2 * config.num_hidden_layers * config.num_key_value_heads * head * size,
         bandwidth=None,
     )
     return LoadedBackend(facts, precision, context)
@@ -134,7 +134,7 @@ def main() -> None:
     bundle = Bundle.open(options.bundle)
     encoder, trees = PromptEncoder(bundle), [bundle.profile(name) for name in options.profile]
     prompts = [
-        encode(encoder, [{"role": "user", "content": turns[0]}])
+        encode_conversation(encoder, [{"role": "user", "content": turns[0]}])
         for turns in load_prompts(options.prompts, options.limit)
     ]
     workers = {name: Worker(name) for name in options.backends}
@@ -180,7 +180,7 @@ def _results(
     trees: Sequence[Any],
 ) -> list[dict[str, Any]]:
     """Return the results of plain decoding on all systems, then those of our trees."""
-    plain = results(case, done, {**ours, **theirs}, [], [None] * len(done), stop_at_eos=False)
+    plain = case_results(case, done, {**ours, **theirs}, [], [None] * len(done), stop_at_eos=False)
     fastest = max(plain, key=lambda one: one["tokens_per_second"] or 0.0)
     of_trees = [
         one
@@ -188,7 +188,7 @@ def _results(
             "best_plain": fastest["backend"],
             "speedup_over_best_plain": one["tokens_per_second"] / fastest["tokens_per_second"],
         }
-        for one in results(case, done, ours, trees, [None] * len(done), stop_at_eos=False)
+        for one in case_results(case, done, ours, trees, [None] * len(done), stop_at_eos=False)
         if one["nodes"] > 1
     ]
     return plain + of_trees

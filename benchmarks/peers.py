@@ -130,40 +130,40 @@ def check_outputs(parser: argparse.ArgumentParser, arguments: argparse.Namespace
         parser.error(str(error))
 
 
-def main() -> None:
-    """Parse the command line, measure, report."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line; exit with an error for values that do not fit together."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--bundle", type=Path, required=True, help="bundle folder")
-    parser.add_argument("--model", required=True, help="model that the bundle was built from: .gguf file or folder")
+    parser.add_argument("--bundle", type=Path, required=True, help="Bundle folder.")
+    parser.add_argument("--model", required=True, help="Model that the bundle was built from: .gguf file or folder.")
     parser.add_argument(
-        "--prompts", type=Path, required=True, help="JSON Lines file; each line has a list of texts under 'turns'"
+        "--prompts", type=Path, required=True, help="JSON Lines file; each line has a list of texts under 'turns'."
     )
-    parser.add_argument("--limit", type=int, default=12, help="number of prompts (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens per answer (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of every system (default: one per physical core)")
-    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=12, help="Maximum number of prompts (default: %(default)s).")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="Tokens per answer (default: %(default)s).")
+    parser.add_argument("--threads", type=int, help="Threads of every system (default: one per physical core).")
+    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds (default: %(default)s).")
     parser.add_argument(
         "--attempts",
         type=int,
         default=1,
-        help="largest number of attempts for an answer that other processes disturb (default: %(default)s)",
+        help="Largest number of attempts for an answer that other processes disturb (default: %(default)s).",
     )
     parser.add_argument(
         "--precision",
         action="append",
         choices=list(LLAMA_TYPES),
-        help="precision to measure; may be repeated (default: fp32)",
+        help="Precision to measure; may be repeated (default: fp32).",
     )
-    parser.add_argument("--profile", action="append", default=[], help="tree to measure as well; may be repeated")
-    parser.add_argument("--no-llama", dest="llama", action="store_false", help="do not measure llama.cpp")
+    parser.add_argument("--profile", action="append", default=[], help="Tree to measure as well; may be repeated.")
+    parser.add_argument("--no-llama", dest="llama", action="store_false", help="Do not measure llama.cpp.")
     parser.add_argument(
-        "--cache", type=Path, default=Path(".cache/peers"), help="folder for the peers' models (default: %(default)s)"
+        "--cache", type=Path, default=Path(".cache/peers"), help="Folder for the peers' models (default: %(default)s)."
     )
     parser.add_argument(
-        "--peer-python", default=sys.executable, help="Python interpreter in which the peers are installed"
+        "--peer-python", default=sys.executable, help="Python interpreter in which the peers are installed."
     )
-    parser.add_argument("--json", type=Path, required=True, help="file to write all results to")
-    parser.add_argument("--plot", type=Path, help="file for a plot of tokens per second (.svg or .png)")
+    parser.add_argument("--json", type=Path, required=True, help="File to write all results to.")
+    parser.add_argument("--plot", type=Path, help="File for a plot of tokens per second (.svg or .png).")
     arguments = parser.parse_args()
     arguments.precision = list(dict.fromkeys(arguments.precision or ["fp32"]))
     if min(arguments.rounds, arguments.limit, arguments.attempts, arguments.max_new_tokens - 1) < 1:
@@ -172,6 +172,12 @@ def main() -> None:
         parser.error("llama.cpp's models can be created from a .gguf file only; give one as --model, or use --no-llama")
 
     check_outputs(parser, arguments)
+    return arguments
+
+
+def main() -> None:
+    """Parse the command line, measure, report."""
+    arguments = parse_arguments()
 
     from medusa_runtime.bundle import Bundle
 

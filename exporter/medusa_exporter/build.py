@@ -99,7 +99,7 @@ def build(
     if not force and Staging(bundle.resolve()).at_rest and (manifest := unchanged_manifest(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
 
-    choose_pairs(backends, precisions, models.read_decoder(source))
+    choose_pairs(backends, precisions, models.read_decoder_config(source))
     _check_outside_model(bundle, source)
     tokens = models.choose_context(source, context)
     check_build(source, heads, report)
@@ -110,7 +110,7 @@ def build(
         if not force and (manifest := unchanged_manifest(bundle, sources)):  # built while this one waited
             return BuildResult(bundle, manifest, built=False)
         if context is None and (longest := models.longest_context(source)) > tokens:
-            report(f"the bundle is for {tokens:,} tokens; --context {longest} makes one for all that YaRN reaches")
+            report(f"the bundle supports {tokens:,} tokens; --context {longest} builds one for all that YaRN allows")
         with replace_bundle(staging) as folder:
             manifest = write_bundle(folder, plan, bundle, report)
     return BuildResult(bundle, manifest, built=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from medusa_exporter.heads.modules import MedusaHeads
 
-LEAST_TOP_K = 10  # candidates kept per head, or more where the rank of a profile's node asks for it
+MIN_TOP_K = 10  # candidates kept per head, or more where the rank of a profile's node asks for it
 SHARED_DATA = "shared.data"  # the file of weights that several graphs have in common
 Report = Callable[[str], None]
 
@@ -135,7 +135,7 @@ def _load(plan: BuildPlan, tokenizer: PreTrainedTokenizerBase, report: Report) -
     heads = load_heads(plan.heads, sizes.hidden_size, sizes.vocab_size, needed_vocab_size(tokenizer))
     model = models.load_model(plan.source, torch.float32)
     facts = model_facts(model, plan.source, end_token_ids(model, tokenizer), plan.context)
-    top_k = max([LEAST_TOP_K, *(tree.max_rank + 1 for tree in plan.trees)])
+    top_k = max([MIN_TOP_K, *(tree.max_rank + 1 for tree in plan.trees)])
     top_k = min(heads.draft_vocabulary or facts.vocab_size, top_k)
     head_facts = HeadFacts(
         heads.heads, heads.layers, heads.conditioning, top_k, heads.taps, heads.trunk, heads.draft_vocabulary

@@ -52,7 +52,7 @@ def import_extra(module: str, extra: str) -> Any:
 def missing_extra(error: BaseException) -> MissingExtraError | None:
     """Return the error to show if `error` comes from a failed import of an optional dependency, else None.
 
-    Libraries raise errors of their own where an import fails; the failed import is then a cause of these.
+    Libraries may raise their own errors when an import fails; the failed import is then the cause of these.
     """
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, MissingExtraError):

@@ -37,7 +37,7 @@ class GraphSize:
 def graph_sizes(bundle: Bundle) -> dict[str, GraphSize]:
     """Return the size of each graph of a bundle, by its key, e.g. "ort-cpu-int8". Raises BundleError."""
     listed = bundle.manifest.files
-    files = {key: graph_files(key, listed) for key in bundle.manifest.graphs}
+    files = {key: files_of_graph(key, listed) for key in bundle.manifest.graphs}
     stored = {key: {place for name in names for place in _weights(bundle, name)} for key, names in files.items()}
     users = Counter(place for places in stored.values() for place in places)
     return {
@@ -50,7 +50,7 @@ def graph_sizes(bundle: Bundle) -> dict[str, GraphSize]:
     }
 
 
-def graph_files(key: str, names: Iterable[str]) -> list[str]:
+def files_of_graph(key: str, names: Iterable[str]) -> list[str]:
     """Return those ONNX files among the files of a bundle that belong to the graph `key`."""
     return [name for name in names if name.startswith((f"graphs/{key}.", f"graphs/{key}-")) and name.endswith(".onnx")]
 

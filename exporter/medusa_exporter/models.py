@@ -15,7 +15,7 @@ from medusa_exporter.heads.base_model import model_names
 from medusa_exporter.hub import check_revision
 from medusa_exporter.library_logging import log_errors_only
 from medusa_exporter.loading import rope, sizes
-from medusa_exporter.loading.architecture import read_architecture
+from medusa_exporter.loading.architecture import parse_decoder_config
 from medusa_exporter.loading.config import (
     check_architecture,
     check_folder,
@@ -154,23 +154,23 @@ def check_family(source: ModelSource) -> str:
             f"expected one of {', '.join(FAMILIES)}"
         )
     rope.check_rope(config, source.gguf or source.location)
-    read_architecture(config, source.gguf or source.location)
+    parse_decoder_config(config, source.gguf or source.location)
     return family
 
 
-def read_decoder(source: ModelSource) -> DecoderConfig:
+def read_decoder_config(source: ModelSource) -> DecoderConfig:
     """Return the part of the config that decides which graphs can be built, before any weights are read.
 
     Raises UnsupportedModelError for what `check_family` refuses.
     """
     check_family(source)
-    return read_architecture(_config_facts(source), source.gguf or source.location)
+    return parse_decoder_config(_config_facts(source), source.gguf or source.location)
 
 
 def read_sizes(source: ModelSource) -> DecoderSizes:
     """Read the sizes of a decoder from its config. Raises UnsupportedModelError if they cannot be read."""
     with reading(f"{source.gguf or source.location}: its config"):
-        return sizes.read_sizes(_config_facts(source))
+        return sizes.compute_sizes(_config_facts(source))
 
 
 def choose_context(source: ModelSource, wanted: int | None) -> int:
@@ -267,7 +267,7 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
 
 def _check_memory(source: ModelSource, config: Mapping[str, Any], dtype: torch.dtype) -> None:
     """Raise CapacityError if the weights do not fit into memory, which they are read to for every device."""
-    needed = sizes.read_sizes(config).parameters * dtype.itemsize
+    needed = sizes.compute_sizes(config).parameters * dtype.itemsize
     check_memory(needed, f"{source.gguf or source.location}: loading its weights in {dtype.itemsize * 8} bits")
 
 

@@ -199,7 +199,7 @@ def _check_content(path: Path, place: Path, kind: AnyKind) -> None:
         ours = False
     if not ours:
         raise OverwriteError(
-            f"{path} is there already, and is nothing that {kind.maker} wrote ({_described(place)}); it would be lost: "
+            f"{path} exists and was not written by {kind.maker} ({_described(place)}); it would be overwritten: "
             f"{REMEDY}"
         )
 

@@ -46,7 +46,7 @@ class Quality:
     reference_perplexity: float
 
 
-def measure(reference: Backend, graph: Backend, texts: Iterable[Text]) -> Quality:
+def measure_quality(reference: Backend, graph: Backend, texts: Iterable[Text]) -> Quality:
     """Run both graphs over each text, chunk by chunk, and compare their distributions at every answer token.
 
     Args:

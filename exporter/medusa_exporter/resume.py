@@ -9,7 +9,7 @@ from typing import Any
 LONGEST_VALUE = 40  # characters of a value in a message
 
 
-def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def describe_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Describe the values that differ between the settings of an earlier run and those of this one.
 
     Args:

@@ -17,7 +17,7 @@ from medusa_exporter.bench.conversations import BackendMeasurements, Skipped, co
 from medusa_exporter.bench.timing import Measurement, TimedDecoder
 from medusa_exporter.precisions import FORMATS
 from medusa_exporter.prompts import Turns
-from medusa_exporter.quality import Quality, Text, measure
+from medusa_exporter.quality import Quality, Text, measure_quality
 from medusa_exporter.transformers_reference import TransformersReference
 
 Report = Callable[[str], None]
@@ -142,7 +142,7 @@ def measure_precisions(
     found, reference = {}, load_backend(bundle, backend, gpu=gpu)
     for precision in quantised:
         report(f"quality of {precision} compared with fp32, on {len(texts)} answers")
-        found[precision] = measure(reference, load_backend(bundle, backend, precision, gpu=gpu), texts)
+        found[precision] = measure_quality(reference, load_backend(bundle, backend, precision, gpu=gpu), texts)
     return found
 
 

@@ -3,7 +3,7 @@
 A rule is a pure function of the tree, the token at each node and what the decoder computed at each node. It returns
 (path, next token): the accepted nodes from the root on, and the decoder's own choice behind the last of them.
 
-Example: the tree has the paths [0], [0, 0] and [1], and the step gave::
+Example: the tree has the paths [0], [0, 0] and [1], and the step returned::
 
     node    0 (root)   1    2    3
     tokens  42         7   19    8
@@ -83,7 +83,7 @@ class Typical:
     Args:
         epsilon: Hard threshold, a probability from 0 to 1.
         delta: Factor of the threshold that falls as the entropy rises; the default is the square root of epsilon's.
-        temperature: Divides the logits before the softmax; the rule becomes `greedy` as it goes to 0.
+        temperature: Divides the logits before the softmax; the rule approaches `greedy` as it approaches 0.
 
     Raises:
         MedusaError: A value is out of its range.
@@ -101,7 +101,7 @@ class Typical:
         if not MIN_TEMPERATURE <= self.temperature < math.inf:
             raise MedusaError(
                 f"temperature is {self.temperature}, expected a finite number from {MIN_TEMPERATURE:g} up; for "
-                "temperature 0 take the rule 'greedy'"
+                "temperature 0 use the rule 'greedy'"
             )
 
     def __call__(

@@ -35,7 +35,7 @@ CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 SPECIAL_TOKENS = "tokenizer/special_tokens.json"
 _NAMED_TEMPLATES = "tokenizer/chat_templates/"
 
-# most bytes of each kind of file that is read as a whole
+# maximum number of bytes of each kind of file that is read as a whole
 MAX_TOKENIZER, MAX_TEMPLATE, MAX_SPECIAL_TOKENS, MAX_PROFILE = 256 << 20, 4 << 20, 1 << 20, 1 << 20
 
 

@@ -163,7 +163,7 @@ class Decoder:
 
         Args:
             prompt: Token ids.
-            max_new_tokens: Most tokens of the answer.
+            max_new_tokens: Maximum number of tokens of the answer.
             stop_ids: Token ids that end the answer; None means the model's own end tokens, () none.
 
         Returns:

@@ -89,7 +89,8 @@ class Engine:
                 graph's backend and precision.
             precision: Precision of the graph; None is the only one there is, or fp32 among several.
             threads: CPU threads; None is one per physical core within the process's CPU quota.
-            max_length: Most tokens of prompt and answer together, which bounds the memory; None is the model's context.
+            max_length: Maximum number of tokens of prompt and answer together, which bounds the memory; None is the
+                model's context.
             accept: "greedy" produces the decoder's own tokens; "typical" is the paper's rule and LOSSY.
             gpu: Number of the GPU, from 0; ignored on a CPU.
             chat_template: Name of one of the model's chat templates; None is the one the bundle was built with.
@@ -107,7 +108,7 @@ class Engine:
         as_optional_text("profile", profile)
         as_optional_text("chat_template", chat_template)
         name = opened.graph(as_text("backend", backend), as_optional_text("precision", precision))[0].profile
-        tree = opened_profile(opened, name if profile is None else profile)
+        tree = find_profile(opened, name if profile is None else profile)
         loaded = load_backend(opened, backend, precision, threads, max_length, gpu)
         return cls(opened, loaded, tree, accept, chat_template)
 
@@ -120,7 +121,7 @@ class Engine:
 
         Args:
             prompt: One user message, or a list of messages with "role" and "content".
-            raw: Tokenize a text as it is, without the chat template but with the tokenizer's own special tokens.
+            raw: Tokenise a text as it is, without the chat template but with the tokenizer's own special tokens.
 
         Raises:
             PromptError: The prompt is empty, has a wrong type, or the template rejects it.
@@ -148,7 +149,7 @@ class Engine:
         Args:
             prompt: One user message, or a list of messages with "role" and "content".
             stream: Return an iterator over pieces of text instead of the whole text.
-            max_new_tokens: Most tokens of the answer.
+            max_new_tokens: Maximum number of tokens of the answer.
             raw: Use a text as it is, without the chat template.
 
         Returns:
@@ -166,6 +167,6 @@ class Engine:
             return "".join(generation)
 
 
-def opened_profile(bundle: Bundle, name: str) -> TreeProfile:
+def find_profile(bundle: Bundle, name: str) -> TreeProfile:
     """Return a bundle's tree by name, where "plain" always exists; raise BundleError listing the names otherwise."""
     return TreeProfile.plain() if name == PLAIN else bundle.profile(name)

@@ -38,7 +38,7 @@ class EngineManifest:
         draft: Whether its steps run the heads.
         least: Fewest rows of the past that it accepts.
         best: Rows of the past that it is optimised for.
-        most: Most rows of the past that it accepts.
+        most: Maximum number of rows of the past that it accepts.
         seconds: Duration of the build.
         step_ms: Milliseconds of a step behind `best` rows on the GPU that built it; None if there was no GPU.
         weights: Path in the bundle and SHA-256 of each file of external data of the graph; the engine contains these
@@ -152,7 +152,7 @@ class EngineManifest:
         """
         if (self.flavour, self.version) != (flavour, version):
             raise BundleError(
-                f"{engine} was built by {self.flavour} {self.version}, which alone can run it; here is {flavour} "
+                f"{engine} was built by {self.flavour} {self.version}, which alone can run it; installed is {flavour} "
                 f"{version}: install that version, or {REMEDY}"
             )
         if target not in self.targets:

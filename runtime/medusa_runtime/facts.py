@@ -33,7 +33,7 @@ class ModelFacts:
         kv_heads: Number of key (and value) heads.
         head_dim: Elements of one attention head.
         vocab_size: Number of logits; token ids are below it.
-        context: Most tokens of a sequence.
+        context: Maximum number of tokens of a sequence.
         eos_token_ids: Token ids that end an answer.
     """
 

@@ -46,7 +46,7 @@ class Generation(Iterator[str]):
             decoder: Runs the steps.
             tokenizer: Turns token ids into text.
             prompt: Token ids of the prompt.
-            max_new_tokens: Most tokens of the answer.
+            max_new_tokens: Maximum number of tokens of the answer.
         """
         self.exclusive_use = ExclusiveUse("this answer")
         self._decoder, self._text = decoder, IncrementalDetokenizer(tokenizer)

@@ -44,6 +44,6 @@ def check_prompt_logits(backend: Backend, ids: NDArray[np.int64]) -> None:
 
 def _error(backend: Backend, least: float, most: float, where: str) -> InvalidLogitsError:
     return InvalidLogitsError(
-        f"{backend.name} gave logits from {least} to {most} {where} in {backend.precision}: expected finite "
+        f"{backend.name} computed logits from {least} to {most} {where} in {backend.precision}: expected finite "
         "logits that differ; find the first wrong tensor with medusa-export compare, or use another precision"
     )

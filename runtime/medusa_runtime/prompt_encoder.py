@@ -1,4 +1,4 @@
-"""Encodes prompts: renders messages with the bundle's chat template and tokenizes the text."""
+"""Encodes prompts: renders messages with the bundle's chat template and tokenises the text."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class PromptEncoder:
 
     Attributes:
         tokenizer: The bundle's tokenizer.
-        max_characters: Most characters of a prompt: as many as the context would hold if every token were the longest
-            one of the vocabulary. A longer prompt is rejected before it is rendered and tokenized.
+        max_characters: Maximum number of characters of a prompt: as many as the context would hold if every token were
+            the longest one of the vocabulary. A longer prompt is rejected before it is rendered and tokenised.
 
     Raises:
         BundleError: The tokenizer or the chat template is missing or invalid.
@@ -49,7 +49,7 @@ class PromptEncoder:
 
         Args:
             prompt: One user message, or a list of messages with "role" and "content".
-            raw: Tokenize a text as it is, without the chat template but with the tokenizer's own special tokens.
+            raw: Tokenise a text as it is, without the chat template but with the tokenizer's own special tokens.
 
         Raises:
             PromptError: The prompt is empty, has a wrong type, or the template rejects it.

@@ -13,9 +13,9 @@ class SequenceState:
 
     Attributes:
         prompt: Token ids of the prompt.
-        max_new_tokens: Most tokens of the answer.
+        max_new_tokens: Maximum number of tokens of the answer.
         stop_ids: Token ids that end the answer; the one that does is its last token.
-        context: Most tokens of prompt and answer together.
+        context: Maximum number of tokens of prompt and answer together.
         answer: Token ids of the answer so far.
         owner: Thread that may continue an unfinished answer; None after it was aborted.
     """

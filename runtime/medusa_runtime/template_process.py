@@ -42,12 +42,14 @@ class TemplateProcess:
         try:
             data = template_worker.pack_message(request)
         except (TypeError, ValueError, RecursionError, MemoryError) as error:
-            raise PromptError(f"it holds what JSON cannot: {error!r:.200}; give texts, lists and dicts") from None
+            raise PromptError(
+                f"it holds a value that JSON cannot represent: {error!r:.200}; pass texts, lists and dicts"
+            ) from None
         with self._lock:
             if self._busy:
                 raise PromptError(
-                    "this very thread is rendering a template, which a signal's handler has broken into; render "
-                    "outside of the handler, or in another thread"
+                    "this thread was already rendering a template when a signal handler interrupted it; render outside "
+                    "of the handler, or in another thread"
                 )
             try:
                 self._busy = True
@@ -60,15 +62,15 @@ class TemplateProcess:
 
     def _answer(self, data: bytes) -> dict[str, str]:
         try:
-            process = self._running()
+            process = self._running_process()
             timer = threading.Timer(SECONDS, process.kill)
             timer.daemon = True
             try:
                 timer.start()
                 return _exchange(process, data)
             except (OSError, EOFError, ValueError):
-                code = process.poll() if _ends(process) else None
-                raise PromptError(_reason(code)) from None
+                code = process.poll() if _has_ended(process) else None
+                raise PromptError(_explain_exit(code)) from None
             finally:
                 timer.cancel()
         except BaseException:
@@ -90,11 +92,11 @@ class TemplateProcess:
             self._process = None
         self._lock, self._busy = threading.RLock(), False
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running_process(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
             self._stop()
         if self._process is None:
-            self._process = _started()
+            self._process = _start_process()
         return self._process
 
     def _stop(self) -> None:
@@ -109,8 +111,8 @@ class TemplateProcess:
                     pipe.close()
 
 
-def _started() -> subprocess.Popen[bytes]:
-    folders = {str(Path(spec.origin).parents[1]) for name in ("jinja2", "markupsafe") if (spec := _found(name))}
+def _start_process() -> subprocess.Popen[bytes]:
+    folders = {str(Path(spec.origin).parents[1]) for name in ("jinja2", "markupsafe") if (spec := _find_module(name))}
     executable = os.fsdecode(spawn.get_executable() or "")
     command = [executable, "-I", "-S", "-B", "-c", _START, template_worker.__file__, *sorted(folders)]
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
@@ -130,7 +132,7 @@ def _started() -> subprocess.Popen[bytes]:
         ) from None
 
 
-def _found(name: str) -> Any:
+def _find_module(name: str) -> Any:
     spec = find_spec(name)
     return spec if spec is not None and spec.origin else None
 
@@ -145,7 +147,7 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes) -> dict[str, str
     return found
 
 
-def _ends(process: subprocess.Popen[bytes]) -> bool:
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     """Wait up to a second for a process whose pipes are closed; return whether it ended."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(1)
@@ -153,7 +155,7 @@ def _ends(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _reason(code: int | None) -> str:
+def _explain_exit(code: int | None) -> str:
     """Explain why a process sent no response; `code` is its exit code, None if it is still running."""
     if code == -getattr(signal, "SIGXCPU", 0):
         return f"it takes more than {template_worker.CPU_SECONDS} seconds of processor time"

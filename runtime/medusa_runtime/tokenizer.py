@@ -1,4 +1,4 @@
-"""Tokenization: text to token ids and back, also incrementally while an answer grows."""
+"""Tokenisation: text to token ids and back, also incrementally while an answer grows."""
 
 from __future__ import annotations
 

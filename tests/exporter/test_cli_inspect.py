@@ -67,7 +67,7 @@ def test_text(folder):
     result = CliRunner().invoke(command, [str(folder)], catch_exceptions=False)
     assert result.exit_code == 0
     size = sum(facts.size for facts in Bundle.open(folder).manifest.files.values())
-    assert f"{folder}: {size / 1e6:.1f} MB; every file is as its manifest lists it" in result.output
+    assert f"{folder}: {size / 1e6:.1f} MB; every file matches the manifest" in result.output
     for shown in (
         "tiny (llama): 30 layers, hidden size 576",
         "9 attention heads and 3 KV heads of size 64",
@@ -76,7 +76,7 @@ def test_text(folder):
         "46,080 bytes per token in fp32",
         "3 heads of 5 residual blocks after a gated block of width 1,536",
         "inputs: the hidden state, the input of layer 20, the token that the model has chosen",
-        "each gives its 10 best of 16,384 tokens",
+        "each proposes 10 of 16,384 tokens",
     ):
         assert shown in result.output, shown
     listed = Bundle.open(folder).manifest.files

@@ -17,7 +17,7 @@ from medusa_exporter.families import ACTIVATIONS, FAMILIES, DecoderConfig
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.heads.storage import save_heads
-from medusa_exporter.models import ModelSource, check_family, read_decoder
+from medusa_exporter.models import ModelSource, check_family, read_decoder_config
 from medusa_exporter.precisions import PRECISIONS, choose_pairs, supported_precisions
 from medusa_exporter.preflight import check_build
 from medusa_runtime.errors import UnsupportedModelError
@@ -35,7 +35,7 @@ def config_of(folder: Path, content: dict[str, Any]) -> ModelSource:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_one_of_transformers_with_its_own_sizes(family: str, tmp_path: Path) -> None:
     assert family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    decoder = read_decoder(config_of(tmp_path, {"model_type": family}))
+    decoder = read_decoder_config(config_of(tmp_path, {"model_type": family}))
     assert (decoder.family, decoder.head_dim % 8, decoder.activation in ACTIVATIONS) == (family, 0, True)
 
 
@@ -50,7 +50,7 @@ def test_a_family_is_one_of_transformers_with_its_own_sizes(family: str, tmp_pat
     ids=str,
 )
 def test_what_a_config_leaves_out(content: dict[str, Any], head_dim: int, activation: str, tmp_path: Path) -> None:
-    decoder = read_decoder(config_of(tmp_path, content))
+    decoder = read_decoder_config(config_of(tmp_path, content))
     assert (decoder.head_dim, decoder.activation) == (head_dim, activation)
 
 
@@ -118,7 +118,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int, int]] = {  # as their config.jso
 def test_published_sizes_are_served_everywhere(name: str, tmp_path: Path) -> None:
     content, head_dim, context = PUBLISHED[name]
     source = config_of(tmp_path, content)
-    decoder = read_decoder(source)
+    decoder = read_decoder_config(source)
     assert decoder.head_dim == head_dim
     assert models.choose_context(source, None) == context
     assert all(supported_precisions(decoder, backend) == kinds for backend, kinds in PRECISIONS.items())
@@ -127,7 +127,7 @@ def test_published_sizes_are_served_everywhere(name: str, tmp_path: Path) -> Non
 def test_phi3s_longrope_is_served_up_to_where_it_changes(tmp_path: Path) -> None:
     lengths = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
     source = config_of(tmp_path, {"model_type": "phi3", "rope_scaling": LONGROPE, **lengths})
-    assert (read_decoder(source).head_dim, models.choose_context(source, 4096)) == (96, 4096)
+    assert (read_decoder_config(source).head_dim, models.choose_context(source, 4096)) == (96, 4096)
     with pytest.raises(UnsupportedModelError, match="longrope uses other frequencies beyond 4096"):
         models.choose_context(source, None)
 

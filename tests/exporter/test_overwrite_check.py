@@ -114,7 +114,7 @@ def test_a_file_of_the_users_is_not_replaced(place: Path, command: str, option: 
         (place / "thesis").write_bytes(content)
         error = run(command, *FILES[command, option], option, "thesis")
         assert isinstance(error, OverwriteError)
-        assert "thesis is there already, and is nothing that medusa-export" in str(error)
+        assert "thesis exists and was not written by medusa-export" in str(error)
         assert str(error).endswith("give another place, or remove it yourself")
         assert (place / "thesis").read_bytes() == content
 
@@ -159,7 +159,7 @@ def test_a_file_of_the_users_in_a_folder_is_not_replaced(place: Path, command: s
     error = run(command, *arguments, option, "out")
     assert isinstance(error, MedusaError)
     assert "out" in str(error)
-    assert "lost" in str(error) or "other things in it" in str(error)
+    assert "overwritten" in str(error) or "other things in it" in str(error)
     assert [path.name for path in (place / "out").iterdir()] == [name]
     assert (place / "out" / name).read_text() == '{"years": "of work"}'
 
@@ -183,7 +183,7 @@ def test_a_file_where_a_folder_is_to_be_is_refused(place: Path, command: str, op
 def test_a_folder_of_the_users_with_a_name_like_ours_is_not_removed(place: Path, command: str, name: str) -> None:
     (place / "out" / name).mkdir(parents=True)
     (place / "out" / name / "thesis.txt").write_text("years")
-    refusal = f"out/{name} is there already, and is nothing that medusa-export {command}"
+    refusal = f"out/{name} exists and was not written by medusa-export {command}"
     with pytest.raises(OverwriteError, match=refusal):
         raise run(command, *FOLDERS[command, "-o"][0], "-o", "out") or AssertionError
     assert (place / "out" / name / "thesis.txt").read_text() == "years"
@@ -208,7 +208,7 @@ def test_a_script_replaces_nothing_of_the_users(place: Path, script: str, option
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in sys.path)}
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=place, env=paths, timeout=120)
     assert done.returncode != 0
-    assert f"{target.name} is there already, and is nothing that benchmarks/{script}" in done.stderr
+    assert f"{target.name} exists and was not written by benchmarks/{script}" in done.stderr
     assert target.read_text() == "years"
 
 
@@ -219,7 +219,7 @@ def test_the_log_of_a_gpus_figures_is_not_written_over_another(place: Path) -> N
     command = ["bash", str(BENCHMARKS / "gpu.sh"), "MODEL", "HEADS", "PROMPTS", "out"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=place, timeout=30)
     assert done.returncode == 2
-    assert "log.txt is there already, and is nothing that benchmarks/gpu.sh wrote" in done.stderr
+    assert "log.txt exists and was not written by benchmarks/gpu.sh" in done.stderr
     assert (place / "out" / "log.txt").read_text() == "years\n"
     assert [path.name for path in (place / "out").iterdir()] == ["log.txt"]
 
@@ -240,7 +240,7 @@ def test_a_json_of_the_same_command_may_be_replaced_and_no_other(tmp_path: Path,
     check_output_file(file, kind)
     for content in ("{", "[" * 100_000, '{"made_by": 1}', "\x00"):
         file.write_text(content)
-        with pytest.raises(OverwriteError, match="would be lost"):
+        with pytest.raises(OverwriteError, match="would be overwritten"):
             check_output_file(file, kind)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
 
@@ -254,7 +254,7 @@ def test_empty_files_and_what_links_lead_to_may_be_written(tmp_path: Path) -> No
     check_output_file(tmp_path / "empty", nobody)
     check_output_file(tmp_path / "dangling", nobody)
     assert not (tmp_path / "new").exists()
-    with pytest.raises(OverwriteError, match="nothing that nobody wrote"):
+    with pytest.raises(OverwriteError, match="exists and was not written by nobody"):
         check_output_file(tmp_path / "link", nobody)
 
 
@@ -302,7 +302,7 @@ def test_what_a_killed_command_left_does_not_replace_a_file_of_the_users(tmp_pat
     ready.mkdir(parents=True)
     (ready / "config.json").write_text("{}")
     (tmp_path / "config.json").write_text('{"years": "of work"}')
-    with pytest.raises(OverwriteError, match="would be lost"):
+    with pytest.raises(OverwriteError, match="would be overwritten"):
         check_output_folder(tmp_path, output_kinds.HEADS)
     assert (tmp_path / "config.json").read_text() == '{"years": "of work"}'
 

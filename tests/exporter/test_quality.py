@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medusa_exporter import quality
-from medusa_exporter.quality import Text, as_table, log_probabilities, measure
+from medusa_exporter.quality import Text, as_table, log_probabilities, measure_quality
 from medusa_runtime.backends import load_backend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
@@ -36,11 +36,13 @@ def test_chunks_change_nothing(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_graph_beside_itself_and_beside_its_quantised_form(tiny_precisions: Path) -> None:
     bundle = Bundle.open(tiny_precisions)
-    same = measure(load_backend(bundle), load_backend(bundle), TEXTS)
+    same = measure_quality(load_backend(bundle), load_backend(bundle), TEXTS)
     assert (same.positions, same.agreement) == (5, 1.0)
     assert same.divergence == pytest.approx(0, abs=1e-12)
     assert same.perplexity == same.reference_perplexity
-    int8, int4 = (measure(load_backend(bundle), load_backend(bundle, precision=p), TEXTS) for p in ("int8", "int4"))
+    int8, int4 = (
+        measure_quality(load_backend(bundle), load_backend(bundle, precision=p), TEXTS) for p in ("int8", "int4")
+    )
     assert 0 < int8.divergence < int4.divergence
     assert int8.reference_perplexity == pytest.approx(same.perplexity)
     assert int8.perplexity != int4.perplexity
@@ -52,7 +54,7 @@ def test_a_graph_beside_itself_and_beside_its_quantised_form(tiny_precisions: Pa
 def test_figures_by_hand(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"a": [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]], "b": [[0.25, 0.5, 0.25], [0.25, 0.5, 0.25]]}
     monkeypatch.setattr(quality, "log_probabilities", lambda backend, text: iter(np.log(rows[backend])))
-    found = measure("a", "b", [Text((0,), (0, 1))])  # type: ignore[arg-type]
+    found = measure_quality("a", "b", [Text((0,), (0, 1))])  # type: ignore[arg-type]
     assert found.agreement == 0.5
     assert found.divergence == pytest.approx((0.5 * math.log(2) - 0.25 * math.log(2)) / 2)
     assert found.perplexity == pytest.approx(math.sqrt(8))
@@ -61,4 +63,4 @@ def test_figures_by_hand(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_no_answers_are_refused(tiny_bundle: Path) -> None:
     with pytest.raises(ValueError, match="no answer"):
-        measure(load_backend(Bundle.open(tiny_bundle)), load_backend(Bundle.open(tiny_bundle)), TEXTS[2:])
+        measure_quality(load_backend(Bundle.open(tiny_bundle)), load_backend(Bundle.open(tiny_bundle)), TEXTS[2:])

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from medusa_exporter.cli.generate import command as generate
 from medusa_runtime import Bundle, Engine
-from medusa_runtime.engine import opened_profile
+from medusa_runtime.engine import find_profile
 
 from .conftest import RealBundle
 
@@ -54,7 +54,7 @@ def test_the_build_stays_below_three_times_the_weights(real_bundle: RealBundle) 
 
 @pytest.mark.parametrize("profile", ["plain", *TREES])
 def test_greedy_tokens_are_those_of_transformers(engine: Engine, reference: list[list[int]], profile: str) -> None:
-    engine.decoder.set_profile(opened_profile(engine.bundle, profile))
+    engine.decoder.set_profile(find_profile(engine.bundle, profile))
     steps = tokens = 0
     for prompt, expected in zip(PROMPTS, reference, strict=True):
         answer = engine.generate(prompt, stream=True, max_new_tokens=NEW_TOKENS)
@@ -101,7 +101,7 @@ def test_every_profile_of_the_bundle_gives_plain_decodings_tokens(engine: Engine
     for prompt in PROMPTS[:2]:
         answers = {}
         for name in ("plain", *engine.bundle.manifest.profiles):
-            engine.decoder.set_profile(opened_profile(engine.bundle, name))
+            engine.decoder.set_profile(find_profile(engine.bundle, name))
             answer = engine.generate(prompt, stream=True, max_new_tokens=128)
             list(answer)
             answers[name] = answer.tokens

@@ -100,7 +100,7 @@ class FakeBackend:
         self._ran = None
 
     def facts(self):
-        return BackendFacts("paper", "", "", "fake", "1.0", weights=1000, row=8, bandwidth=None)
+        return BackendFacts("paper", "", "", "fake", "1.0", weight_bytes=1000, kv_bytes_per_token=8, bandwidth=None)
 
     def allocate(self, batch, capacity):
         if self.memory is not None and capacity > self.memory:

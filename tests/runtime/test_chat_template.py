@@ -132,7 +132,7 @@ def test_rendering_leaves_the_messages_alone_and_counts_anew_each_time():
 
 def test_what_json_cannot_hold_is_refused():
     for value in ({1, 2}, object()):
-        with pytest.raises(PromptError, match="holds what JSON cannot"):
+        with pytest.raises(PromptError, match="holds a value that JSON cannot represent"):
             ChatTemplate("x", {}).render([{"role": "user", "content": "Hi", "more": value}])
     with pytest.raises(PromptError, match=rf"{MAX_LENGTH + 1} characters, expected at most {MAX_LENGTH}"):
         ChatTemplate("x", {}).render([{"role": "", "content": "x" * (MAX_LENGTH + 1)}])

@@ -188,7 +188,7 @@ def test_logits_that_say_nothing_are_refused(logits, monkeypatch):
     wrong = np.resize(logits, VOCAB).astype(np.float32)
     monkeypatch.setattr(backend, "read_logits", lambda row: wrong)
     decoder = Decoder(backend, CHAIN)
-    with pytest.raises(MedusaError, match=r"fake gave logits from .* in exact: expected finite"):
+    with pytest.raises(MedusaError, match=r"fake computed logits from .* in exact: expected finite"):
         decoder.start([5, 6])
     with pytest.raises(MedusaError, match="start a prompt first"):
         decoder.step()

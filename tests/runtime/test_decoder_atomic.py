@@ -176,7 +176,9 @@ def test_logits_that_are_not_finite_are_found_in_the_step_that_gives_them(value,
 
     with monkeypatch.context() as patched:
         patched.setattr(backend, "read_logits", poisoned)
-        with pytest.raises(InvalidLogitsError, match=r"fake gave logits from .* at row 2 of step 2 in exact: expected"):
+        with pytest.raises(
+            InvalidLogitsError, match=r"fake computed logits from .* at row 2 of step 2 in exact: expected"
+        ):
             decoder.step()
     assert (decoder.sequence.answer, len(backend.committed), decoder.steps) == (given, committed, 1)
     finish(decoder)
@@ -188,7 +190,7 @@ def test_a_prompt_whose_logits_are_minus_infinity_somewhere_is_refused(monkeypat
     logits = np.zeros(VOCAB, np.float32)
     logits[3] = -np.inf
     monkeypatch.setattr(backend, "read_logits", lambda row: logits)
-    with pytest.raises(InvalidLogitsError, match=r"gave logits from -inf to 0\.0 at row 2 of the prompt in exact"):
+    with pytest.raises(InvalidLogitsError, match=r"computed logits from -inf to 0\.0 at row 2 of the prompt in exact"):
         Decoder(backend).start(PROMPT)
 
 

@@ -49,8 +49,8 @@ def test_what_was_written_is_read(engine: Path) -> None:
 @pytest.mark.parametrize(
     ("here", "message"),
     [
-        (("tensorrt", "10.1.0", "sm90"), r"was built by tensorrt 8\.6\.0, .* here is tensorrt 10\.1\.0: install"),
-        (("tensorrt-rtx", "8.6.0", "sm90"), "here is tensorrt-rtx"),
+        (("tensorrt", "10.1.0", "sm90"), r"was built by tensorrt 8\.6\.0, .* installed is tensorrt 10\.1\.0: install"),
+        (("tensorrt-rtx", "8.6.0", "sm90"), "installed is tensorrt-rtx"),
         (("tensorrt", "8.6.0", "sm80"), "was built for sm90, this GPU is sm80; build it again"),
     ],
 )

@@ -64,9 +64,9 @@ def converse(
     Args:
         backends: The backends, by name.
         encoder: The bundle's tokenizer and chat template.
-        context: The largest number of tokens of prompt and answer.
+        context: Maximum number of tokens of prompt and answer.
         conversations: The user messages of each conversation.
-        max_new_tokens: The largest number of tokens in an answer.
+        max_new_tokens: Maximum number of tokens of an answer.
         first_only: Whether only the first message of each conversation is asked.
         stop_at_eos: Whether end tokens end an answer.
 
@@ -78,7 +78,7 @@ def converse(
         for turn, text in enumerate(turns[:1] if first_only else turns, start=1):
             messages.append({"role": "user", "content": text})
             try:
-                ids = encode(encoder, messages)
+                ids = encode_conversation(encoder, messages)
             except PromptError as error:
                 raise PromptError(f"prompt {number}, turn {turn}: {error}") from error
             except CapacityError:
@@ -95,7 +95,7 @@ def converse(
             messages.append({"role": "assistant", "content": encoder.tokenizer.decode(plain.tokens)})
 
 
-def encode(encoder: PromptEncoder, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def encode_conversation(encoder: PromptEncoder, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Return the token ids of a conversation, by the chat template, or as plain text where there is none."""
     if encoder.has_chat_template:
         return encoder.encode(messages)

@@ -26,7 +26,7 @@ PACKAGES = (
 )
 
 
-def machine(threads: int | None) -> dict[str, Any]:
+def describe_machine(threads: int | None) -> dict[str, Any]:
     """Describe processor and operating system; `threads` is the requested number, None for the default."""
     return {
         "cpu": processor_name(),

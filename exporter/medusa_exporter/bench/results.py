@@ -11,7 +11,7 @@ from medusa_runtime.bundle import Bundle
 
 from medusa_exporter.answer_differences import is_exact, tolerances
 from medusa_exporter.bench.conversations import BackendMeasurements
-from medusa_exporter.bench.machine import machine, versions
+from medusa_exporter.bench.machine import describe_machine, versions
 from medusa_exporter.bench.metrics import aggregate, by_category
 from medusa_exporter.bench.schema import SCHEMA
 from medusa_exporter.bench.timing import Measurement
@@ -49,7 +49,7 @@ def document(
     """
     return {
         "schema": SCHEMA,
-        "machine": machine(threads),
+        "machine": describe_machine(threads),
         "versions": versions(),
         "bundle": {"name": bundle.root.name, "model": bundle.model.name, "digest": bundle.manifest.digest},
         "prompts": {"file": prompts.name, "count": count, "turns": 0, "skipped": []},
@@ -69,8 +69,8 @@ def backend_facts(loaded: LoadedBackend) -> dict[str, Any]:
         "capability": facts.capability,
         "library": facts.library,
         "version": facts.version,
-        "weight_bytes": facts.weights,
-        "kv_bytes_per_token": facts.row,
+        "weight_bytes": facts.weight_bytes,
+        "kv_bytes_per_token": facts.kv_bytes_per_token,
         "memory_bytes_per_second": facts.bandwidth,
         "precision": loaded.precision,
         "context": loaded.context,
@@ -78,7 +78,7 @@ def backend_facts(loaded: LoadedBackend) -> dict[str, Any]:
     }
 
 
-def results(
+def case_results(
     case: Case,
     answers: Sequence[BackendMeasurements],
     backends: Mapping[str, LoadedBackend],
@@ -117,7 +117,7 @@ def results(
         rate, facts = result["tokens_per_second"], backends[name].facts
         result["best_plain"] = best
         result["speedup_over_best_plain"] = rate / plain[best] if rate and plain[best] else None
-        read = facts.weights + facts.row * (result["mean_past_length"] or 0.0)
+        read = facts.weight_bytes + facts.kv_bytes_per_token * (result["mean_past_length"] or 0.0)
         result["memory_bound_ms"] = 1e3 * read / facts.bandwidth if facts.bandwidth else None
         result["same_as_first_backend"] = None if name == first else _count_same(answers, first, name, mode)
     return list(found.values())

@@ -99,7 +99,7 @@ def generate_timed(
     Args:
         decoder: The decoder that generates.
         prompt_ids: Token ids of the prompt.
-        max_new_tokens: The largest number of tokens in the answer.
+        max_new_tokens: Maximum number of tokens of the answer.
         stop_ids: Tokens that end the answer. Default: the model's end tokens.
 
     Raises:

@@ -20,8 +20,7 @@ from medusa_exporter.bench.cases import Job, check_capacity, open_backends, run_
 from medusa_exporter.bench.conversations import PLAIN_TEXT
 from medusa_exporter.bench.fixed_length_prompts import prompts_of_length
 from medusa_exporter.bench.forced_acceptance import RecordedAcceptance
-from medusa_exporter.bench.results import Case, backend_facts, document
-from medusa_exporter.bench.results import results as summarise
+from medusa_exporter.bench.results import Case, backend_facts, case_results, document
 from medusa_exporter.bench.table import categories, table
 from medusa_exporter.bench.worker import Worker
 from medusa_exporter.cli.command import Command
@@ -99,7 +98,7 @@ from medusa_exporter.prompts import load_prompts, read_categories
     type=INPUT_FILE,
     metavar="FILE",
     help="Accept as many tokens in each step as the run in this JSON file of bench did, whatever the heads predict. "
-    "For heads that are not trained; the answers are lossy and mean nothing.",
+    "For heads that are not trained; the answers are lossy and have no meaning.",
 )
 @json_option("the results")
 def command(
@@ -188,7 +187,7 @@ def _measure(
         if len(job.cases) > 1:
             report(case.describe())
         done, skipped = run_case(job, case, running, context, report)
-        content["results"] += summarise(
+        content["results"] += case_results(
             case, done, opened, job.trees, job.categories, stop_at_eos=job.stop_at_eos(case)
         )
         content["prompts"]["turns"] += len(done)
@@ -213,8 +212,8 @@ def _summary(content: dict[str, Any], tokenizer: Tokenizer) -> str:
     if content["settings"]["forced"] is not None:
         forced = content["settings"]["forced"]
         lines += [
-            f"FORCED: steps kept as many tokens as {forced['model']}'s did in {forced['file']}; this model's heads had "
-            "no say, and the answers mean nothing"
+            f"FORCED: steps kept as many tokens as {forced['model']}'s did in {forced['file']}; this model's heads "
+            "were ignored, and the answers have no meaning"
         ]
     cases = [*dict.fromkeys(map(_case, found))]
     first = [one for one in found if (one["backend"], _case(one)) == (found[0]["backend"], cases[0])]

@@ -69,7 +69,7 @@ KIND = SUMMARIES["build"]
     "precisions",
     metavar="NAME",
     kind=click.Choice(ALL_PRECISIONS),
-    help="Precisions to build; each is a graph of its own. "
+    help="Precisions to build; each is a separate graph. "
     + "; ".join(f"{backend} runs {', '.join(served)}" for backend, served in PRECISIONS.items())
     + ". Default: the first one of each backend.",
 )

@@ -14,7 +14,7 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import CapacityError, MedusaError
 
-from medusa_exporter.bench.conversations import PLAIN_TEXT, encode
+from medusa_exporter.bench.conversations import PLAIN_TEXT, encode_conversation
 from medusa_exporter.bench.machine import versions
 from medusa_exporter.built_in_prompts import BUILT_IN_PROMPTS
 from medusa_exporter.cli.command import Command
@@ -194,7 +194,7 @@ def _plan(
     prompts = []
     conversations = list(BUILT_IN_PROMPTS)[:limit] if file is None else load_prompts(file, limit)
     for number, turns in enumerate(conversations, start=1):
-        ids = encode(engines[0].prompt_encoder, [{"role": "user", "content": turns[0]}])
+        ids = encode_conversation(engines[0].prompt_encoder, [{"role": "user", "content": turns[0]}])
         if len(ids) > longest:
             progress.report(
                 f"prompt {number}: the first {longest} of its {len(ids)} tokens, to leave room for the steps"

@@ -198,8 +198,8 @@ def command(
 ) -> None:
     """Let MODEL answer prompts, and write the conversations to DATA: the data that heads are trained on.
 
-    MODEL is a hub name, a folder or a GGUF file. After a prompt's own turns the model goes on with user messages that
-    it writes itself.
+    MODEL is a hub name, a folder or a GGUF file. After a prompt's own turns the model writes further user
+    messages and answers them.
 
     The same command resumes a run that was interrupted, and does nothing if DATA is finished. If an argument differs,
     it refuses to touch what is there; --force starts anew.

@@ -113,7 +113,7 @@ def command(
     trained = load_heads(heads, loaded.config.hidden_size, loaded.config.vocab_size).to(device)
     name = source.name
     origin = f"{FITTED}{name} by heads {Path(heads).name}"
-    found = report.report(
+    found = report.evaluate_heads(
         loaded,
         trained,
         data,
@@ -123,6 +123,6 @@ def command(
         opened_by=[turns for file in files for turns in read_prompts(file)],
     )
     results.write(HEADS_REPORT, found.facts())
-    results.echo(report.as_text(found))
+    results.echo(report.format_report(found))
     if write_profiles:
         report.write_profiles(found.trees, write_profiles)

@@ -14,7 +14,7 @@ from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import digest_option
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import table
-from medusa_exporter.graph_sizes import graph_files, graph_sizes
+from medusa_exporter.graph_sizes import files_of_graph, graph_sizes
 from medusa_exporter.output_kinds import SUMMARIES
 
 FP32_BYTES = 4  # size of one element of the KV cache
@@ -97,7 +97,7 @@ def _summary(facts: dict[str, Any]) -> str:
     trunk = f" after a gated block of width {heads['trunk']:,}" if heads["trunk"] else ""
     return "\n".join(
         [
-            f"bundle    {facts['bundle']}: {_size(facts['size'])}; every file is as its manifest lists it",
+            f"bundle    {facts['bundle']}: {_size(facts['size'])}; every file matches the manifest",
             f"          digest {facts['digest']}",
             f"model     {model['name']} ({model['family']}): {model['layers']} layers, hidden size "
             f"{model['hidden_size']}",
@@ -108,8 +108,7 @@ def _summary(facts: dict[str, Any]) -> str:
             f"KV cache  {facts['kv_bytes_per_token']['fp32']:,} bytes per token in fp32",
             f"heads     {heads['count']} heads of {heads['layers']} residual blocks{trunk}",
             f"          inputs: {', '.join(inputs)}",
-            f"          each gives its {heads['top_k']} best of {heads['draft_vocabulary'] or model['vocab_size']:,} "
-            "tokens",
+            f"          each proposes {heads['top_k']} of {heads['draft_vocabulary'] or model['vocab_size']:,} tokens",
         ]
     )
 
@@ -131,7 +130,7 @@ def _graphs(facts: dict[str, Any]) -> str:
 
 def _difference(key: str, checks: dict[str, dict[str, Any]]) -> str:
     """Format the largest difference that the build found between the files of a graph and the model."""
-    found = [checks[file] for file in graph_files(key, checks)]
+    found = [checks[file] for file in files_of_graph(key, checks)]
     run = [check for check in found if not check["not_run"]]
     if not run:
         reasons = sorted({check["not_run"] for check in found})

@@ -66,14 +66,14 @@ KIND = SUMMARIES["train"]
     default="root",
     show_default=True,
     type=click.Choice(["root", "none"]),
-    help="What heads see besides the hidden state: root adds the embedding of the token that the model itself has just "
-    "chosen; none is the form of the Medusa paper.",
+    help="What heads read in addition to the hidden state: root adds the embedding of the token that the model itself "
+    "has just chosen; none is the form of the Medusa paper.",
 )
 @list_option(
     "--taps",
     metavar="LAYER",
     kind=click.IntRange(0),
-    help="Decoder layers, counted from 0, whose input the heads see too. Default: none.",
+    help="Decoder layers, counted from 0, whose input the heads read too. Default: none.",
 )
 @click.option(
     "--trunk",

@@ -63,8 +63,8 @@ def attend(
     Raises:
         NotImplementedError: The scores are soft-capped (Gemma 2) or have attention sinks, which the kernels lack.
     """
-    if foreign := [name for name in ("softcap", "s_aux") if more.get(name) is not None]:
-        raise NotImplementedError(f"attention with {foreign[0]}")
+    if unsupported := [name for name in ("softcap", "s_aux") if more.get(name) is not None]:
+        raise NotImplementedError(f"attention with {unsupported[0]}")
     grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])  # (B, Hkv, Hq / Hkv, D)
     mask = attention_mask.expand(*grouped.shape[:-1], -1)
     out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)

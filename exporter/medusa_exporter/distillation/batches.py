@@ -1,4 +1,4 @@
-"""Generates conversations batch by batch: each batch has a seed of its own and is saved when it is finished."""
+"""Generates conversations batch by batch: each batch has its own seed and is saved when it is finished."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def generate_batches(
         generator: Generates the rows of a batch.
         scripts: Makes the scripts of a batch.
         partial: The folder of finished batches.
-        context: Most tokens of a row.
+        context: Maximum number of tokens of a row.
         seed: Seed of the run.
         until: A `time.monotonic()` after which no batch is started, nor one that would end later if it took as long as
             the one before.

@@ -1,4 +1,4 @@
-"""Checkpoints of a distillation: every finished batch is saved in a file of its own, so that a run can resume."""
+"""Checkpoints of a distillation: every finished batch is saved in a separate file, so that a run can resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medusa_exporter.distillation.dataset import DataError, DataFacts
 from medusa_exporter.distillation.scripts import GeneratedRow
 from medusa_exporter.files import atomic_write
 from medusa_exporter.output_kinds import PARTIAL
-from medusa_exporter.resume import differences
+from medusa_exporter.resume import describe_differences
 
 PLAN_NAME = "plan.json"
 REPLACES = "replaces_data"  # the key of plan.json that marks a run with --force over a finished data set
@@ -40,7 +40,7 @@ def open_checkpoint(folder: Path, facts: DataFacts, *, replaces: bool = False) -
     partial, plan = folder / PARTIAL, json.loads(json.dumps(asdict(facts)))
     if (saved := _read_plan(folder)) is not None:
         replaces = saved.pop(REPLACES, False)
-        if differing := differences(saved, plan):
+        if differing := describe_differences(saved, plan):
             raise DataError(
                 f"{partial}: an interrupted run with other arguments left its work here ({differing}); give the same "
                 "arguments to resume it, another folder, or --force to distil anew"

@@ -79,9 +79,9 @@ def conversation_rows(
     rows: list[Row] = []
     for conversation in conversations:
         tokens, marks = tokenize_conversation(tokenizer, conversation, eos)
-        spoken = np.flatnonzero(marks[:context])
-        if len(spoken):
-            end = int(spoken[-1]) + 1
+        answered = np.flatnonzero(marks[:context])
+        if len(answered):
+            end = int(answered[-1]) + 1
             rows.append((tokens[:end], marks[:end], NOT_GENERATED, group_of(conversation.turns[0])))
     return rows
 
@@ -99,14 +99,14 @@ def tokenize_conversation(tokenizer: Any, conversation: Conversation, eos: tuple
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     try:
         (text,) = render(tokenizer, [messages], prompt=False)
-        befores = render(tokenizer, [messages[:place] for place in answers])
+        prefixes = render(tokenizer, [messages[:place] for place in answers])
     except PromptError as error:
         raise PromptError(f"{conversation.where}: {error}") from error
-    laid_out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    tokens = np.array(laid_out["input_ids"], np.int64)
-    begins = np.array([begin for begin, _ in laid_out["offset_mapping"]], np.int64)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens = np.array(encoded["input_ids"], np.int64)
+    begins = np.array([begin for begin, _ in encoded["offset_mapping"]], np.int64)
     marks = np.zeros(len(tokens), bool)
-    for place, before in zip(answers, befores, strict=True):
+    for place, before in zip(answers, prefixes, strict=True):
         content = messages[place]["content"]
         if not text.startswith(content, len(before)):  # templates may strip the answer, or write something before it
             content = content.strip()
@@ -116,8 +116,8 @@ def tokenize_conversation(tokenizer: Any, conversation: Conversation, eos: tuple
                 f"{conversation.where}: the chat template changes message {place + 1}; expected one that writes it "
                 "unchanged: leave the conversation out"
             )
-        spoken = np.flatnonzero((begins >= len(before)) & (begins < found + len(content)))
-        marks[spoken] = True
+        answered = np.flatnonzero((begins >= len(before)) & (begins < found + len(content)))
+        marks[answered] = True
         after = int(np.searchsorted(begins, found + len(content)))
         if after < len(tokens) and int(tokens[after]) in eos:
             marks[after] = True

@@ -112,8 +112,8 @@ class DataSet:
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return self.tokens[span], self.answer[span]
 
-    def held_back(self, fraction: float) -> Array:
-        """Return which rows are kept back from training, (R,) bool; rows with the same first turn stay together."""
+    def held_out(self, fraction: float) -> Array:
+        """Return which rows are held out from training, (R,) bool; rows with the same first turn stay together."""
         return self.groups.astype(np.float64) < fraction * 2.0**64
 
     def select(self, chosen: Array) -> DataSet:
@@ -147,7 +147,7 @@ def from_rows(facts: DataFacts, rows: Sequence[Row]) -> DataSet:
 def concatenate(sets: list[DataSet]) -> DataSet:
     """Join data sets of one model; raise DataError when there are none or their digests differ."""
     if not sets:
-        raise DataError("no data set given; expected at least one folder made by distill")
+        raise DataError("no data set given; expected at least one folder that medusa-export distill wrote")
     if any(data.facts.digest != sets[0].facts.digest for data in sets):
         raise DataError(
             f"data sets of different models: {sorted({data.facts.model for data in sets})}; give one model's"
@@ -177,7 +177,7 @@ def load_facts(folder: str | Path) -> DataFacts:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
-            raise DataError(f"{path}: format {meta['format']!r}, expected {FORMAT!r}; make the data again")
+            raise DataError(f"{path}: format {meta['format']!r}, expected {FORMAT!r}; run medusa-export distill again")
         facts = DataFacts(**{field.name: meta[field.name] for field in fields(DataFacts)} | {"eos": tuple(meta["eos"])})
         if not isinstance(facts.vocab_size, int):
             raise DataError(f"{path}: vocab_size is {facts.vocab_size!r}, expected a whole number")
@@ -186,7 +186,9 @@ def load_facts(folder: str | Path) -> DataFacts:
             f"{folder}: no {META_NAME} in it; expected a folder that `medusa-export distill` finished"
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); make the data again") from error
+        raise DataError(
+            f"{path}: damaged ({type(error).__name__}: {error}); run medusa-export distill again"
+        ) from error
     return facts
 
 
@@ -199,7 +201,7 @@ def load_data(folder: str | Path) -> DataSet:
         try:
             arrays[name] = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError, MemoryError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); make the data again") from error
+            raise DataError(f"{path}: cannot be read ({error}); run medusa-export distill again") from error
     expected = {"tokens": "u", "offsets": "i", "answer": "u", "temperature": "f", "groups": "u"}
     for name, kind in expected.items():
         if arrays[name].dtype.kind != kind or arrays[name].ndim != 1:

@@ -38,10 +38,10 @@ from medusa_exporter.distillation.transformers_generate import TransformersGener
 from medusa_exporter.loading.end_tokens import end_token_ids
 from medusa_exporter.loading.rope import changes_at
 from medusa_exporter.output_kinds import DATA, PARTIAL
-from medusa_exporter.resume import differences
+from medusa_exporter.resume import describe_differences
 from medusa_exporter.training.model_digest import is_distilled_from, model_digest
 
-MIN_P = Sampling()
+DEFAULT_SAMPLING = Sampling()
 
 Echo = Callable[[str], None]
 
@@ -55,11 +55,11 @@ class DistillationPlan:
         excluded: User turns that must not be in the data.
         answers: Ready conversations to add.
         synthesize: How many conversations the model opens itself.
-        follow_ups: Let the model continue each conversation with user turns of its own.
+        follow_ups: Let the model continue each conversation with user turns that it writes itself.
         temperatures: Sampling temperatures; each prompt is answered once per temperature.
         sampling: Which tokens may be drawn at temperatures above 0.
-        max_new_tokens: Most tokens of an answer.
-        context: Most tokens of a row.
+        max_new_tokens: Maximum number of tokens of an answer.
+        context: Maximum number of tokens of a row.
         batch: Rows that are generated together.
         seed: Seed of order and samples.
         chat_template: Description of the chat template, see `describe_wanted`; `None` for the model's default.
@@ -72,7 +72,7 @@ class DistillationPlan:
     synthesize: int = 0
     follow_ups: bool = True
     temperatures: tuple[float, ...] = (0.0,)
-    sampling: Sampling = MIN_P
+    sampling: Sampling = DEFAULT_SAMPLING
     max_new_tokens: int = 320
     context: int = 768
     batch: int = 256
@@ -108,7 +108,7 @@ def check_context(config: Mapping[str, Any], context: int) -> None:
 
     Args:
         config: The model's config with its `max_position_embeddings`.
-        context: Most tokens of a row.
+        context: Maximum number of tokens of a row.
 
     Raises:
         CapacityError: The model does not support rows of `context` tokens.
@@ -201,7 +201,7 @@ def _finished_data(folder: Path, facts: DataFacts, model: Any, echo: Echo) -> Da
     found = without_review(dataset.load_facts(folder))
     if is_distilled_from(found.digest, model):  # earlier versions hashed less
         found = replace(found, digest=facts.digest)
-    if differing := differences(json.loads(json.dumps(asdict(found))), asdict(facts)):
+    if differing := describe_differences(json.loads(json.dumps(asdict(found))), asdict(facts)):
         raise DataError(
             f"{folder}: holds a data set that was distilled with other arguments ({differing}); give the same ones, "
             "another folder, or --force to distil anew"

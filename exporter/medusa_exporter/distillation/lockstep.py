@@ -33,7 +33,7 @@ class ScriptTables:
         stops: (B, P+1) int64, where the tokens of a segment end in `forced`; P = C.
         kinds: (B, P+1) uint8, what a segment generates; 0 after the last segment.
         temperatures: (B, P+1) float32 of each segment.
-        limits: (B, P+1) int64, most tokens that a segment generates.
+        limits: (B, P+1) int64, maximum number of tokens that a segment generates.
     """
 
     def __init__(self, scripts: Sequence[Script], rows: int, context: int) -> None:

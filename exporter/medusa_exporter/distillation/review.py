@@ -107,7 +107,7 @@ def read_review(data: DataSet, tokenizer: Any, path: Path, context: int) -> tupl
         data: The data set that the lines were written from.
         tokenizer: The model's tokenizer.
         path: The corrected file.
-        context: Most tokens of a row.
+        context: Maximum number of tokens of a row.
 
     Returns:
         The corrected data set, and how many rows are unchanged, changed and dropped.
@@ -162,6 +162,6 @@ def _by_identity(conversations: list[Conversation], rows: int) -> dict[int, Conv
         if type(number) is not int or not 0 <= number < rows:
             raise PromptError(f"{line.where}: 'id' is {number!r}; expected a row's number, 0 to {rows - 1}")
         if number in lines:
-            raise PromptError(f"{line.where}: 'id' {number} stands on {lines[number].where} too; expected it once")
+            raise PromptError(f"{line.where}: 'id' {number} is on {lines[number].where} too, expected each id once")
         lines[number] = line
     return lines

@@ -15,7 +15,7 @@ from medusa_exporter.prompts import Turns, prompt_ids
 
 FORCED, USER, ANSWER = 0, 1, 2  # role of a token: forced, or generated as part of a user turn or of an answer
 USER_TEMPERATURE = 0.9
-USER_TOKENS = 128  # most tokens of a user turn that the model generates
+USER_TOKENS = 128  # maximum number of tokens of a user turn that the model generates
 
 Array = npt.NDArray[Any]
 ProgressCallback = Callable[[int], object]  # receives the number of tokens added since the last call
@@ -42,7 +42,7 @@ class Segment:
         forced: Token ids to force.
         kind: What the model generates after them, `USER` or `ANSWER`.
         temperature: Sampling temperature.
-        limit: Most tokens to generate, at least 1.
+        limit: Maximum number of tokens to generate, at least 1.
     """
 
     forced: Ids
@@ -80,8 +80,8 @@ class ScriptSettings:
     """How scripts are made.
 
     Attributes:
-        context: Most tokens of a row.
-        max_new_tokens: Most tokens of an answer.
+        context: Maximum number of tokens of a row.
+        max_new_tokens: Maximum number of tokens of an answer.
         template: The parts of the chat template; `None` if it cannot be split, so that only first turns are answered.
         follow_ups: Let the model generate further user turns until the row is full.
     """

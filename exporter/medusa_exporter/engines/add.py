@@ -198,7 +198,7 @@ def _check_operators(bundle: Bundle, flavour: Flavour) -> None:
     if isinstance(fused, list) and flavour.name in fused and not flavour.fuses:
         raise BundleError(
             f"the graphs of {bundle.root} have fused operators, which {flavour.name} {flavour.version} does not "
-            "support (TensorRT does from 10.15 on); make the bundle again with medusa-export build on this machine"
+            "support (TensorRT does from 10.15 on); build the bundle again with medusa-export build on this machine"
         )
 
 

@@ -98,7 +98,7 @@ def _profile(flavour: Flavour, builder: Any, network: Any, capacity: Capacity) -
         tensor = network.get_input(index)
         shape = tuple(tensor.shape)
         if -1 in shape:  # P is the only dynamic dimension
-            row, most = -math.prod(shape), flavour.most_elements
+            row, most = -math.prod(shape), flavour.max_elements
             if most is not None and row * capacity.most > most:
                 raise BundleError(
                     f"{flavour.name} {flavour.version} supports no tensor of more than {most} elements, and keys and "

@@ -39,7 +39,7 @@ class Flavour:
         return hasattr(self.trt, "IRotaryEmbeddingLayer")
 
     @property
-    def most_elements(self) -> int | None:
+    def max_elements(self) -> int | None:
         """Largest number of elements of a tensor; None where it is 64 bits (10, RTX; NVIDIA/TensorRT issue 3815)."""
         return None if self._strongly_typed else 2**31 - 1
 

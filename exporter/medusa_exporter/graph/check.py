@@ -50,7 +50,7 @@ def check_saved_graph(path: Path, facts: ModelFacts, heads: HeadFacts, size: Ste
         size: The only step size that the graph accepts; None if it accepts any.
 
     Raises:
-        RuntimeError: The graph's inputs or outputs differ from the contract. onnx's checker raises errors of its own.
+        RuntimeError: The graph's inputs or outputs differ from the contract. onnx's checker raises its own errors.
     """
     onnx.checker.check_model(str(path), full_check=True)
     graph = onnx.load(path, load_external_data=False).graph

@@ -47,5 +47,5 @@ def _write(tensors: dict[int, ir.TensorProtocol], file: Path) -> dict[int, ir.Ex
 
 
 def _before_tensor(_tensor: ir.TensorProtocol, _progress: object) -> None:
-    """Free what computing the previous tensors took, which would otherwise add up."""
+    """Free the memory that the previous tensors were computed in, which would otherwise add up."""
     trim_heap()

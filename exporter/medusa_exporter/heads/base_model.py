@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from medusa_exporter.heads.config import config_file, read_config
+from medusa_exporter.heads.config import config_file, read_heads_config
 from medusa_exporter.heads.files import read_json
 
 BASE_KEY = "base_model_name_or_path"
@@ -42,7 +42,7 @@ def base_model_mismatch(source: str | Path, names: Collection[str]) -> str | Non
 
 def model_names(folder: Path) -> list[str]:
     """Return the names of the model in a folder: its path, and the name that its config.json was saved under."""
-    saved_as = read_config(folder).get("_name_or_path")
+    saved_as = read_heads_config(folder).get("_name_or_path")
     return [str(folder.resolve()), *([saved_as] if isinstance(saved_as, str) and saved_as else [])]
 
 

@@ -25,7 +25,7 @@ def config_file(source: str | Path) -> Path | None:
         return None
 
 
-def read_config(source: str | Path) -> dict[str, Any]:
+def read_heads_config(source: str | Path) -> dict[str, Any]:
     """Read the config.json of `source`, empty if there is none; raise HeadsError if it is no JSON object."""
     path = config_file(source)
     return read_json(path) if path else {}

@@ -13,7 +13,7 @@ from torch import Tensor
 from medusa_exporter.heads.architecture import HeadArchitecture, infer_architecture
 from medusa_exporter.heads.base_model import BASE_KEY, base_model_mismatch, model_names
 from medusa_exporter.heads.compatibility import check_sizes
-from medusa_exporter.heads.config import read_config, warn_of_mismatches
+from medusa_exporter.heads.config import read_heads_config, warn_of_mismatches
 from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.files import CONFIG_NAME, WEIGHTS_NAME, pickle_file
 from medusa_exporter.heads.headers import find_heads, read_header
@@ -71,7 +71,7 @@ def convert(source: str | Path, folder: Path, *, base: Path | None = None, force
     _check_target(source, folder, force)
     where, layout, tensors = _read(source)
     facts = infer_architecture({name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
-    config = read_config(source)
+    config = read_heads_config(source)
     sizes = _base_sizes(base) if base else None
     if sizes:
         check_sizes(facts, *sizes, source)
@@ -79,7 +79,7 @@ def convert(source: str | Path, folder: Path, *, base: Path | None = None, force
     check_values(tensors, where, None if vocab_size is None else scored_tokens(facts, vocab_size))
     warn_of_mismatches(source, layout, facts, vocab_size, read_taps(tensors))
     if base:
-        if isinstance(layers := read_config(base).get("num_hidden_layers"), int):
+        if isinstance(layers := read_heads_config(base).get("num_hidden_layers"), int):
             check_taps(read_taps(tensors), layers, str(source))
         if other := base_model_mismatch(source, model_names(base)):
             warnings.warn(other, stacklevel=2)
@@ -124,7 +124,7 @@ def _check_target(source: str | Path, folder: Path, force: bool) -> None:
 
 def _base_sizes(base: Path) -> tuple[int, int]:
     """Return hidden size and vocabulary size of the model in a folder."""
-    config = read_config(base)
+    config = read_heads_config(base)
     hidden_size, vocab_size = config.get("hidden_size"), config.get("vocab_size")
     if not (isinstance(hidden_size, int) and isinstance(vocab_size, int)):
         raise HeadsError(f"{base}: no hidden_size and vocab_size in its {CONFIG_NAME}; give the folder of a decoder")

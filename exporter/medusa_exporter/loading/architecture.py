@@ -14,7 +14,7 @@ from medusa_exporter.families import ACTIVATIONS, FAMILIES, DecoderConfig
 SHAPE = ("hidden_size", "num_attention_heads", "head_dim", "hidden_act", "hidden_activation")
 
 
-def read_architecture(config: Mapping[str, Any], where: str) -> DecoderConfig:
+def parse_decoder_config(config: Mapping[str, Any], where: str) -> DecoderConfig:
     """Read the decoder's properties from config.json; missing keys take the defaults of the model family.
 
     Args:

@@ -34,7 +34,7 @@ def reading(what: str) -> Iterator[None]:
     except Exception as error:  # libraries raise errors of all kinds for damaged files
         raise UnsupportedModelError(
             f"{what} cannot be read ({type(error).__name__}: {_reason(error)}); expected files that transformers "
-            f"{transformers.__version__} reads without code of their own: fetch the model again, or give another"
+            f"{transformers.__version__} reads without running their code: fetch the model again, or give another"
         ) from error
 
 

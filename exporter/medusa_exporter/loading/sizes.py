@@ -28,7 +28,7 @@ class DecoderSizes:
     largest: int
 
 
-def read_sizes(config: Mapping[str, Any]) -> DecoderSizes:
+def compute_sizes(config: Mapping[str, Any]) -> DecoderSizes:
     """Compute the sizes from the content of a config.json; missing keys take the defaults of the model family.
 
     Raises whatever transformers raises for a config that describes no decoder.

@@ -16,7 +16,7 @@ from torch import Tensor
 from medusa_exporter.distillation.dataset import DataError
 from medusa_exporter.files import write_json
 from medusa_exporter.output_kinds import CHECKPOINT as FOLDER
-from medusa_exporter.resume import differences
+from medusa_exporter.resume import describe_differences
 
 STATE, META = "state.safetensors", "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
@@ -82,7 +82,7 @@ def check(folder: Path, run: dict[str, Any]) -> TrainingProgress:
         progress, saved = TrainingProgress(**meta["progress"]), dict(meta["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    if differing := differences(saved, run):
+    if differing := describe_differences(saved, run):
         raise DataError(
             f"{path}: the checkpoint belongs to a run with other arguments or data ({differing}); give the same ones "
             "to resume it, another folder, or --force to train anew"

@@ -1,4 +1,4 @@
-"""Evaluates heads on rows kept back from training: accuracy, and the trees that give most tokens per step.
+"""Evaluates heads on rows held out from training: accuracy, and the trees with the most tokens per step.
 
 Tokens per step are exactly those of decoding the same answers (`medusa_profiles.simulation`), because the ranks of the
 targets determine which drafts are accepted.
@@ -30,7 +30,7 @@ VOCABULARY_SIZES = (8, 64)  # nodes of the trees that a draft vocabulary is eval
 
 
 @dataclass(frozen=True)
-class TreeLine:
+class TreeEvaluation:
     """A tree that was fitted on one half of the answers: tokens per step on that half and on the other."""
 
     nodes: int
@@ -40,7 +40,7 @@ class TreeLine:
 
 
 @dataclass(frozen=True)
-class VocabularyLine:
+class VocabularyEvaluation:
     """A smaller draft vocabulary: how many tokens per step trees of `VOCABULARY_SIZES` nodes lose with it."""
 
     tokens: int
@@ -65,8 +65,8 @@ class Report:
     positions: int
     greedy: bool
     accuracy: dict[str, list[float]]
-    lines: tuple[TreeLine, ...]
-    vocabularies: tuple[VocabularyLine, ...]
+    lines: tuple[TreeEvaluation, ...]
+    vocabularies: tuple[VocabularyEvaluation, ...]
     trees: dict[int, TreeProfile]
 
     def facts(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def choose_rows(data: DataSet, hold_out: float | None, opened_by: Iterable[Turns
 
     Args:
         data: The data set.
-        hold_out: The share that training kept back, `None` for all rows.
+        hold_out: The share that training held out, `None` for all rows.
         opened_by: Select only conversations that start with one of these prompts, if there are any.
 
     Returns:
@@ -91,7 +91,7 @@ def choose_rows(data: DataSet, hold_out: float | None, opened_by: Iterable[Turns
     Raises:
         DataError: No row is left.
     """
-    chosen = data.held_back(hold_out) if hold_out is not None else np.ones(data.rows, bool)
+    chosen = data.held_out(hold_out) if hold_out is not None else np.ones(data.rows, bool)
     if groups := [group_of(turns[0]) for turns in opened_by]:
         chosen &= np.isin(data.groups, np.array(groups, np.uint64))
     if not chosen.any():
@@ -105,7 +105,7 @@ def choose_rows(data: DataSet, hold_out: float | None, opened_by: Iterable[Turns
     return (data.select(greedy), True) if greedy.any() else (data.select(chosen), False)
 
 
-def report(
+def evaluate_heads(
     model: Any,
     heads: MedusaHeads,
     data: DataSet,
@@ -123,7 +123,7 @@ def report(
         data: A data set that was distilled from the decoder.
         name: Name of the model.
         source: A line that says where the trees come from.
-        hold_out: The share that training kept back, `None` for all rows.
+        hold_out: The share that training held out, `None` for all rows.
         opened_by: As for `choose_rows`.
 
     Raises:
@@ -137,7 +137,7 @@ def report(
     known = np.maximum(hits, -1)
     lines = evaluate_trees(known, answers, first)
     trees = fit_trees(known, answers, source)
-    learnt = data.select(~data.held_back(hold_out)) if hold_out else data
+    learnt = data.select(~data.held_out(hold_out)) if hold_out else data
     evaluated = {nodes: trees[nodes] for nodes in VOCABULARY_SIZES if nodes in trees}
     vocabularies = evaluate_vocabularies(model, heads, found, learnt, evaluated, known)
     return Report(rows.rows, len(found), greedy, accuracies(hits), lines, vocabularies, trees)
@@ -160,7 +160,7 @@ def fit_trees(hits: Hits, answers: Array, source: str) -> dict[int, TreeProfile]
     return trees
 
 
-def evaluate_trees(hits: Hits, answers: Array, first: Array) -> tuple[TreeLine, ...]:
+def evaluate_trees(hits: Hits, answers: Array, first: Array) -> tuple[TreeEvaluation, ...]:
     """Fit trees on hits[first] (P, K) and check them on the other half; returns nothing if a half is empty."""
     if first.all() or not first.any():
         return ()
@@ -168,13 +168,13 @@ def evaluate_trees(hits: Hits, answers: Array, first: Array) -> tuple[TreeLine, 
     lines = []
     for nodes, tree in fit_trees(*halves[0], source="").items():
         fitted, checked = (round(tokens_per_step(tree, *half), 4) for half in halves)
-        lines.append(TreeLine(nodes, tree.depth, fitted, checked))
+        lines.append(TreeEvaluation(nodes, tree.depth, fitted, checked))
     return tuple(lines)
 
 
 def evaluate_vocabularies(
     model: Any, heads: MedusaHeads, found: Positions, learnt: DataSet, trees: dict[int, TreeProfile], hits: Hits
-) -> tuple[VocabularyLine, ...]:
+) -> tuple[VocabularyEvaluation, ...]:
     """Evaluate smaller draft vocabularies, counted on the rows `learnt`; nothing if heads have own lm_heads."""
     if heads.own_lm_head is not None or not trees:
         return ()
@@ -186,11 +186,11 @@ def evaluate_vocabularies(
         lost = {
             nodes: round(whole[nodes] - tokens_per_step(tree, limited, answers), 4) for nodes, tree in trees.items()
         }
-        lines.append(VocabularyLine(size, lost))
+        lines.append(VocabularyEvaluation(size, lost))
     return tuple(lines)
 
 
-def as_text(found: Report) -> str:
+def format_report(found: Report) -> str:
     """Format the report for a terminal."""
     kind = "greedy" if found.greedy else "all"
     text = [f"{found.rows} conversations ({kind}), {found.positions:,} positions", "head   top-1   top-5  top-10"]

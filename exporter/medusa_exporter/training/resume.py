@@ -12,7 +12,7 @@ import numpy as np
 
 from medusa_exporter.distillation.dataset import DataError, DataSet
 from medusa_exporter.heads.files import CONFIG_NAME, WEIGHTS_NAME
-from medusa_exporter.resume import differences
+from medusa_exporter.resume import describe_differences
 from medusa_exporter.training import checkpoint
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def describe_run(
 
     Args:
         settings: The training settings.
-        data: The data set before rows are held back.
+        data: The data set before rows are held out.
         name: The model's name.
         revision: Branch, tag or commit of the model on the hub, `None` for its default.
         dtype: Type of the decoder's weights and hidden states.
@@ -68,7 +68,7 @@ def find_earlier_run(folder: Path, run: dict[str, Any]) -> EarlierRun:
         finished = json.loads(record.read_text(encoding="utf-8")).get("run", {})
     except (ValueError, AttributeError) as error:
         raise DataError(f"{record}: not valid JSON ({error}); {REMEDY}") from error
-    if differing := differences(finished, run):
+    if differing := describe_differences(finished, run):
         raise DataError(f"{folder}: holds heads that were trained otherwise ({differing}); {REMEDY}")
     return "finished"
 

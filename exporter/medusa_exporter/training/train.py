@@ -33,8 +33,8 @@ class Settings:
     Attributes:
         heads: Number of heads, K.
         layers: ResBlocks per head.
-        conditioning: What the heads see besides the hidden state, see `MedusaHeads`.
-        taps: Decoder layers whose normalised input the heads see too.
+        conditioning: What the heads read in addition to the hidden state, see `MedusaHeads`.
+        taps: Decoder layers whose normalised input the heads read too.
         trunk: Width of the gated block that all heads share, 0 for none.
         draft_vocabulary: How many tokens the heads score, `None` for the whole vocabulary.
         target: "token" trains on the token that followed, "kl" on the decoder's distribution.
@@ -46,7 +46,7 @@ class Settings:
         weight_decay: Weight decay of AdamW, applied to matrices.
         dropout: Dropout probability inside the heads.
         seed: Seed of initial weights, order and dropout.
-        hold_out: Share of conversations that are kept back for evaluation.
+        hold_out: Share of conversations that are held out for evaluation.
         compiled: Try whether a compiled loss is faster, which takes some seconds.
     """
 
@@ -118,46 +118,22 @@ def train(
         return load_heads(folder, model.config.hidden_size, int(model.config.vocab_size)).to(model.device)
     if force and workers.is_main:
         checkpoint.remove(folder)
-    held_out = data.held_back(settings.hold_out)
+    held_out = data.held_out(settings.hold_out)
     if held_out.all():
         raise DataError(
-            f"all {data.rows} conversations are held back; expected some to train on: lower --hold-out or distill more"
+            f"all {data.rows} conversations are held out; expected some to train on: lower --hold-out or distill more"
         )
     training_rows = data.select(~held_out)
-    token_map = None
-    if settings.draft_vocabulary is not None:
-        token_map = most_frequent(training_rows, settings.draft_vocabulary)
-        share = coverage(training_rows, token_map.numpy())
-        echo(f"draft vocabulary of {len(token_map)}: {share:.2%} of the answers' tokens")
-    torch.manual_seed(settings.seed)
-    heads = MedusaHeads(
-        model.config.hidden_size,
-        settings.heads,
-        settings.layers,
-        settings.conditioning,
-        token_map=token_map,
-        taps=settings.taps,
-        trunk=settings.trunk,
-        dropout=settings.dropout,
-    ).to(model.device)
+    heads = _new_heads(model, training_rows, settings, echo)
     positions = collect_positions(
         model, _rows_of_worker(training_rows, workers), settings.heads, taps=settings.taps, disk=disk
     )
     cached = time.monotonic() - began
     echo(f"{len(positions):,} positions to train on, states on {positions.hidden.device}, {cached:.0f} s")
-    deadline = None if settings.minutes is None else began + 60 * settings.minutes * (1 - EVALUATION_SHARE)
-    schedule = Schedule(
-        settings.epochs,
-        deadline,
-        settings.batch,
-        settings.learning_rate,
-        settings.decay,
-        settings.weight_decay,
-        settings.seed,
-        settings.compiled,
-    )
     checkpoints = Checkpoints(folder, run, resume=earlier == "interrupted")
-    done = run_training_loop(heads, model, positions, settings.target, schedule, checkpoints, workers, echo)
+    done = run_training_loop(
+        heads, model, positions, settings.target, _schedule(settings, began), checkpoints, workers, echo
+    )
     del positions
     heads.requires_grad_(False).eval()
     if not workers.is_main:
@@ -182,6 +158,42 @@ def train(
     return heads
 
 
+def _new_heads(model: Any, rows: DataSet, settings: Settings, echo: Echo) -> MedusaHeads:
+    """Create untrained heads; a draft vocabulary has the most frequent tokens of `rows`."""
+    token_map = None
+    if settings.draft_vocabulary is not None:
+        token_map = most_frequent(rows, settings.draft_vocabulary)
+        share = coverage(rows, token_map.numpy())
+        echo(f"draft vocabulary of {len(token_map)}: {share:.2%} of the answers' tokens")
+    torch.manual_seed(settings.seed)
+    heads: MedusaHeads = MedusaHeads(
+        model.config.hidden_size,
+        settings.heads,
+        settings.layers,
+        settings.conditioning,
+        token_map=token_map,
+        taps=settings.taps,
+        trunk=settings.trunk,
+        dropout=settings.dropout,
+    ).to(model.device)
+    return heads
+
+
+def _schedule(settings: Settings, began: float) -> Schedule:
+    """Return the schedule of a run that began at `began`; a part of its minutes is left for the evaluation."""
+    deadline = None if settings.minutes is None else began + 60 * settings.minutes * (1 - EVALUATION_SHARE)
+    return Schedule(
+        settings.epochs,
+        deadline,
+        settings.batch,
+        settings.learning_rate,
+        settings.decay,
+        settings.weight_decay,
+        settings.seed,
+        settings.compiled,
+    )
+
+
 def _rows_of_worker(data: DataSet, workers: WorkerGroup) -> DataSet:
     """Select the rows of this process: of four processes, process 1 trains on rows 1, 5, 9 and so on."""
     if workers.count == 1:
@@ -190,14 +202,14 @@ def _rows_of_worker(data: DataSet, workers: WorkerGroup) -> DataSet:
 
 
 def _evaluate(heads: MedusaHeads, model: Any, held_out: DataSet, echo: Echo) -> dict[str, list[float]]:
-    """Return the share of held-back targets within each head's first 1, 5 and 10 ranks."""
+    """Return the share of held-out targets within each head's first 1, 5 and 10 ranks."""
     try:
-        positions = collect_positions(model, held_out, heads.heads, taps=heads.taps, label="held back")
+        positions = collect_positions(model, held_out, heads.heads, taps=heads.taps, label="held out")
     except DataError:  # the rows are too short to have a target
         return {}
     accuracy = accuracies(measure_hits(heads, model, positions))
     for label, values in accuracy.items():
-        echo(f"held back, {label}: {' '.join(f'{value:.3f}' for value in values)}")
+        echo(f"held out, {label}: {' '.join(f'{value:.3f}' for value in values)}")
     return accuracy
 
 

@@ -69,7 +69,7 @@ class GraphRunner:
         self._inputs = {spec.name: spec for spec in graph.inputs}
         try:
             self._session = onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library's errors have no base of their own
+        except Exception as error:  # the library's errors have no common base class
             reason = " ".join(str(error).split())[:300]
             if type(error).__name__ == "NotImplemented":
                 raise MissingKernelError(reason) from error

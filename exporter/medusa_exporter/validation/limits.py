@@ -22,7 +22,7 @@ FP32 = 5e-5  # of a row's range
 # embedding. Graphs of SmolLM2-135M-Instruct differed by 0.01, 0.09 and 0.14, those of tiny models by less; with a wrong
 # sign in the rotary embedding they differed by 0.9 and more, with a norm's epsilon of 1e-2 by 0.35.
 FIRST_LAYER = {"int8": 0.15, "w8a8": 0.25, "int4": 0.3}
-LEAST_RANGE = 0.01  # of the widest row's range; the range of a row that is nearly constant is taken as this
+MIN_RANGE = 0.01  # of the widest row's range; the range of a row that is nearly constant is taken as this
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _scale(expected: FloatArray, limit: Limits) -> FloatArray:
     if not limit.by_row:
         return np.repeat(np.abs(expected).max(), len(expected)).astype(np.float32)
     ranges = np.ptp(expected, axis=-1)
-    scale: FloatArray = np.maximum(ranges, LEAST_RANGE * ranges.max()).astype(np.float32)
+    scale: FloatArray = np.maximum(ranges, MIN_RANGE * ranges.max()).astype(np.float32)
     return scale
 
 

@@ -82,8 +82,8 @@ class BackendFacts:
         capability: Compute capability of the GPU, "9.0" for example; "" on a CPU.
         library: Name of the library that runs the graph.
         version: Its version.
-        weights: Bytes of the weights.
-        row: Bytes of the keys and values of one token, all layers.
+        weight_bytes: Bytes of the weights.
+        kv_bytes_per_token: Bytes of the keys and values of one token, all layers.
         bandwidth: Measured bandwidth of the device's memory in bytes per second; None where it is unknown.
     """
 
@@ -92,8 +92,8 @@ class BackendFacts:
     capability: str
     library: str
     version: str
-    weights: int
-    row: int
+    weight_bytes: int
+    kv_bytes_per_token: int
     bandwidth: float | None
 
 
@@ -130,8 +130,8 @@ class Backend(Protocol):
     Order of calls: `allocate` first; then for every step `run`, any of the readers, and `commit` once for each sequence
     that keeps nodes. `allocate` may be called again at any time, with a larger capacity or another batch; the results
     of the last run may then be lost. A run without a commit leaves the past as it was: this is how rejected tokens are
-    rolled back. The past of a sequence has no length of its own in the backend: every step and commit passes it, and
-    passing a smaller one truncates.
+    rolled back. The backend does not store the length of a past: every step and commit passes it, and passing a
+    smaller one truncates.
 
     Threads: one call at a time. `allocate`, `run` and `commit` raise BusyError while another thread's call is at work
     (use `medusa_runtime.exclusive.exclusive`). Results belong to the thread that ran the step: readers and `commit`

@@ -46,8 +46,8 @@ class BatchMemory:
 
         Args:
             device: Where it is allocated.
-            new_arena: Makes the arena in the layout that the graph needs.
-            model: Gives the sizes of keys, values and logits.
+            new_arena: Creates the arena in the layout that the graph needs.
+            model: The model, which determines the sizes of keys, values and logits.
             element: Element type of keys and values.
             hidden_size: Elements of the hidden state of one token (S).
             batch: Number of sequences.
@@ -78,7 +78,7 @@ class BatchMemory:
         return self if outputs is self.outputs else replace(self, outputs=outputs)
 
     def padded_past(self, length: int) -> int:
-        """Return how many rows of the past a step binds, whose longest past has `length` rows."""
+        """Return how many rows of the past a step binds if its longest past has `length` rows."""
         if self.arena.batch > 1:  # the sequences are `capacity` rows apart
             return self.arena.capacity
         return min(padded_past_length(length), self.arena.capacity)

@@ -26,7 +26,7 @@ class BindingCache:
     def with_memory(self, memory: BatchMemory) -> BindingCache:
         """Return a cache for other memory, which keeps the bindings where the arena is the same.
 
-        Such bindings stay correct, although the new memory may have larger outputs: each goes on to use its own.
+        Such bindings stay correct although the new memory may have larger outputs, because each binding keeps its own.
         """
         cache = BindingCache(memory)
         if memory.arena is self.memory.arena:

@@ -1,4 +1,4 @@
-"""A run that succeeded: its outputs are read, and its accepted nodes committed, through this object only."""
+"""A run that succeeded; only through this object are its outputs read and its accepted nodes committed."""
 
 from __future__ import annotations
 

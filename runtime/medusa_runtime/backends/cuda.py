@@ -63,7 +63,7 @@ class CudaDevice:
                 f"{self.count - 1}; choose one of these (CUDA_VISIBLE_DEVICES and nvidia-smi show which GPUs they are)"
             )
         self.index = index
-        self._several = self.count > 1  # other code may then select another GPU in the same thread
+        self._has_several_gpus = self.count > 1  # other code may then select another GPU in the same thread
         self._call("cudaSetDevice", index)
         self.stream = int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
         weakref.finalize(self, self._cuda.cudaStreamDestroy, self.stream).atexit = False
@@ -165,7 +165,7 @@ class CudaDevice:
         self._call("cudaGraphLaunch", graph.executable, self.stream)
 
     def _call(self, name: str, *arguments: Any, what: str = "") -> Any:
-        if self._several:
+        if self._has_several_gpus:
             self._cuda.cudaSetDevice(self.index)
         error, *results = getattr(self._cuda, name)(*arguments)
         if error != self._cuda.cudaError_t.cudaSuccess:

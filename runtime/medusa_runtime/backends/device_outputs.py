@@ -36,7 +36,7 @@ class DeviceOutputs:
         return cls(batch, rows, nodes, vocab_size, hidden_size, logits, hidden)
 
     def fitted_to(self, device: Device, shape: StepShape) -> DeviceOutputs:
-        """Return outputs that a step of a shape fits in: this object, or one whose too small parts are new.
+        """Return outputs that a step of a shape fits in: this object, or a copy with new memory for what was too small.
 
         This object stays valid. Raises CapacityError.
         """

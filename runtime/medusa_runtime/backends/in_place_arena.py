@@ -37,7 +37,7 @@ class InPlaceArena:
 
         Args:
             device: Where it is allocated.
-            model: Gives the numbers of layers and KV heads, and the head dimension.
+            model: The model, which determines the numbers of layers and KV heads and the head dimension.
             element: Element type of keys and values.
             batch: Number of sequences, which must be 1.
             capacity: Rows of the past.
@@ -61,7 +61,7 @@ class InPlaceArena:
         device.write(self._row_indices.address, row_indices)
 
     def tensors(self, P: int, T: int) -> tuple[dict[str, DeviceTensor], dict[str, DeviceTensor]]:  # noqa: ARG002
-        """Return all buffers as inputs and as outputs, and `past_rows`, whose length P tells the graph what to read."""
+        """Return all buffers as inputs and as outputs, and `past_rows`, whose length is the number of rows to read."""
         model, onnx_type = self._model, self._element.onnx_type
         shape = (1, model.kv_heads, self._buffer_rows, model.head_dim)
         layer_bytes = model.kv_heads * self._buffer_rows * self._row_bytes

@@ -84,8 +84,8 @@ def kv_tensor_names(
 
     Args:
         layers: Number of decoder layers.
-        new_key: Gives the name of the output with a layer's keys.
-        new_value: Gives the name of the output with a layer's values.
+        new_key: Returns the name of the output with a layer's keys.
+        new_value: Returns the name of the output with a layer's values.
 
     Yields:
         The name of an input and of the output that extends it.

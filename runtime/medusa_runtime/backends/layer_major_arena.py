@@ -36,7 +36,7 @@ class LayerMajorArena:
 
         Args:
             device: Where it is allocated.
-            model: Gives the numbers of layers and KV heads, and the head dimension.
+            model: The model, which determines the numbers of layers and KV heads and the head dimension.
             element: Element type of keys and values.
             batch: Number of sequences.
             capacity: Rows of each sequence.

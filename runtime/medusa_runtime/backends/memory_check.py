@@ -18,7 +18,7 @@ def check_device_memory(
         model: The model; its context is the number of rows of the KV cache.
         itemsize: Bytes of one element of the KV cache.
         weights: Bytes of the weights.
-        workspace: Bytes that the library needs, about.
+        workspace: Approximate number of bytes that the library needs.
 
     Raises:
         CapacityError: They do not fit.

@@ -21,7 +21,7 @@ class StepRunner(Protocol):
 class StepBinding:
     """One shape, its host buffers, the device memory it reads and writes, and the runner bound to all of these.
 
-    A binding keeps its memory alive: when larger outputs are allocated for another shape, this one goes on to write to
+    A binding keeps its memory alive: when larger outputs are allocated for another shape, this binding still writes to
     the outputs that it was bound to.
     """
 

@@ -23,7 +23,7 @@ from medusa_runtime.facts import HeadFacts, ModelFacts
 
 PLAIN_ENGINE_NODES = 16  # nodes of the engine for plain decoding, whose steps of one node are padded
 PAST_MULTIPLE = 8  # the number of rows of the past that a step binds is a multiple of this
-WORKSPACE_BYTES = 256 << 20  # an estimate of the memory besides weights and KV cache
+WORKSPACE_BYTES = 256 << 20  # an estimate of the memory that TensorRT needs in addition to weights and KV cache
 
 
 def round_past_down(rows: int) -> int:
@@ -126,7 +126,7 @@ class TensorRtBackend(DeviceBackend):
         if not fitting:
             sizes = ", ".join(f"{facts.nodes} ({facts.rows} with logits)" for facts in self._files)
             raise CapacityError(
-                f"no engine of {self.name} takes a step of {shape.B} sequences, {shape.T} nodes, {shape.R} with "
+                f"no engine of {self.name} accepts a step of {shape.B} sequences, {shape.T} nodes, {shape.R} with "
                 f"logits; expected a step that fits one of {sizes} nodes: choose another tree, or build an engine for "
                 "this one with --profile"
             )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from medusa_exporter.bench.machine import machine, versions
+from medusa_exporter.bench.machine import describe_machine, versions
 
 
 def test_the_machine_is_described() -> None:
-    described = machine(3)
+    described = describe_machine(3)
     assert set(described) == {"cpu", "cores", "processors", "threads", "platform"}
     assert described["threads"] == 3
     assert described["cpu"]
-    assert machine(None)["threads"] == described["cores"]
+    assert describe_machine(None)["threads"] == described["cores"]
 
 
 def test_versions_are_of_what_is_installed() -> None:
@@ -23,7 +23,7 @@ def test_versions_are_of_what_is_installed() -> None:
 
 
 def test_no_library_but_the_backend_s_own_is_needed() -> None:
-    """A Python for TensorRT has no ONNX Runtime, and none of what exports."""
+    """A Python for TensorRT has no ONNX Runtime and no exporter; safetensors belongs to the extra `tensorrt`."""
     missing = (
         "torch",
         "transformers",
@@ -31,7 +31,6 @@ def test_no_library_but_the_backend_s_own_is_needed() -> None:
         "onnxruntime",
         "onnxscript",
         "onnx_ir",
-        "safetensors",
         "gguf",
         "matplotlib",
     )

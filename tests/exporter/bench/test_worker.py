@@ -35,7 +35,7 @@ def test_it_answers_from_another_process_whose_end_is_reported(bundle: Bundle, a
     assert opened is not None, apart.failure
     assert (opened.precision, opened.context) == ("fp32", 512)
     assert (opened.facts.library, opened.facts.bandwidth) == ("onnxruntime", None)
-    assert opened.facts.row == bundle.model.kv_bytes_per_token(4)
+    assert opened.facts.kv_bytes_per_token == bundle.model.kv_bytes_per_token(4)
     engine = Engine.load(bundle.root, profile="plain", threads=1)
     question = Question(1, 1, tuple(engine.encode("What is a tree?")), 24)
     there, here = apart.answer(question, 0), TimedDecoder(engine.decoder, trees).answer(question, 0)

@@ -231,7 +231,7 @@ def test_a_file_of_the_former_format_is_to_be_saved_again(bundle: Bundle, tmp_pa
 def test_only_reference_files_are_replaced(sound: Path, tmp_path: Path) -> None:
     check_output_file(sound, REFERENCE)
     safetensors.numpy.save_file({"a": np.zeros(1)}, tmp_path / "weights")
-    with pytest.raises(OverwriteError, match=r"nothing that medusa-export compare --save wrote|not written by"):
+    with pytest.raises(OverwriteError, match="not written by medusa-export compare --save"):
         check_output_file(tmp_path / "weights", REFERENCE)
 
 

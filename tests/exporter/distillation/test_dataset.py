@@ -70,13 +70,13 @@ def test_saving_that_fails_leaves_the_data_set_that_lay_there(folder, counting_d
     assert {path.name for path in folder.iterdir()} == files
 
 
-def test_a_conversation_is_held_back_whole(counting_data):
-    held = counting_data.held_back(0.3)
+def test_a_conversation_is_held_out_whole(counting_data):
+    held = counting_data.held_out(0.3)
     assert 0.1 < held.mean() < 0.5
-    assert not counting_data.held_back(0).any()
-    assert counting_data.held_back(1).all()
+    assert not counting_data.held_out(0).any()
+    assert counting_data.held_out(1).all()
     twice = dataset.concatenate([counting_data, counting_data])
-    np.testing.assert_array_equal(twice.held_back(0.3), np.tile(held, 2))
+    np.testing.assert_array_equal(twice.held_out(0.3), np.tile(held, 2))
 
 
 @pytest.mark.parametrize("name", [*(f"{name}.npy" for name in dataset.ARRAYS), "meta.json"])

@@ -108,7 +108,7 @@ def test_bad_lines_are_named(made, tokenizer, tmp_path):
     path = tmp_path / "in"
     line = json.dumps({"id": 0, "messages": MESSAGES[0]})
     path.write_text(f"{line}\n{line}\n")
-    with pytest.raises(PromptError, match=r"in:2: 'id' 0 stands on .*in:1 too"):
+    with pytest.raises(PromptError, match=r"in:2: 'id' 0 is on .*in:1 too"):
         review.read_review(made, tokenizer, path, 200)
     write(path, {0: MESSAGES[0], 1: said("too long " * 50, "no")})
     with pytest.raises(PromptError, match="in:2: no answer within 200 tokens"):

@@ -95,11 +95,11 @@ def test_a_past_of_more_elements_than_a_tensor_may_have_is_refused(
     graphs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Bundle.open(graphs).model
-    monkeypatch.setattr(flavours.Flavour, "most_elements", 300 * model.kv_bytes_per_token(1))
+    monkeypatch.setattr(flavours.Flavour, "max_elements", 300 * model.kv_bytes_per_token(1))
     with pytest.raises(BundleError, match=r"no tensor of more than .* of 384 tokens are .* --max-length 296 or less"):
         add_engines(graphs, "tensorrt-rtx", targets=["sm86"], max_length=384, steps=["plain"])
     monkeypatch.undo()
-    assert flavours.find_flavour("tensorrt-rtx").most_elements is None
+    assert flavours.find_flavour("tensorrt-rtx").max_elements is None
 
 
 def test_trees_of_one_size_share_an_engine(made: Path) -> None:

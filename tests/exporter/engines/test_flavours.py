@@ -100,8 +100,8 @@ def test_attention_may_be_parted_where_it_is_fused() -> None:
 
 
 def test_before_10_a_tensor_has_fewer_elements_than_32_bits_count() -> None:
-    assert Flavour("tensorrt", TRT, "8.6.0").most_elements == 2**31 - 1
-    assert Flavour("tensorrt", Fusing().trt, "10.15.1").most_elements is None
+    assert Flavour("tensorrt", TRT, "8.6.0").max_elements == 2**31 - 1
+    assert Flavour("tensorrt", Fusing().trt, "10.15.1").max_elements is None
 
 
 def test_flavours_that_are_installed_and_fuse() -> None:

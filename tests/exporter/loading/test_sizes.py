@@ -5,7 +5,7 @@ import time
 
 import pytest
 from medusa_exporter import models
-from medusa_exporter.loading.sizes import read_sizes
+from medusa_exporter.loading.sizes import compute_sizes
 from medusa_exporter.models import ModelSource
 from medusa_runtime.errors import UnsupportedModelError
 
@@ -28,7 +28,7 @@ def test_a_gguf_file_has_sizes_too(tmp_path):
 
 
 def test_what_a_config_leaves_out_is_the_familys_default():
-    assert read_sizes({"model_type": "llama"}).parameters == 6_738_415_616  # Llama 7B
+    assert compute_sizes({"model_type": "llama"}).parameters == 6_738_415_616  # Llama 7B
 
 
 def test_a_large_model_takes_no_time_and_no_memory():
@@ -42,7 +42,7 @@ def test_a_large_model_takes_no_time_and_no_memory():
         "vocab_size": 152_064,
     }
     began = time.monotonic()
-    sizes = read_sizes(config)
+    sizes = compute_sizes(config)
     assert (sizes.parameters, sizes.largest) == (72_706_203_648, 152_064 * 8192)
     assert time.monotonic() - began < 10
 

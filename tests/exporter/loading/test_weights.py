@@ -278,7 +278,7 @@ def test_a_piped_yes_runs_no_code_of_the_folder(folder: Folder, tiny_heads: Path
     command = [sys.executable, "-m", "medusa_exporter", *arguments]
     done = subprocess.run(command, input="y\ny\ny\ny\n", capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout, marker.exists()) == (1, "", False)
-    assert "without code of their own" in done.stderr and "Traceback" not in done.stderr
+    assert "without running their code" in done.stderr and "Traceback" not in done.stderr
     folder.config("tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     done = subprocess.run(command, input="y\ny\ny\ny\n", capture_output=True, text=True, check=False, timeout=300)
     assert not marker.exists()

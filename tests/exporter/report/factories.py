@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medusa_exporter.bench.results import Case, backend_facts, results
+from medusa_exporter.bench.results import Case, backend_facts, case_results
 from medusa_exporter.bench.timing import Measurement, Question, TimedAnswer
 from medusa_exporter.bench.worker import LoadedBackend
 from medusa_profiles.profile import TreeProfile
@@ -39,7 +39,7 @@ def content(speeds: dict[str, float], lengths: tuple[int | None, ...] = (100, 40
     for length in lengths:
         rows = 100 if length is None else length
         answers = {name: turn(rows, ms * (1 + (rows - 100) / 1200)) for name, ms in speeds.items()}
-        found += results(Case(length, 13), [answers], backends, TREES, [None], stop_at_eos=False)
+        found += case_results(Case(length, 13), [answers], backends, TREES, [None], stop_at_eos=False)
     return {
         "schema": 2,
         "machine": {"cpu": "Xeon", "cores": 8, "processors": 16, "threads": 8, "platform": "Linux"},

@@ -49,24 +49,24 @@ def test_heads_learn_what_can_be_learnt(model, counting_data, tmp_path):
     heads = train.train(model, counting_data, SETTINGS, tmp_path, name="tiny-llama", command="train", echo=lines.append)
     facts = json.loads((tmp_path / "training.json").read_text())
     assert min(facts["held_back_accuracy"]["top1"]) > 0.9
-    assert facts["held_back_rows"] == int(counting_data.held_back(0.2).sum())
-    held = hidden_states.collect_positions(model, counting_data.select(counting_data.held_back(0.2)), 3)
+    assert facts["held_back_rows"] == int(counting_data.held_out(0.2).sum())
+    held = hidden_states.collect_positions(model, counting_data.select(counting_data.held_out(0.2)), 3)
     assert max(top_accuracy(measure_hits(MedusaHeads(64, 3, 1, "root"), model, held), 1)) < 0.3
     back = load_heads(tmp_path, 64, 256)
     torch.testing.assert_close(back.weights[0], heads.weights[0], atol=1e-3, rtol=1e-2)
     assert json.loads((tmp_path / "config.json").read_text())["base_model_name_or_path"] == "tiny-llama"
-    found = report.report(model, back, counting_data, name="tiny-llama", source="test", hold_out=0.2)
+    found = report.evaluate_heads(model, back, counting_data, name="tiny-llama", source="test", hold_out=0.2)
     assert found.greedy
     assert found.rows < facts["held_back_rows"]
     assert found.accuracy["top1"][0] > 0.9
     assert found.lines[0].nodes == 2
     assert 1.8 < found.lines[0].checked <= 2
-    assert "tokens/step" in report.as_text(found)
+    assert "tokens/step" in report.format_report(found)
     report.write_profiles(found.trees, tmp_path / "trees")
     assert (tmp_path / "trees/tree-2.toml").read_text().startswith('name = "tree-2"')
 
 
-def test_held_back_rows_are_never_trained_on(model, counting_data, tmp_path, monkeypatch):
+def test_held_out_rows_are_never_trained_on(model, counting_data, tmp_path, monkeypatch):
     seen = []
     real = train.collect_positions
 
@@ -78,10 +78,10 @@ def test_held_back_rows_are_never_trained_on(model, counting_data, tmp_path, mon
     settings = train.Settings(heads=1, layers=1, epochs=0.01, hold_out=0.3)
     train.train(model, counting_data, settings, tmp_path, name="m", command="", echo=lambda _: None)
     (_, trained), (label, held) = seen
-    assert label == "held back"
+    assert label == "held out"
     assert held
     assert not trained & held
-    assert held == set(counting_data.groups[counting_data.held_back(0.3)].tolist())
+    assert held == set(counting_data.groups[counting_data.held_out(0.3)].tolist())
 
 
 def test_minutes_bound_the_run(model, counting_data, tmp_path):
@@ -98,12 +98,12 @@ def test_data_of_another_model_is_refused(other_model, counting_data, tmp_path):
     with pytest.raises(DataError, match="distilled from tiny-llama"):
         train.train(other_model, counting_data, SETTINGS, tmp_path, name="other", command="", echo=print)
     with pytest.raises(DataError, match="distilled from tiny-llama"):
-        report.report(other_model, MedusaHeads(64, 1, 1), counting_data, name="other", source="")
+        report.evaluate_heads(other_model, MedusaHeads(64, 1, 1), counting_data, name="other", source="")
 
 
 def test_a_hold_out_that_leaves_nothing_is_refused(model, counting_data, tmp_path):
     settings = train.Settings(hold_out=1.0)
-    with pytest.raises(DataError, match="held back"):
+    with pytest.raises(DataError, match="held out"):
         train.train(model, counting_data, settings, tmp_path, name="m", command="", echo=print)
     with pytest.raises(DataError, match="--all"):
         report.choose_rows(counting_data, 0.0)
@@ -152,9 +152,9 @@ def test_what_a_smaller_draft_vocabulary_loses(model, counting_data, tmp_path, m
     monkeypatch.setattr(report, "VOCABULARIES", (16, 32, 512))
     monkeypatch.setattr(report, "VOCABULARY_SIZES", (2,))
     heads = train.train(model, counting_data, SETTINGS, tmp_path, name="m", command="", echo=lambda _: None)
-    found = report.report(model, heads, counting_data, name="m", source="", hold_out=0.2)
+    found = report.evaluate_heads(model, heads, counting_data, name="m", source="", hold_out=0.2)
     half, whole = found.vocabularies
     assert (half.tokens, whole.tokens) == (16, 32)
     assert whole.lost[2] == pytest.approx(0, abs=0.02)  # the rows hold 32 tokens
     assert 0.3 < half.lost[2] < 0.8
-    assert "would lose" in report.as_text(found)
+    assert "would lose" in report.format_report(found)

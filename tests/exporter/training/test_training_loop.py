@@ -139,6 +139,6 @@ def test_two_processes_train_one_set_of_heads(model_folder, counting_data, tmp_p
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("positions to train on") == 1
-    top1 = next(line for line in done.stderr.splitlines() if line.startswith("held back, top1:"))
+    top1 = next(line for line in done.stderr.splitlines() if line.startswith("held out, top1:"))
     assert min(map(float, top1.split(":")[1].split())) > 0.9
     load_heads(tmp_path / "heads", 64, 256)

@@ -111,5 +111,5 @@ def test_each_sequence_of_a_batch_decodes_what_it_decodes_alone(bundle: Bundle, 
 def test_a_single_sequence_is_refused_by_engines_for_two(bundle: Bundle, tmp_path: Path) -> None:
     running = of_two(bundle, tmp_path)
     KvCache(running)
-    with pytest.raises(CapacityError, match="takes a step of 1 sequences"):
+    with pytest.raises(CapacityError, match="accepts a step of 1 sequences"):
         running.run(literal_step(np.array([4], np.int32), 0, np.zeros(1, np.int32)))

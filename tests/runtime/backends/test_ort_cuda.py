@@ -276,8 +276,8 @@ def test_facts_have_device_library_and_sizes(bundle: Bundle) -> None:
     _, graph = bundle.graph("ort-cuda", "fp16")
     facts = on_host(bundle, "fp16").facts()
     expected = ("host", "onnxruntime", CheckedGraph(graph, bundle).weight_bytes, 2e9)
-    assert (facts.device, facts.library, facts.weights, facts.bandwidth) == expected
-    assert facts.row == 2 * bundle.model.layers * bundle.model.kv_row * 2
+    assert (facts.device, facts.library, facts.weight_bytes, facts.bandwidth) == expected
+    assert facts.kv_bytes_per_token == 2 * bundle.model.layers * bundle.model.kv_row * 2
 
 
 def test_a_second_thread_is_refused_and_the_first_goes_on(bundle: Bundle) -> None:

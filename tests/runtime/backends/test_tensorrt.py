@@ -126,7 +126,7 @@ def test_a_step_runs_in_the_smallest_engine_that_has_room(bundle: Bundle, tmp_pa
     assert chosen._padded_shape(StepShape(1, 5, 5, True, 512)) == StepShape(1, 64, 64, True, 512)
     assert chosen._padded_shape(StepShape(1, 200, 1, False, 256)) == StepShape(1, 256, 1, False, 256)
     with pytest.raises(
-        CapacityError, match="no engine of tensorrt takes a step of 1 sequences, 65 nodes, 65 with logits"
+        CapacityError, match="no engine of tensorrt accepts a step of 1 sequences, 65 nodes, 65 with logits"
     ):
         chosen._padded_shape(StepShape(1, 65, 65, True, 256))
     static = backend(bundle, tmp_path, least=512, best=512)
@@ -164,8 +164,8 @@ def test_facts_have_the_weights_of_the_plain_engine(bundle: Bundle, tmp_path: Pa
     chosen = backend(bundle, tmp_path)
     facts = chosen.facts()
     assert (facts.library, facts.version, facts.device) == ("tensorrt", "8.6.0", "host")
-    assert facts.weights == (tmp_path / "plain.engine").stat().st_size
-    assert facts.row == bundle.model.kv_bytes_per_token(4)
+    assert facts.weight_bytes == (tmp_path / "plain.engine").stat().st_size
+    assert facts.kv_bytes_per_token == bundle.model.kv_bytes_per_token(4)
 
 
 def test_the_fastest_of_timed_engines_runs_a_step(bundle: Bundle, tmp_path: Path) -> None:
