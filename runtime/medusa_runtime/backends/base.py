@@ -249,5 +249,6 @@ class Backend(Protocol):
 
         Raises:
             BusyError: Another thread ran the step, or its call is at work.
-            RuntimeError: No step was run, the rows do not fit, or an earlier commit of this step was interrupted.
+            RuntimeError: No step was run, the rows do not fit, or this step was committed before for the sequence,
+                which may have been interrupted.
         """

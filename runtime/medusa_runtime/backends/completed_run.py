@@ -9,6 +9,7 @@ import numpy as np
 
 from medusa_runtime.backends.base import FloatArray, IntArray, StepOutputs, name_outputs
 from medusa_runtime.backends.step_binding import StepBinding
+from medusa_runtime.backends.step_errors import COMMITTED_BEFORE
 
 
 class CompletedRun:
@@ -26,7 +27,7 @@ class CompletedRun:
         """
         self.binding, self.seconds = binding, seconds
         self.thread = threading.get_ident()
-        self._commit_unfinished = False
+        self._commits_begun: set[int] = set()  # sequences
 
     def read_tokens(self, sequence: int) -> list[int]:
         """Return the ids of the T nodes."""
@@ -39,6 +40,8 @@ class CompletedRun:
     def read_logits(self, row: int, sequence: int) -> FloatArray:
         """Copy the logits of one row from the device: (V,) float32."""
         binding = self.binding
+        _check_index("sequence", sequence, binding.shape.B)
+        _check_index("row", row, binding.host.sizes[1])
         outputs = binding.memory.outputs
         return self._read(outputs.logits_address(binding.shape, sequence, row), outputs.vocab_size)
 
@@ -62,15 +65,23 @@ class CompletedRun:
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:
         """Keep the accepted nodes (see `BatchMemory.commit`).
 
-        An arena may move rows in place, so a commit that was interrupted cannot be repeated: RuntimeError.
+        An arena may move rows in place, so a commit cannot be repeated, whether it was interrupted or not:
+        RuntimeError.
         """
-        if self._commit_unfinished:
-            raise RuntimeError("an earlier commit of this step was interrupted; run the step again")
-        self._commit_unfinished = True
+        _check_index("sequence", sequence, self.binding.shape.B)
+        _check_index("node", path[-1], self.binding.host.sizes[0])
+        if sequence in self._commits_begun:
+            raise RuntimeError(COMMITTED_BEFORE)
+        self._commits_begun.add(sequence)
         self.binding.memory.commit(self.binding.shape, sequence, path, length)
-        self._commit_unfinished = False
 
     def _read(self, address: int, *shape: int) -> FloatArray:
         array = np.empty(shape, np.float32)
         self.binding.memory.device.read(array, address)
         return array
+
+
+def _check_index(what: str, index: int, count: int) -> None:
+    """Raise IndexError for what would be another address of the device's memory."""
+    if not 0 <= index < count:
+        raise IndexError(f"{what} {index} does not exist; expected one from 0 to {count - 1}")

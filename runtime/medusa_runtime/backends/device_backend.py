@@ -159,7 +159,12 @@ class DeviceBackend(ABC):
                 f"got a step of {B} sequences, expected {memory.arena.batch}, for which memory is allocated; call "
                 "allocate for the new number first"
             )
-        P = memory.padded_past(int(step.past_length.max()))
+        length = int(step.past_length.max())
+        if length + T > memory.arena.capacity:  # the step would read beyond the arena
+            raise RuntimeError(
+                f"{length + T} rows do not fit an arena of {memory.arena.capacity}; allocate a larger one first"
+            )
+        P = memory.padded_past(length)
         return self._padded_shape(StepShape(B, T, R, step.draft, P, is_causal(step)))
 
     def _add_binding(self, shape: StepShape, step: Step) -> StepBinding:

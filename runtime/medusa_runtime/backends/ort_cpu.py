@@ -17,7 +17,7 @@ from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray
 from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.backends.ort_library import import_onnxruntime
 from medusa_runtime.backends.ort_session import check_signature, open_session
-from medusa_runtime.backends.step_errors import check_reading_thread, step_error
+from medusa_runtime.backends.step_errors import COMMITTED_BEFORE, check_reading_thread, step_error
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
 from medusa_runtime.errors import CapacityError
@@ -92,7 +92,7 @@ class OrtCpuBackend:
         self._step: Step | None = None  # the step run last …
         self._bound: _BoundStep | None = None  # … and its binding
         self._completed: _CompletedRun | None = None  # the last run, if it succeeded
-        self._commit_unfinished = False  # whether a commit of the last run was interrupted, so that rows may be lost
+        self._commit_begun = False  # whether a commit of the last run has moved rows, so that none can follow
 
     def facts(self) -> BackendFacts:
         """Describe processor and library; the bandwidth of its memory is not measured."""
@@ -140,7 +140,7 @@ class OrtCpuBackend:
         except Exception as error:  # the library raises many kinds
             raise step_error(self.name, self.precision, step, error) from error
         self.run_seconds = time.perf_counter() - started
-        self._commit_unfinished = False
+        self._commit_begun = False
         self._completed = _CompletedRun(threading.get_ident(), bound)
 
     def read_tokens(self, sequence: int = 0) -> list[int]:
@@ -178,16 +178,15 @@ class OrtCpuBackend:
                 f"{length} + {len(path)} rows do not fit an arena of {self._capacity}; allocate a larger one first"
             )
         bound = self._last_run()
-        if self._commit_unfinished:
-            raise RuntimeError("an earlier commit of this step was interrupted; run the step again")
-        self._commit_unfinished = True
+        if self._commit_begun:
+            raise RuntimeError(COMMITTED_BEFORE)
+        self._commit_begun = True
         if last != len(path) - 1:
             arena = self._arena
             for row, node in enumerate(path):  # ascending, so that no row is overwritten before it is read
                 if row != node:
                     arena[:, :, length + row] = arena[:, :, length + node]
         self._draft_row[:] = bound.hidden[sequence][last]
-        self._commit_unfinished = False
 
     def _last_run(self) -> _BoundStep:
         completed = self._completed

@@ -9,6 +9,7 @@ from medusa_runtime.errors import BackendError, BusyError, CapacityError, Medusa
 
 # How libraries report a failed allocation: ONNX Runtime's arenas, CUDA, C++.
 OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "bad allocation", "cudaErrorMemoryAllocation")
+COMMITTED_BEFORE = "an earlier commit of this step was finished or interrupted; run the step again"
 MAX_MESSAGE = 600  # characters of the library's own message
 
 

@@ -188,6 +188,15 @@ def work_of(toy: Toy) -> None:
     toy.run(literal([8] * (PREFILL_CHUNK + 9), 3))
 
 
+@pytest.mark.parametrize(("batch", "rows"), [(1, MODEL.context), (2, 8)])
+def test_a_step_that_does_not_fit_the_allocated_rows_is_refused(batch: int, rows: int) -> None:
+    toy = Toy()
+    toy.allocate(batch, 8)
+    toy.run(literal([1, 2, 3], rows - 3, batch))
+    with pytest.raises(RuntimeError, match=f"{rows + 1} rows do not fit an arena of {rows}; allocate a larger one"):
+        toy.run(literal([1, 2, 3], rows - 2, batch))
+
+
 def test_a_failed_allocation_changes_nothing() -> None:
     """Each allocation in turn: all rows are kept, smaller steps run, and the larger one runs once there is memory."""
     fails, failed = 0, True

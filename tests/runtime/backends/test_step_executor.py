@@ -106,14 +106,34 @@ def test_an_interrupted_commit_is_not_repeated() -> None:
     device = Waiting()
     executor, memory = StepExecutor("toy", "fp32", device), new_memory(device)
     completed = executor.run(new_binding(memory), new_step())
-    completed.commit(0, [0, 2], 5)
     device.failure = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         completed.commit(0, [0, 2], 5)
     device.failure = None
-    with pytest.raises(RuntimeError, match="an earlier commit of this step was interrupted; run the step again"):
+    with pytest.raises(RuntimeError, match="an earlier commit of this step was finished or interrupted"):
         completed.commit(0, [0, 2], 5)
     executor.run(new_binding(memory), new_step()).commit(0, [0, 2], 5)
+
+
+def test_a_commit_is_not_repeated() -> None:
+    device = HostDevice()
+    executor, memory = StepExecutor("toy", "fp32", device), new_memory(device)
+    completed = executor.run(new_binding(memory), new_step())
+    completed.commit(0, [0, 2], 5)
+    with pytest.raises(RuntimeError, match="an earlier commit of this step was finished or interrupted"):
+        completed.commit(0, [0, 1], 5)
+
+
+def test_what_a_step_does_not_have_is_refused_instead_of_read_from_other_memory() -> None:
+    device = HostDevice()
+    completed = StepExecutor("toy", "fp32", device).run(new_binding(new_memory(device)), new_step())
+    sequences, rows = 1, len(completed.read_argmax(0))
+    for row, sequence in ((rows, 0), (-1, 0), (0, sequences), (0, -1)):
+        with pytest.raises(IndexError, match="does not exist; expected one from 0 to"):
+            completed.read_logits(row, sequence)
+    for sequence, node in ((sequences, 0), (-1, 0), (0, len(completed.read_tokens(0)))):
+        with pytest.raises(IndexError, match="does not exist; expected one from 0 to"):
+            completed.commit(sequence, [node], 5)
 
 
 def test_results_are_read_from_the_memory_that_the_run_was_bound_to() -> None:
