@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from medusa_profiles.profile import ProfileError, TreeProfile
@@ -68,6 +72,7 @@ class Worker:
         self.name = name
         self.failure: str | None = None
         self._executor = start_process()
+        self._at_work = False  # whether a call began and has not returned
 
     def open(self, settings: WorkerSettings) -> LoadedBackend | None:
         """Load the backend and warm it up; return None when that fails."""
@@ -80,14 +85,20 @@ class Worker:
         return measurement
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, at once if it is in the middle of a call that was interrupted."""
+        if self._at_work:  # Python 3.14 has `kill_workers`
+            for process in list((self._executor._processes or {}).values()):
+                process.kill()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self.failure is not None:
             return None
         try:
-            return self._executor.submit(function, *arguments).result()
+            self._at_work = True
+            with _interrupts_held_back():  # the first call starts the process
+                future = self._executor.submit(function, *arguments)
+            result = future.result()
         except BrokenExecutor:
             self.failure = (
                 f"backend {self.name}: its process ended unexpectedly (killed, out of memory, or a crash of its "
@@ -100,12 +111,48 @@ class Worker:
             self.failure = (
                 f"backend {self.name}: unexpected {type(error).__name__}: {text}; run it alone: --backends {self.name}"
             )
+        else:
+            self._at_work = False
+            return result
+        self._at_work = False
         return None
 
 
-def start_process() -> Executor:
-    """Create an executor with one new process that shares no memory with this one: a GPU's state survives no fork."""
-    return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+def start_process() -> ProcessPoolExecutor:
+    """Create an executor with one new process that shares no memory with this one: a GPU's state survives no fork.
+
+    The process ends with this one, even if this one is killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_end_with_parent)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let a Ctrl-C wait until the block ends, and reach no process that is started in it.
+
+    A terminal sends it to all processes. The worker's would be in the middle of an import, which prints a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a started process inherits it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """In the worker process: end when the process that started it has ended, whatever ended it."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 _decoders: dict[str, TimedDecoder] = {}  # in the worker process: its only decoder, by the name of its backend

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +56,49 @@ def test_it_answers_from_another_process_whose_end_is_reported(bundle: Bundle, a
     )
     assert "run it alone: --backends ort-cpu" in apart.failure
     assert apart.answer(question, 0) is None  # and nothing is asked of it any more
+
+
+def processes() -> set[int]:
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks")
+def test_an_interrupt_reaches_the_worker_through_this_process_only() -> None:
+    before, one = processes(), Worker("ort-cpu")
+    assert one._call(os.getpid) is not None
+    [child] = processes() - before
+    os.kill(child, signal.SIGINT)  # a terminal sends it to all
+    assert one._call(os.getpid) == child
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            one._call(time.sleep, 60)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    one.close()  # does not wait for the answer
+    assert time.monotonic() - started < 20
+    assert child not in processes()
+
+
+def test_a_worker_ends_with_a_process_that_is_killed() -> None:
+    code = (
+        "import os, time\n"
+        "from medusa_exporter.bench.worker import Worker\n"
+        "if __name__ == '__main__':\n"
+        "    print(Worker('ort-cpu')._call(os.getpid), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline())
+        process.kill()
+        assert process.stdout.read() == ""  # the worker had the same pipe, which is closed when the last one ends
 
 
 @pytest.mark.parametrize(
