@@ -100,7 +100,7 @@ def build(
         return BuildResult(bundle, manifest, built=False)
 
     choose_pairs(backends, precisions, models.read_decoder_config(source))
-    _check_outside_model(bundle, source)
+    _check_outside_inputs(bundle, source, heads)
     tokens = models.choose_context(source, context)
     check_build(source, heads, report)
     import_extra("onnxscript", "export")
@@ -138,11 +138,16 @@ def choose_profiles(names: tuple[str, ...], heads: int) -> tuple[TreeProfile, ..
     return tuple(trees)
 
 
-def _check_outside_model(bundle: Path, source: ModelSource) -> None:
-    """Refuse a bundle inside of the model's folder, which a build only reads. Raises BundleError."""
+def _check_outside_inputs(bundle: Path, source: ModelSource, heads: str) -> None:
+    """Refuse a bundle inside of the folder of the model or the heads, which a build only reads. Raises BundleError."""
     if source.local and not source.gguf and bundle.resolve().is_relative_to(source.location):
         raise BundleError(
             f"{bundle} is inside of the model's folder {source.location}, expected a place outside: give another one"
+        )
+    folder = Path(heads).expanduser()
+    if folder.is_dir() and bundle.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(
+            f"{bundle} is inside of the heads' folder {heads}, expected a place outside: give another one"
         )
 
 

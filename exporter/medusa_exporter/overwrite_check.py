@@ -18,7 +18,7 @@ from typing import Any
 from medusa_runtime.errors import MedusaError
 
 from medusa_exporter.files import check_can_create
-from medusa_exporter.staging import MARK, Staging, finish_move
+from medusa_exporter.staging import MARK, Staging, enclosing_bundle, finish_move
 
 MADE_BY = "made_by"  # the first key of every JSON
 LARGEST_JSON = 256 << 20  # bytes; larger files are not read to recognise them
@@ -103,13 +103,13 @@ def check_output_file(
         file: The output. A link is followed: the file that it leads to is checked.
         kind: What the command writes.
         inputs: Files that the command reads; none of them may be the output.
-        bundle: Folder of a bundle, in which no other files may be.
+        bundle: Folder that the command reads as a bundle, whatever is in it. No output may be inside of any bundle.
 
     Raises:
         OverwriteError: If the output is refused or cannot be written.
     """
     place = Path(os.path.realpath(file))
-    if bundle is not None and place.is_relative_to(bundle.resolve()):
+    if enclosing_bundle(place) or (bundle is not None and place.is_relative_to(bundle.resolve())):
         raise OverwriteError(f"{file} is inside of the bundle, which must hold no other files; give another place")
     if any(place == Path(os.path.realpath(source)) for source in inputs):
         raise OverwriteError(f"{file} is one of the files to read; give another place")
@@ -136,6 +136,10 @@ def check_output_folder(folder: Path, kinds: Mapping[str, AnyKind], *, inputs: I
             raise OverwriteError(f"{folder} is inside of {source}, which is read by this command; give another folder")
     if (status := _status(folder, place)) is not None and not stat.S_ISDIR(status.st_mode):
         raise OverwriteError(f"{folder} is a file; expected a folder to write to: {REMEDY}")
+    if bundle := enclosing_bundle(place / "x"):
+        raise OverwriteError(
+            f"files in {folder} would be inside of the bundle {bundle}, which must hold no others; give another folder"
+        )
     staging = Staging(place, inside=True)
     if foreign := staging.foreign():
         raise OverwriteError(f"{staging.folder} is for unfinished files, but it holds {foreign[0]!r}; move that away")

@@ -18,6 +18,7 @@ from medusa_exporter.folder_swap import swap_folders
 from medusa_exporter.staging import (
     CANNOT_MOVE,
     Staging,
+    enclosing_bundle,
     finish_move,
     is_empty,
     is_mount,
@@ -32,8 +33,13 @@ def check_target(bundle: Path) -> None:
     """Refuse to build over anything but a bundle or an empty folder, so that no file of the user is ever removed.
 
     Raises:
-        BundleError: For a file, for a folder with other files in it, and for a bundle to which files were added.
+        BundleError: For a file, for a folder with other files in it, for a bundle to which files were added, and for a
+            folder inside of another bundle.
     """
+    if other := enclosing_bundle(bundle.resolve()):
+        raise BundleError(
+            f"{bundle} is inside of the bundle {other}, which must hold no other files; give another place"
+        )
     try:
         if not bundle.is_dir():
             if bundle.exists():

@@ -169,6 +169,15 @@ def is_empty(folder: Path) -> bool:
     return all(path in ours or path.is_relative_to(staging.folder) for path in staging.target.rglob("*"))
 
 
+def enclosing_bundle(place: Path) -> Path | None:
+    """Return the folder of the bundle that `place` is in, or would be in; None if there is none."""
+    for folder in place.parents:
+        with contextlib.suppress(OSError):
+            if listed_files(folder / FILE_NAME) is not None:
+                return folder
+    return None
+
+
 def listed_files(manifest: Path) -> set[str] | None:
     """Return the files that a bundle's manifest of any version lists; None if this is not the manifest of a bundle."""
     if not manifest.is_file():

@@ -157,6 +157,12 @@ def test_a_bundle_inside_of_the_models_folder_is_refused(tiny_model: Path, tiny_
     assert sorted(model.rglob("*")) == before
 
 
+def test_a_bundle_inside_of_the_heads_folder_is_refused(tiny_model: Path, tiny_heads: Path, tmp_path: Path) -> None:
+    heads = Path(shutil.copytree(tiny_heads, tmp_path / "heads"))
+    with pytest.raises(BundleError, match=r"bundle is inside of the heads' folder .*heads, .*: give another"):
+        build(str(tiny_model), str(heads), heads / "bundle")
+
+
 def test_other_families_are_refused_by_name_before_any_work(tiny_heads: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(UnsupportedModelError, match=r"'mamba'.*llama, mistral, qwen2, qwen3"):

@@ -273,6 +273,15 @@ def test_a_bundle_is_no_place_for_a_file(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_bundle_of_any_command_is_no_place_for_files(tiny_bundle: Path) -> None:
+    for file in (tiny_bundle / "out.json", tiny_bundle / "new" / "out.json"):
+        with pytest.raises(OverwriteError, match="is inside of the bundle"):
+            check_output_file(file, output_kinds.BENCH)
+    for folder in (tiny_bundle, tiny_bundle / "new"):
+        with pytest.raises(OverwriteError, match="would be inside of the bundle"):
+            check_output_folder(folder, output_kinds.TRAINING)
+
+
 def test_a_folder_that_nobody_may_write_to_is_refused() -> None:
     with pytest.raises(OverwriteError, match="cannot be written"):
         check_output_file(Path("/proc/out.json"), output_kinds.BENCH)

@@ -241,6 +241,14 @@ def test_files_that_were_put_into_a_bundle_are_not_lost(
     Bundle.open(bundle)
 
 
+def test_no_bundle_is_put_into_another(small: Path, tmp_path: Path) -> None:
+    outer = Path(shutil.copytree(small, tmp_path / "outer"))
+    for place in (outer / "inner", outer / "graphs" / "deep" / "inner"):
+        with pytest.raises(BundleError, match=r"inner is inside of the bundle .*outer, which must hold no other files"):
+            check_target(place)
+    check_target(outer)
+
+
 def test_a_folder_with_somebody_elses_manifest_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"name": "a browser's extension", "manifest_version": 3}))
     with pytest.raises(BundleError, match="other things in it, not a bundle"):
