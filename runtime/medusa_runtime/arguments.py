@@ -29,7 +29,9 @@ def as_optional_int(what: str, value: object, least: int) -> int | None:
 def as_text(what: str, value: object) -> str:
     """Return a str that is not empty; raise ArgumentError otherwise."""
     if not isinstance(value, str) or not value:
-        raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a name: pass a str")
+        raise ArgumentError(
+            f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a name: pass a str that is not empty"
+        )
     return value
 
 

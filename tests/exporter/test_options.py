@@ -54,6 +54,18 @@ def test_help_texts_are_sentences(name: str) -> None:
     assert (ALL[name].help or "").strip().endswith((".", ":"))
 
 
+def test_an_option_of_one_value_is_not_repeated() -> None:
+    for arguments in (
+        ["generate", "bundle", "Hi", "--backend", "ort-cuda", "--backends", "ort-cpu"],
+        ["bench", "bundle", "--precision", "fp32", "--precision=int8"],
+        ["heads", "convert", "old", "-o", "one", "--output", "two"],
+    ):
+        result = CliRunner().invoke(group, arguments)
+        assert result.exit_code == 2
+        assert "is given 2 times, expected once" in result.output
+    assert CliRunner().invoke(group, ["profiles", "-q", "-q", "--debug", "--debug"]).exit_code == 0
+
+
 def test_the_backend_has_two_spellings_in_every_command() -> None:
     with_backend = {name for name, command in ALL.items() if "--backend" in options(command)}
     assert with_backend == {"bench", "build", "compare", "engines", "generate", "verify"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import textwrap
+from collections import Counter
 from typing import Any
 
 import click
@@ -46,6 +47,15 @@ class Command(click.Command):
         if example:
             self.epilog = "\b\nExample:\n" + textwrap.indent(example, "  ")  # \b keeps the lines as they are
         self.params += common_options()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; refuse to repeat an option of one value, of which click would take the last."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            for parameter, count in Counter(order).items():
+                if isinstance(parameter, click.Option) and count > 1 and not (parameter.multiple or parameter.is_flag):
+                    raise click.UsageError(f"{parameter.opts[0]} is given {count} times, expected once", ctx)
+        return super().parse_args(ctx, args)
 
 
 class Group(click.Group):
