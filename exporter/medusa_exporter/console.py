@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0  # of a progress bar where there is no terminal to draw it on
+IN_ASCII = str.maketrans({"│": "|", "├": "|", "└": "`", "─": "-", "–": "-", "×": "x", "…": "...", "−": "-"})
 UNLIMITED = 10_000  # columns of a table that goes into a file or a pipe: nothing is cut or wrapped
 
 
@@ -88,12 +89,28 @@ def table(
 def write(text: str, *, newline: bool = True, error: bool = False) -> None:
     """Write text to standard output, or with `error` to standard error, at once.
 
-    `click.echo` would write UTF-8 to a stream whose encoding is ASCII.
+    Lines and dashes that the encoding of the stream does not have are drawn in ASCII. `click.echo` would write UTF-8 to
+    a stream whose encoding is ASCII.
     """
     stream = sys.stderr if error else sys.stdout
     if stream is not None:
+        text = readable(text)
+        try:
+            text.encode(getattr(stream, "encoding", None) or "utf-8")
+        except UnicodeEncodeError:
+            text = text.translate(IN_ASCII)
         stream.write(f"{text}\n" if newline else text)
         stream.flush()
+
+
+def readable(text: str) -> str:
+    """Return a text with file names in UTF-8, whose bytes Python keeps one by one where the locale is another one.
+
+    What is not UTF-8 becomes U+FFFD.
+    """
+    if not any("\ud800" <= character <= "\udfff" for character in text):
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def note(text: str) -> None:
@@ -193,4 +210,8 @@ def _standard_error() -> Console:
     """The one console that progress goes through, so that lines appear above a bar that is being drawn."""
     from rich.console import Console
 
-    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+    class OpenEnded(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the process with exit code 1, and discard standard output
+            raise  # noqa: PLE0704 -- called while the BrokenPipeError is handled
+
+    return OpenEnded(stderr=True, markup=False, highlight=False, emoji=False)

@@ -136,6 +136,12 @@ def test_a_closed_pipe_ends_every_command_that_prints_quietly(
     ):
         code, error = closed([*arguments, "-q"] if arguments != ["--version"] else arguments)
         assert (code, error) == (ExitCode.CLOSED_PIPE, ""), arguments
+    read, write = os.pipe()
+    os.close(read)
+    words = [*RUN, "generate", str(tiny_precisions), "Hi", "--max-new-tokens", "4"]
+    with subprocess.Popen(words, stdout=-1, stderr=write, text=True) as process:  # nobody reads the speed
+        os.close(write)
+        assert process.wait(timeout=120) == ExitCode.CLOSED_PIPE
     assert closed(["profiles", "no-such-tree"], both=True)[0] == ExitCode.FAILURE  # though nobody reads the error
 
 

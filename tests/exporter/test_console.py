@@ -105,6 +105,19 @@ def test_a_bar_on_a_terminal_is_drawn_and_removed() -> None:
     assert "states" in shown and "of 2,000 tokens" in shown and "a line above" in shown
 
 
+def test_a_stream_without_lines_gets_ascii_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding, expected in (("ascii", "|- 2-9 1.5x ?"), ("cp437", "|- 2-9 1.5x ?"), ("utf-8", "├─ 2–9 1.5× 語")):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding, errors="replace")
+        monkeypatch.setattr(sys, "stdout", stream)
+        console.write("├─ 2–9 1.5× 語")
+        assert stream.buffer.getvalue().decode(encoding) == f"{expected}\n"  # type: ignore[attr-defined]
+
+
+def test_file_names_are_shown_as_utf8_whatever_the_locale() -> None:
+    assert console.readable("pr\udcc3\udcb6mpts.jsonl") == "prömpts.jsonl"
+    assert console.readable("größe \udcfc") == "größe \ufffd"
+
+
 def test_encodings() -> None:
     assert is_utf8(None)
     assert is_utf8(io.TextIOWrapper(io.BytesIO(), "UTF-8"))

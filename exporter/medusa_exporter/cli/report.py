@@ -9,6 +9,7 @@ import click
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import INPUT_FILE
 from medusa_exporter.cli.results import Results, json_option
+from medusa_exporter.console import readable
 from medusa_exporter.files import write_bytes
 from medusa_exporter.output_kinds import REPORT, SUMMARIES
 from medusa_exporter.overwrite_check import check_output_file
@@ -39,7 +40,7 @@ def command(files: tuple[Path, ...], output: Path, results: Results) -> None:
     check_output_file(output, REPORT, inputs=files)
     results.check(KIND, inputs=[*files, output])
     runs = read_runs(files)
-    page = render(runs).encode()
+    page = readable(render(runs)).encode()
     write_bytes(output, page)
     cells = sum(len(run.results) for run in runs)
     results.write(KIND, {"output": str(output), "runs": len(runs), "results": cells, "bytes": len(page)})

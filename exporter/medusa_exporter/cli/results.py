@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from medusa_exporter.console import Verbosity, is_utf8, verbosity, write
+from medusa_exporter.console import Verbosity, is_utf8, readable, verbosity, write
 from medusa_exporter.files import write_json
 from medusa_exporter.overwrite_check import JsonKind, check_output_file
 
@@ -55,15 +55,24 @@ class Results:
     def save(self, kind: JsonKind, content: Mapping[str, Any]) -> None:
         """Write what is known so far into the file, if JSON goes into a file: an interrupted command then keeps it."""
         if self._file is not None:
-            write_json(self._file, kind.marked(content))
+            write_json(self._file, _readable(kind.marked(content)))
 
     def write(self, kind: JsonKind, content: Mapping[str, Any]) -> None:
         """Write the JSON if `--json` asks for it; it names the command that wrote it."""
         self.save(kind, content)
         if self._json_on_stdout:
             # A terminal or pipe that is not UTF-8 gets escapes in place of characters that it cannot hold.
-            text = json.dumps(kind.marked(content), indent=2, allow_nan=False, ensure_ascii=not is_utf8(sys.stdout))
-            write(text)
+            found = _readable(kind.marked(content))
+            write(json.dumps(found, indent=2, allow_nan=False, ensure_ascii=not is_utf8(sys.stdout)))
+
+
+def _readable(value: Any) -> Any:
+    """Return JSON values with all file names in them as UTF-8, see `console.readable`."""
+    if isinstance(value, Mapping):
+        return {readable(key): _readable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(one) for one in value]
+    return readable(value) if isinstance(value, str) else value
 
 
 def _as_results(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Results:
