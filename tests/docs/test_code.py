@@ -6,8 +6,15 @@ import pytest
 
 from .pages import PAGES, blocks, name_of
 
+WIDTH = 96  # characters of code that a page shows without scrolling (docs/_static/wide.css)
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 BUNDLES = {"docs/guides/quantise.md": "tiny_precisions"}  # pages whose bundle has more than one precision
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_code_fits_the_page(page):
+    lines = [line for block in blocks(page) for line in block.text.split("\n")]
+    assert [line for line in lines if len(line) > WIDTH] == []
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
