@@ -50,10 +50,12 @@ class Verification:
 
     Attributes:
         texts: Each prompt with its answer by plain decoding.
+        skipped: Number of conversations that were not answered to their end, because they do not fit the context.
         differences: The first difference of every answer that has one, ties included.
     """
 
     texts: list[Text] = field(default_factory=list)
+    skipped: int = 0
     differences: list[FoundDifference] = field(default_factory=list)
 
     @property
@@ -102,6 +104,7 @@ def verify_answers(
     found = Verification()
     for measured in _answers(engine, trees, prompts, max_new_tokens, first_turn_only):
         if isinstance(measured, Skipped):
+            found.skipped += 1
             report(f"prompt {measured.prompt}/{len(prompts)}, turn {measured.turn}: {measured.describe()}")
             continue
         (answers,) = measured.values()  # one backend

@@ -135,9 +135,10 @@ class Bundle:
         found = {facts.precision: facts for facts in self.manifest.graphs.values() if facts.backend == backend}
         wanted = precision or (next(iter(found)) if len(found) == 1 else "fp32")
         if wanted not in found:
+            asked = f"backend {backend}, precision {wanted}" if precision or found else f"backend {backend}"
             raise BundleError(
-                f"{self.root} has no graph for backend {backend}, precision {precision or 'any'}; it has "
-                f"{', '.join(sorted(self.manifest.graphs))}; name one of these or build the bundle with yours"
+                f"{self.root} has no graph for {asked}; it has {', '.join(sorted(self.manifest.graphs))}; choose one "
+                "of these, or build the bundle again with --backend and --precision"
             )
         return found[wanted], self.root / found[wanted].file
 

@@ -186,8 +186,8 @@ class Decoder:
         ids = as_token_ids(prompt, model.vocab_size)
         if ids.size >= model.context:
             raise CapacityError(
-                f"the prompt has {ids.size} tokens, the model's context is {model.context}: no room for an answer; "
-                "shorten it"
+                f"the prompt has {ids.size} tokens, which leaves no room for an answer in the context of "
+                f"{model.context} tokens (the bundle's context, or max_length); shorten it or allow a longer context"
             )
         limit = as_int("max_new_tokens", max_new_tokens, 1, PromptError)
         stop = as_stop_ids(model.eos_token_ids if stop_ids is None else stop_ids)

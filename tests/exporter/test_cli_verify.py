@@ -49,7 +49,8 @@ def test_a_sound_bundle_passes_by_built_in_prompts(tiny_bundle: Path, capsys: py
     assert run(tiny_bundle, *TREES) == 0
     shown = capsys.readouterr()
     assert "the same tokens" in shown.out
-    assert "2 profiles against plain decoding" in shown.out
+    assert "2 trees against plain decoding" in shown.out
+    assert "1 of 6 prompts skipped, too long for the context; " in shown.out
     assert "prompt 6/6, turn 1: SKIPPED" in shown.err  # the long one, by a tokenizer of almost single bytes
 
 
@@ -68,7 +69,7 @@ def test_another_backend_is_checked_by_its_own_plain_decoding(
     assert run(*arguments, "--prompts", prompts, "--max-new-tokens", 24, "--json", output) == 0
     content = json.loads(output.read_text())
     assert (content["backend"], content["precision"], content["quality"]) == ("ort-cuda", precision, {})
-    assert "2 profiles against plain decoding" in capsys.readouterr().out
+    assert "2 trees against plain decoding" in capsys.readouterr().out
 
 
 def test_precisions_are_set_beside_fp32(

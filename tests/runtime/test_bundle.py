@@ -77,8 +77,11 @@ def test_graph(folder):
     assert bundle.graph("ort-cpu") == bundle.graph("ort-cpu", "fp32")
     facts, path = bundle.graph("ort-cpu", "int8")
     assert (facts.precision, path.read_bytes()) == ("int8", b"int8")
-    for wanted in (("ort-cuda",), ("ort-cpu", "int4")):
-        with pytest.raises(BundleError, match="it has ort-cpu-fp32, ort-cpu-int8"):
+    for wanted, asked in {
+        ("ort-cuda",): "backend ort-cuda",
+        ("ort-cpu", "int4"): "backend ort-cpu, precision int4",
+    }.items():
+        with pytest.raises(BundleError, match=f"no graph for {asked}; it has ort-cpu-fp32, ort-cpu-int8; .*--backend"):
             bundle.graph(*wanted)
 
 

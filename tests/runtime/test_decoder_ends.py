@@ -71,8 +71,18 @@ def test_the_longest_prompt_leaves_room_for_one_token():
         ([1, -1], {}, PromptError, "token ids outside 0 … 31"),
         ([VOCAB], {}, PromptError, "token ids outside 0 … 31"),
         ([1], {"max_new_tokens": 0}, PromptError, "max_new_tokens is 0; expected at least 1"),
-        ([1] * 50, {}, CapacityError, "the prompt has 50 tokens, the model's context is 50"),
-        ([1] * 51, {}, CapacityError, "the prompt has 51 tokens, the model's context is 50"),
+        (
+            [1] * 50,
+            {},
+            CapacityError,
+            "the prompt has 50 tokens, which leaves no room for an answer in the context of 50",
+        ),
+        (
+            [1] * 51,
+            {},
+            CapacityError,
+            "the prompt has 51 tokens, which leaves no room for an answer in the context of 50",
+        ),
     ],
 )
 def test_a_prompt_that_cannot_be_answered_is_refused_before_any_work(prompt, more, error, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,6 +23,8 @@ from medusa_exporter.output_kinds import DATA, REVIEW, SUMMARIES
 from medusa_exporter.overwrite_check import check_output_file, check_output_folder
 
 KIND = SUMMARIES["distill"]
+
+DEFAULT_CONTEXT = 768
 
 
 @click.command(
@@ -90,11 +93,10 @@ KIND = SUMMARIES["distill"]
 )
 @click.option(
     "--context",
-    default=768,
-    show_default=True,
     type=click.IntRange(8),
     metavar="TOKENS",
-    help="Maximum number of tokens of a conversation.",
+    help=f"Maximum number of tokens of a conversation. Default: {DEFAULT_CONTEXT}, or the context of the model if that "
+    "is shorter.",
 )
 @list_option(
     "--temperature",
@@ -179,7 +181,7 @@ def command(
     follow_ups: bool,
     output: Path,
     max_new_tokens: int,
-    context: int,
+    context: int | None,
     temperature: tuple[float, ...],
     top_k: int,
     top_p: float,
@@ -209,9 +211,8 @@ def command(
     """
     if not files and not synthesize and not answers:
         raise click.UsageError("nothing to answer: give --prompts FILE, --synthesize N or --answers FILE")
-    if max_new_tokens >= context:
-        raise click.UsageError(f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in --context {context}")
-
+    if context is not None:
+        _check_room(max_new_tokens, context)
     if force and review_in:
         raise click.UsageError("--force starts anew, but --review-in corrects finished data; leave out one of the two")
     given = [*files, *exclude, *answers, *([review_in] if review_in else [])]
@@ -223,7 +224,7 @@ def command(
     from medusa_exporter.distillation.checkpoint import replaces_data
     from medusa_exporter.distillation.conversations import read_conversations
     from medusa_exporter.distillation.dataset import META_NAME, DataError, save_data
-    from medusa_exporter.distillation.distill import DistillationPlan, check_context, distill
+    from medusa_exporter.distillation.distill import DistillationPlan, check_context, distill, longest_conversation
     from medusa_exporter.distillation.review import read_review, write_review
     from medusa_exporter.distillation.sampling import Sampling
     from medusa_exporter.loading.templates import choose_template, describe_wanted
@@ -240,7 +241,7 @@ def command(
         temperatures=temperature,
         sampling=Sampling(top_k, top_p, min_p),
         max_new_tokens=max_new_tokens,
-        context=context,
+        context=context or DEFAULT_CONTEXT,
         batch=batch,
         seed=seed,
         chat_template=describe_wanted(chat_template),
@@ -251,13 +252,17 @@ def command(
     source = ModelSource.resolve(model, revision)
     device = pick_device(device)
     check_family(source)
-    check_context(read_config(source), context)
+    config = read_config(source)
+    if context is None:
+        plan = replace(plan, context=min(DEFAULT_CONTEXT, longest_conversation(config)))
+        _check_room(max_new_tokens, plan.context)
+    check_context(config, plan.context)
     tokenizer = load_tokenizer(source)
     choose_template(tokenizer, chat_template)
     loaded = load_model(source, pick_dtype(dtype, device), device)
     found = distill(loaded, tokenizer, source.name, plan, output, minutes=minutes, echo=note, force=force)
     if review_in:
-        found, counts = read_review(found, tokenizer, review_in, context)
+        found, counts = read_review(found, tokenizer, review_in, plan.context)
         save_data(found, output)
         note(f"{', '.join(f'{count} {kind}' for kind, count in counts.items())} -> {output}")
     if review_out:
@@ -265,3 +270,11 @@ def command(
         left_out = f"; {foreign} that the chat template did not write are left out, and stay in DATA" if foreign else ""
         note(f"{written} conversations{left_out} -> {review_out}")
     results.write(KIND, {"output": str(output), "rows": found.rows, "tokens": len(found.tokens), "model": source.name})
+
+
+def _check_room(max_new_tokens: int, context: int) -> None:
+    if max_new_tokens >= context:
+        raise click.UsageError(
+            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in a --context of {context} tokens; "
+            "lower --max-new-tokens"
+        )

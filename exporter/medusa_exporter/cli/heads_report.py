@@ -9,7 +9,7 @@ import click
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import device_option, dtype_option, heads_revision_option, revision_option
 from medusa_exporter.cli.results import Results, json_option
-from medusa_exporter.console import warn
+from medusa_exporter.console import note, warn
 from medusa_exporter.output_kinds import FITTED, HEADS_REPORT, TREE
 from medusa_exporter.overwrite_check import check_output_folder
 
@@ -126,3 +126,5 @@ def command(
     results.echo(report.format_report(found))
     if write_profiles:
         report.write_profiles(found.trees, write_profiles)
+        names = ", ".join(tree.name for tree in found.trees.values())
+        note(f"{names or 'no trees'}, fitted on {found.positions:,} positions -> {write_profiles}")

@@ -49,7 +49,8 @@ length_option = click.option(
     "--max-length",
     type=click.IntRange(min=16),
     metavar="TOKENS",
-    help="Maximum number of tokens of a prompt and its answer together. Default: the context length of the model.",
+    help="Maximum number of tokens of a prompt and its answer together, which bounds the memory of the KV cache. "
+    "Default: the context of the bundle.",
 )
 digest_option = click.option(
     "--expected-digest",

@@ -127,6 +127,7 @@ def command(
         **tolerances(exact),
         "answers": len(found.texts),
         "tokens": found.tokens,
+        "skipped": found.skipped,
         "passed": not found.failures,
         "differences": [one.as_json() for one in found.differences],
         "quality": {name: asdict(quality) for name, quality in qualities.items()},
@@ -135,7 +136,9 @@ def command(
     if qualities:
         results.echo(as_table(qualities))
     against = "plain decoding" if model is None else f"plain decoding, and that against {model} in transformers"
-    summary = f"{len(found.texts)} answers of {found.tokens} tokens in all, {len(trees)} profiles against {against}: "
+    summary = f"{len(found.texts)} answers of {found.tokens} tokens in all, {len(trees)} trees against {against}: "
+    if found.skipped:
+        summary = f"{found.skipped} of {len(prompts)} prompts skipped, too long for the context; {summary}"
     if found.failures:
         raise MedusaError(summary + found.describe())
     results.echo(summary + found.describe())

@@ -103,6 +103,12 @@ class DistillationPlan:
         }
 
 
+def longest_conversation(config: Mapping[str, Any]) -> int:
+    """Return the largest context in tokens that `check_context` accepts for a model with this config."""
+    longest, change = int(config["max_position_embeddings"]), changes_at(config)
+    return longest if change is None else min(longest, change)
+
+
 def check_context(config: Mapping[str, Any], context: int) -> None:
     """Refuse rows that are longer than a model supports; this needs its config alone, not its weights.
 
@@ -115,12 +121,13 @@ def check_context(config: Mapping[str, Any], context: int) -> None:
     """
     if context > config["max_position_embeddings"]:
         raise CapacityError(
-            f"rows of {context} tokens exceed the model's {config['max_position_embeddings']}; give a smaller --context"
+            f"--context is {context} tokens, expected at most {config['max_position_embeddings']}, the model's "
+            "context; lower it"
         )
     if (change := changes_at(config)) is not None and context > change:
         raise CapacityError(
-            f"rows of {context} tokens, but the model's longrope uses other frequencies beyond {change} tokens; "
-            f"expected rows that need one set of frequencies: give --context {change} or less"
+            f"--context is {context} tokens, expected at most {change}, beyond which the model's longrope uses other "
+            "frequencies; lower it"
         )
 
 

@@ -99,7 +99,7 @@ def choose_rows(data: DataSet, hold_out: float | None, opened_by: Iterable[Turns
         opened = f" begins with one of the {len(groups)} prompts" if groups else ""
         raise DataError(
             f"none of the {data.rows} conversations{' and'.join(filter(None, (held_out, opened)))}; expected at least "
-            "one; use --all, a larger --hold-out, other --prompts or more data"
+            "one; use --all, more data, or all prompts"
         )
     greedy = chosen & (data.temperature == 0)
     return (data.select(greedy), True) if greedy.any() else (data.select(chosen), False)
@@ -196,14 +196,16 @@ def format_report(found: Report) -> str:
     text = [f"{found.rows} conversations ({kind}), {found.positions:,} positions", "head   top-1   top-5  top-10"]
     for head, shares in enumerate(zip(*found.accuracy.values(), strict=True)):
         text.append(f"{head:4}  " + "  ".join(f"{share:6.3f}" for share in shares))
-    text.append("nodes  depth  tokens/step fitted  checked on the other half")
+    if found.lines:
+        text.append("nodes  depth  tokens/step fitted  checked on the other half")
+    else:
+        text.append("too few conversations to fit trees on one half and to check them on the other")
     text += [f"{line.nodes:5}  {line.depth:5}  {line.fitted:18.3f}  {line.checked:7.3f}" for line in found.lines]
     for vocabulary in found.vocabularies:
         lost = ", ".join(f"{value:.3f} at {nodes} nodes" for nodes, value in vocabulary.lost.items())
         text.append(f"a draft vocabulary of {vocabulary.tokens:,} would lose {lost}")
-    if len(found.lines) < len(SIZES):
-        missing = [size for size in SIZES if size not in found.trees]
-        text.append(f"too few samples to fit {', '.join(map(str, missing))} nodes")
+    if missing := [str(size) for size in SIZES if size not in found.trees]:
+        text.append(f"too few positions to fit trees of {', '.join(missing)} nodes")
     return "\n".join(text)
 
 

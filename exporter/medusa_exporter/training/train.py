@@ -129,7 +129,10 @@ def train(
         model, _rows_of_worker(training_rows, workers), settings.heads, taps=settings.taps, disk=disk
     )
     cached = time.monotonic() - began
-    echo(f"{len(positions):,} positions to train on, states on {positions.hidden.device}, {cached:.0f} s")
+    echo(
+        f"{len(positions):,} positions to train on; their hidden states were computed in {cached:.0f} s and are "
+        f"stored on {positions.hidden.device}"
+    )
     checkpoints = Checkpoints(folder, run, resume=earlier == "interrupted")
     done = run_training_loop(
         heads, model, positions, settings.target, _schedule(settings, began), checkpoints, workers, echo
@@ -164,7 +167,7 @@ def _new_heads(model: Any, rows: DataSet, settings: Settings, echo: Echo) -> Med
     if settings.draft_vocabulary is not None:
         token_map = most_frequent(rows, settings.draft_vocabulary)
         share = coverage(rows, token_map.numpy())
-        echo(f"draft vocabulary of {len(token_map)}: {share:.2%} of the answers' tokens")
+        echo(f"draft vocabulary of {len(token_map):,} tokens: {share:.2%} of the tokens in the answers are among them")
     torch.manual_seed(settings.seed)
     heads: MedusaHeads = MedusaHeads(
         model.config.hidden_size,
@@ -209,7 +212,8 @@ def _evaluate(heads: MedusaHeads, model: Any, held_out: DataSet, echo: Echo) -> 
         return {}
     accuracy = accuracies(measure_hits(heads, model, positions))
     for label, values in accuracy.items():
-        echo(f"held out, {label}: {' '.join(f'{value:.3f}' for value in values)}")
+        shares = " ".join(f"{value:.3f}" for value in values)
+        echo(f"accuracy of each head on held-out conversations, {label.replace('top', 'top-')}: {shares}")
     return accuracy
 
 

@@ -25,6 +25,7 @@ PROBE_STEPS = 20  # after which the rate is known
 SKIPPED_STEPS = 5  # of these, the slow first ones, which are not timed
 ASSUMED_STEPS = 1_000  # length of the schedule until the rate is known
 STEPS_PER_LINE = 200
+SECONDS_PER_LINE = 10.0  # where 200 steps take longer than that
 CHECKPOINT_SECONDS = 60.0
 
 Echo = Callable[[str], None]
@@ -114,7 +115,7 @@ def run_training_loop(
         done = checkpoint.load(checkpoints.folder, checkpoints.run, heads, optimiser)
         echo(f"resuming at step {done.step} of {done.total}")
     rate = _Rate(schedule.deadline)
-    started = saved = time.monotonic()
+    started = saved = shown = time.monotonic()
     before, order, epoch = done.seconds, torch.empty(0, dtype=torch.int64), -1
     while not done.total or done.step < done.total:
         if done.step // per_epoch != epoch:
@@ -142,13 +143,15 @@ def run_training_loop(
                 f"{done.total} steps at {done.batch / each:,.0f} positions/s, {done.total / per_epoch:.1f} epochs of "
                 f"{per_epoch * done.batch:,} positions"
             )
-        if done.step % STEPS_PER_LINE == 0 or done.step == done.total:
+        now = time.monotonic()
+        if done.step % STEPS_PER_LINE == 0 or done.step == done.total or now - shown > SECONDS_PER_LINE:
+            shown = now
             line = " ".join(f"{value:.3f}" for value in values.tolist())
             echo(f"step {done.step}/{done.total or '?'}  loss per head {line}")
-            if workers.is_main and done.total and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                saved = time.monotonic()
-                now = replace(done, seconds=before + saved - started)
-                checkpoint.save(checkpoints.folder, now, checkpoints.run, heads, optimiser)
+        if workers.is_main and done.total and now - saved > CHECKPOINT_SECONDS:
+            saved = now
+            so_far = replace(done, seconds=before + now - started)
+            checkpoint.save(checkpoints.folder, so_far, checkpoints.run, heads, optimiser)
     return replace(done, seconds=before + time.monotonic() - started)
 
 

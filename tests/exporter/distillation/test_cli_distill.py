@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -130,8 +131,23 @@ def test_train_runs_again_only_for_other_arguments(model_folder, prompts, tmp_pa
 def test_a_context_beyond_the_model_is_refused_before_it_loads(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "load_model", None)
     arguments = (model_folder, "--synthesize", 1, "-o", tmp_path / "data", "--context", 100_000)
-    with pytest.raises(CapacityError, match=r"rows of 100000 tokens exceed the model's \d+; give a smaller --context"):
+    with pytest.raises(
+        CapacityError, match=r"--context is 100000 tokens, expected at most \d+, the model's context; lower it"
+    ):
         call(distill_cli.command, *arguments)
+
+
+def test_the_default_context_fits_a_short_model(model_folder, prompts, tmp_path):
+    short = tmp_path / "short"
+    shutil.copytree(model_folder, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 96}))
+    arguments = (short, "--prompts", prompts, "--limit", 2, "-o", tmp_path / "data")
+    call(distill_cli.command, *arguments, "--max-new-tokens", 16)
+    assert dataset.load_facts(tmp_path / "data").settings["context"] == 96
+    refused = CliRunner().invoke(distill_cli.command, [str(argument) for argument in arguments])
+    assert refused.exit_code == 2
+    assert "--max-new-tokens 320 leaves no room for a prompt in a --context of 96 tokens" in refused.output
 
 
 def test_force_and_corrections_exclude_each_other(tmp_path):

@@ -48,11 +48,19 @@ def test_a_run_that_was_broken_off_goes_on_exactly(model, counting_data, tmp_pat
     assert (tmp_path / "broken" / checkpoint.FOLDER).is_dir()
     lines = []
     resumed = run(model, counting_data, tmp_path / "broken", lines=lines)
-    assert any(line.startswith("resuming at step 15 of ") for line in lines)
+    assert any(line.startswith("resuming at step 19 of ") for line in lines)
     assert SETTINGS.dropout > 0  # its masks are to come back as well
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
     assert not (tmp_path / "broken" / checkpoint.FOLDER).exists()
+
+
+def test_slow_steps_are_reported_and_saved_by_time(model, counting_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_loop, "SECONDS_PER_LINE", 0.0)
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(Broken):
+        run(model, counting_data, tmp_path, break_at=3)
+    assert checkpoint.exists(tmp_path)  # long before STEPS_PER_LINE
 
 
 def test_a_checkpoint_of_another_run_is_refused(model, counting_data, tmp_path, often):
@@ -93,7 +101,7 @@ def test_finished_heads_are_up_to_date_refused_or_trained_anew(model, counting_d
         run(model, counting_data, tmp_path, settings)
     lines.clear()
     run(model, counting_data, tmp_path, replace(settings, decay=0.5), lines=lines)
-    assert any(line.startswith("resuming at step 5 of ") for line in lines)
+    assert any(line.startswith("resuming at step 9 of ") for line in lines)
     assert (tmp_path / "medusa_lm_head.safetensors").read_bytes() != written["medusa_lm_head.safetensors"]
 
 
@@ -139,6 +147,10 @@ def test_two_processes_train_one_set_of_heads(model_folder, counting_data, tmp_p
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("positions to train on") == 1
-    top1 = next(line for line in done.stderr.splitlines() if line.startswith("held out, top1:"))
+    top1 = next(
+        line
+        for line in done.stderr.splitlines()
+        if line.startswith("accuracy of each head on held-out conversations, top-1:")
+    )
     assert min(map(float, top1.split(":")[1].split())) > 0.9
     load_heads(tmp_path / "heads", 64, 256)
