@@ -163,7 +163,13 @@ def profiles_option(what: str) -> Callable[[Decorated], Decorated]:
 def capacity_options(command: Decorated) -> Decorated:
     """Add the options that say which lengths and GPUs TensorRT engines are built for."""
     options = (
-        length_option,
+        click.option(
+            "--max-length",
+            type=click.IntRange(min=16),
+            metavar="TOKENS",
+            help="Maximum number of tokens of a prompt and its answer together that TensorRT engines are built for; "
+            "other backends do not need it. Default: the context of the bundle.",
+        ),
         click.option(
             "--static-capacity",
             type=click.IntRange(min=1),
