@@ -232,7 +232,7 @@ def test_a_truncated_pickle_is_named(untied: Folder) -> None:
 
 COMMANDS = {
     "build": ["--heads", "{heads}", "-o", "{output}"],
-    "distill": ["--synthesize", "1", "-o", "{output}"],
+    "distill": ["--synthesize", "1", "--context", "256", "--max-new-tokens", "64", "-o", "{output}"],
 }
 
 
