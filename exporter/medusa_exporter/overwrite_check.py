@@ -95,7 +95,12 @@ def starts_with(*texts: bytes) -> Callable[[Path], bool]:
 
 
 def check_output_file(
-    file: Path, kind: Kind | JsonKind, *, inputs: Iterable[Path] = (), bundle: Path | None = None
+    file: Path,
+    kind: Kind | JsonKind,
+    *,
+    inputs: Iterable[Path] = (),
+    outputs: Iterable[Path] = (),
+    bundle: Path | None = None,
 ) -> None:
     """Refuse an output file that would overwrite anything but an earlier output of its command.
 
@@ -103,6 +108,7 @@ def check_output_file(
         file: The output. A link is followed: the file that it leads to is checked.
         kind: What the command writes.
         inputs: Files that the command reads; none of them may be the output.
+        outputs: Other files and folders that the command writes; the output must be neither one of them nor inside.
         bundle: Folder that the command reads as a bundle, whatever is in it. No output may be inside of any bundle.
 
     Raises:
@@ -113,6 +119,9 @@ def check_output_file(
         raise OverwriteError(f"{file} is inside of the bundle, which must hold no other files; give another place")
     if any(place == Path(os.path.realpath(source)) for source in inputs):
         raise OverwriteError(f"{file} is one of the files to read; give another place")
+    for other in outputs:
+        if place.is_relative_to(os.path.realpath(other)):
+            raise OverwriteError(f"{file} is where the command writes {other}; give another place")
     _check_content(file, place, kind)
     _check_writable(file, place)
 

@@ -273,6 +273,29 @@ def test_a_bundle_is_no_place_for_a_file(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["heads", "convert", "heads", "-o", "new", "--json", "new/config.json"],
+        ["train", "model", "--data", "data", "-o", "new", "--json", "new/training.json"],
+        ["train", "model", "--data", "data", "-o", "new", "--json", "new/checkpoint/x.json"],
+        ["distill", "model", "--synthesize", "1", "-o", "new", "--json", "new/meta.json"],
+        ["distill", "model", "--synthesize", "1", "-o", "new", "--review-out", "new/meta.json"],
+        ["distill", "model", "--synthesize", "1", "-o", "new", "--review-out", "x.json", "--json", "x.json"],
+        ["heads-report", "model", "heads", "--data", "data", "--write-profiles", "new", "--json", "new/tree-4.toml"],
+    ],
+    ids=" ".join,
+)
+def test_two_outputs_of_a_command_have_two_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    result = CliRunner().invoke(group, arguments)
+    assert isinstance(result.exception, OverwriteError), result.output
+    assert "is where the command writes" in str(result.exception)
+
+
 def test_a_bundle_of_any_command_is_no_place_for_files(tiny_bundle: Path) -> None:
     for file in (tiny_bundle / "out.json", tiny_bundle / "new" / "out.json"):
         with pytest.raises(OverwriteError, match="is inside of the bundle"):

@@ -217,9 +217,10 @@ def command(
         raise click.UsageError("--force starts anew, but --review-in corrects finished data; leave out one of the two")
     given = [*files, *exclude, *answers, *([review_in] if review_in else [])]
     check_output_folder(output, DATA, inputs=[Path(model)] if Path(model).exists() else [])
+    data = [output / name for name in DATA]
     if review_out:
-        check_output_file(review_out, REVIEW, inputs=given)
-    results.check(KIND, inputs=given)
+        check_output_file(review_out, REVIEW, inputs=given, outputs=data)
+    results.check(KIND, inputs=given, outputs=[*data, *([review_out] if review_out else [])])
 
     from medusa_exporter.distillation.checkpoint import replaces_data
     from medusa_exporter.distillation.conversations import read_conversations

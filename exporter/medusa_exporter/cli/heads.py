@@ -12,7 +12,7 @@ import click
 from medusa_exporter.cli.command import Group
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import warn
-from medusa_exporter.output_kinds import SUMMARIES
+from medusa_exporter.output_kinds import CONVERTED, SUMMARIES
 
 if TYPE_CHECKING:
     from medusa_exporter.heads.convert import Conversion
@@ -59,7 +59,7 @@ def convert_command(
     Medusa authors (v0.1 pickles, v1.0 merged with the model, version 2), TGI, vLLM, ModelOpt and TensorRT-LLM. This is
     the only command that reads pickles; it reads tensors from them, refuses anything else and runs no code.
     """
-    results.check(KIND)
+    results.check(KIND, outputs=[output / name for name in CONVERTED])
     from medusa_exporter.heads.convert import convert
     from medusa_exporter.hub import pin_revision
 

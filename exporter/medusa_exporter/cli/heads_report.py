@@ -87,9 +87,12 @@ def command(
     """
     from medusa_exporter.training.report import SIZES
 
-    results.check(HEADS_REPORT, inputs=map(Path, files))
+    trees = {f"tree-{nodes}.toml": TREE for nodes in SIZES}
+    results.check(
+        HEADS_REPORT, inputs=map(Path, files), outputs=[write_profiles / name for name in trees if write_profiles]
+    )
     if write_profiles:
-        check_output_folder(write_profiles, {f"tree-{nodes}.toml": TREE for nodes in SIZES})
+        check_output_folder(write_profiles, trees)
 
     from medusa_exporter.distillation.dataset import concatenate, load_data
     from medusa_exporter.heads.base_model import base_model_mismatch

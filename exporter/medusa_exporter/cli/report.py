@@ -38,7 +38,7 @@ def command(files: tuple[Path, ...], output: Path, results: Results) -> None:
     marked, because only within a run did backends answer in alternation.
     """
     check_output_file(output, REPORT, inputs=files)
-    results.check(KIND, inputs=[*files, output])
+    results.check(KIND, inputs=files, outputs=[output])
     runs = read_runs(files)
     page = readable(render(runs)).encode()
     write_bytes(output, page)

@@ -40,10 +40,17 @@ class Results:
         """Whether `--json` was given."""
         return self._file is not None or self._json_on_stdout
 
-    def check(self, kind: JsonKind, *, inputs: Iterable[Path] = (), bundle: Path | None = None) -> None:
+    def check(
+        self,
+        kind: JsonKind,
+        *,
+        inputs: Iterable[Path] = (),
+        outputs: Iterable[Path] = (),
+        bundle: Path | None = None,
+    ) -> None:
         """Check before any work that the file may be written. Raises what `overwrite_check.check_output_file` does."""
         if self._file is not None:
-            check_output_file(self._file, kind, inputs=inputs, bundle=bundle)
+            check_output_file(self._file, kind, inputs=inputs, outputs=outputs, bundle=bundle)
 
     def echo(self, text: str, *, newline: bool = True) -> None:
         """Print text for people at once."""

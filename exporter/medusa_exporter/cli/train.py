@@ -204,7 +204,7 @@ def command(
     To use several GPUs, start the command with `accelerate launch -m medusa_exporter`.
     """
     check_output_folder(output, TRAINING, inputs=map(Path, folders))
-    results.check(KIND)
+    results.check(KIND, outputs=[output / name for name in TRAINING])
 
     from medusa_exporter.distillation.dataset import concatenate, load_data
     from medusa_exporter.models import ModelSource, load_model
