@@ -239,6 +239,8 @@ def test_options_that_make_no_sense_are_refused(
     code: int,
     words: str,
 ) -> None:
-    arguments = ["bench", tiny_bundle, "--prompts", prompts, "--json", tmp_path / "bench.json", *change]
-    assert run(*arguments) == code
+    given = {"--prompts": prompts, "--json": tmp_path / "bench.json"} | dict(
+        zip(change[::2], change[1::2], strict=True)
+    )
+    assert run("bench", tiny_bundle, *(word for pair in given.items() for word in pair)) == code
     assert words in capsys.readouterr().err
