@@ -22,7 +22,7 @@ import transformers
 from medusa_exporter import models
 from medusa_exporter.bench.conversations import Answerer, BackendMeasurements, ask_each, encode_conversation
 from medusa_exporter.bench.results import Case, backend_facts, case_results, document
-from medusa_exporter.bench.table import table
+from medusa_exporter.bench.table import results_table
 from medusa_exporter.bench.timing import WARM_TOKENS, Measurement, Question, TimedAnswer
 from medusa_exporter.bench.worker import LoadedBackend, Worker, WorkerSettings
 from medusa_exporter.files import write_json
@@ -161,7 +161,7 @@ def main() -> None:
     found_results = _results(
         Case(None, options.max_new_tokens), done, opened, dict.fromkeys(hugging_face, facts), trees
     )
-    print(table(found_results))
+    print(results_table(found_results))
     settings = {"profiles": [tree.name for tree in trees], "accept": "greedy", "forced": None}
     content = document(bundle, options.prompts, len(prompts), None, settings) | {
         "backends": {name: backend_facts(one) for name, one in (opened | dict.fromkeys(hugging_face, facts)).items()},

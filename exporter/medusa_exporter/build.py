@@ -26,7 +26,7 @@ from medusa_exporter.preflight import check_build
 from medusa_exporter.publish import check_target, lock_bundle, replace_bundle
 from medusa_exporter.staging import Staging
 
-BACKENDS = ("ort-cpu",)  # built where no backend is named
+DEFAULT_BACKENDS = ("ort-cpu",)  # built where no backend is named
 Report = Callable[[str], None]
 
 
@@ -50,7 +50,7 @@ def build(
     heads: str,
     bundle: Path,
     *,
-    backends: tuple[str, ...] = BACKENDS,
+    backends: tuple[str, ...] = DEFAULT_BACKENDS,
     precisions: tuple[str, ...] = (),
     profiles: tuple[str, ...] = (),
     batch: int = 1,
@@ -78,7 +78,7 @@ def build(
         revision: Branch, tag or commit of a hub model, None for its main branch.
         heads_revision: The same of heads on the hub.
         force: Build even if the bundle is up to date.
-        report: Gets a line as each stage begins.
+        report: Called with a line as each stage begins.
 
     Returns:
         The bundle's manifest, and whether anything was built.

@@ -83,7 +83,7 @@ def write_bundle(folder: Path, plan: BuildPlan, replaced: Path, report: Report) 
         plan: What to write.
         replaced: Folder of the bundle that this one is to replace, if there is one: its engines are reused where their
             graphs and weights have not changed.
-        report: Gets a line as each stage begins.
+        report: Called with a line as each stage begins.
     """
     from medusa_exporter.graph.memory import release_memory
     from medusa_exporter.validation import GroundTruth, record_reference, validate_graphs

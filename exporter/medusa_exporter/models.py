@@ -72,13 +72,14 @@ class ModelSource:
                 magic = file.read(4)
             if magic != b"GGUF":
                 raise UnsupportedModelError(
-                    f"{model}: a file, but not a GGUF (it starts with {magic!r}, expected b'GGUF')"
+                    f"{model}: a file, but not a GGUF (it starts with {magic!r}, expected b'GGUF'); give "
+                    "a .gguf file, a folder or a hub name"
                 )
             return cls(str(path.resolve().parent), path.name)
         if path.is_dir():
             if not (path / "config.json").is_file():
                 raise UnsupportedModelError(
-                    f"{model}: a folder without config.json; expected a Hugging Face model folder"
+                    f"{model}: a folder without config.json; expected a Hugging Face model folder: give one"
                 )
             return cls(str(path.resolve()))
         if model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") != 1:
@@ -151,7 +152,7 @@ def check_family(source: ModelSource) -> str:
     if family not in FAMILIES:
         raise UnsupportedModelError(
             f"{source.gguf or source.location}: model type {named_model_type(config)} is not supported; "
-            f"expected one of {', '.join(FAMILIES)}"
+            f"expected one of {', '.join(FAMILIES)}: give a model of one of these families"
         )
     rope.check_rope(config, source.gguf or source.location)
     parse_decoder_config(config, source.gguf or source.location)

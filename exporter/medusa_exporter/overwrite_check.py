@@ -21,7 +21,7 @@ from medusa_exporter.files import check_can_create
 from medusa_exporter.staging import MARK, Staging, enclosing_bundle, finish_move
 
 MADE_BY = "made_by"  # the first key of every JSON
-LARGEST_JSON = 256 << 20  # bytes; larger files are not read to recognise them
+MAX_JSON_BYTES = 256 << 20  # bytes; larger files are not read to recognise them
 REMEDY = "give another place, or remove it yourself"
 
 
@@ -61,7 +61,7 @@ class JsonKind:
 
     def is_ours(self, file: Path) -> bool:
         """Return whether the file names this maker, or has the keys. Raises OSError, ValueError."""
-        if file.stat().st_size > LARGEST_JSON:
+        if file.stat().st_size > MAX_JSON_BYTES:
             return False
         try:
             content = json.loads(file.read_bytes())

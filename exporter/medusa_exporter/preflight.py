@@ -26,7 +26,7 @@ def check_build(source: ModelSource, heads: str, report: Callable[[str], None]) 
     Args:
         source: The decoder.
         heads: Folder or hub name of the heads.
-        report: Gets a warning if the heads name another base model.
+        report: Called with a warning if the heads name another base model.
 
     Raises:
         HeadsError: If the heads do not fit the model.

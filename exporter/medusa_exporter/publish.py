@@ -70,7 +70,7 @@ def lock_bundle(bundle: Path, report: Report = lambda _line: None) -> Iterator[S
 
     Args:
         bundle: The bundle's folder, which need not exist.
-        report: Gets a line if another command holds the lock.
+        report: Called with a line if another command holds the lock.
 
     Yields:
         The staging folder to write the next version of the bundle to, see `replace_bundle`.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-LONGEST_VALUE = 40  # characters of a value in a message
+MAX_VALUE_LENGTH = 40  # characters of a value in a message
 
 
 def describe_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -29,5 +29,5 @@ def _differing(saved: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str)
             yield from _differing(was, now, f"{prefix}{key}.")
         elif was != now:
             shown = [json.dumps(value, ensure_ascii=False) for value in (was, now)]
-            short = all(len(text) <= LONGEST_VALUE for text in shown)
+            short = all(len(text) <= MAX_VALUE_LENGTH for text in shown)
             yield f"{prefix}{key} was {shown[0]}, is {shown[1]}" if short else f"{prefix}{key} was another"

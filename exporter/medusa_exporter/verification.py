@@ -119,7 +119,10 @@ def verify_answers(
             show(f"prompt {question.prompt}, turn {question.turn}, {subject}: {difference.describe(engine.tokenizer)}")
     if not found.texts:
         context = engine.decoder.cache.context
-        raise MedusaError(f"none of the {len(prompts)} prompts fits the context of {context} tokens")
+        raise MedusaError(
+            f"none of the {len(prompts)} prompts fits the context of {context} tokens; expected at "
+            "least one: shorten the prompts, or build the bundle with a larger --context"
+        )
     return found
 
 

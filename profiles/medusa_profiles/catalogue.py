@@ -35,8 +35,8 @@ def load_profile(name: str) -> TreeProfile:
     """
     if name not in profile_names():
         close = difflib.get_close_matches(name, profile_names(), n=1)
-        hint = f"did you mean '{close[0]}'? There are: " if close else "there are: "
-        raise ProfileError(f"no tree is called {name!r}; {hint}{', '.join(profile_names())}")
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        raise ProfileError(f"no tree is called {name!r}{hint}; expected one of {', '.join(profile_names())}")
     return from_toml(TREES.joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
 
 

@@ -28,7 +28,10 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         if len(source) > MAX_SOURCE:
-            raise PromptError(f"the chat template has {len(source)} characters, expected at most {MAX_SOURCE}")
+            raise PromptError(
+                f"the chat template has {len(source)} characters, expected at most {MAX_SOURCE}: "
+                "build the bundle with another --chat-template"
+            )
         try:
             TEMPLATE_PROCESS.render({"source": source, "names": None})
         except PromptError as error:

@@ -69,7 +69,9 @@ def test_the_papers_tree_of_63_candidates():
 def test_an_unknown_name_is_answered_with_a_suggestion_and_the_list():
     with pytest.raises(ProfileError) as caught:
         load_profile("tree_16")
-    assert str(caught.value).startswith("no tree is called 'tree_16'; did you mean 'tree-16'? There are: chain-1, ")
+    assert str(caught.value).startswith(
+        "no tree is called 'tree_16' (did you mean 'tree-16'?); expected one of chain-1, "
+    )
     assert all(name in str(caught.value) for name in profile_names())
 
 

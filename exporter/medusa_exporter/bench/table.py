@@ -25,7 +25,7 @@ COLUMNS = {  # heading -> key of a result
 }
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
+def results_table(results: Sequence[dict[str, Any]]) -> str:
     """Return a table with a line for each result; a label that all results share has no column."""
     cases = {(result["prompt_length"], result["max_new_tokens"]) for result in results}
     several = {"backend": len({result["backend"] for result in results}) > 1}
@@ -39,7 +39,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return console.table([*headings, *COLUMNS], rows, text=headings)
 
 
-def categories(results: Sequence[dict[str, Any]]) -> str:
+def categories_table(results: Sequence[dict[str, Any]]) -> str:
     """Return a table of the tokens per step in each category of prompts; "" with fewer than two categories.
 
     Args:

@@ -21,7 +21,7 @@ from medusa_exporter.bench.conversations import PLAIN_TEXT
 from medusa_exporter.bench.fixed_length_prompts import prompts_of_length
 from medusa_exporter.bench.forced_acceptance import RecordedAcceptance
 from medusa_exporter.bench.results import Case, backend_facts, case_results, document
-from medusa_exporter.bench.table import categories, table
+from medusa_exporter.bench.table import categories_table, results_table
 from medusa_exporter.bench.worker import Worker
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import (
@@ -208,7 +208,7 @@ def _summary(content: dict[str, Any], tokenizer: Tokenizer) -> str:
     """Format the table, the categories, and each answer that differs from that of plain decoding."""
     found: list[dict[str, Any]] = content["results"]
     several = len({result["backend"] for result in found}) > 1
-    lines = [table(found)]
+    lines = [results_table(found)]
     if content["settings"]["forced"] is not None:
         forced = content["settings"]["forced"]
         lines += [
@@ -217,7 +217,7 @@ def _summary(content: dict[str, Any], tokenizer: Tokenizer) -> str:
         ]
     cases = [*dict.fromkeys(map(_case, found))]
     first = [one for one in found if (one["backend"], _case(one)) == (found[0]["backend"], cases[0])]
-    lines += [text for text in [categories(first)] if text]
+    lines += [text for text in [categories_table(first)] if text]
     for result in found:
         where = f"{result['backend']}, {result['profile']}" if several else result["profile"]
         if len(cases) > 1:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from medusa_runtime.manifest import Manifest
 
-from medusa_exporter.build import BACKENDS, BuildResult, build
+from medusa_exporter.build import DEFAULT_BACKENDS, BuildResult, build
 from medusa_exporter.build_inputs import read_manifest
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import (
@@ -60,7 +60,7 @@ KIND = SUMMARIES["build"]
     "backends",
     metavar="NAME",
     kind=click.Choice(list(PRECISIONS)),
-    default=BACKENDS,
+    default=DEFAULT_BACKENDS,
     show_default=True,
     help=f"Backends to build graphs for: {', '.join(PRECISIONS)}.",
 )

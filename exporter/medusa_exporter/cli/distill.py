@@ -261,7 +261,7 @@ def command(
     tokenizer = load_tokenizer(source)
     choose_template(tokenizer, chat_template)
     loaded = load_model(source, pick_dtype(dtype, device), device)
-    found = distill(loaded, tokenizer, source.name, plan, output, minutes=minutes, echo=note, force=force)
+    found = distill(loaded, tokenizer, source.name, plan, output, minutes=minutes, report=note, force=force)
     if review_in:
         found, counts = read_review(found, tokenizer, review_in, plan.context)
         save_data(found, output)

@@ -13,7 +13,7 @@ from medusa_exporter.console import readable
 from medusa_exporter.files import write_bytes
 from medusa_exporter.output_kinds import REPORT, SUMMARIES
 from medusa_exporter.overwrite_check import check_output_file
-from medusa_exporter.report.page import render
+from medusa_exporter.report.page import render_page
 from medusa_exporter.report.runs import read_runs
 
 KIND = SUMMARIES["report"]
@@ -40,7 +40,7 @@ def command(files: tuple[Path, ...], output: Path, results: Results) -> None:
     check_output_file(output, REPORT, inputs=files)
     results.check(KIND, inputs=files, outputs=[output])
     runs = read_runs(files)
-    page = readable(render(runs)).encode()
+    page = readable(render_page(runs)).encode()
     write_bytes(output, page)
     cells = sum(len(run.results) for run in runs)
     results.write(KIND, {"output": str(output), "runs": len(runs), "results": cells, "bytes": len(page)})

@@ -250,7 +250,7 @@ def command(
             command=shlex.join(
                 [*ctx.command_path.split(), name, *_as_typed(ctx.command, {"revision": revision, **options})]
             ),
-            echo=lambda text: note(text) if workers.is_main else None,
+            report=lambda text: note(text) if workers.is_main else None,
             revision=revision,
             force=force,
             disk=options["disk"],

@@ -10,7 +10,13 @@ import numpy as np
 from medusa_runtime import contract
 from medusa_runtime.backends.base import FloatArray, StepOutputs
 
-GROUPS = {contract.LOGITS: "logits", contract.HIDDEN: "hidden", "tap": "taps", "new_key": "keys", "new_value": "values"}
+GROUP_OF_OUTPUT = {
+    contract.LOGITS: "logits",
+    contract.HIDDEN: "hidden",
+    "tap": "taps",
+    "new_key": "keys",
+    "new_value": "values",
+}
 _WITH_LAYER = re.compile(r"(.+)_(\d+)")
 
 
@@ -18,7 +24,7 @@ class TensorName(NamedTuple):
     """The parts of a tensor's name.
 
     Attributes:
-        group: What the tensor is, one of the values of GROUPS.
+        group: What the tensor is, one of the values of GROUP_OF_OUTPUT.
         layer: The layer of a key, value or tap; None for other tensors.
     """
 
@@ -45,7 +51,7 @@ def float_tensors(outputs: StepOutputs, hidden_size: int, taps: tuple[int, ...])
 def parse_name(name: str) -> TensorName:
     """Return group and layer of a tensor name, for example ("keys", 3) for "new_key_3"."""
     match = _WITH_LAYER.fullmatch(name)
-    return TensorName(GROUPS[match[1]], int(match[2])) if match else TensorName(GROUPS[name], None)
+    return TensorName(GROUP_OF_OUTPUT[match[1]], int(match[2])) if match else TensorName(GROUP_OF_OUTPUT[name], None)
 
 
 def _layer(name: str) -> float:

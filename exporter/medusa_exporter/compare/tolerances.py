@@ -69,7 +69,8 @@ def tolerance(reference: str, other: str) -> Tolerance:
     for precision in (reference, other):
         if precision not in SAME_WEIGHTS:
             raise MedusaError(
-                f"no tolerance for precision {precision!r:.80}; expected one of {', '.join(SAME_WEIGHTS)}"
+                f"no tolerance for precision {precision!r:.80}; expected one of {', '.join(SAME_WEIGHTS)}: compare "
+                "graphs in these precisions"
             )
     if reference == other:
         return SAME_WEIGHTS[reference]

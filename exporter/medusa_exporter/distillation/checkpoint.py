@@ -43,7 +43,7 @@ def open_checkpoint(folder: Path, facts: DataFacts, *, replaces: bool = False) -
         if differing := describe_differences(saved, plan):
             raise DataError(
                 f"{partial}: an interrupted run with other arguments left its work here ({differing}); give the same "
-                "arguments to resume it, another folder, or --force to distil anew"
+                "arguments to resume it, another folder, or --force to distill anew"
             )
     partial.mkdir(parents=True, exist_ok=True)
     with atomic_write(partial / PLAN_NAME) as file:
@@ -105,7 +105,7 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); --force distils anew") from error
+        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); --force distills anew") from error
 
 
 def _path(partial: Path, batch: int) -> Path:

@@ -90,16 +90,19 @@ class DataSet:
             or (np.diff(self.offsets) < 0).any()
         ):
             raise DataError(
-                "data set: offsets must rise from 0 to the number of tokens; the files do not belong together"
+                "data set: offsets must rise from 0 to the number of tokens; the files do not belong together: "
+                "run medusa-export distill again"
             )
         if len(self.answer) != len(self.tokens) or len(self.temperature) != rows or len(self.groups) != rows:
             raise DataError(
                 f"data set: {len(self.tokens)} tokens in {rows} rows, but {len(self.answer)} answer marks, "
-                f"{len(self.temperature)} temperatures and {len(self.groups)} groups; the files do not belong together"
+                f"{len(self.temperature)} temperatures and {len(self.groups)} groups; the files do not belong "
+                "together: run medusa-export distill again"
             )
         if len(self.tokens) and int(self.tokens.max()) >= self.facts.vocab_size:
             raise DataError(
-                f"data set: token {int(self.tokens.max())} is outside the vocabulary of {self.facts.vocab_size}"
+                f"data set: token {int(self.tokens.max())} is outside the vocabulary of {self.facts.vocab_size}; "
+                "run medusa-export distill again"
             )
 
     @property
@@ -205,7 +208,10 @@ def load_data(folder: str | Path) -> DataSet:
     expected = {"tokens": "u", "offsets": "i", "answer": "u", "temperature": "f", "groups": "u"}
     for name, kind in expected.items():
         if arrays[name].dtype.kind != kind or arrays[name].ndim != 1:
-            raise DataError(f"{folder}: {name}.npy is {arrays[name].dtype} of shape {arrays[name].shape}; damaged")
+            raise DataError(
+                f"{folder}: {name}.npy is {arrays[name].dtype} of shape {arrays[name].shape}; damaged: "
+                "run medusa-export distill again"
+            )
     if len(arrays["answer"]) != (len(arrays["tokens"]) + 7) // 8:
         raise DataError(f"{folder}: answer.npy marks {8 * len(arrays['answer'])} tokens of {len(arrays['tokens'])}")
     arrays["answer"] = np.unpackbits(arrays["answer"], count=len(arrays["tokens"])).astype(bool)

@@ -43,7 +43,7 @@ from medusa_exporter.training.model_digest import is_distilled_from, model_diges
 
 DEFAULT_SAMPLING = Sampling()
 
-Echo = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def distill(
     folder: Path,
     *,
     minutes: float | None,
-    echo: Echo,
+    report: Report,
     force: bool = False,
 ) -> DataSet:
     """Generate the plan's conversations and save the data set in `folder`.
@@ -153,8 +153,8 @@ def distill(
         plan: What is distilled.
         folder: The data set's folder, which holds the finished batches meanwhile.
         minutes: Start no batch that would end later; `None` for no limit.
-        echo: Receives each line of progress.
-        force: Distil anew, whatever an earlier run left in `folder`. Its data set stays until the new one is complete.
+        report: Called with each line of progress.
+        force: Distill anew, whatever an earlier run left in `folder`. Its data set stays until the new one is complete.
 
     Returns:
         The data set.
@@ -171,25 +171,25 @@ def distill(
     if force:
         checkpoint.remove_checkpoint(folder)
     elif finished and not checkpoint.replaces_data(folder):
-        return _finished_data(folder, facts, model, echo)
+        return _finished_data(folder, facts, model, report)
     check_context(model.config.to_dict(), plan.context)
     partial = checkpoint.open_checkpoint(folder, facts, replaces=finished)
-    template, follow_ups = _split_template(tokenizer, plan, eos, echo)
-    batches = split_batches(_requests(tokenizer, plan, echo), plan.batch)
+    template, follow_ups = _split_template(tokenizer, plan, eos, report)
+    batches = split_batches(_requests(tokenizer, plan, report), plan.batch)
     throughput = None
     if batches:
         script_settings = ScriptSettings(plan.context, plan.max_new_tokens, template, follow_ups)
         ends = template.ends if template else EndTokens(eos)
         throughput = generate_batches(
             batches,
-            _generator(model, len(batches[0]), plan, ends, echo),
+            _generator(model, len(batches[0]), plan, ends, report),
             lambda batch: make_scripts(tokenizer, batch, script_settings),
             partial,
             context=plan.context,
             seed=plan.seed,
             until=math.inf if minutes is None else began + 60 * minutes,
         )
-    rows = _cleaned_rows(tokenizer, plan, batches, partial) + _ready_rows(tokenizer, plan, eos, echo)
+    rows = _cleaned_rows(tokenizer, plan, batches, partial) + _ready_rows(tokenizer, plan, eos, report)
     if not rows:
         raise DataError("no answer was finished; give more prompts, more time or a larger --context")
     result = dataset.from_rows(facts, rows)
@@ -199,11 +199,13 @@ def distill(
     if throughput and throughput.answer_tokens:
         rate = f", {throughput.answer_tokens / throughput.seconds:,.0f} answer tokens/s"
     seconds = time.monotonic() - began
-    echo(f"{result.rows} conversations, {int(result.answer.sum()):,} answer tokens, {seconds:.0f} s{rate} -> {folder}")
+    report(
+        f"{result.rows} conversations, {int(result.answer.sum()):,} answer tokens, {seconds:.0f} s{rate} -> {folder}"
+    )
     return result
 
 
-def _finished_data(folder: Path, facts: DataFacts, model: Any, echo: Echo) -> DataSet:
+def _finished_data(folder: Path, facts: DataFacts, model: Any, report: Report) -> DataSet:
     """Load the data set in `folder`, which is finished, if it is the one asked for."""
     found = without_review(dataset.load_facts(folder))
     if is_distilled_from(found.digest, model):  # earlier versions hashed less
@@ -211,16 +213,16 @@ def _finished_data(folder: Path, facts: DataFacts, model: Any, echo: Echo) -> Da
     if differing := describe_differences(json.loads(json.dumps(asdict(found))), asdict(facts)):
         raise DataError(
             f"{folder}: holds a data set that was distilled with other arguments ({differing}); give the same ones, "
-            "another folder, or --force to distil anew"
+            "another folder, or --force to distill anew"
         )
     if DATA[PARTIAL].is_ours(folder / PARTIAL):  # left by a run that was killed after it had saved the data set
         checkpoint.remove_checkpoint(folder)
-    echo(f"{folder} is up to date; --force distils anew")
+    report(f"{folder} is up to date; --force distills anew")
     return dataset.load_data(folder)
 
 
 def _split_template(
-    tokenizer: Any, plan: DistillationPlan, eos: tuple[int, ...], echo: Echo
+    tokenizer: Any, plan: DistillationPlan, eos: tuple[int, ...], report: Report
 ) -> tuple[TemplateParts | None, bool]:
     """Return the parts of the chat template, and whether the model can generate user turns.
 
@@ -239,27 +241,27 @@ def _split_template(
             f"--synthesize needs user turns that the model can generate, but {reason}; leave it out and give --prompts"
         )
     if template is None and any(len(turns) > 1 for turns in plan.conversations):
-        echo(f"only the first turn of each prompt is answered: {reason}")
+        report(f"only the first turn of each prompt is answered: {reason}")
     if plan.follow_ups and not able and plan.conversations:
-        echo(f"no follow-ups: {reason}")
+        report(f"no follow-ups: {reason}")
     return template, plan.follow_ups and able
 
 
-def _requests(tokenizer: Any, plan: DistillationPlan, echo: Echo) -> list[Request]:
+def _requests(tokenizer: Any, plan: DistillationPlan, report: Report) -> list[Request]:
     """Return the plan's requests, without prompts that are excluded or too long, whose number is reported."""
     allowed = prompts.without(plan.conversations, plan.excluded)
     short = drop_long_prompts(tokenizer, allowed, plan.context - plan.max_new_tokens)
     left_out = f"{len(plan.conversations) - len(allowed)} left out by --exclude"
-    echo(f"{len(short)} prompts; {left_out}, {len(allowed) - len(short)} too long for --context")
+    report(f"{len(short)} prompts; {left_out}, {len(allowed) - len(short)} too long for --context")
     return shuffle_requests(short, plan.synthesize, plan.temperatures, plan.seed)
 
 
-def _generator(model: Any, rows: int, plan: DistillationPlan, ends: EndTokens, echo: Echo) -> RowGenerator:
+def _generator(model: Any, rows: int, plan: DistillationPlan, ends: EndTokens, report: Report) -> RowGenerator:
     """Return the lockstep generator if it works with the model, else transformers' `generate`, which is reported."""
     reason = lockstep_obstacle(model, plan.context)
     if reason is None:
-        return LockstepGenerator(model, rows, plan.context, ends, plan.sampling, echo)
-    echo(f"answers are generated by transformers' generate, which is slow: {reason}")
+        return LockstepGenerator(model, rows, plan.context, ends, plan.sampling, report)
+    report(f"answers are generated by transformers' generate, which is slow: {reason}")
     return TransformersGenerator(model, plan.context, ends, plan.sampling)
 
 
@@ -281,12 +283,14 @@ def _cleaned_rows(
     return rows
 
 
-def _ready_rows(tokenizer: Any, plan: DistillationPlan, eos: tuple[int, ...], echo: Echo) -> list[Row]:
+def _ready_rows(tokenizer: Any, plan: DistillationPlan, eos: tuple[int, ...], report: Report) -> list[Row]:
     """Return the rows of the plan's ready conversations, without those that share a turn with an excluded one."""
     refused = prompts.turn_keys(plan.excluded)
     allowed = [ready for ready in plan.answers if not prompts.shares_turn(ready.turns, refused)]
     rows = conversation_rows(tokenizer, allowed, plan.context, eos)
     if plan.answers:
         left_out = f"{len(plan.answers) - len(allowed)} left out by --exclude"
-        echo(f"{len(rows)} ready conversations; {left_out}, {len(allowed) - len(rows)} without an answer in --context")
+        report(
+            f"{len(rows)} ready conversations; {left_out}, {len(allowed) - len(rows)} without an answer in --context"
+        )
     return rows

@@ -70,11 +70,11 @@ class LockstepGenerator:
         context: int,
         ends: EndTokens,
         sampling: Sampling,
-        echo: Callable[[str], None] = print,
+        report: Callable[[str], None] = print,
         bucket: int = BUCKET,
     ) -> None:
         self.model, self.rows, self.context = model, rows, context
-        self.sampling, self.echo, self.bucket = sampling, echo, bucket
+        self.sampling, self.report, self.bucket = sampling, report, bucket
         device = model.device
 
         def state(width: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -182,7 +182,7 @@ class LockstepGenerator:
                 self._step(*key)
         except RuntimeError as error:
             self.capturing = False
-            self.echo(f"no CUDA graph can be captured, so steps run eagerly ({str(error).splitlines()[0]})")
+            self.report(f"no CUDA graph can be captured, so steps run eagerly ({str(error).splitlines()[0]})")
             torch.cuda.synchronize()
         else:
             self.graphs[key] = graph

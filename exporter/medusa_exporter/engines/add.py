@@ -70,7 +70,7 @@ def add_engines(
         force: Build engines that are up to date too.
         gpu: Number of the GPU that TensorRT builds on.
         expected_digest: Digest that the bundle's manifest must have; None for any.
-        report: Gets a line as each engine begins and ends.
+        report: Called with a line as each engine begins and ends.
 
     Returns:
         The names of the engines that were built.

@@ -49,7 +49,7 @@ def build_engine(
         capacity: Range of P.
         targets: Compute capabilities, such as "sm86", if the flavour builds ahead of time.
         timing_cache: Timing cache of earlier builds.
-        report: Gets a line of progress every few seconds.
+        report: Called with a line of progress every few seconds.
 
     Raises:
         BundleError: With the messages of the parser or the builder.

@@ -19,7 +19,7 @@ PICKLE_NAME = "medusa_lm_head.pt"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
 INDEX_NAME = "model.safetensors.index.json"
 MERGED_NAME = "model.safetensors"
-LARGEST_JSON = 16 * 2**20  # bytes
+MAX_JSON_BYTES = 16 * 2**20  # bytes
 
 
 def weights_files(source: str | Path) -> list[Path]:
@@ -91,8 +91,8 @@ def hub_file(name: str, file: str) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of at most 16 MiB; raise HeadsError for any other file."""
-    if path.stat().st_size > LARGEST_JSON:
-        raise HeadsError(f"{path}: {path.stat().st_size} bytes, expected at most {LARGEST_JSON}; repair or remove it")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise HeadsError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}; repair or remove it")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from medusa_exporter.heads.errors import HeadsError
 from medusa_exporter.heads.files import CONFIG_NAME, INDEX_NAME, weights_files
 from medusa_exporter.heads.layouts import INDEX_NAMES, Layout, canonical_names, detect_layout
 
-LARGEST_HEADER = 16 * 2**20  # bytes; the header of real heads takes a few kilobytes
+MAX_HEADER_BYTES = 16 * 2**20  # bytes; the header of real heads takes a few kilobytes
 REMEDY = "download or make it again"
 STORED_TYPES = ("F16", "BF16", "F32")
 INDEX_TYPES = ("I64",)
@@ -117,7 +117,7 @@ def read_header(path: Path) -> list[TensorInfo]:
     size = path.stat().st_size
     with path.open("rb") as file:  # safe_open accepts headers of 100 MB, whose parsing takes many times as much
         length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > LARGEST_HEADER:
+    if size < 8 or length > MAX_HEADER_BYTES:
         raise HeadsError(f"{path}: not a safetensors file (header of {length} bytes in a file of {size}); {REMEDY}")
     try:
         with safetensors.safe_open(path, framework="numpy") as tensors:

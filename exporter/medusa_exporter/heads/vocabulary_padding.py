@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 MULTIPLES = (64, 128, 256, 512, 1024)  # vocabularies are rounded up to one of these
 LM_HEAD = re.compile(r"\d+\.\d+\.weight")
-LARGEST_CUT = 256  # the largest of MULTIPLES for heads that have more rows than the model
+MAX_CUT_MULTIPLE = 256  # the largest of MULTIPLES for heads that have more rows than the model
 
 
 def is_padding(rows: int, vocab_size: int) -> bool:
     """Return whether the rows of an lm_head and a vocabulary differ only by rounding up to one of `MULTIPLES`."""
     small, large = sorted((rows, vocab_size))
-    most = LARGEST_CUT if rows > vocab_size else MULTIPLES[-1]
+    most = MAX_CUT_MULTIPLE if rows > vocab_size else MULTIPLES[-1]
     return any(large % multiple == 0 and large - small < multiple <= most for multiple in MULTIPLES)
 
 
@@ -50,7 +50,7 @@ def check_lm_head_rows(rows: int, vocab_size: int, source: object, tokens: int |
         raise HeadsError(
             f"{source}: heads with an lm_head of {rows} tokens, but the model's vocabulary has {vocab_size}; expected "
             f"as many, or one of the two rounded up to a multiple of {MULTIPLES[0]} to {MULTIPLES[-1]} (to "
-            f"{LARGEST_CUT} where the heads have more): give heads trained for this model"
+            f"{MAX_CUT_MULTIPLE} where the heads have more): give heads trained for this model"
         )
     if tokens is not None and rows < min(tokens, vocab_size):
         raise HeadsError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from medusa_runtime.errors import UnsupportedModelError
 
-LARGEST_JSON = 64 * 2**20  # bytes
+MAX_JSON_BYTES = 64 * 2**20  # bytes
 QUANTISED = (  # keys of a config.json that describe quantised weights
     "quantization_config",  # AWQ, GPTQ, bitsandbytes, FP8, compressed-tensors, mxfp4, quark, ...
     "compression_config",  # compressed-tensors before transformers knew it
@@ -27,9 +27,9 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file of at most 64 MiB; raise UnsupportedModelError for any other content."""
     try:
         size = path.stat().st_size
-        if size > LARGEST_JSON:
+        if size > MAX_JSON_BYTES:
             raise UnsupportedModelError(
-                f"{path}: {size} bytes, expected at most {LARGEST_JSON}; fetch the model's file again"
+                f"{path}: {size} bytes, expected at most {MAX_JSON_BYTES}; fetch the model's file again"
             )
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

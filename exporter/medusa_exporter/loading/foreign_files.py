@@ -12,7 +12,7 @@ from medusa_exporter.extras import import_extra
 from medusa_exporter.loading.empty_stdin import empty_stdin
 
 CODE_OPTION = "trust_remote_code"  # transformers' errors advise it; no code of a model is ever run here
-LONGEST_REASON = 300  # characters of a library's message
+MAX_REASON_LENGTH = 300  # characters of a library's message
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def _reason(error: Exception) -> str:
     message = " ".join(str(error).split())
     if CODE_OPTION in message:
         return "the files need Python code of the model's authors, which is never run here"
-    return message[:LONGEST_REASON]
+    return message[:MAX_REASON_LENGTH]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from medusa_runtime.errors import PromptError
 
 DEFAULT = "default"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
-LARGEST = 1 << 20  # bytes of a template
+MAX_TEMPLATE_BYTES = 1 << 20  # bytes of a template
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,10 @@ def _read(wanted: str, own: dict[str, str]) -> str:
             "these, or a Jinja file; give one of the two"
         )
     try:
-        if path.stat().st_size > LARGEST:
-            raise PromptError(f"{path}: more than {LARGEST} bytes, expected a chat template; give its Jinja file")
+        if path.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise PromptError(
+                f"{path}: more than {MAX_TEMPLATE_BYTES} bytes, expected a chat template; give its Jinja file"
+            )
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(f"{path}: not UTF-8 text ({error}), expected a chat template; give its Jinja file") from error

@@ -16,7 +16,7 @@ from medusa_exporter.report.runs import BenchRun
 SMALL, LARGE = 10, 100  # from these values on, a number has one decimal place, or none
 
 
-def render(runs: Sequence[BenchRun]) -> str:
+def render_page(runs: Sequence[BenchRun]) -> str:
     """Return the HTML of at least one run; MissingExtraError if matplotlib is not installed."""
     data = ReportData(runs)
     environment = Environment(

@@ -12,7 +12,7 @@ from medusa_runtime.field_checks import check_int, check_object, check_text, ref
 
 from medusa_exporter.bench.results import Case
 
-MOST = 2**63 - 1
+MAX_COUNT = 2**63 - 1
 TEXTS = ("backend", "precision", "profile")
 COUNTS = ("nodes", "max_new_tokens", "turns", "divergences", "mismatches")
 METRICS = (
@@ -116,5 +116,5 @@ def check_metric(what: str, value: Any) -> float | None:
 
 
 def _check_count(what: str, value: Any) -> int:
-    check_int(what, value, 0, MOST)
+    check_int(what, value, 0, MAX_COUNT)
     return int(value)

@@ -27,7 +27,10 @@ def most_frequent(data: DataSet, size: int) -> Tensor:
         DataError: `size` is not between 1 and the size of the vocabulary.
     """
     if not 1 <= size <= data.facts.vocab_size:
-        raise DataError(f"a draft vocabulary of {size} tokens; expected 1 to the model's {data.facts.vocab_size}")
+        raise DataError(
+            f"a draft vocabulary of {size} tokens; expected 1 to the model's {data.facts.vocab_size}: "
+            "choose another --draft-vocabulary"
+        )
     counts = np.bincount(data.tokens[data.answer], minlength=data.facts.vocab_size)
     return torch.from_numpy(np.sort(np.argsort(-counts, kind="stable")[:size]))
 

@@ -21,7 +21,7 @@ from medusa_exporter.training.distributed import WorkerGroup
 from medusa_exporter.training.draft_vocabulary import coverage, most_frequent
 from medusa_exporter.training.hidden_states import check_model, collect_positions
 from medusa_exporter.training.resume import TRAINING_NAME, describe_run, find_earlier_run
-from medusa_exporter.training.training_loop import Checkpoints, Echo, Schedule, run_training_loop
+from medusa_exporter.training.training_loop import Checkpoints, Report, Schedule, run_training_loop
 
 EVALUATION_SHARE = 0.03  # of --minutes
 
@@ -77,7 +77,7 @@ def train(
     *,
     name: str,
     command: str,
-    echo: Echo,
+    report: Report,
     revision: str | None = None,
     force: bool = False,
     disk: Path | None = None,
@@ -94,7 +94,7 @@ def train(
         folder: The output folder, which holds the checkpoint meanwhile.
         name: The model's name, for config.json.
         command: The command line, for training.json.
-        echo: Receives each line of progress.
+        report: Called with each line of progress.
         revision: Branch, tag or commit of the model on the hub, for config.json.
         force: Train anew, whatever an earlier run left in `folder`.
         disk: A folder for hidden states that fit no memory.
@@ -114,7 +114,7 @@ def train(
     run = describe_run(settings, data, name=name, revision=revision, dtype=model.dtype, workers=workers.count)
     earlier = "none" if force else find_earlier_run(folder, run)
     if earlier == "finished":
-        echo(f"{folder} is up to date; --force trains anew")
+        report(f"{folder} is up to date; --force trains anew")
         return load_heads(folder, model.config.hidden_size, int(model.config.vocab_size)).to(model.device)
     if force and workers.is_main:
         checkpoint.remove(folder)
@@ -124,18 +124,18 @@ def train(
             f"all {data.rows} conversations are held out; expected some to train on: lower --hold-out or distill more"
         )
     training_rows = data.select(~held_out)
-    heads = _new_heads(model, training_rows, settings, echo)
+    heads = _new_heads(model, training_rows, settings, report)
     positions = collect_positions(
         model, _rows_of_worker(training_rows, workers), settings.heads, taps=settings.taps, disk=disk
     )
     cached = time.monotonic() - began
-    echo(
+    report(
         f"{len(positions):,} positions to train on; their hidden states were computed in {cached:.0f} s and are "
         f"stored on {positions.hidden.device}"
     )
     checkpoints = Checkpoints(folder, run, resume=earlier == "interrupted")
     done = run_training_loop(
-        heads, model, positions, settings.target, _schedule(settings, began), checkpoints, workers, echo
+        heads, model, positions, settings.target, _schedule(settings, began), checkpoints, workers, report
     )
     del positions
     heads.requires_grad_(False).eval()
@@ -152,22 +152,24 @@ def train(
         "positions_seen": seen,
         "positions_per_second": round(seen / done.seconds),
         "seconds": {"hidden_states": round(cached, 1), "training": round(done.seconds, 1)},
-        "held_back_accuracy": _evaluate(heads, model, data.select(held_out), echo) if held_out.any() else {},
+        "held_back_accuracy": _evaluate(heads, model, data.select(held_out), report) if held_out.any() else {},
     }
     base = {BASE_KEY: name, **({BASE_REVISION_KEY: revision} if revision else {})}
     save_heads(heads, folder, {**base, "vocab_size": int(model.config.vocab_size)}, others={TRAINING_NAME: record})
     checkpoint.remove(folder)
-    echo(f"{done.step} steps, {record['positions_per_second']:,} positions/s, {done.seconds:.0f} s -> {folder}")
+    report(f"{done.step} steps, {record['positions_per_second']:,} positions/s, {done.seconds:.0f} s -> {folder}")
     return heads
 
 
-def _new_heads(model: Any, rows: DataSet, settings: Settings, echo: Echo) -> MedusaHeads:
+def _new_heads(model: Any, rows: DataSet, settings: Settings, report: Report) -> MedusaHeads:
     """Create untrained heads; a draft vocabulary has the most frequent tokens of `rows`."""
     token_map = None
     if settings.draft_vocabulary is not None:
         token_map = most_frequent(rows, settings.draft_vocabulary)
         share = coverage(rows, token_map.numpy())
-        echo(f"draft vocabulary of {len(token_map):,} tokens: {share:.2%} of the tokens in the answers are among them")
+        report(
+            f"draft vocabulary of {len(token_map):,} tokens: {share:.2%} of the tokens in the answers are among them"
+        )
     torch.manual_seed(settings.seed)
     heads: MedusaHeads = MedusaHeads(
         model.config.hidden_size,
@@ -204,7 +206,7 @@ def _rows_of_worker(data: DataSet, workers: WorkerGroup) -> DataSet:
     return data.select(np.arange(data.rows) % workers.count == workers.rank)
 
 
-def _evaluate(heads: MedusaHeads, model: Any, held_out: DataSet, echo: Echo) -> dict[str, list[float]]:
+def _evaluate(heads: MedusaHeads, model: Any, held_out: DataSet, report: Report) -> dict[str, list[float]]:
     """Return the share of held-out targets within each head's first 1, 5 and 10 ranks."""
     try:
         positions = collect_positions(model, held_out, heads.heads, taps=heads.taps, label="held out")
@@ -213,7 +215,7 @@ def _evaluate(heads: MedusaHeads, model: Any, held_out: DataSet, echo: Echo) -> 
     accuracy = accuracies(measure_hits(heads, model, positions))
     for label, values in accuracy.items():
         shares = " ".join(f"{value:.3f}" for value in values)
-        echo(f"accuracy of each head on held-out conversations, {label.replace('top', 'top-')}: {shares}")
+        report(f"accuracy of each head on held-out conversations, {label.replace('top', 'top-')}: {shares}")
     return accuracy
 
 

@@ -28,7 +28,7 @@ STEPS_PER_LINE = 200
 SECONDS_PER_LINE = 10.0  # where 200 steps take longer than that
 CHECKPOINT_SECONDS = 60.0
 
-Echo = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run_training_loop(
     schedule: Schedule,
     checkpoints: Checkpoints,
     workers: WorkerGroup,
-    echo: Echo,
+    report: Report,
 ) -> TrainingProgress:
     """Train `heads` on the positions of this process to the end of the schedule, and return how far it came.
 
@@ -93,7 +93,7 @@ def run_training_loop(
         schedule: Duration and learning rate.
         checkpoints: Where checkpoints are saved, and whether training resumes from one.
         workers: The processes that train together.
-        echo: Receives each line of progress.
+        report: Called with each line of progress.
 
     Raises:
         DataError: The checkpoint is damaged or belongs to another run.
@@ -107,13 +107,13 @@ def run_training_loop(
     )
     embedding, lm_head = model.get_input_embeddings(), draft_lm_head(model, heads).to(found.hidden.dtype)
     targets = _targets(heads, model, found, target)
-    loss = _loss(target, targets, lm_head, batch, found, echo, compiled=schedule.compiled)
+    loss = _loss(target, targets, lm_head, batch, found, report, compiled=schedule.compiled)
     done = TrainingProgress(
         0, 0 if schedule.deadline else max(1, round(schedule.epochs * per_epoch)), batch * width, 0.0
     )
     if checkpoints.resume:
         done = checkpoint.load(checkpoints.folder, checkpoints.run, heads, optimiser)
-        echo(f"resuming at step {done.step} of {done.total}")
+        report(f"resuming at step {done.step} of {done.total}")
     rate = _Rate(schedule.deadline)
     started = saved = shown = time.monotonic()
     before, order, epoch = done.seconds, torch.empty(0, dtype=torch.int64), -1
@@ -139,7 +139,7 @@ def run_training_loop(
         if not done.total and (steps := rate.steps_in_all(done.step, values)):
             done = replace(done, total=int(workers.minimum(torch.tensor(steps, device=device))))
             each = rate.seconds_per_step
-            echo(
+            report(
                 f"{done.total} steps at {done.batch / each:,.0f} positions/s, {done.total / per_epoch:.1f} epochs of "
                 f"{per_epoch * done.batch:,} positions"
             )
@@ -147,7 +147,7 @@ def run_training_loop(
         if done.step % STEPS_PER_LINE == 0 or done.step == done.total or now - shown > SECONDS_PER_LINE:
             shown = now
             line = " ".join(f"{value:.3f}" for value in values.tolist())
-            echo(f"step {done.step}/{done.total or '?'}  loss per head {line}")
+            report(f"step {done.step}/{done.total or '?'}  loss per head {line}")
         if workers.is_main and done.total and now - saved > CHECKPOINT_SECONDS:
             saved = now
             so_far = replace(done, seconds=before + now - started)
@@ -203,7 +203,7 @@ def _targets(heads: MedusaHeads, model: Any, found: Positions, target: str) -> T
 
 
 def _loss(
-    target: str, targets: Targets, lm_head: Tensor, batch: int, found: Positions, echo: Echo, *, compiled: bool
+    target: str, targets: Targets, lm_head: Tensor, batch: int, found: Positions, report: Report, *, compiled: bool
 ) -> Loss:
     """Return the loss, compiled if that is faster on this GPU; if compiling fails, the eager loss serves."""
     eager: Loss = losses.kl_loss if target == "kl" else losses.token_loss
@@ -226,7 +226,7 @@ def _loss(
         fused: Loss = torch.compile(eager, dynamic=False)
         taken = seconds(fused)
     except Exception as error:  # the compiler may lack something on this machine; training does not need it
-        echo(f"loss: not compiled ({type(error).__name__})")
+        report(f"loss: not compiled ({type(error).__name__})")
         return eager
-    echo(f"loss of one head: {plain * 1e3:.2f} ms, compiled {taken * 1e3:.2f} ms")
+    report(f"loss of one head: {plain * 1e3:.2f} ms, compiled {taken * 1e3:.2f} ms")
     return fused if taken < plain else eager

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from medusa_exporter.heads.modules import MedusaHeads
 
 PROMPT = 16  # tokens before the plain step and the tree step
-TREE = TreeProfile(
+VALIDATION_TREE = TreeProfile(
     "validation", ((0,), (1,), (0, 0))
 )  # of the tree step: a root, two children, one of which has a child
-LONGEST_WINDOW = 256  # a step goes beyond sliding windows up to this length
+MAX_VALIDATED_WINDOW = 256  # a step goes beyond sliding windows up to this length
 HIDDEN_ROWS = 8  # rows that such a window hides in that step
 FAR_PAST = 2  # rows of the past before far positions; without a past, a CPU's operator uses positions 0, 1, …
 TEXT = (
@@ -60,9 +60,9 @@ def record_reference(model: Any, heads: MedusaHeads, facts: ModelFacts, tokenize
         UnsupportedModelError: If the model computes values that are not finite.
     """
     window = _reachable_window(model.config, facts.context)
-    prompt = min(PROMPT, facts.context - TREE.depth - 2)
+    prompt = min(PROMPT, facts.context - VALIDATION_TREE.depth - 2)
     length = 0 if window is None else min(window + HIDDEN_ROWS, facts.context - 1)
-    ids = text_ids(tokenizer, facts.vocab_size, max(prompt + TREE.size, length + 1))
+    ids = text_ids(tokenizer, facts.vocab_size, max(prompt + VALIDATION_TREE.size, length + 1))
     with _eager(model), torch.no_grad():
         steps, draft = _near_steps(model, heads, np.array(ids, np.int32), prompt)
         if window is not None:
@@ -75,17 +75,19 @@ def record_reference(model: Any, heads: MedusaHeads, facts: ModelFacts, tokenize
 
 def _near_steps(model: Any, heads: MedusaHeads, ids: IntArray, prompt: int) -> tuple[list[RecordedStep], RecordedDraft]:
     """Record the prompt, a plain step and a tree step; the tree's paths are sequences of a batch, padded at the end."""
-    leaves = [node for node in range(TREE.size) if not TREE.children[node]]
-    nodes = ids[prompt : prompt + TREE.size]
-    paths = [np.flatnonzero(TREE.mask[leaf]) for leaf in leaves]
+    leaves = [node for node in range(VALIDATION_TREE.size) if not VALIDATION_TREE.children[node]]
+    nodes = ids[prompt : prompt + VALIDATION_TREE.size]
+    paths = [np.flatnonzero(VALIDATION_TREE.mask[leaf]) for leaf in leaves]
     length = prompt + max(map(len, paths))
     sequences = np.stack([np.resize(np.concatenate((ids[:prompt], nodes[path])), length) for path in paths])
     found = _forward(model, heads, sequences)
     first = found[0]
     past = Past(first.keys[:, :prompt], first.values[:, :prompt])
     ends = {node: leaf for leaf, path in enumerate(paths) for node in path.tolist()}  # a sequence through each node
-    rows = (TREE.depths + prompt).tolist()
-    tree = _concatenate([found[ends[node]].take(slice(rows[node], rows[node] + 1)) for node in range(TREE.size)])
+    rows = (VALIDATION_TREE.depths + prompt).tolist()
+    tree = _concatenate(
+        [found[ends[node]].take(slice(rows[node], rows[node] + 1)) for node in range(VALIDATION_TREE.size)]
+    )
     nothing = Past(first.keys[:, :0], first.values[:, :0])
     every = np.arange(prompt, dtype=np.int32)
     steps = [
@@ -93,7 +95,7 @@ def _near_steps(model: Any, heads: MedusaHeads, ids: IntArray, prompt: int) -> t
             "prefill", ids[:prompt], every, np.tri(prompt, dtype=np.bool_), nothing, first.take(slice(0, prompt))
         ),
         RecordedStep("plain", nodes[:1], every[:1] + prompt, np.eye(1, dtype=np.bool_), past, tree.take(slice(0, 1))),
-        RecordedStep("tree", nodes, np.array(rows, np.int32), TREE.mask, past, tree),
+        RecordedStep("tree", nodes, np.array(rows, np.int32), VALIDATION_TREE.mask, past, tree),
     ]
     return steps, _draft(model, heads, int(nodes[0]), first.hidden[prompt - 1], past)
 
@@ -215,13 +217,13 @@ def _has_window(config: Any) -> bool:
 def _reachable_window(config: Any, context: int) -> int | None:
     """Return the length of the sliding window, if the context is longer and a step beyond it is cheap; else None."""
     window = int(config.sliding_window) if _has_window(config) else 0
-    return window if 0 < window <= LONGEST_WINDOW and window < context else None
+    return window if 0 < window <= MAX_VALIDATED_WINDOW and window < context else None
 
 
 def unvalidated_window(config: Any, context: int) -> int | None:
     """Return the length of a sliding window that no step goes beyond, as that takes too long; None if there is none."""
     window = int(config.sliding_window) if _has_window(config) else 0
-    return window if LONGEST_WINDOW < window < context else None
+    return window if MAX_VALIDATED_WINDOW < window < context else None
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def validate_graphs(
         sizes: Step size of each file whose shapes are fixed. Of the files of one backend and precision, only the
             smallest, the largest and the largest with heads are run.
         truth: What the model itself computes.
-        report: Gets a line for each graph.
+        report: Called with a line for each graph.
 
     Returns:
         The differences that were measured, by file.

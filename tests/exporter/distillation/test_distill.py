@@ -27,7 +27,7 @@ TALK = Conversation(({"role": "user", "content": "hi"}, {"role": "assistant", "c
 
 def run(model, tokenizer, folder, plan=PLAN, minutes=None, lines=None, force=False):
     lines = [] if lines is None else lines
-    return distill.distill(model, tokenizer, "tiny", plan, folder, minutes=minutes, echo=lines.append, force=force)
+    return distill.distill(model, tokenizer, "tiny", plan, folder, minutes=minutes, report=lines.append, force=force)
 
 
 def continued(model, prompt, limit=12):
@@ -132,7 +132,7 @@ def test_force_distils_anew_and_keeps_the_data_until_then(model, tokenizer, tmp_
     assert same(dataset.load_data(tmp_path), after)
     lines = []
     run(model, tokenizer, tmp_path, other, lines=lines)
-    assert lines == [f"{tmp_path} is up to date; --force distils anew"]
+    assert lines == [f"{tmp_path} is up to date; --force distills anew"]
     run(model, tokenizer, tmp_path, other, force=True)
     assert begun == [0, 1, 2, 2, 3, 0, 1, 2, 3]
 

@@ -266,7 +266,7 @@ def test_each_bucket_is_captured_once_for_all_batches(model, ends, expected, mon
 
 def test_without_a_graph_decoding_goes_on(model, ends, expected, monkeypatch):
     made, told = lockstep(model, ends), []
-    made.echo = told.append
+    made.report = told.append
     FakeGraphs(made, monkeypatch, refuses=True)
     assert as_lists(made.generate(scripts(), silent)) == expected
     assert told == ["no CUDA graph can be captured, so steps run eagerly (operation not permitted)"]

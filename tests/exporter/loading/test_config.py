@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from medusa_exporter.build import build
-from medusa_exporter.loading.config import LARGEST_JSON
+from medusa_exporter.loading.config import MAX_JSON_BYTES
 from medusa_exporter.models import ModelSource, check_family, load_model
 from medusa_runtime.errors import UnsupportedModelError
 
@@ -76,7 +76,7 @@ def test_an_adapter_next_to_the_weights_is_not_left_out(folder: Folder, tiny_hea
         (b"null", "holds NoneType, expected a JSON object"),
         (b"\xff{}", "not valid JSON"),
         (b"[" * 200_000, "not valid JSON"),
-        (b" " * (LARGEST_JSON + 1), "bytes, expected at most"),
+        (b" " * (MAX_JSON_BYTES + 1), "bytes, expected at most"),
         (b"{}", "model type None is not supported"),
         (b'{"model_type": ["llama"]}', "is not supported"),
     ],

@@ -68,7 +68,7 @@ def test_build_and_distill_agree(folder: Folder, tiny_heads: Path, tmp_path: Pat
     built = build(str(folder), str(tiny_heads), tmp_path / "bundle", profiles=("chain-1",))
     assert built.manifest.model.eos_token_ids == (2, 5, 6, 7)
     plan = DistillationPlan((("a",),), max_new_tokens=4, context=64, batch=1, follow_ups=False)
-    distill(*loaded(folder), "tiny", plan, tmp_path / "data", minutes=None, echo=lambda _line: None)
+    distill(*loaded(folder), "tiny", plan, tmp_path / "data", minutes=None, report=lambda _line: None)
     assert load_facts(tmp_path / "data").eos == (2, 5, 6, 7)
 
 

@@ -11,7 +11,13 @@ import pytest
 import transformers
 from medusa_exporter.build import build
 from medusa_exporter.cli import main
-from medusa_exporter.loading.templates import LARGEST, ChatTemplates, choose_template, describe_wanted, try_template
+from medusa_exporter.loading.templates import (
+    MAX_TEMPLATE_BYTES,
+    ChatTemplates,
+    choose_template,
+    describe_wanted,
+    try_template,
+)
 from medusa_exporter.models import ModelSource, load_tokenizer
 from medusa_runtime import Engine
 from medusa_runtime.bundle import Bundle
@@ -74,7 +80,7 @@ def test_what_cannot_be_chosen_is_told(own: Any, wanted: str | None, words: str)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"\xff", "not UTF-8"), (b" \n", "empty"), (b" " * (LARGEST + 1), "more than")]
+    ("content", "words"), [(b"\xff", "not UTF-8"), (b" \n", "empty"), (b" " * (MAX_TEMPLATE_BYTES + 1), "more than")]
 )
 def test_a_file_that_is_no_template_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "own.jinja").write_bytes(content)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from medusa_exporter.report import plots
-from medusa_exporter.report.page import number, render, span
+from medusa_exporter.report.page import number, render_page, span
 from medusa_exporter.report.ratios import Ratio, ReportData
 from medusa_exporter.report.runs import BenchRun, read_runs
 from medusa_runtime.errors import MissingExtraError
@@ -50,7 +50,7 @@ class Outline(HTMLParser):
 
 
 def test_it_is_one_file_that_fetches_nothing_and_runs_nothing(tmp_path: Path) -> None:
-    text = render(runs(tmp_path, content({"ort-cuda": 2.0, "tensorrt": 1.0})))
+    text = render_page(runs(tmp_path, content({"ort-cuda": 2.0, "tensorrt": 1.0})))
     found = Outline(text)
     assert found.open == []
     assert found.fetched == []
@@ -65,7 +65,7 @@ def test_it_is_one_file_that_fetches_nothing_and_runs_nothing(tmp_path: Path) ->
 
 
 def test_ratios_and_results_are_shown(tmp_path: Path) -> None:
-    text = " ".join(render(runs(tmp_path, content({"ort-cuda": 2.0, "tensorrt": 1.0}))).split())
+    text = " ".join(render_page(runs(tmp_path, content({"ort-cuda": 2.0, "tensorrt": 1.0}))).split())
     assert '2.50×</div> <div class="range">chain-2 over its own plain decoding (2.50 to 2.50, median of 2' in text
     assert '<h3>tensorrt fp16 ÷ ort-cuda fp16</h3> <div class="big">2.00×' in text
     assert "1.25× over the fastest plain decoding on that device" in text
@@ -77,7 +77,7 @@ def test_ratios_and_results_are_shown(tmp_path: Path) -> None:
 def test_ratios_between_runs_are_marked_and_explained(tmp_path: Path) -> None:
     other = content({"tensorrt": 1.0}, device="RTX 3060")
     other["prompts"]["file"] = "others.jsonl"
-    text = render(runs(tmp_path, content({"ort-cuda": 2.0}), other, content({"ort-cpu": 1.5})))
+    text = render_page(runs(tmp_path, content({"ort-cuda": 2.0}), other, content({"ort-cpu": 1.5})))
     assert "B: tensorrt fp16 ÷ A: ort-cuda fp16†" in text
     assert "on different devices" in text
     assert "† The two sides were measured in different runs." in text
@@ -90,13 +90,13 @@ def test_forced_acceptance_and_failures_come_first(tmp_path: Path) -> None:
     given = content({"ort-cuda": 2.0})
     given["settings"] = {"accept": "forced", "forced": {"file": "real.json", "model": "real"}}
     given["failures"] = {"tensorrt": "backend tensorrt: its process died"}
-    text = render(runs(tmp_path, given))
+    text = render_page(runs(tmp_path, given))
     assert text.index("Forced acceptance.") < text.index('class="cards"')
     assert "as in a recorded run of real" in text
     assert "backend tensorrt: its process died" in text
     assert "Different answers." not in text
     given["results"][1]["mismatches"] = 2
-    assert "0.json: 2 answers differ from those of plain decoding" in render(runs(tmp_path, given))
+    assert "0.json: 2 answers differ from those of plain decoding" in render_page(runs(tmp_path, given))
     assert "(not compared where acceptance was forced)" in text
 
 
@@ -108,7 +108,7 @@ def test_text_from_the_files_is_escaped(tmp_path: Path) -> None:
     for result in given["results"]:
         if result["profile"] == "pair":
             result["profile"] = nasty
-    text = render(runs(tmp_path, given))
+    text = render_page(runs(tmp_path, given))
     assert not Outline(text).tags["script"]
     assert "<script" not in text
     assert text.count("&lt;script&gt;") > 6  # the plots' too
@@ -122,7 +122,7 @@ def test_empty_plots_are_left_out(tmp_path: Path) -> None:
         result["step_ms"] = dict.fromkeys(result["step_ms"])
     data = ReportData(runs(tmp_path, given))
     assert plots.throughput(data) is plots.latency(data) is plots.first_token(data) is None
-    text = render([*data.runs.values()])
+    text = render_page([*data.runs.values()])
     assert "as is + 13" in text
     assert Outline(text).tags["svg"] == 1
 
@@ -159,4 +159,4 @@ def test_numbers_have_about_three_digits() -> None:
 def test_without_matplotlib_the_pip_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"matplotlib is not installed .*pip install 'medusa-export\[export\]'"):
-        render(runs(tmp_path, content({"ort-cuda": 2.0})))
+        render_page(runs(tmp_path, content({"ort-cuda": 2.0})))

@@ -46,7 +46,9 @@ def test_rows_without_targets_are_refused(model):
 
 def test_heads_learn_what_can_be_learnt(model, counting_data, tmp_path):
     lines = []
-    heads = train.train(model, counting_data, SETTINGS, tmp_path, name="tiny-llama", command="train", echo=lines.append)
+    heads = train.train(
+        model, counting_data, SETTINGS, tmp_path, name="tiny-llama", command="train", report=lines.append
+    )
     facts = json.loads((tmp_path / "training.json").read_text())
     assert min(facts["held_back_accuracy"]["top1"]) > 0.9
     assert facts["held_back_rows"] == int(counting_data.held_out(0.2).sum())
@@ -76,7 +78,7 @@ def test_held_out_rows_are_never_trained_on(model, counting_data, tmp_path, monk
 
     monkeypatch.setattr(train, "collect_positions", recorded)
     settings = train.Settings(heads=1, layers=1, epochs=0.01, hold_out=0.3)
-    train.train(model, counting_data, settings, tmp_path, name="m", command="", echo=lambda _: None)
+    train.train(model, counting_data, settings, tmp_path, name="m", command="", report=lambda _: None)
     (_, trained), (label, held) = seen
     assert label == "held out"
     assert held
@@ -87,7 +89,7 @@ def test_held_out_rows_are_never_trained_on(model, counting_data, tmp_path, monk
 def test_minutes_bound_the_run(model, counting_data, tmp_path):
     lines = []
     settings = train.Settings(heads=1, layers=1, minutes=0.02, batch=64)
-    train.train(model, counting_data, settings, tmp_path, name="m", command="", echo=lines.append)
+    train.train(model, counting_data, settings, tmp_path, name="m", command="", report=lines.append)
     facts = json.loads((tmp_path / "training.json").read_text())
     assert facts["steps"] >= training_loop.PROBE_STEPS
     assert sum(facts["seconds"].values()) < 6
@@ -96,7 +98,7 @@ def test_minutes_bound_the_run(model, counting_data, tmp_path):
 
 def test_data_of_another_model_is_refused(other_model, counting_data, tmp_path):
     with pytest.raises(DataError, match="distilled from tiny-llama"):
-        train.train(other_model, counting_data, SETTINGS, tmp_path, name="other", command="", echo=print)
+        train.train(other_model, counting_data, SETTINGS, tmp_path, name="other", command="", report=print)
     with pytest.raises(DataError, match="distilled from tiny-llama"):
         report.evaluate_heads(other_model, MedusaHeads(64, 1, 1), counting_data, name="other", source="")
 
@@ -104,7 +106,7 @@ def test_data_of_another_model_is_refused(other_model, counting_data, tmp_path):
 def test_a_hold_out_that_leaves_nothing_is_refused(model, counting_data, tmp_path):
     settings = train.Settings(hold_out=1.0)
     with pytest.raises(DataError, match="held out"):
-        train.train(model, counting_data, settings, tmp_path, name="m", command="", echo=print)
+        train.train(model, counting_data, settings, tmp_path, name="m", command="", report=print)
     with pytest.raises(DataError, match="--all"):
         report.choose_rows(counting_data, 0.0)
     with pytest.raises(DataError, match=r"conversations was held out from training \(--hold-out 0.0\); expected"):
@@ -124,7 +126,7 @@ def test_half_precision_trains_too(model, counting_data, tmp_path):
     import copy
 
     half = copy.deepcopy(model).to(torch.bfloat16)
-    train.train(half, counting_data, SETTINGS, tmp_path, name="m", command="", echo=lambda _: None)
+    train.train(half, counting_data, SETTINGS, tmp_path, name="m", command="", report=lambda _: None)
     facts = json.loads((tmp_path / "training.json").read_text())
     assert min(facts["held_back_accuracy"]["top1"]) > 0.9
 
@@ -151,7 +153,7 @@ def test_rows_opened_by_certain_prompts(counting_data):
 def test_what_a_smaller_draft_vocabulary_loses(model, counting_data, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "VOCABULARIES", (16, 32, 512))
     monkeypatch.setattr(report, "VOCABULARY_SIZES", (2,))
-    heads = train.train(model, counting_data, SETTINGS, tmp_path, name="m", command="", echo=lambda _: None)
+    heads = train.train(model, counting_data, SETTINGS, tmp_path, name="m", command="", report=lambda _: None)
     found = report.evaluate_heads(model, heads, counting_data, name="m", source="", hold_out=0.2)
     half, whole = found.vocabularies
     assert (half.tokens, whole.tokens) == (16, 32)

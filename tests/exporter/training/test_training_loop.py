@@ -18,12 +18,12 @@ class Broken(Exception):
 
 
 def run(model, data, folder, settings=SETTINGS, force=False, break_at=None, lines=None):
-    def echo(line):
+    def report(line):
         (lines if lines is not None else []).append(line)
         if break_at and line.startswith(f"step {break_at}/"):
             raise Broken
 
-    return train.train(model, data, settings, folder, name="m", command="", echo=echo, force=force)
+    return train.train(model, data, settings, folder, name="m", command="", report=report, force=force)
 
 
 @pytest.fixture

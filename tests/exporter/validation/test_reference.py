@@ -10,7 +10,13 @@ import pytest
 import torch
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.loading.rope import fix_longrope
-from medusa_exporter.validation.reference import TREE, far_positions, record_reference, text_ids, unvalidated_window
+from medusa_exporter.validation.reference import (
+    VALIDATION_TREE,
+    far_positions,
+    record_reference,
+    text_ids,
+    unvalidated_window,
+)
 from medusa_runtime.errors import UnsupportedModelError
 
 from ..graph.conftest import CONTEXT, facts_of, make_model
@@ -26,8 +32,8 @@ def test_each_nodes_logits_are_those_of_its_own_text(family: str) -> None:
     assert model.config._attn_implementation == before
     steps = {step.name: step for step in reference.steps}
     prompt, tree = steps["prefill"].ids.tolist(), steps["tree"]
-    for node in range(TREE.size):
-        text = [*prompt, *tree.ids[TREE.mask[node]].tolist()]
+    for node in range(VALIDATION_TREE.size):
+        text = [*prompt, *tree.ids[VALIDATION_TREE.mask[node]].tolist()]
         with torch.no_grad():
             logits = model(torch.tensor([text])).logits[0, -1].numpy()
         np.testing.assert_allclose(tree.expected.logits[node], logits, atol=2e-5)
