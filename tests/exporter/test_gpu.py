@@ -48,7 +48,10 @@ def test_backends_take_turns(tiny_backends: Path, tmp_path: Path) -> None:
     assert run("bench", tiny_backends, "--prompts", prompts_file(tmp_path), *options, "--json", output) == 0
     content = json.loads(output.read_text())
     cuda = content["backends"]["ort-cuda"]
-    assert re.fullmatch(r"\d+\.\d", cuda["capability"]) and cuda["driver"] and cuda["bandwidth"] > 1e11
+    assert re.fullmatch(r"\d+\.\d", cuda["capability"]) and cuda["driver"] and cuda["memory_bytes_per_second"] > 1e11
     ours = [result for result in content["results"] if result["backend"] == "ort-cuda"]
     assert [result["profile"] for result in ours] == ["plain", "tree-8"]
-    assert all(result["same_as_first"]["equal"] == result["same_as_first"]["answers"] > 0 for result in ours)
+    assert all(
+        result["same_as_first_backend"]["identical"] == result["same_as_first_backend"]["answers"] > 0
+        for result in ours
+    )
