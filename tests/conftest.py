@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items if config.pluginmanager.hasplugin("xdist") else ():
         group = GRAPHS if item.path.is_relative_to(GRAPHS) else item.path
         item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
+@pytest.fixture(autouse=True)
+def normal_verbosity() -> None:
+    """Undo what -q or -v of an earlier test's command has set for the process."""
+    if (console := sys.modules.get("medusa_exporter.console")) is not None:
+        console.set_verbosity(console.Verbosity.NORMAL)
 
 
 @pytest.fixture(scope="session")

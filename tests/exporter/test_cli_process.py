@@ -85,7 +85,8 @@ def test_a_check_that_does_not_pass_is_a_failure(tiny_bundle: Path, prompts: Pat
 )
 def test_signals_end_a_command_in_one_line(number: signal.Signals, code: ExitCode, word: str) -> None:
     waiting = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background process ignores it
         "class Input:\n"
         "    def read(self):\n"
         "        print('ready', flush=True)\n"

@@ -50,7 +50,7 @@ def test_an_empty_prompt_is_refused(engine: Engine, prompt: str | list[dict[str,
 
 
 def test_a_prompt_beyond_the_context_is_refused(engine: Engine) -> None:
-    with pytest.raises(CapacityError, match=rf"context is {engine.bundle.model.context}"):
+    with pytest.raises(CapacityError, match=rf"context of {engine.bundle.model.context} tokens"):
         engine.generate("word " * 4000)
     assert engine.generate("still well", max_new_tokens=3)
 
@@ -64,7 +64,7 @@ def test_a_sequence_may_be_held_to_fewer_tokens_than_the_context(tiny_bundle: Pa
     while sequence.finish_reason is None:
         engine.decoder.step()
     assert (sequence.finish_reason, len(prompt) + len(sequence.answer)) == ("length", 40)
-    with pytest.raises(CapacityError, match="context is 40"):
+    with pytest.raises(CapacityError, match="context of 40 tokens"):
         engine.generate("word " * 40)
     whole = Engine.load(tiny_bundle, threads=1, max_length=1 << 20)  # no more than the model has
     assert whole.decoder.cache.context == engine.bundle.model.context

@@ -160,9 +160,9 @@ class DeviceBackend(ABC):
                 "allocate for the new number first"
             )
         length = int(step.past_length.max())
-        if length + T > memory.arena.capacity:  # the step would read beyond the arena
+        if length > memory.arena.capacity:  # the step would read beyond the arena; its own rows have room of their own
             raise RuntimeError(
-                f"{length + T} rows do not fit an arena of {memory.arena.capacity}; allocate a larger one first"
+                f"a past of {length} rows does not fit an arena of {memory.arena.capacity}; allocate a larger one first"
             )
         P = memory.padded_past(length)
         return self._padded_shape(StepShape(B, T, R, step.draft, P, is_causal(step)))
