@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
 from functools import cache
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -165,15 +165,14 @@ class Progress:
             yield _DrawnBar(bars, bars.add_task(label, total=total))
 
 
-class Bar:
+class Bar(Protocol):
     """How far a piece of work is; see `Progress.bar`."""
 
     def advance(self, amount: float = 1) -> None:
         """Add to what is done."""
-        raise NotImplementedError
 
 
-class _DrawnBar(Bar):
+class _DrawnBar:
     def __init__(self, bars: Any, task: Any) -> None:
         self._bars, self._task = bars, task
 
@@ -181,7 +180,7 @@ class _DrawnBar(Bar):
         self._bars.advance(self._task, amount)
 
 
-class _LineBar(Bar):
+class _LineBar:
     def __init__(self, progress: Progress, label: str, total: float, unit: str) -> None:
         self._progress, self._label, self._total, self._unit = progress, label, total, unit
         self._done, self._started = 0.0, time.monotonic()

@@ -145,17 +145,17 @@ def check_family(source: ModelSource) -> str:
         UnsupportedModelError: For other model types, and for weights that are quantised or belong to an adapter.
     """
     config = _config_facts(source)
-    check_plain_weights(config, source.gguf or source.location)
+    check_plain_weights(config, source.described)
     if source.local and not source.gguf:
         check_folder(Path(source.location))
     family = str(config.get("model_type"))
     if family not in FAMILIES:
         raise UnsupportedModelError(
-            f"{source.gguf or source.location}: model type {named_model_type(config)} is not supported; "
+            f"{source.described}: model type {named_model_type(config)} is not supported; "
             f"expected one of {', '.join(FAMILIES)}: give a model of one of these families"
         )
-    rope.check_rope(config, source.gguf or source.location)
-    parse_decoder_config(config, source.gguf or source.location)
+    rope.check_rope(config, source.described)
+    parse_decoder_config(config, source.described)
     return family
 
 
@@ -165,18 +165,18 @@ def read_decoder_config(source: ModelSource) -> DecoderConfig:
     Raises UnsupportedModelError for what `check_family` refuses.
     """
     check_family(source)
-    return parse_decoder_config(_config_facts(source), source.gguf or source.location)
+    return parse_decoder_config(_config_facts(source), source.described)
 
 
 def read_sizes(source: ModelSource) -> DecoderSizes:
     """Read the sizes of a decoder from its config. Raises UnsupportedModelError if they cannot be read."""
-    with reading(f"{source.gguf or source.location}: its config"):
+    with reading(f"{source.described}: its config"):
         return sizes.compute_sizes(_config_facts(source))
 
 
 def choose_context(source: ModelSource, wanted: int | None) -> int:
     """Return the number of tokens of a bundle's context, before any weights are read; see `loading.rope`."""
-    return rope.choose_context(read_config(source), wanted, source.gguf or source.location)
+    return rope.choose_context(read_config(source), wanted, source.described)
 
 
 def longest_context(source: ModelSource) -> int:
@@ -229,7 +229,7 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
     with parsed_once(source.gguf):
         check_family(source)
         config = _config_facts(source)
-        with reading(f"{source.gguf or source.location}: its weights"):
+        with reading(f"{source.described}: its weights"):
             if source.gguf:
                 _check_memory(source, config, dtype)
                 model = load_gguf(Path(source.location) / source.gguf, dtype)
@@ -269,7 +269,7 @@ def _load_files(source: ModelSource, config: Mapping[str, Any], dtype: torch.dty
 def _check_memory(source: ModelSource, config: Mapping[str, Any], dtype: torch.dtype) -> None:
     """Raise CapacityError if the weights do not fit into memory, which they are read to for every device."""
     needed = sizes.compute_sizes(config).parameters * dtype.itemsize
-    check_memory(needed, f"{source.gguf or source.location}: loading its weights in {dtype.itemsize * 8} bits")
+    check_memory(needed, f"{source.described}: loading its weights in {dtype.itemsize * 8} bits")
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -280,7 +280,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """
     transformers = import_extra("transformers", "export")
     check_family(source)
-    with parsed_once(source.gguf), reading(f"{source.gguf or source.location}: its tokenizer"):
+    with parsed_once(source.gguf), reading(f"{source.described}: its tokenizer"):
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
             source.location, **source.load_arguments
         )

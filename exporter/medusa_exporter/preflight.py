@@ -42,9 +42,7 @@ def check_build(source: ModelSource, heads: str, report: Callable[[str], None]) 
             "give heads without taps for this model"
         )
     weights = 4 * (sizes.parameters + parameter_count(facts)) // 10**6
-    check_memory(
-        memory_needed(sizes, facts), f"{source.gguf or source.location}: building it ({weights:,} MB of fp32 weights)"
-    )
+    check_memory(memory_needed(sizes, facts), f"{source.described}: building it ({weights:,} MB of fp32 weights)")
     if other := base_model_mismatch(heads, source.names):
         report(f"warning: {other}")
 

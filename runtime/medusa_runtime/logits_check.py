@@ -20,10 +20,7 @@ def read_finite_logits(backend: Backend, row: int, where: str) -> FloatArray:
     Raises:
         InvalidLogitsError: A logit is not finite.
     """
-    logits = backend.read_logits(row)
-    least, most = logits.min(), logits.max()
-    if not (-np.inf < least and most < np.inf):
-        raise _error(backend, least, most, where)
+    logits, _ = _read_finite(backend, row, where)
     return logits
 
 
@@ -37,9 +34,18 @@ def check_prompt_logits(backend: Backend, ids: NDArray[np.int64]) -> None:
         InvalidLogitsError: The logits are not finite, or all are equal.
     """
     where = f"at row {ids.size - 1} of the prompt"
-    logits = read_finite_logits(backend, 0, where)
-    if logits.min() == logits.max() and ids.min() < ids.max():
-        raise _error(backend, logits.min(), logits.max(), where)
+    _, (least, most) = _read_finite(backend, 0, where)
+    if least == most and ids.min() < ids.max():
+        raise _error(backend, least, most, where)
+
+
+def _read_finite(backend: Backend, row: int, where: str) -> tuple[FloatArray, tuple[float, float]]:
+    """Return the logits of a row, (V,), and the least and the most of them."""
+    logits = backend.read_logits(row)
+    least, most = logits.min(), logits.max()
+    if not (-np.inf < least and most < np.inf):
+        raise _error(backend, least, most, where)
+    return logits, (least, most)
 
 
 def _error(backend: Backend, least: float, most: float, where: str) -> InvalidLogitsError:

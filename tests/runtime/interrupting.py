@@ -48,3 +48,17 @@ def elsewhere(work: Callable[[], Any]) -> Any:
     thread.start()
     thread.join()
     return found[0]
+
+
+def run_together(target: Callable[[int], None], arguments: range, interval: float) -> None:
+    """Run `target(argument)` for each argument in a thread of its own, with threads switched every `interval` s."""
+    threads = [threading.Thread(target=target, args=(argument,)) for argument in arguments]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(interval)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)

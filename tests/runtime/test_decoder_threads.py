@@ -1,6 +1,5 @@
 """Two threads and one decoder or backend: the second is refused at once, the first gets its answer."""
 
-import sys
 import threading
 
 import numpy as np
@@ -13,7 +12,7 @@ from medusa_runtime.kv_cache import KvCache
 
 from .decoding import CHAIN, decode, finish
 from .fake_backend import FakeBackend, plain_answer
-from .interrupting import elsewhere
+from .interrupting import elsewhere, run_together
 
 PROMPT = [1, 2]
 EXPECTED = plain_answer(PROMPT, 20, (), 4096)
@@ -114,16 +113,7 @@ def test_whole_answers_of_many_threads_are_right_or_refused():
             else:
                 (right if answer == expected[first] else wrong).append(answer)
 
-    threads = [threading.Thread(target=run, args=(first,)) for first in range(4)]
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
+    run_together(run, range(4), 1e-5)
     assert not wrong
     assert right and refused and len(right) + len(refused) == 120
 

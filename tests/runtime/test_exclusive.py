@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import pytest
 from medusa_runtime.errors import BusyError
 from medusa_runtime.exclusive import ExclusiveUse, exclusive, strictly_exclusive
 
-from .interrupting import elsewhere, interrupted
+from .interrupting import elsewhere, interrupted, run_together
 
 
 class Worker:
@@ -87,7 +86,7 @@ def test_of_many_threads_one_works_at_a_time() -> None:
         time.sleep(1e-4)  # lets other threads run, so that some call meets this one
         at_work[0] -= 1
 
-    def run() -> None:
+    def run(_number: int) -> None:
         barrier.wait()
         for _ in range(400):
             try:
@@ -96,15 +95,6 @@ def test_of_many_threads_one_works_at_a_time() -> None:
             except BusyError:
                 refused[0] += 1
 
-    threads = [threading.Thread(target=run) for _ in range(8)]
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
+    run_together(run, range(8), 1e-6)
     assert most == [1]
     assert done[0] and refused[0]

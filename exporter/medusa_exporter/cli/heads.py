@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from medusa_exporter.cli.command import Group
+from medusa_exporter.cli.options import heads_output_option
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import warn
 from medusa_exporter.output_kinds import CONVERTED, SUMMARIES
@@ -33,14 +34,7 @@ def command() -> None:
     metavar="REVISION",
     help="Branch, tag or commit of SOURCE on the Hugging Face hub. Default: its main branch.",
 )
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="HEADS",
-    help="Folder to write the heads to.",
-)
+@heads_output_option
 @click.option(
     "--base",
     type=click.Path(exists=True, file_okay=False, path_type=Path),

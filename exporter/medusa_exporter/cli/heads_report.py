@@ -7,7 +7,13 @@ from pathlib import Path
 import click
 
 from medusa_exporter.cli.command import Command
-from medusa_exporter.cli.options import device_option, dtype_option, heads_revision_option, revision_option
+from medusa_exporter.cli.options import (
+    data_option,
+    device_option,
+    dtype_option,
+    heads_revision_option,
+    revision_option,
+)
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import note, warn
 from medusa_exporter.output_kinds import FITTED, HEADS_REPORT, TREE
@@ -25,15 +31,7 @@ from medusa_exporter.overwrite_check import check_output_folder
 @click.argument("heads")
 @revision_option
 @heads_revision_option
-@click.option(
-    "--data",
-    "folders",
-    multiple=True,
-    required=True,
-    type=click.Path(exists=True, file_okay=False),
-    metavar="DATA",
-    help="Folder of conversations that `medusa-export distill` wrote for MODEL. May be repeated.",
-)
+@data_option
 @click.option(
     "--all",
     "every_row",

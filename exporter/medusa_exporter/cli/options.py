@@ -83,6 +83,23 @@ heads_revision_option = click.option(
     metavar="REVISION",
     help="Branch, tag or commit of the heads on the Hugging Face hub. Default: their main branch.",
 )
+data_option = click.option(
+    "--data",
+    "folders",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DATA",
+    help="Folder of conversations that `medusa-export distill` wrote for MODEL. May be repeated.",
+)
+heads_output_option = click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="HEADS",
+    help="Folder to write the heads to.",
+)
 device_option = click.option(
     "--device",
     default="auto",

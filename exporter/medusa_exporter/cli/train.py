@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from medusa_exporter.cli.command import Command
-from medusa_exporter.cli.options import device_option, dtype_option, list_option, revision_option
+from medusa_exporter.cli.options import (
+    data_option,
+    device_option,
+    dtype_option,
+    heads_output_option,
+    list_option,
+    revision_option,
+)
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import note
 from medusa_exporter.output_kinds import SUMMARIES, TRAINING
@@ -28,23 +35,8 @@ KIND = SUMMARIES["train"]
 )
 @click.argument("model")
 @revision_option
-@click.option(
-    "--data",
-    "folders",
-    multiple=True,
-    required=True,
-    type=click.Path(exists=True, file_okay=False),
-    metavar="DATA",
-    help="Folder of conversations that `medusa-export distill` wrote for MODEL. May be repeated.",
-)
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="HEADS",
-    help="Folder to write the heads to.",
-)
+@data_option
+@heads_output_option
 @click.option(
     "--heads",
     default=4,
