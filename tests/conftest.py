@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items if config.pluginmanager.hasplugin("xdist") else ():
         group = GRAPHS if item.path.is_relative_to(GRAPHS) else item.path
         item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep calibrations out of the user's cache, and those of one test out of the next one."""
+    monkeypatch.setenv("MEDUSA_CACHE", str(tmp_path_factory.getbasetemp() / "cache" / os.urandom(8).hex()))
 
 
 @pytest.fixture(autouse=True)

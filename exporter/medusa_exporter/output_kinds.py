@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from medusa_profiles.profile import ProfileError
@@ -13,6 +14,7 @@ from medusa_exporter.overwrite_check import MADE_BY, AnyKind, FolderKind, JsonKi
 REFERENCE_FORMAT = "medusa-export reference 2"
 SAVED_AS_ZIP = b"PK\x03\x04"  # the first bytes of a reference file of format 1
 FITTED = "fitted on answers of "  # the start of `source` in the trees that heads-report writes
+SEARCHED = "found by search-tree for "  # the start of `source` in the trees that search-tree writes
 GENERATOR = '<meta name="generator" content="medusa-export report">'
 CHECKPOINT = "checkpoint"  # the folder of a training that is not finished
 PARTIAL = "partial"  # the folder of a distillation that is not finished
@@ -25,11 +27,16 @@ def _is_reference(file: Path) -> bool:
     return marked(file) or older(file)
 
 
-def _is_fitted(file: Path) -> bool:
-    try:
-        return from_toml(file.read_text(encoding="utf-8"), str(file)).source.startswith(FITTED)
-    except ProfileError:
-        return False
+def _is_tree(source: str) -> Callable[[Path], bool]:
+    """Return a test for files with a tree whose source begins so."""
+
+    def test(file: Path) -> bool:
+        try:
+            return from_toml(file.read_text(encoding="utf-8"), str(file)).source.startswith(source)
+        except ProfileError:
+            return False
+
+    return test
 
 
 def _is_report(file: Path) -> bool:
@@ -38,6 +45,7 @@ def _is_report(file: Path) -> bool:
 
 
 BENCH = JsonKind("medusa-export bench", frozenset({"schema", "machine", "bundle", "settings", "results"}))
+CALIBRATION = JsonKind("medusa-export calibrate", frozenset({"schema", "graphs"}))
 COMPARE = JsonKind("medusa-export compare", frozenset({"bundle", "reference", "compared", "steps", "tensors"}))
 VERIFY = JsonKind("medusa-export verify", frozenset({"bundle", "profiles", "answers", "differences", "quality"}))
 HEADS_REPORT = JsonKind(
@@ -45,11 +53,23 @@ HEADS_REPORT = JsonKind(
 )
 SUMMARIES = {  # summaries that --json writes; they are recognised by the command that they name
     name: JsonKind(f"medusa-export {name} --json", frozenset({MADE_BY}))
-    for name in ("build", "distill", "engines", "generate", "heads convert", "inspect", "profiles", "report", "train")
+    for name in (
+        "build",
+        "distill",
+        "engines",
+        "generate",
+        "heads convert",
+        "inspect",
+        "profiles",
+        "report",
+        "search-tree",
+        "train",
+    )
 }
 REFERENCE = Kind("medusa-export compare --save", _is_reference)
 REPORT = Kind("medusa-export report", _is_report)
-TREE = Kind("medusa-export heads-report --write-profiles", _is_fitted)
+TREE = Kind("medusa-export heads-report --write-profiles", _is_tree(FITTED))
+SEARCHED_TREE = Kind("medusa-export search-tree", _is_tree(SEARCHED))
 REVIEW = Kind("medusa-export distill --review-out", lambda _file: False)  # people edit it: never overwritten
 
 # Heads are recognised by their config, which appears together with the weights: no other layout has these keys.

@@ -8,13 +8,13 @@ from typing import Literal, overload
 from medusa_profiles.profile import TreeProfile
 
 from medusa_runtime.accept import ACCEPT_RULES
-from medusa_runtime.arguments import as_optional_text, as_text
+from medusa_runtime.arguments import as_optional_text, as_path, as_text
 from medusa_runtime.backends import Backend, load_backend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import ArgumentError
-from medusa_runtime.facts import PLAIN
 from medusa_runtime.generation import Generation
+from medusa_runtime.profile_choice import choose_profile, find_profile
 from medusa_runtime.prompt_encoder import Prompt, PromptEncoder
 
 
@@ -71,7 +71,7 @@ class Engine:
         bundle: str | Path,
         *,
         backend: str = "ort-cpu",
-        profile: str | None = None,
+        profile: str | TreeProfile | None = None,
         precision: str | None = None,
         threads: int | None = None,
         max_length: int | None = None,
@@ -79,14 +79,16 @@ class Engine:
         gpu: int = 0,
         chat_template: str | None = None,
         expected_digest: str | None = None,
+        calibration: str | Path | None = None,
     ) -> Engine:
         """Check a bundle and load it.
 
         Args:
             bundle: Path of the bundle's folder.
             backend: "ort-cpu", "ort-cuda", "tensorrt" or "tensorrt-rtx".
-            profile: Name of one of the bundle's trees, "plain" for plain decoding, or None for the default tree of the
-                graph's backend and precision.
+            profile: Name of one of the bundle's trees, "plain" for plain decoding, or a tree of your own. None is the
+                fastest of the bundle's trees on this machine if `medusa-export calibrate` has measured it with prompts,
+                otherwise the default tree of the graph's backend and precision.
             precision: Precision of the graph; None is the only one there is, or fp32 among several.
             threads: CPU threads; None is one per physical core within the process's CPU quota.
             max_length: Maximum number of tokens of prompt and answer together, which bounds the memory; None is the
@@ -96,21 +98,30 @@ class Engine:
             chat_template: Name of one of the model's chat templates; None is the one the bundle was built with.
             expected_digest: SHA-256 of the manifest that the bundle must have, as `medusa-export inspect` prints it;
                 None accepts any bundle.
+            calibration: File of `medusa-export calibrate` to use in place of the one in the user's cache, if `profile`
+                is None. The cache's is ignored, with a warning of the logger `medusa_runtime`, if it is damaged or
+                outdated; this one may have been measured on another machine.
 
         Raises:
             BundleError: The bundle is missing or damaged, or lacks the backend, precision, profile or template.
+            CalibrationError: `calibration` is missing or damaged, or belongs to another bundle or graph.
+            ProfileError: `profile` is a tree that needs more heads or candidates than the bundle has.
             MissingExtraError: The backend's library is not installed; the message has the pip command.
             CapacityError: Memory does not suffice.
             ArgumentError: An argument has a wrong type or is out of range.
             MedusaError: The GPU does not exist.
         """
         opened = Bundle.open(bundle, expected_digest=expected_digest)
-        as_optional_text("profile", profile)
         as_optional_text("chat_template", chat_template)
-        name = opened.graph(as_text("backend", backend), as_optional_text("precision", precision))[0].profile
-        tree = find_profile(opened, name if profile is None else profile)
+        file = None if calibration is None else as_path("calibration", calibration)
+        graph = opened.graph(as_text("backend", backend), as_optional_text("precision", precision))[0]
+        tree = profile if isinstance(profile, TreeProfile) else None
+        if tree is not None:
+            tree.check_fits(opened.heads.count, opened.heads.top_k)
+        elif (name := as_optional_text("profile", profile)) is not None:
+            tree = find_profile(opened, name)
         loaded = load_backend(opened, backend, precision, threads, max_length, gpu)
-        return cls(opened, loaded, tree, accept, chat_template)
+        return cls(opened, loaded, tree or choose_profile(opened, graph, loaded, file), accept, chat_template)
 
     def warm_up(self) -> None:
         """Prepare for prompts and answers of every length, so that no request waits (`Decoder.warm_up`)."""
@@ -165,8 +176,3 @@ class Engine:
             return generation
         with generation:
             return "".join(generation)
-
-
-def find_profile(bundle: Bundle, name: str) -> TreeProfile:
-    """Return a bundle's tree by name, where "plain" always exists; raise BundleError listing the names otherwise."""
-    return TreeProfile.plain() if name == PLAIN else bundle.profile(name)

@@ -45,3 +45,7 @@ class BackendError(MedusaError):
 
 class InvalidLogitsError(MedusaError):
     """A step computed NaN, infinite or constant logits: the graph does not compute the model in this precision."""
+
+
+class CalibrationError(MedusaError):
+    """A calibration is missing or damaged, or belongs to another bundle."""

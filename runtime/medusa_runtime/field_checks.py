@@ -19,6 +19,21 @@ def check_int(what: str, value: object, least: int, most: int) -> None:
         refuse(what, value, f"a whole number from {least} to {most}")
 
 
+def check_number(what: str, value: object, least: float, most: float) -> float:
+    """Return an int or float from `least` to `most`; raise BundleError for anything else, NaN included."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        refuse(what, value, f"a number from {least:g} to {most:g}")
+    return float(value)
+
+
+def check_keys(what: str, content: dict[str, Any], expected: set[str]) -> None:
+    """Raise BundleError unless a JSON object has exactly the expected keys."""
+    if missing := sorted(expected - content.keys()):
+        raise BundleError(f"{what} lacks the key {missing[0]!r}")
+    if unknown := sorted(content.keys() - expected):
+        refuse(f"a key of {what}", unknown[0], f"one of {', '.join(sorted(expected))}")
+
+
 def check_text(what: str, value: object, pattern: re.Pattern[str] | None = None) -> str:
     """Return a str of printable characters that matches the whole `pattern`; raise BundleError otherwise."""
     if not isinstance(value, str) or not 0 < len(value) <= 1000 or not value.isprintable():
@@ -31,6 +46,13 @@ def check_text(what: str, value: object, pattern: re.Pattern[str] | None = None)
 def check_object(what: str, value: object) -> dict[str, Any]:
     """Return a JSON object; raise BundleError otherwise."""
     return value if isinstance(value, dict) else refuse(what, value, "an object")
+
+
+def check_list(what: str, value: object, most: int) -> list[Any]:
+    """Return a JSON list of 1 to `most` items; raise BundleError otherwise."""
+    if not isinstance(value, list) or not 0 < len(value) <= most:
+        refuse(what, value, f"a list of 1 to {most} items")
+    return value
 
 
 def check_path(what: str, value: object) -> None:

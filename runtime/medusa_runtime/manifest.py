@@ -5,14 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from medusa_profiles.profile import NAME_PATTERN
 
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import DIGEST, PLAIN, FileFacts, GraphFacts, HeadFacts, ModelFacts
-from medusa_runtime.field_checks import check_int, check_object, check_path, check_text, check_unique, refuse
+from medusa_runtime.field_checks import (
+    check_int,
+    check_keys,
+    check_object,
+    check_path,
+    check_text,
+    check_unique,
+    refuse,
+)
 from medusa_runtime.graph_check import GraphCheck
+from medusa_runtime.strict_json import parse_json
 
 SCHEMA = 5
 FILE_NAME = "manifest.json"
@@ -115,7 +124,7 @@ class Manifest:
 
     @classmethod
     def _from_bytes(cls, data: bytes) -> Manifest:
-        content = check_object("the manifest", _from_json(data))
+        content = check_object("the manifest", parse_json("the manifest", data, MAX_BYTES))
         _check_schema(content.get("schema"))
         claimed = data[_DIGEST_AT : _DIGEST_AT + 64].decode("ascii", "replace")
         if content.get("digest") != claimed or not DIGEST.fullmatch(claimed):
@@ -123,7 +132,7 @@ class Manifest:
         computed = hashlib.sha256(_with_digest(data, _ZEROS)).hexdigest()
         if claimed != computed:
             raise BundleError(f"the manifest is damaged or was edited: its digest is {claimed}, expected {computed}")
-        _check_keys("the manifest", content, {f.name for f in fields(cls)})
+        check_keys("the manifest", content, {f.name for f in fields(cls)})
         parts: dict[str, Any] = {
             "model": _facts(ModelFacts, "model", content["model"]),
             "heads": _facts(HeadFacts, "heads", content["heads"]),
@@ -148,17 +157,10 @@ def _as_tuple(what: str, value: object) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _check_keys(what: str, content: dict[str, Any], expected: set[str]) -> None:
-    if missing := sorted(expected - content.keys()):
-        raise BundleError(f"{what} lacks the key {missing[0]!r}")
-    if unknown := sorted(content.keys() - expected):
-        refuse(f"a key of {what}", unknown[0], f"one of {', '.join(sorted(expected))}")
-
-
 def _facts(kind: type[Fact], what: str, value: object) -> Fact:
     """Create a fact class from a JSON object that has exactly its fields."""
     content = dict(check_object(what, value))
-    _check_keys(what, content, {f.name for f in fields(kind)})  # type: ignore[arg-type]
+    check_keys(what, content, {f.name for f in fields(kind)})  # type: ignore[arg-type]
     if kind is ModelFacts:
         content["eos_token_ids"] = _as_tuple(f"{what}.eos_token_ids", content["eos_token_ids"])
     if kind is HeadFacts:
@@ -182,22 +184,3 @@ def _to_json(content: object) -> bytes:
         return (text + "\n").encode()
     except (TypeError, ValueError, RecursionError, MemoryError) as error:
         raise BundleError(f"the manifest cannot be written as JSON: {error}") from None
-
-
-def _from_json(data: bytes) -> Any:
-    """Parse strict JSON: limited size, UTF-8, unique keys, no NaN or infinity, no nesting beyond Python's limit."""
-    if len(data) > MAX_BYTES:
-        raise BundleError(f"the manifest has more than {MAX_BYTES} bytes")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(content := dict(pairs)) != len(pairs):
-            raise ValueError("an object has the same key twice")
-        return content
-
-    def number(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not a number")
-
-    try:
-        return json.loads(data.decode(), object_pairs_hook=once, parse_constant=number)
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise BundleError(f"the manifest is not valid JSON: {error!r:.200}") from None

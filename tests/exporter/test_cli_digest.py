@@ -17,6 +17,8 @@ from medusa_runtime.errors import BundleError
         ("generate", "BUNDLE", "Hi"),
         ("bench", "BUNDLE", "--prompts", "PROMPTS", "--json", "OUT"),
         ("verify", "BUNDLE"),
+        ("calibrate", "BUNDLE", "--json", "OUT"),
+        ("search-tree", "BUNDLE", "--json", "OUT"),
         ("compare", "BUNDLE", "--backends", "ort-cpu", "--save", "OUT"),
         ("inspect", "BUNDLE"),
     ],

@@ -33,8 +33,8 @@ ALL = dict(commands())
 LISTS = {  # the options that take several values separated by commas
     ("bench", "--profile"), ("bench", "--backend"), ("bench", "--prompt-length"), ("bench", "--max-new-tokens"),
     ("build", "--backend"), ("build", "--precision"), ("build", "--profile"), ("build", "--target"),
-    ("compare", "--backend"), ("distill", "--temperature"), ("engines", "--step"), ("engines", "--target"),
-    ("train", "--taps"), ("verify", "--profile"),
+    ("calibrate", "--backend"), ("calibrate", "--precision"), ("compare", "--backend"), ("distill", "--temperature"),
+    ("engines", "--step"), ("engines", "--target"), ("train", "--taps"), ("verify", "--profile"),
 }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_an_option_of_one_value_is_not_repeated() -> None:
 
 def test_the_backend_has_two_spellings_in_every_command() -> None:
     with_backend = {name for name, command in ALL.items() if "--backend" in options(command)}
-    assert with_backend == {"bench", "build", "compare", "engines", "generate", "verify"}
+    assert with_backend == {"bench", "build", "calibrate", "compare", "engines", "generate", "search-tree", "verify"}
     for name in with_backend:
         found = options(ALL[name])
         assert found["--backend"] is found["--backends"]

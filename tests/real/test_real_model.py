@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from medusa_exporter.cli.generate import command as generate
 from medusa_runtime import Bundle, Engine
-from medusa_runtime.engine import find_profile
+from medusa_runtime.profile_choice import find_profile
 
 from .conftest import RealBundle
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medusa_profiles.profile import TreeProfile
 from medusa_runtime import BusyError, Engine, Generation, MedusaError
 from medusa_runtime.errors import ArgumentError, BundleError, CapacityError, PromptError
 
@@ -113,7 +112,8 @@ def test_max_new_tokens_of_another_type_is_refused(engine: Engine, value: Any) -
         {"gpu": None},
         {"profile": 8},
         {"profile": ""},
-        {"profile": TreeProfile.plain()},
+        {"profile": ["tree-4"]},
+        {"calibration": 3},
         {"backend": None},
         {"backend": ["ort-cpu"]},
         {"precision": 32},

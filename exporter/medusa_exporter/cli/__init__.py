@@ -20,6 +20,7 @@ NAME = "medusa-export"
 COMMANDS = {
     "bench": "Measure the speed of tree decoding compared with plain decoding.",
     "build": "Build a bundle from a model and its Medusa heads.",
+    "calibrate": "Measure step times and head accuracy on this machine.",
     "compare": "Compare the output tensors of two backends or precisions.",
     "distill": "Generate the conversations that heads are trained on.",
     "engines": "Build the TensorRT engines of a bundle.",
@@ -29,6 +30,7 @@ COMMANDS = {
     "inspect": "Check a bundle and show its contents.",
     "profiles": "List the trees that come with medusa-export, or draw one.",
     "report": "Write an HTML page of the results of bench.",
+    "search-tree": "Find the fastest tree for this machine.",
     "train": "Train Medusa heads on distilled conversations.",
     "verify": "Check that tree decoding gives the tokens of the model.",
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from medusa_profiles.catalogue import load_profile_file
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.accept import ACCEPT_RULES
 from medusa_runtime.engine import Engine
@@ -17,6 +18,7 @@ from medusa_exporter.answer_differences import first_difference
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import (
     backend_option,
+    calibration_option,
     digest_option,
     gpu_option,
     length_option,
@@ -37,10 +39,12 @@ KIND = SUMMARIES["generate"]
 @click.argument("prompt")
 @click.option(
     "--profile",
-    metavar="NAME",
-    help="Tree of the bundle to decode with, e.g. tree-4, or plain for one token at a time. Default: the tree that the "
+    metavar="NAME|FILE",
+    help="Tree to decode with: a name in the bundle, e.g. tree-4, a .toml file, or plain for one token at a time. "
+    "Default: the fastest on this machine if `medusa-export calibrate` has measured it, otherwise the one that the "
     "bundle names for the precision.",
 )
+@calibration_option
 @backend_option()
 @precision_option
 @digest_option
@@ -75,6 +79,7 @@ def command(
     bundle: Path,
     prompt: str,
     profile: str | None,
+    calibration: Path | None,
     backend: str,
     precision: str | None,
     threads: int | None,
@@ -98,7 +103,7 @@ def command(
     engine = Engine.load(
         bundle,
         backend=backend,
-        profile=profile,
+        profile=load_profile_file(profile) if profile is not None and profile.endswith(".toml") else profile,
         precision=precision,
         threads=threads,
         max_length=max_length,
@@ -106,6 +111,7 @@ def command(
         gpu=gpu,
         chat_template=chat_template,
         expected_digest=expected_digest,
+        calibration=calibration,
     )
     answer = engine.generate(prompt, stream=True, max_new_tokens=max_new_tokens, raw=raw)
     pieces = []

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from medusa_profiles.profile import TreeProfile
+from medusa_profiles.catalogue import load_profile_file
+from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError
@@ -56,6 +57,13 @@ digest_option = click.option(
     "--expected-digest",
     metavar="SHA256",
     help="Refuse BUNDLE unless its manifest has this digest, which `medusa-export inspect` shows.",
+)
+calibration_option = click.option(
+    "--calibration",
+    type=INPUT_FILE,
+    metavar="FILE",
+    help="Calibration to use, which `medusa-export calibrate --json FILE` wrote, even on another machine. Default: "
+    "the one of this machine in the user's cache.",
 )
 chat_template_option = click.option(
     "--chat-template",
@@ -172,8 +180,8 @@ def profiles_option(what: str) -> Callable[[Decorated], Decorated]:
     return list_option(
         "--profile",
         "profiles",
-        metavar="NAME",
-        help=f"Trees of the bundle to {what}, e.g. tree-4. Default: all trees of the bundle.",
+        metavar="NAME|FILE",
+        help=f"Trees to {what}: names in the bundle, e.g. tree-4, or .toml files. Default: all trees of the bundle.",
     )
 
 
@@ -208,8 +216,27 @@ def capacity_options(command: Decorated) -> Decorated:
 
 
 def choose_trees(bundle: Bundle, names: Iterable[str]) -> list[TreeProfile]:
-    """Return the named trees of a bundle, each once, or all that it has. Raises BundleError."""
+    """Return the named trees, each once, or all that a bundle has; a name that ends in .toml is a file.
+
+    Raises:
+        BundleError: The bundle has no such tree.
+        ProfileError: A file has no valid tree, one that the bundle's heads cannot fill, or the name of another tree.
+    """
     wanted = list(dict.fromkeys(names)) or bundle.manifest.profiles
     if not wanted:
         raise BundleError(f"{bundle.root} has no profiles, so no tree can be run; build it again with some")
-    return [bundle.profile(name) for name in wanted]
+    trees = [find_tree(bundle, name) for name in wanted]
+    if repeated := [
+        tree.name for number, tree in enumerate(trees) if tree.name in {one.name for one in trees[:number]}
+    ]:
+        raise ProfileError(f"two trees are named {repeated[0]!r}; expected each name once: change the name in the file")
+    return trees
+
+
+def find_tree(bundle: Bundle, name: str) -> TreeProfile:
+    """Return a tree of a bundle by name, or the one in a .toml file. Raises as `choose_trees` does."""
+    if not name.endswith(".toml"):
+        return bundle.profile(name)
+    tree = load_profile_file(name)
+    tree.check_fits(bundle.heads.count, bundle.heads.top_k)
+    return tree

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import select
 import signal
@@ -20,7 +21,7 @@ from medusa_runtime.errors import MedusaError, MissingExtraError
 
 from medusa_exporter.cli.command import DEBUG
 from medusa_exporter.cli.exit_codes import ExitCode
-from medusa_exporter.console import Verbosity, is_utf8, set_verbosity, write
+from medusa_exporter.console import Verbosity, is_utf8, set_verbosity, warn, write
 from medusa_exporter.extras import missing_extra
 
 ENDED_BY: dict[int, ExitCode] = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
@@ -38,7 +39,7 @@ def run(group: click.Group, name: str, arguments: Sequence[str]) -> ExitCode:
     signals: list[int] = []
     code = ExitCode.SUCCESS
     try:
-        with _signals_raise(signals):
+        with _signals_raise(signals), _runtime_warnings():
             _invoke(group, name, arguments, options)
     except BaseException as error:
         if isinstance(error, BrokenPipeError) and any(map(_has_no_reader, (sys.stdout, sys.stderr))):
@@ -122,6 +123,26 @@ def _signals_raise(received: list[int]) -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:  # one that was not set by Python stays
                 signal.signal(number, handler)
+
+
+class _Warnings(logging.Handler):
+    """Prints warnings as those of the commands."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+@contextlib.contextmanager
+def _runtime_warnings() -> Iterator[None]:
+    """Print what the runtime warns of, unless the verbosity is quiet."""
+    logger, handler = logging.getLogger("medusa_runtime"), _Warnings(logging.WARNING)
+    logger.addHandler(handler)
+    logger.propagate = False  # --verbose prints the messages of all other loggers
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
 
 
 def _replace_unknown_characters(stream: TextIO | None) -> None:

@@ -85,6 +85,7 @@ class BackendFacts:
         weight_bytes: Bytes of the weights.
         kv_bytes_per_token: Bytes of the keys and values of one token, all layers.
         bandwidth: Measured bandwidth of the device's memory in bytes per second; None where it is unknown.
+        threads: CPU threads that run the steps; 0 on a GPU.
     """
 
     device: str
@@ -95,6 +96,7 @@ class BackendFacts:
     weight_bytes: int
     kv_bytes_per_token: int
     bandwidth: float | None
+    threads: int = 0
 
 
 def name_outputs(

@@ -80,7 +80,8 @@ class OrtCpuBackend:
         self.exclusive_use, self.logits_on_host = ExclusiveUse(f"the backend {name!r}"), True
         checked = graph if isinstance(graph, CheckedGraph) else CheckedGraph(graph)
         self._weight_bytes = checked.weight_bytes
-        self._session = _new_session(checked, threads or default_threads())
+        self._threads = threads or default_threads()
+        self._session = _new_session(checked, self._threads)
         hidden_size = state_size(model, heads)
         specs = contract.in_place_specs(model.layers, hidden_size, model.vocab_size, model.kv_heads, model.head_dim)
         check_signature(self._session, *specs, checked.path)
@@ -98,7 +99,9 @@ class OrtCpuBackend:
         """Describe processor and library; the bandwidth of its memory is not measured."""
         version = import_onnxruntime("cpu").__version__
         row_bytes = self.model.kv_bytes_per_token(self._arena.itemsize)
-        return BackendFacts(processor_name(), "", "", "onnxruntime", version, self._weight_bytes, row_bytes, None)
+        return BackendFacts(
+            processor_name(), "", "", "onnxruntime", version, self._weight_bytes, row_bytes, None, self._threads
+        )
 
     @exclusive
     def allocate(self, batch: int, capacity: int) -> None:

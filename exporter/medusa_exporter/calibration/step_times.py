@@ -1,0 +1,150 @@
+"""Times steps of every size behind pasts of several lengths, in turns, each with all that decoding does in a step."""
+
+from __future__ import annotations
+
+import heapq
+import statistics
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import numpy as np
+from medusa_profiles.profile import Path, TreeProfile
+from medusa_runtime.accept import AcceptRule
+from medusa_runtime.backends.base import Backend
+from medusa_runtime.calibration import StepTime
+from medusa_runtime.errors import CapacityError
+from medusa_runtime.facts import HeadFacts
+from medusa_runtime.kv_cache import KvCache
+from medusa_runtime.logits_check import read_finite_logits
+from medusa_runtime.tree_step import TreeStep
+from medusa_runtime.warm_up import WARM_UP_RUNS
+
+from medusa_exporter.bench.forced_acceptance import ForcedAcceptance
+from medusa_exporter.bench.timing import rotated
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # nodes; 1 is plain decoding
+PASTS = (64, 256, 1024)  # tokens
+TOKENS_KEPT = 2  # of each tree's step, about what trained heads reach
+BURST_SECONDS, BURST = 0.06, 8  # one visit to a size times steps for so long, and at most so many
+MIN_ROUNDS, MAX_ROUNDS = 3, 40  # visits to each size
+
+Cell = tuple[int, int]  # (nodes, past)
+
+
+def usual_tree(nodes: int, heads: HeadFacts) -> TreeProfile | None:
+    """Return a tree of a given size; None if the heads have too few candidates. Only its size affects the step's time.
+
+    It has the paths with the lowest sum of (rank + 1), about as fitted trees do: 4 nodes are [0], [0, 0], [1].
+    """
+    candidates: list[tuple[int, Path]] = [(1, (0,))]
+    paths: list[Path] = []
+    while candidates and len(paths) < nodes - 1:
+        cost, path = heapq.heappop(candidates)
+        paths.append(path)
+        if path[-1] + 1 < heads.top_k:
+            heapq.heappush(candidates, (cost + 1, (*path[:-1], path[-1] + 1)))
+        if len(path) < heads.count:
+            heapq.heappush(candidates, (cost + 1, (*path, 0)))
+    return TreeProfile(f"size-{nodes}", tuple(paths)) if len(paths) == nodes - 1 else None
+
+
+def choose_pasts(context: int) -> list[int]:
+    """Return the lengths of the past to measure: those that leave half of the context, at least one."""
+    return [past for past in PASTS if past <= context // 2] or [context // 4]
+
+
+def measure_step_times(
+    backend: Backend,
+    sizes: Sequence[int],
+    seconds: float,
+    advance: Callable[[float], None] = lambda _seconds: None,
+) -> tuple[StepTime, ...]:
+    """Time steps of plain decoding and of trees on a loaded backend that no decoder uses.
+
+    Every round visits all sizes and lengths once. Sizes are left out from the first one on that takes so long that no
+    acceptance can pay for it: a step adds at most one token more than there are heads.
+
+    Args:
+        backend: The backend.
+        sizes: Numbers of nodes, ascending; the first is 1.
+        seconds: How long to measure. Three rounds are always made.
+        advance: Called with the seconds that a part of the work has taken.
+
+    Raises:
+        CapacityError: The memory does not suffice for plain decoding.
+        InvalidLogitsError: Logits are not finite.
+    """
+    started = perf_counter()
+    context = backend.model.context
+    pasts = choose_pasts(context)
+    trees = [usual_tree(nodes, backend.heads) for nodes in sizes if pasts[-1] + nodes <= context]
+    timer = _Timer(backend, [tree for tree in trees if tree is not None], pasts[-1])
+    kept = timer.sizes_that_can_pay(pasts[0])
+    advance(perf_counter() - started)
+    cells = [(nodes, past) for past in pasts for nodes in kept]
+    for number in range(MAX_ROUNDS):
+        begun = perf_counter()
+        for cell in rotated(cells, number * (len(kept) + 1)):
+            before = perf_counter()
+            timer.visit(cell)
+            advance(perf_counter() - before)
+        now = perf_counter()
+        if number + 1 >= MIN_ROUNDS and now + (now - begun) > started + seconds:
+            break
+    return tuple(_summarised(cell, timer.seconds[cell]) for cell in cells)
+
+
+class _Timer:
+    """Runs and times steps of trees behind a past, whose content does not affect the time."""
+
+    def __init__(self, backend: Backend, trees: Sequence[TreeProfile], past: int) -> None:
+        self.seconds: dict[Cell, list[float]] = {}
+        self._backend, self._trees = backend, {tree.size: tree for tree in trees}
+        self._cache = KvCache(backend)  # keeps decoders away from the backend
+        self._cache.reserve(past + max(self._trees))
+
+    def sizes_that_can_pay(self, past: int) -> list[int]:
+        """Visit the sizes, ascending, until one takes too long; return those before."""
+        kept: list[int] = []
+        for nodes in self._trees:
+            try:
+                self.visit((nodes, past))
+            except CapacityError:
+                if nodes == 1:
+                    raise
+                continue  # an engine or the memory is too small for it
+            taken = statistics.median(self.seconds[nodes, past])
+            if kept and taken > (self._backend.heads.count + 1) * statistics.median(self.seconds[1, past]):
+                break
+            kept.append(nodes)
+        return kept
+
+    def visit(self, cell: Cell) -> None:
+        """Time a few steps after others that are not timed, which bind the tree's arrays."""
+        nodes, past = cell
+        tree = self._trees[nodes]
+        step = TreeStep(tree, self._backend.heads.top_k)
+        rule = ForcedAcceptance([TOKENS_KEPT])
+        warm = WARM_UP_RUNS if self._backend.padded_past_lengths else 1
+        taken = [self._step(step, past, rule) for _ in range(warm)][-1]
+        count = max(1, min(BURST, int(BURST_SECONDS / taken)))
+        self.seconds.setdefault(cell, []).extend(self._step(step, past, rule) for _ in range(count))
+
+    def _step(self, step: TreeStep, past: int, rule: AcceptRule) -> float:
+        """Do what `medusa_runtime.decoder.Decoder.step` does, always behind the same past; return the seconds."""
+        backend = self._backend
+        started = perf_counter()
+        step.update(0, past)
+        backend.run(step.step)
+        tokens = backend.read_tokens()
+        path, _next = rule(step.profile, tokens, backend.read_argmax(), backend.read_logits)
+        if backend.logits_on_host:
+            for row in path:
+                read_finite_logits(backend, row, f"at row {row} of a step of {len(tokens)} nodes")
+        backend.commit(0, path, past)
+        return perf_counter() - started
+
+
+def _summarised(cell: Cell, seconds: Sequence[float]) -> StepTime:
+    low, middle, high = (1e3 * value for value in np.percentile(seconds, (25, 50, 75)).tolist())
+    return StepTime(1, *cell, round(middle, 4), round(high - low, 4), len(seconds))

@@ -1,0 +1,104 @@
+"""Chooses the tree that decodes fastest on this machine, where a calibration knows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medusa_profiles.profile import TreeProfile
+from medusa_profiles.simulation import tokens_per_step
+
+from medusa_runtime.backends.base import Backend
+from medusa_runtime.bundle import Bundle
+from medusa_runtime.calibration import Acceptance, GraphCalibration
+from medusa_runtime.calibration_cache import find_graph, read_cached
+from medusa_runtime.errors import MedusaError
+from medusa_runtime.facts import PLAIN, GraphFacts
+
+LOGGER = logging.getLogger("medusa_runtime")
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a calibration expects of decoding with a tree.
+
+    Attributes:
+        profile: The tree.
+        tokens_per_step: Mean number of tokens of a step.
+        step_ms: Time of a step in milliseconds.
+        overhead: Time of a step over that of plain decoding.
+    """
+
+    profile: TreeProfile
+    tokens_per_step: float
+    step_ms: float
+    overhead: float
+
+    @property
+    def speedup(self) -> float:
+        """Tokens per second over those of plain decoding."""
+        return self.tokens_per_step / self.overhead
+
+
+def expect(
+    calibration: GraphCalibration, acceptance: Acceptance, profile: TreeProfile, *, check: bool | None = None
+) -> Expectation | None:
+    """Return what to expect of a tree; None if it has more nodes or heads, or the half fewer answers, than needed.
+
+    Tokens per step are those of decoding the recorded answers with the tree, exactly (`medusa_profiles.simulation`),
+    except that candidates whose rank was not recorded count as rejected.
+
+    Args:
+        calibration: Measured on the machine that decodes.
+        acceptance: How well the heads predict.
+        profile: The tree.
+        check: Only the half to check on, or only the one to fit on; None is both.
+    """
+    step, plain = (calibration.step_ms(nodes, acceptance.past) for nodes in (profile.size, 1))
+    hits, answers = acceptance.samples(check=check)
+    if step is None or plain is None or not len(hits) or profile.depth > len(acceptance.ranks):
+        return None
+    return Expectation(profile, tokens_per_step(profile, hits, answers), step, step / plain)
+
+
+def fastest(calibration: GraphCalibration, profiles: Iterable[TreeProfile]) -> Expectation | None:
+    """Return the fastest of these trees and plain decoding; None if the calibration does not know the acceptance."""
+    if (acceptance := calibration.acceptance) is None:
+        return None
+    found = [expect(calibration, acceptance, tree) for tree in (TreeProfile.plain(), *profiles)]
+    return max((one for one in found if one is not None), key=lambda one: one.speedup)
+
+
+def choose_profile(bundle: Bundle, graph: GraphFacts, backend: Backend, file: Path | None) -> TreeProfile:
+    """Return the bundle's fastest tree for a graph on this machine, or its default where no calibration knows it.
+
+    A calibration in the cache that is damaged or outdated is reported as a warning of the logger `medusa_runtime`.
+
+    Args:
+        bundle: The bundle.
+        graph: The graph that the backend runs.
+        backend: The loaded backend.
+        file: A calibration to use in place of the one in the cache.
+
+    Raises:
+        CalibrationError: `file` is damaged or belongs to another bundle or graph.
+        BundleError: A tree of the bundle is invalid.
+    """
+    digest = bundle.manifest.digest
+    if file is not None:
+        found: GraphCalibration | None = find_graph(file, digest, graph.key)
+    else:
+        try:
+            found = read_cached(digest, graph.key, backend)
+        except (MedusaError, OSError) as error:
+            LOGGER.warning("%s; until then the bundle's default tree is used, %s", error, graph.profile)
+            found = None
+    best = None if found is None else fastest(found, bundle.profiles().values())
+    return find_profile(bundle, graph.profile) if best is None else best.profile
+
+
+def find_profile(bundle: Bundle, name: str) -> TreeProfile:
+    """Return a bundle's tree by name, where "plain" always exists; raise BundleError listing the names otherwise."""
+    return TreeProfile.plain() if name == PLAIN else bundle.profile(name)
