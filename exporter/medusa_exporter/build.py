@@ -15,6 +15,7 @@ from medusa_runtime.manifest import Manifest
 from medusa_exporter import models
 from medusa_exporter.build_inputs import describe_inputs, unchanged_manifest
 from medusa_exporter.bundle_writer import BuildPlan, write_bundle
+from medusa_exporter.calibration.default_trees import choose_default_trees
 from medusa_exporter.engines.flavours import fusing_flavours
 from medusa_exporter.engines.step_sizes import graph_files, step_sizes
 from medusa_exporter.extras import import_extra
@@ -27,6 +28,7 @@ from medusa_exporter.publish import check_target, lock_bundle, replace_bundle
 from medusa_exporter.staging import Staging
 
 DEFAULT_BACKENDS = ("ort-cpu",)  # built where no backend is named
+AUTO = "auto"  # among the names of trees: the default trees are chosen by measuring
 Report = Callable[[str], None]
 
 
@@ -70,7 +72,8 @@ def build(
         backends: Backends to build graphs for.
         precisions: Precisions to build; each backend gets those that it runs. Empty for each backend's default.
         profiles: Names of shipped tree profiles, or .toml files. Empty for every shipped tree that is not deeper than
-            the number of heads; TensorRT then gets a graph for the one tree size that suits a GPU.
+            the number of heads; TensorRT then gets a graph for the one tree size that suits a GPU. With "auto" among
+            them, the default tree of each graph is chosen by measuring on this machine.
         batch: Number of sequences in each step of a TensorRT engine. Graphs for other backends accept any number.
         chat_template: Name of one of the model's chat templates, or a Jinja file. None for the model's default.
         context: Number of tokens that a prompt and its answer may have together, at most what the model supports. None
@@ -92,10 +95,12 @@ def build(
     pairs = choose_pairs(backends, precisions)
     source = ModelSource.resolve(model, revision)
     heads = pin_revision(heads, heads_revision)
+    measured, profiles = AUTO in profiles, tuple(name for name in profiles if name != AUTO)
     trees = choose_profiles(profiles, read_architecture(heads).heads)
     steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch)
     fused = fusing_flavours(backend for backend, _ in pairs)
     sources = describe_inputs(source, heads, graph_files(pairs, steps), trees, fused, chat_template, context)
+    sources |= {"default_profiles": AUTO} if measured else {}
     if not force and Staging(bundle.resolve()).at_rest and (manifest := unchanged_manifest(bundle, sources)):
         return BuildResult(bundle, manifest, built=False)
 
@@ -113,6 +118,8 @@ def build(
             report(f"the bundle supports {tokens:,} tokens; --context {longest} builds one for all that YaRN allows")
         with replace_bundle(staging) as folder:
             manifest = write_bundle(folder, plan, bundle, report)
+            if measured:
+                manifest = choose_default_trees(folder, report)
     return BuildResult(bundle, manifest, built=True)
 
 

@@ -30,6 +30,7 @@ BENCHMARKS = ROOT / "benchmarks"
 FILES = {
     ("bench", "--json"): ["BUNDLE", "--prompts", "PROMPTS"],
     ("build", "--json"): ["MODEL", "--heads", "HEADS", "-o", "NEW"],
+    ("calibrate", "--json"): ["BUNDLE"],
     ("compare", "--json"): ["BUNDLE", "--backends", "ort-cpu,ort-cuda"],
     ("compare", "--save"): ["BUNDLE", "--backends", "ort-cpu"],
     ("distill", "--json"): ["MODEL", "--prompts", "PROMPTS", "-o", "NEW"],
@@ -42,6 +43,8 @@ FILES = {
     ("profiles", "--json"): [],
     ("report", "--json"): ["PROMPTS", "-o", "NEW"],
     ("report", "-o"): ["PROMPTS"],
+    ("search-tree", "--json"): ["BUNDLE"],
+    ("search-tree", "-o"): ["BUNDLE"],
     ("train", "--json"): ["MODEL", "--data", "DATA", "-o", "NEW"],
     ("verify", "--json"): ["BUNDLE"],
 }

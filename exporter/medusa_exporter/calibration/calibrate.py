@@ -18,7 +18,7 @@ from medusa_runtime.prompt_encoder import PromptEncoder
 
 from medusa_exporter.bench.conversations import Skipped
 from medusa_exporter.bench.timing import Measurement
-from medusa_exporter.calibration.head_ranks import measure_acceptance, recorded_ranks
+from medusa_exporter.calibration.head_ranks import largest_worth_recording, measure_acceptance, recorded_ranks
 from medusa_exporter.calibration.step_times import SIZES, measure_step_times
 from medusa_exporter.console import Progress
 from medusa_exporter.files import write_json
@@ -104,7 +104,7 @@ def calibrate_graph(
             Decoder(backend),
             PromptEncoder(bundle),
             plan.prompts,
-            recorded_ranks(bundle.heads, measured.sizes[-1]),
+            recorded_ranks(bundle.heads, largest_worth_recording(measured, bundle.heads)),
             max_new_tokens=plan.max_new_tokens,
             first_only=plan.first_only,
             report=report,

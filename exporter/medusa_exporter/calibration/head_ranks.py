@@ -9,7 +9,7 @@ import numpy as np
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.accept import Acceptance as Accepted
 from medusa_runtime.accept import LogitsReader
-from medusa_runtime.calibration import Acceptance, AnswerHits, Hits
+from medusa_runtime.calibration import Acceptance, AnswerHits, GraphCalibration, Hits
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import PromptError
 from medusa_runtime.facts import HeadFacts
@@ -18,6 +18,16 @@ from medusa_runtime.prompt_encoder import PromptEncoder
 from medusa_exporter.bench.conversations import Skipped, converse
 from medusa_exporter.bench.timing import Measurement, Question, generate_timed
 from medusa_exporter.prompts import Turns
+
+
+def largest_worth_recording(calibration: GraphCalibration, heads: HeadFacts) -> int:
+    """Return the number of nodes up to which trees are likely to pay: a step takes half of what would never pay.
+
+    Recording takes a step of about as many nodes for every token, so candidates of larger trees would cost a lot.
+    """
+    most = (heads.count + 1) / 2 * calibration.steps[0].ms
+    behind = {step.nodes: step.ms for step in calibration.steps if step.past == calibration.steps[0].past}
+    return max(nodes for nodes, ms in behind.items() if nodes <= 2 or ms <= most)
 
 
 def recorded_ranks(heads: HeadFacts, nodes: int) -> tuple[int, ...]:

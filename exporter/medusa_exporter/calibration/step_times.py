@@ -80,18 +80,31 @@ def measure_step_times(
     trees = [usual_tree(nodes, backend.heads) for nodes in sizes if pasts[-1] + nodes <= context]
     timer = _Timer(backend, [tree for tree in trees if tree is not None], pasts[-1])
     kept = timer.sizes_that_can_pay(pasts[0])
-    advance(perf_counter() - started)
+    done = _Clock(advance, started, seconds)
+    done.report()
     cells = [(nodes, past) for past in pasts for nodes in kept]
     for number in range(MAX_ROUNDS):
         begun = perf_counter()
         for cell in rotated(cells, number * (len(kept) + 1)):
-            before = perf_counter()
             timer.visit(cell)
-            advance(perf_counter() - before)
+            done.report()
         now = perf_counter()
         if number + 1 >= MIN_ROUNDS and now + (now - begun) > started + seconds:
             break
     return tuple(_summarised(cell, timer.seconds[cell]) for cell in cells)
+
+
+class _Clock:
+    """Reports the seconds that have passed, but no more than were planned."""
+
+    def __init__(self, advance: Callable[[float], None], started: float, planned: float) -> None:
+        self._advance, self._started, self._planned = advance, started, planned
+        self._reported = 0.0
+
+    def report(self) -> None:
+        passed = min(perf_counter() - self._started, self._planned)
+        self._advance(passed - self._reported)
+        self._reported = passed
 
 
 class _Timer:

@@ -76,9 +76,10 @@ KIND = SUMMARIES["build"]
 @list_option(
     "--profile",
     "profiles",
-    metavar="NAME|FILE",
+    metavar="NAME|FILE|auto",
     help="Trees to put into the bundle: names that `medusa-export profiles` lists, or .toml files. Default: every "
-    "listed tree that is no deeper than the number of heads.",
+    "listed tree that is no deeper than the number of heads. With auto among them, or alone, the default tree of each "
+    "graph is chosen by measuring on this machine.",
 )
 @click.option(
     "--batch",

@@ -35,12 +35,6 @@ from medusa_exporter.overwrite_check import check_output_file
 KIND = SUMMARIES["search-tree"]
 
 
-def _toml(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
-    if value is not None and value.suffix != ".toml":
-        raise click.BadParameter(f"got {str(value)!r:.80}, expected a name that ends in .toml, as --profile needs it")
-    return value
-
-
 @click.command(
     name="search-tree", cls=Command, example="medusa-export search-tree bundle --precision int8 -o best.toml"
 )
@@ -55,7 +49,6 @@ def _toml(_context: click.Context, _parameter: click.Parameter, value: Path | No
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    callback=_toml,
     metavar="FILE.toml",
     help="Write the fastest tree to FILE.toml, which --profile of generate, bench, verify and build accepts.",
 )
@@ -81,6 +74,8 @@ def command(
     results.check(KIND, inputs=inputs, outputs=[output] if output else [], bundle=bundle)
     if output is not None:
         check_output_file(output, SEARCHED_TREE, inputs=inputs, bundle=bundle)
+        if output.suffix != ".toml":
+            raise click.BadParameter(f"got {str(output)!r:.80}, expected a name that ends in .toml: --profile needs it")
     opened = Bundle.open(bundle, expected_digest=expected_digest)
     graph = opened.graph(backend, precision)[0]
     digest = opened.manifest.digest

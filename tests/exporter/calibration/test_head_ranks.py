@@ -9,6 +9,7 @@ import pytest
 from medusa_exporter.bench.timing import Question, generate_timed
 from medusa_exporter.calibration.head_ranks import (
     RankRecorder,
+    largest_worth_recording,
     measure_acceptance,
     ranks_in_answer,
     recorded_ranks,
@@ -20,6 +21,7 @@ from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import PromptError
 from medusa_runtime.facts import HeadFacts
 
+from ...calibrations import calibration
 from ...runtime.fake_backend import FakeBackend
 
 
@@ -33,6 +35,11 @@ def test_the_recording_tree_has_every_candidate_once():
     tree = recording_tree((3, 2, 1))
     candidates = [(len(path), path[-1]) for path in tree.paths]
     assert sorted(candidates) == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (3, 0)]
+
+
+@pytest.mark.parametrize(("times", "nodes"), [({2: 12, 8: 25, 16: 26, 32: 49}, 8), ({2: 40, 4: 45}, 2), ({}, 1)])
+def test_candidates_are_recorded_for_trees_that_are_likely_to_pay(times, nodes):
+    assert largest_worth_recording(calibration({1: 10.0, **times}), HeadFacts(4, 1, "none", 10)) == nodes
 
 
 def test_larger_trees_record_more_candidates():
