@@ -92,6 +92,20 @@ def test_sizes_that_no_acceptance_can_pay_for_are_left_out(backend):
     assert (16, 64) not in backend.order
 
 
+def test_a_stall_leaves_no_size_out(backend, monkeypatch):
+    run, stalls = backend.run, [0.5, 0.5]
+
+    def stalled(step):
+        run(step)
+        if step.input_ids.shape[1] == 4 and stalls:
+            backend.now += stalls.pop()
+
+    monkeypatch.setattr(backend, "run", stalled)
+    found = measure_step_times(backend, (1, 2, 4, 8), 0.0)
+    assert sorted({one.nodes for one in found}) == [1, 2, 4, 8]
+    assert [one.ms for one in found if one.nodes == 4 and one.past == 64] == [pytest.approx(13)]
+
+
 def test_sizes_that_no_engine_fits_are_left_out(backend):
     backend.most = 4
     assert sorted({one.nodes for one in measure_step_times(backend, (1, 2, 4, 8), 0.0)}) == [1, 2, 4]
