@@ -17,9 +17,11 @@ from medusa_runtime.facts import GraphFacts
 from medusa_runtime.prompt_encoder import PromptEncoder
 
 from medusa_exporter.bench.conversations import Skipped
+from medusa_exporter.bench.fixed_length_prompts import prompts_of_length
 from medusa_exporter.bench.timing import Measurement
+from medusa_exporter.built_in_prompts import BUILT_IN_PROMPTS
 from medusa_exporter.calibration.head_ranks import largest_worth_recording, measure_acceptance, recorded_ranks
-from medusa_exporter.calibration.step_times import SIZES, measure_step_times
+from medusa_exporter.calibration.step_times import SIZES, choose_pasts, measure_step_times
 from medusa_exporter.console import Progress
 from medusa_exporter.files import write_json
 from medusa_exporter.output_kinds import CALIBRATION
@@ -79,9 +81,11 @@ def calibrate_graph(
     backend = load_backend(bundle, graph.backend, graph.precision, plan.threads, plan.max_length, plan.gpu)
     machine = machine_of(backend)
     sizes = sorted({*SIZES, *(tree.size for tree in bundle.profiles().values())})
+    encoder = PromptEncoder(bundle)
+    (text, *_) = prompts_of_length(encoder, BUILT_IN_PROMPTS, choose_pasts(backend.model.context)[-1])
     remaining = max(0.0, deadline - monotonic())
     with progress.bar(f"{graph.key}: timing steps", remaining, "s") as bar:
-        steps = measure_step_times(backend, sizes, remaining, bar.advance)
+        steps = measure_step_times(backend, sizes, text, remaining, bar.advance)
     measured = GraphCalibration(bundle.manifest.digest, graph.key, machine, steps)
     if not plan.prompts:
         try:
@@ -102,7 +106,7 @@ def calibrate_graph(
 
         acceptance = measure_acceptance(
             Decoder(backend),
-            PromptEncoder(bundle),
+            encoder,
             plan.prompts,
             recorded_ranks(bundle.heads, largest_worth_recording(measured, bundle.heads)),
             max_new_tokens=plan.max_new_tokens,

@@ -11,9 +11,9 @@ from medusa_profiles.profile import Path, TreeProfile
 from medusa_runtime.accept import AcceptRule
 from medusa_runtime.backends.base import Backend
 from medusa_runtime.calibration import StepTime
+from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import HeadFacts
-from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.logits_check import read_finite_logits
 from medusa_runtime.tree_step import TreeStep
 from medusa_runtime.warm_up import WARM_UP_RUNS
@@ -55,6 +55,7 @@ def choose_pasts(context: int) -> list[int]:
 def measure_step_times(
     backend: Backend,
     sizes: Sequence[int],
+    text: Sequence[int],
     seconds: float,
     advance: Callable[[float], None] = lambda _seconds: None,
 ) -> tuple[StepTime, ...]:
@@ -66,6 +67,8 @@ def measure_step_times(
     Args:
         backend: The backend.
         sizes: Numbers of nodes, ascending; the first is 1.
+        text: Token ids of a text, at least as many as the longest past of `choose_pasts`. Steps continue it, since the
+            time of a step depends on its data: a choice between equal values is made faster.
         seconds: How long to measure. Three rounds are always made.
         advance: Called with the seconds that a part of the work has taken.
 
@@ -77,7 +80,7 @@ def measure_step_times(
     context = backend.model.context
     pasts = choose_pasts(context)
     trees = [usual_tree(nodes, backend.heads) for nodes in sizes if pasts[-1] + nodes <= context]
-    timer = _Timer(backend, [tree for tree in trees if tree is not None], pasts[-1])
+    timer = _Timer(backend, [tree for tree in trees if tree is not None], text[: pasts[-1]])
     kept = timer.sizes_that_can_pay(pasts[0])
     done = _Clock(advance, started, seconds)
     done.report()
@@ -107,13 +110,14 @@ class _Clock:
 
 
 class _Timer:
-    """Runs and times steps of trees behind a past, whose content does not affect the time."""
+    """Runs and times steps of trees behind the first tokens of a text."""
 
-    def __init__(self, backend: Backend, trees: Sequence[TreeProfile], past: int) -> None:
+    def __init__(self, backend: Backend, trees: Sequence[TreeProfile], text: Sequence[int]) -> None:
         self.seconds: dict[Cell, list[float]] = {}
         self._backend, self._trees = backend, {tree.size: tree for tree in trees}
-        self._cache = KvCache(backend)  # keeps decoders away from the backend
-        self._cache.reserve(past + max(self._trees))
+        self._decoder = Decoder(backend)  # keeps other decoders away from the backend
+        self._root = self._decoder.start(text, 2, ())[0]
+        self._decoder.cache.reserve(len(text) + max(self._trees))
 
     def sizes_that_can_pay(self, past: int) -> list[int]:
         """Visit the sizes, ascending, until one takes too long; return those before."""
@@ -149,13 +153,16 @@ class _Timer:
         self.seconds.setdefault(cell, []).extend(self._step(step, past, rule) for _ in range(count))
 
     def _step(self, step: TreeStep, past: int, rule: AcceptRule) -> float:
-        """Do what `medusa_runtime.decoder.Decoder.step` does, always behind the same past; return the seconds."""
+        """Do what `medusa_runtime.decoder.Decoder.step` does, but stay behind the same past; return the seconds.
+
+        The token that follows is the next root, so that each step has other data.
+        """
         backend = self._backend
         started = perf_counter()
-        step.update(0, past)
+        step.update(self._root, past)
         backend.run(step.step)
         tokens = backend.read_tokens()
-        path, _next = rule(step.profile, tokens, backend.read_argmax(), backend.read_logits)
+        path, self._root = rule(step.profile, tokens, backend.read_argmax(), backend.read_logits)
         if backend.logits_on_host:
             for row in path:
                 read_finite_logits(backend, row, f"at row {row} of a step of {len(tokens)} nodes")
