@@ -79,8 +79,8 @@ PAST_ROWS = "past_rows"  # (P,) int32, in place on a GPU: 0, 1, …, P - 1
 
 CAUSAL_OMITTED_INPUTS = (TREE_MASK, DRAFT_HIDDEN)
 
-# Rows of an in-place buffer behind the capacity that steps may fill: a graph may pad a step of one row to two rows.
-SPARE_ROWS = 1
+# Rows of an in-place buffer behind the capacity that steps may fill: a graph may round its number of keys up.
+SPARE_ROWS = 3
 
 TOKENS = "tokens"  # (B, T) int32: input_ids with the candidates filled in
 ARGMAX = "argmax"  # (B, R) int32: most likely next token at each of the logit rows

@@ -8,8 +8,9 @@ ort-cpu
 1. `in_place_kv`: Attention and the Concat of past and new rows become GroupQueryAttention (with `past_lengths`)
 2. `fuse`: fewer, larger operators (with `merge_matmuls`)
 3. `quantise`: the heads in 8 bits, whatever the precision
-4. `calibration`, `integer_matmul`: only w8a8
-5. `quantise`, `single_row_padding`: only int8, w8a8 and int4
+4. `calibration`, `integer_matmul` (with `integer_weight`): only w8a8
+5. `quantise`: only int8, w8a8 and int4
+6. `grouped_queries`: query heads of a key head share a matrix multiplication
 
 ort-cuda
 
@@ -30,6 +31,6 @@ tensorrt and tensorrt-rtx, one graph for each step size
    `attention_masks` for the others
 
 `save` writes all graphs of a bundle, and `check` compares what was written with the contract. `edit` has helpers that
-all rewrites share, `lazy_weights` and `nbits_weight` hold weights that are computed when they are written,
-`rotary_tables` computes cosines and sines, and `memory` frees what tracing and rewriting leave behind.
+all rewrites share, `lazy_weights`, `weight_columns` and `nbits_weight` hold weights that are computed when they are
+written, `rotary_tables` computes cosines and sines, and `memory` frees what tracing and rewriting leave behind.
 """

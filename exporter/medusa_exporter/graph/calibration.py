@@ -64,6 +64,15 @@ def bounded_matmuls(graph: ir.Graph) -> list[ir.Node]:
     ]
 
 
+def bounded_source(rows: ir.Value | None) -> ir.Value | None:
+    """Return the result of a BOUNDED operator that rows were selected from, such as the lm_head's; None for others."""
+    while rows is not None and (node := rows.producer()) is not None:
+        if node.op_type in BOUNDED:
+            return rows
+        rows = node.inputs[0] if node.op_type in ("Reshape", "Gather") else None
+    return None
+
+
 def measure_ranges(
     model: ir.Model,
     facts: ModelFacts,
@@ -71,7 +80,7 @@ def measure_ranges(
     texts: Sequence[Sequence[int]],
     scratch: Path | None = None,
 ) -> Ranges:
-    """Run a CPU graph over texts and return the range of each channel that its `bounded_matmuls` read.
+    """Run a CPU graph over texts and return the range of each channel that its `bounded_matmuls` and lm_head read.
 
     Args:
         model: The graph, in fp32.
@@ -83,6 +92,8 @@ def measure_ranges(
     onnxruntime = import_onnxruntime("export")
     observed = model.clone()
     values = list(dict.fromkeys(node.inputs[0] for node in bounded_matmuls(observed.graph)))
+    heads = (bounded_source(node.inputs[0]) for node in observed.graph if node.op_type == "Gemm")
+    values += [value for value in heads if value is not None and value not in values]
     names = [str(value.name) for value in values if value is not None]
     observed.graph.outputs.extend(value for value in values if value is not None and not value.is_graph_output())
     ranges: dict[str, NDArray[np.float32]] = {}

@@ -1,10 +1,15 @@
-"""Turns matrix multiplications into integer ones (w8a8): 7-bit weights, and 8-bit activations with a fixed scale.
+"""Turns matrix multiplications into integer ones (w8a8): 8-bit weights and 8-bit activations.
 
-Each column of a weight has its own scale; an activation has one scale for all rows and channels, computed beforehand. A
-row is then rounded without regard to other rows, and integer sums are exact in any order. So rows stay independent of
-each other, and a row has the same bits in any step.
+Each column of a weight has its own scale. Activations have one of two kinds of scale, and with both a row is rounded
+without regard to other rows, and integer sums are exact in any order. So rows stay independent of each other, and a row
+has the same bits in any step:
 
-One scale is enough for all channels of an activation because large channels are scaled down beforehand, and the
+- the results of norms and attention, whose ranges are bounded, have one scale for all rows and channels, computed
+  beforehand;
+- the products of gated MLPs, and the rows of the lm_head (the decoder's and the draft's), have one scale for each row:
+  the row is divided by its largest magnitude before it is rounded, and the result is multiplied by it.
+
+One fixed scale is enough for all channels of an activation because large channels are scaled down beforehand, and the
 corresponding rows of the weight up, as in SmoothQuant (arXiv 2211.10438, section 4): by
 `range ** 0.65 / largest weight ** 0.35` of the channel. If a norm produces the rows, this becomes part of its gain and
 costs nothing. For example, a channel with activations up to 16 and weights up to 1 is divided by 16 ** 0.65 = 6.1: its
@@ -17,89 +22,119 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from medusa_exporter.graph.calibration import Ranges, bounded_matmuls
-from medusa_exporter.graph.edit import ORT_DOMAIN, constant, insert
+from medusa_exporter.graph.calibration import Ranges, bounded_matmuls, bounded_source
+from medusa_exporter.graph.edit import ORT_DOMAIN, constant, insert, producer_of_type, replace
+from medusa_exporter.graph.integer_weight import IntegerWeight
+from medusa_exporter.graph.merge_matmuls import is_constant
 
 STRENGTH = 0.65  # the share of the range that moves into weights: mean KL divergence 0.013; 0.5: 0.020, 0.8: 0.015
 ZERO_POINT = 128  # of activations, which are unsigned: ONNX Runtime is fast for unsigned rows and signed weights
-# The largest magnitude of a weight: processors without VNNI add two products of bytes in 16 bits, where 2 * 255 * 63
-# fits, but not 2 * 255 * 127. (With 127 the mean KL divergence would be 0.006, on processors where that is exact.)
-WEIGHT_LIMIT = 63
+LIMIT = 127  # the largest magnitude of an activation
 MIN_MAGNITUDE = 1e-5  # ranges are at least this, so that no scale is 0
 # The inputs of each norm that its rows are multiplied by or that are added to them: gain and bias
 GAIN = {"RMSNormalization": (1,), "SkipSimplifiedLayerNormalization": (2,), "LayerNormalization": (1, 2)}
+# ONNX Runtime multiplies each column's scale by the activation's in every call, one after the other, 3 to 8 ns for a
+# column. From this number of columns on, an operator of its own for the columns' scales takes less time.
+SEPARATE_COLUMNS = 1024
 
-Matrix = NDArray[np.float32]
+FLOAT, UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
+Vector = NDArray[np.float32]
 
 
 def use_integer_matmuls(model: ir.Model, ranges: Ranges) -> None:
-    """Turn all `bounded_matmuls` of a graph into integer ones, in place. Other multiplications stay as they are."""
+    """Turn multiplications by constant weights into integer ones, in place: all whose rows have a range, and others."""
     graph = model.graph
     graph.opset_imports[ORT_DOMAIN] = 1
-    for number, node in enumerate(bounded_matmuls(graph)):
-        _replace_matmul(graph, node, ranges, f"integers.{number}")
+    bounded = bounded_matmuls(graph)
+    rest = [node for node in graph if node not in bounded and has_row_scales(node)]
+    for number, node in enumerate(bounded):
+        _use_fixed_scale(graph, node, ranges, f"integers.{number}")
+    for number, node in enumerate(rest, len(bounded)):
+        _use_row_scales(graph, node, ranges, f"integers.{number}")
 
 
-def _replace_matmul(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -> None:
-    """Replace a MatMul by QuantizeLinear and MatMulIntegerToFloat. `name` is the prefix of the new constants' names."""
-    rows, weight = node.inputs[:2]
-    assert rows is not None and weight is not None and weight.const_value is not None  # noqa: S101
-    tensor = weight.const_value
-    matrix: Matrix = np.asarray(tensor.numpy(), dtype=np.float32)
+def has_row_scales(node: ir.Node) -> bool:
+    """Return whether a node multiplies the products of a gated MLP, or is an lm_head."""
+    if node.op_type not in ("MatMul", "Gemm") or not is_constant(node.inputs[1], rank=2):
+        return False
+    return node.op_type == "Gemm" or producer_of_type(node.inputs[0], "Mul") is not None
+
+
+def _use_fixed_scale(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -> None:
+    rows = node.inputs[0]
+    assert rows is not None  # noqa: S101 -- `bounded_matmuls` has checked it
     magnitudes = np.maximum(ranges[str(rows.name)], MIN_MAGNITUDE)
-    divisors = _smooth(graph, node, magnitudes, matrix, name)
-    if divisors is not None:
-        magnitudes, matrix = magnitudes / divisors, matrix * divisors[:, None]
-    columns = np.maximum(np.abs(matrix).max(axis=0), MIN_MAGNITUDE) / WEIGHT_LIMIT
-    scale = constant(graph, f"{name}.scale", np.array(magnitudes.max() / (ZERO_POINT - 1), dtype=np.float32))
+    weight = IntegerWeight.of(node, f"{name}.weight")
+    divisors = (magnitudes**STRENGTH / np.maximum(weight.rows, MIN_MAGNITUDE) ** (1 - STRENGTH)).astype(np.float32)
+    if _divide_gain(graph, rows, divisors, name):
+        magnitudes = magnitudes / divisors
+        weight.multiply_rows(divisors)
+    scale = constant(graph, f"{name}.scale", np.array(magnitudes.max() / LIMIT, dtype=np.float32))
+    product = _multiply(graph, node, rows, scale, weight, name)
+    _become(graph, node, product)
+
+
+def _use_row_scales(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -> None:
+    """Divide each row by its largest magnitude, multiply it, and multiply the result by that magnitude.
+
+    A row of zeros becomes NaN, which is rounded to some integer, and its result is multiplied by 0.
+    """
+    rows, source = node.inputs[0], bounded_source(node.inputs[0])
+    assert rows is not None  # noqa: S101 -- `has_row_scales` has checked it
+    weight = IntegerWeight.of(node, f"{name}.weight")
+    if source is not None and str(source.name) in ranges:  # its large channels would leave few bits to the others
+        magnitudes = np.maximum(ranges[str(source.name)], MIN_MAGNITUDE)
+        divisors = np.sqrt(magnitudes / np.maximum(weight.rows, MIN_MAGNITUDE)).astype(np.float32)
+        rows = insert(graph, node, "Mul", [rows, constant(graph, f"{name}.divided", 1 / divisors)], FLOAT)
+        weight.multiply_rows(divisors)
+    last = constant(graph, "integers.last_axis", np.array([-1]))
+    magnitude = insert(graph, node, "ReduceMax", [insert(graph, node, "Abs", [rows], FLOAT), last], FLOAT)
+    divided = insert(graph, node, "Div", [rows, magnitude], FLOAT)
+    scale = constant(graph, "integers.row_scale", np.array(1 / LIMIT, dtype=np.float32))
+    product = _multiply(graph, node, divided, scale, weight, name)
+    _become(graph, node, insert(graph, node, "Mul", [product, magnitude], FLOAT))
+
+
+def _multiply(
+    graph: ir.Graph, node: ir.Node, rows: ir.Value, scale: ir.Value, weight: IntegerWeight, name: str
+) -> ir.Value:
+    """Insert QuantizeLinear and MatMulIntegerToFloat before a node; `name` begins the constants' names."""
     zero_point = constant(graph, "integers.zero", np.array(ZERO_POINT, dtype=np.uint8))
-    integers = constant(graph, f"{name}.weight", _integer_weight(tensor, divisors, columns, f"{name}.weight"))
-    quantised = insert(graph, node, "QuantizeLinear", [rows, scale, zero_point], ir.DataType.UINT8)
-    new = ir.node(
-        "MatMulIntegerToFloat",
-        [quantised, integers, scale, constant(graph, f"{name}.columns", columns.astype(np.float32)), zero_point],
-        domain=ORT_DOMAIN,
-    )
-    new.outputs[0].type, new.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-    graph.insert_before(node, new)
-    ir.convenience.replace_all_uses_with(node.outputs[0], new.outputs[0])
+    quantised = insert(graph, node, "QuantizeLinear", [rows, scale, zero_point], UINT8)
+    columns = constant(graph, f"{name}.columns", weight.scales)
+    separate = len(weight.scales) >= SEPARATE_COLUMNS
+    in_operator = constant(graph, "integers.one", np.array(1, dtype=np.float32)) if separate else columns
+    values = constant(graph, f"{name}.weight", weight.values)
+    product = ir.node("MatMulIntegerToFloat", [quantised, values, scale, in_operator, zero_point], domain=ORT_DOMAIN)
+    product.outputs[0].type = ir.TensorType(FLOAT)
+    graph.insert_before(node, product)
+    return insert(graph, node, "Mul", [product.outputs[0], columns], FLOAT) if separate else product.outputs[0]
+
+
+def _become(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
+    """Use `result`, and the bias that a Gemm adds, in place of a node's output."""
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        result = insert(graph, node, "Add", [result, node.inputs[2]], FLOAT)
+    result.shape = node.outputs[0].shape
+    replace(node.outputs[0], result)
     graph.remove(node, safe=True)
 
 
-def _integer_weight(tensor: ir.TensorProtocol, factors: Matrix | None, columns: Matrix, name: str) -> ir.LazyTensor:
-    """Return a weight (in, out) divided by the scales of its columns, as int8.
-
-    It is computed when it is written, so that no copy is kept. `factors` multiply its rows before.
-    """
-
-    def read() -> ir.TensorProtocol:
-        matrix: Matrix = np.asarray(tensor.numpy(), dtype=np.float32)
-        matrix = matrix if factors is None else matrix * factors[:, None]
-        return ir.tensor(np.round(matrix / columns).astype(np.int8), name=name)
-
-    return ir.LazyTensor(read, dtype=ir.DataType.INT8, shape=ir.Shape(tensor.shape.numpy()), name=name)
-
-
-def _smooth(graph: ir.Graph, node: ir.Node, magnitudes: Matrix, matrix: Matrix, name: str) -> Matrix | None:
-    """Divide the channels of a MatMul's rows by changing the gain of the norm that produces them.
+def _divide_gain(graph: ir.Graph, rows: ir.Value, divisors: Vector, name: str) -> bool:
+    """Divide the channels of rows by changing the gain of the norm that produces them.
 
     Returns:
-        The divisor of each channel; None if the rows come from no norm, or if other nodes read them too.
+        False, and nothing is changed, if the rows come from no norm or if other nodes read them too.
     """
-    rows = node.inputs[0]
-    norm = None if rows is None else rows.producer()
-    if rows is None or norm is None or norm.op_type not in GAIN:
-        return None
-    if len(list(rows.consumers())) > 1 or rows.is_graph_output():
-        return None
+    norm = rows.producer()
+    if norm is None or norm.op_type not in GAIN or len(list(rows.consumers())) > 1 or rows.is_graph_output():
+        return False
     places = [place for place in GAIN[norm.op_type] if place < len(norm.inputs) and norm.inputs[place] is not None]
     tensors = [value.const_value for value in (norm.inputs[place] for place in places) if value is not None]
     if None in tensors or not tensors:
-        return None
-    weights = np.maximum(np.abs(matrix).max(axis=1), MIN_MAGNITUDE)
-    divisors: Matrix = (magnitudes**STRENGTH / weights ** (1 - STRENGTH)).astype(np.float32)
+        return False
     for place, tensor in zip(places, tensors, strict=True):
         assert tensor is not None  # noqa: S101 -- checked above
         smaller = (tensor.numpy() / divisors).astype(np.float32)
         norm.replace_input_with(place, constant(graph, f"{name}.gain.{place}", smaller))
-    return divisors
+    return True

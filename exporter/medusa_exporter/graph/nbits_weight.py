@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 from medusa_runtime.backends.ort_library import import_onnxruntime
 
+from medusa_exporter.graph.weight_columns import ReadColumns
 from medusa_exporter.precisions import WeightFormat
 
 COLUMNS_AT_ONCE = 512  # quantised per call: the library copies its input
 
 Matrix = npt.NDArray[np.float32]
-ReadColumns = Callable[[slice], Matrix]  # returns some columns of a weight (in, out)
 
 
 class NBitsWeight:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import onnx_ir as ir
 from medusa_runtime.contract import TOKENS
 from medusa_runtime.errors import UnsupportedModelError
@@ -17,10 +16,10 @@ from onnx_ir.passes import common
 
 from medusa_exporter.graph.calibration import Ranges
 from medusa_exporter.graph.edit import ORT_DOMAIN, constant
+from medusa_exporter.graph.grouped_queries import group_queries
 from medusa_exporter.graph.integer_matmul import use_integer_matmuls
-from medusa_exporter.graph.lazy_weights import ConcatenatedColumns, SelectedRows
-from medusa_exporter.graph.nbits_weight import NBitsWeight, ReadColumns
-from medusa_exporter.graph.single_row_padding import pad_single_rows
+from medusa_exporter.graph.nbits_weight import NBitsWeight
+from medusa_exporter.graph.weight_columns import ReadColumns, read_columns, read_stacked
 from medusa_exporter.precisions import FIXED_SCALES, FORMATS, WeightFormat
 
 ACCURACY_LEVEL = 4  # activations in 8 bits; lower levels compute in floats and are several times slower
@@ -39,14 +38,24 @@ def with_precision(model: ir.Model, precision: str, ranges: Ranges) -> ir.Model:
         use_integer_matmuls(copy, ranges)
     if to is not None:
         quantise(copy, to)
-        pad_single_rows(copy)
+    group_queries(copy)
     return copy
+
+
+def quantise_heads(model: ir.Model, to: WeightFormat) -> ir.Model:
+    """Quantise the weights of the Medusa heads, in place, but for an lm_head that they share."""
+    return _quantise(model, [node for node in draft_nodes(model) if node.op_type != "Gemm"], to)
 
 
 def quantise_draft(model: ir.Model, to: WeightFormat) -> ir.Model:
     """Quantise the weights of the draft, in place: those that the output `tokens` is computed from."""
+    return _quantise(model, draft_nodes(model), to)
+
+
+def draft_nodes(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes of the draft, in the graph's order, so that builds give equal files."""
     draft = _ancestors(value for value in model.graph.outputs if value.name == TOKENS)
-    return _quantise(model, [node for node in model.graph if node in draft], to)  # in order: builds give equal files
+    return [node for node in model.graph if node in draft]
 
 
 def quantise(model: ir.Model, to: WeightFormat) -> ir.Model:
@@ -85,23 +94,12 @@ def _quantise_node(graph: ir.Graph, node: ir.Node, to: WeightFormat) -> None:
     elif weight.const_value.shape.rank() == 3:
         _quantise_stack(graph, node, weight, to)
     else:
-        rows, columns = weight.const_value.shape.numpy()
-        read = _reader(weight.const_value)
-        _become(node, "MatMulNBits", *_operands(graph, node.inputs[0], read, (rows, columns), weight.name, to))
+        _become(node, "MatMulNBits", *_operands(graph, node.inputs[0], *read_columns(node), weight.name, to))
 
 
 def _quantise_gemm(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: WeightFormat) -> None:
     """Quantise rows @ W.T + bias, as `torch.nn.Linear` is exported."""
-    options = {name: attribute.value for name, attribute in node.attributes.items()}
-    if options.get("transA", 0) or options.get("alpha", 1.0) != 1.0 or options.get("beta", 1.0) != 1.0:
-        raise UnsupportedModelError(
-            f"a Gemm with {options} cannot be quantised, expected x @ W.T + bias; build with --precision fp32"
-        )
-    assert weight.const_value is not None  # noqa: S101 -- `_quantise_node` has checked it
-    read, (rows, columns) = _reader(weight.const_value), weight.const_value.shape.numpy()
-    if options.get("transB", 0):
-        read, rows, columns = _transposed_reader(weight.const_value), columns, rows
-    inputs, attributes = _operands(graph, node.inputs[0], read, (rows, columns), weight.name, to)
+    inputs, attributes = _operands(graph, node.inputs[0], *read_columns(node), weight.name, to)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None:
         _become(node, "MatMulNBits", inputs, attributes)
@@ -129,7 +127,7 @@ def _quantise_stack(graph: ir.Graph, node: ir.Node, weight: ir.Value, to: Weight
         parts = list(split.outputs)
     results = []
     for k, part in enumerate(parts or [rows] * count):
-        operands = _operands(graph, part, _stack_reader(stack, k), (size[0], size[1]), f"{weight.name}.{k}", to)
+        operands = _operands(graph, part, read_stacked(stack, k), (size[0], size[1]), f"{weight.name}.{k}", to)
         results.append(_insert_matmul(graph, node, *operands))
         results[-1].shape = None
     _become(node, "Concat", results, {"axis": 0}, domain="")
@@ -171,22 +169,3 @@ def _become(
     node.attributes.clear()
     for name, number in attributes.items():
         node.attributes.add(ir.AttrInt64(name, number))
-
-
-def _reader(tensor: ir.TensorProtocol) -> ReadColumns:
-    """Return a function that reads columns of a weight (in, out); nothing is copied before."""
-    if isinstance(tensor, ConcatenatedColumns):
-        return lambda some: np.asarray(tensor.columns(some), dtype=np.float32)
-    return lambda some: np.asarray(tensor.numpy()[:, some], dtype=np.float32)
-
-
-def _transposed_reader(tensor: ir.TensorProtocol) -> ReadColumns:
-    """Return the same for a weight that is stored as (out, in)."""
-    if isinstance(tensor, SelectedRows):
-        return lambda some: tensor.rows(some).T
-    return lambda some: np.asarray(tensor.numpy()[some], dtype=np.float32).T
-
-
-def _stack_reader(tensor: ir.TensorProtocol, k: int) -> ReadColumns:
-    """Return the same for weight `k` of a stack (K, in, out)."""
-    return lambda some: np.asarray(tensor.numpy()[k][:, some], dtype=np.float32)

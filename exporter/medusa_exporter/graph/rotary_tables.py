@@ -12,10 +12,12 @@ from medusa_runtime.backends.base import MAX_PREFILL_CHUNK
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
+
+Tables = tuple[NDArray[np.float32], NDArray[np.float32]]  # cosines and sines
 
 
-def rotary_tables(model: Any, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def rotary_tables(model: Any, positions: int) -> Tables:
     """Return the cosines and sines of all positions from 0, as the decoder computes them.
 
     Args:
@@ -39,6 +41,14 @@ def rotary_tables(model: Any, positions: int) -> tuple[NDArray[np.float32], NDAr
 def spare_positions(backends: Iterable[str]) -> int:
     """Return how many positions behind the context the steps of these backends may read; their results are not used.
 
-    A GPU pads a step to one of few sizes; the CPU's graph pads a single row with a dummy row.
+    A GPU pads a step to one of few sizes.
     """
     return max(contract.SPARE_ROWS if backend == "ort-cpu" else MAX_PREFILL_CHUNK for backend in backends)
+
+
+def with_still_row(tables: Tables) -> Tables:
+    """Return tables with a last row that rotates by nothing: cosines of 1 and sines of 0."""
+    cos, sin = (
+        np.concatenate([table, np.full_like(table[:1], number)]) for table, number in zip(tables, (1, 0), strict=True)
+    )
+    return cos, sin

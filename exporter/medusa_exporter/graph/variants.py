@@ -27,10 +27,11 @@ from medusa_exporter.graph.fuse import fuse
 from medusa_exporter.graph.in_place_kv import write_kv_in_place
 from medusa_exporter.graph.logits import single_sequence_logits
 from medusa_exporter.graph.merge_matmuls import merge_matmuls
-from medusa_exporter.graph.quantise import quantise_draft, with_precision
+from medusa_exporter.graph.quantise import quantise_draft, quantise_heads, with_precision
+from medusa_exporter.graph.rotary_tables import with_still_row
 from medusa_exporter.graph.stack_layers import stack_layers
 from medusa_exporter.graph.topk import two_stage_topk
-from medusa_exporter.precisions import DRAFT
+from medusa_exporter.precisions import DRAFT, FIXED_SCALES
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,17 @@ def ort_cpu_graphs(traced: TracedGraph, precisions: Sequence[str]) -> dict[str, 
     if not precisions:
         return {}
     graph = traced.graph.clone()
-    write_kv_in_place(graph, traced.facts, traced.state_size, traced.tables)
+    write_kv_in_place(graph, traced.facts, traced.state_size, with_still_row(traced.tables))
     fuse(graph)
+    quantise_heads(graph, DRAFT)
+    integers = graph.clone() if FIXED_SCALES.intersection(precisions) else graph  # the draft's lm_head in integers too
     quantise_draft(graph, DRAFT)
     model = traced.facts, traced.state_size
     ranges = measure_ranges(graph, *model, traced.texts, traced.scratch) if traced.texts else {}
-    return {precision: with_precision(graph, precision, ranges) for precision in precisions}
+    return {
+        precision: with_precision(integers if precision in FIXED_SCALES else graph, precision, ranges)
+        for precision in precisions
+    }
 
 
 class GpuVariants:

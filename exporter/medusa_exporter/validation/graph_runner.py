@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from medusa_runtime import contract
+from medusa_runtime.backends.integer_products import set_exact_products
 from medusa_runtime.backends.ort_library import import_onnxruntime
 from numpy.typing import NDArray
 
@@ -61,6 +62,7 @@ class GraphRunner:
         """
         onnxruntime = import_onnxruntime("export")
         options = onnxruntime.SessionOptions()
+        set_exact_products(onnxruntime, options)
         options.log_severity_level = 3
         options.enable_mem_pattern = not packed  # as in the runtime
         if not packed:

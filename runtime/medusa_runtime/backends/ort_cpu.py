@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from medusa_runtime import contract
 from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, Step, StepOutputs, name_outputs
 from medusa_runtime.backends.checked_graph import CheckedGraph
+from medusa_runtime.backends.integer_products import set_exact_products
 from medusa_runtime.backends.ort_library import import_onnxruntime
 from medusa_runtime.backends.ort_session import check_signature, open_session
 from medusa_runtime.backends.step_errors import COMMITTED_BEFORE, check_reading_thread, step_error
@@ -273,4 +274,5 @@ def _new_session(graph: CheckedGraph, threads: int) -> Any:
     # Threads that wait for work spin. Within a step that makes it fast; after the step they would take processor time
     # from other sessions of the process (two that alternate ran half as fast).
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    set_exact_products(onnxruntime, options)
     return open_session(onnxruntime, graph, options, ["CPUExecutionProvider"])

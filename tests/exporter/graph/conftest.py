@@ -13,8 +13,9 @@ import onnxruntime
 import pytest
 import torch
 from medusa_exporter.graph.fuse import fuse
+from medusa_exporter.graph.grouped_queries import group_queries
 from medusa_exporter.graph.in_place_kv import write_kv_in_place
-from medusa_exporter.graph.rotary_tables import rotary_tables, spare_positions
+from medusa_exporter.graph.rotary_tables import rotary_tables, spare_positions, with_still_row
 from medusa_exporter.graph.trace import trace
 from medusa_exporter.heads.modules import MedusaHeads
 from medusa_exporter.loading.rope import fix_longrope
@@ -103,7 +104,7 @@ class Traced:
     session: onnxruntime.InferenceSession  # of the graph as traced
     path: Path
     cpu_graph: ir.Model  # the CPU's variant of it, fused
-    cpu: onnxruntime.InferenceSession
+    cpu: onnxruntime.InferenceSession  # of that variant, with grouped queries
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         names = [output.name for output in self.session.get_outputs()]
@@ -202,10 +203,13 @@ def trace_model(model: Any, conditioning: str, folder: Path) -> Traced:
     fix_longrope(model)
     graph = trace(model, heads, facts, TOP_K)
     variant = graph.clone()
-    write_kv_in_place(variant, facts, heads.input_size, rotary_tables(model, CONTEXT + spare_positions(["ort-cpu"])))
+    tables = with_still_row(rotary_tables(model, CONTEXT + spare_positions(["ort-cpu"])))
+    write_kv_in_place(variant, facts, heads.input_size, tables)
     fuse(variant)
+    grouped = variant.clone()
+    group_queries(grouped)
     path = folder / "step.onnx"
-    sessions = [load(one, path) for one in (variant, graph)]
+    sessions = [load(one, path) for one in (grouped, graph)]
     return Traced(reference, heads, facts, sessions[1], path, variant, sessions[0])
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from medusa_exporter.graph.calibration import bounded_matmuls, measure_ranges
 from medusa_exporter.graph.integer_matmul import use_integer_matmuls
 from medusa_runtime import contract
+from medusa_runtime.backends.integer_products import EXACT_OPTION
 
 from .conftest import Traced, load
 from .test_in_place_kv import garbage, run, step
@@ -24,7 +27,8 @@ def test_ranges_are_the_largest_magnitudes_of_each_channel(traced: Traced, texts
     # queries, keys and values; output; gate and up
     assert len(products) == 3 * traced.facts.layers
     whole = measure_ranges(traced.cpu_graph, traced.facts, size, texts)
-    assert set(whole) == {str(node.inputs[0].name) for node in products if node.inputs[0] is not None}
+    rows = {str(node.inputs[0].name) for node in products if node.inputs[0] is not None}
+    assert len(whole) == len(rows) + 1 and set(whole) > rows  # and the norm that the lm_head reads
     parts = [measure_ranges(traced.cpu_graph, traced.facts, size, [text]) for text in texts]
     for name, found in whole.items():
         np.testing.assert_array_equal(found, np.max([part[name] for part in parts], axis=0))
@@ -32,24 +36,84 @@ def test_ranges_are_the_largest_magnitudes_of_each_channel(traced: Traced, texts
         assert (found > 0).all()
 
 
-def test_integers_are_close_to_floats(traced: Traced, texts: list[list[int]]) -> None:
+def integers(traced: Traced, texts: list[list[int]]) -> ir.Model:
     graph = traced.cpu_graph.clone()
     use_integer_matmuls(graph, measure_ranges(graph, traced.facts, traced.heads.input_size, texts))
+    return graph
+
+
+def test_integers_are_close_to_floats(traced: Traced, texts: list[list[int]]) -> None:
+    graph = integers(traced, texts)
     kinds = [node.op_type for node in graph.graph]
-    assert kinds.count("MatMulIntegerToFloat") == kinds.count("QuantizeLinear") == 3 * traced.facts.layers
+    # queries, keys and values; output; gate and up; down; the lm_heads of the decoder and of the draft; no stacked head
+    assert kinds.count("MatMulIntegerToFloat") == kinds.count("QuantizeLinear")
+    assert kinds.count("QuantizeLinear") == 4 * traced.facts.layers + 2 + bool(traced.heads.trunk)
+    assert "Gemm" not in kinds
     session = load(graph, traced.path.with_name("integers.onnx"))
     ids = texts[0][:20]
     expected = run(traced.cpu, step(traced, ids, 0), garbage(traced))["logits"][0]
     found = run(session, step(traced, ids, 0), garbage(traced))["logits"][0]
-    error = np.abs(found - expected).max() / np.abs(expected).max()
-    assert 0 < error < 0.1
+    errors = np.abs(found - expected).max(axis=-1) / np.abs(expected).max()
+    assert 0 < np.median(errors) < 0.1  # in llama-large a rounded sum near 0 decides over the sign of a huge channel
     assert (found.argmax(-1) == expected.argmax(-1)).mean() > 0.7
 
 
+def test_a_row_of_zeros_has_zeros_as_its_result() -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
+    model = gated(weight)
+    use_integer_matmuls(model, {})
+    assert "MatMulIntegerToFloat" in [node.op_type for node in model.graph]
+    x = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)
+    x[2] = 0
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(["y"], {"x": x})
+    expected = (x * x) @ weight
+    assert (y[2] == 0).all()
+    np.testing.assert_allclose(y, expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("outputs", [48, 2048])
+def test_each_row_has_its_own_scale(outputs: int) -> None:
+    """A large row beside it changes nothing; above some columns, their scales are an operator of their own."""
+    weight = np.random.default_rng(0).standard_normal((64, outputs)).astype(np.float32)
+    model = gated(weight)
+    use_integer_matmuls(model, {})
+    assert [node.op_type for node in model.graph].count("Mul") == (2 if outputs == 48 else 3)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)
+    (alone,) = session.run(["y"], {"x": x[:1]})
+    x[1:] *= 1000
+    (beside,) = session.run(["y"], {"x": x})
+    np.testing.assert_array_equal(beside[0], alone[0])
+
+
+def gated(weight: np.ndarray) -> ir.Model:
+    """(x · x) @ weight, whose rows come from a product as in a gated MLP."""
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["T", len(weight)]))
+    constant = ir.Value(name="w", const_value=ir.tensor(weight, name="w"), shape=ir.Shape(weight.shape))
+    product = ir.node("Mul", [x, x])
+    node = ir.node("MatMul", [product.outputs[0], constant])
+    (y,) = node.outputs
+    y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["T", weight.shape[1]])
+    graph = ir.Graph([x], [y], nodes=[product, node], initializers=[constant], opset_imports={"": 23}, name="g")
+    return ir.Model(graph, ir_version=10)
+
+
+def test_the_session_option_for_exact_sums_changes_no_bit(traced: Traced, texts: list[list[int]]) -> None:
+    """Processors without VNNI need it (`medusa_runtime.backends.integer_products`); here it selects other kernels."""
+    path = traced.path.with_name("integers.onnx")
+    ir.save(integers(traced, texts), path)
+    found = []
+    for option in ("0", "1"):
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry(EXACT_OPTION, option)
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        found.append(run(session, step(traced, texts[0][:9], 0), garbage(traced))["logits"])
+    np.testing.assert_array_equal(found[0], found[1])
+
+
 def test_rows_are_independent(traced: Traced, texts: list[list[int]]) -> None:
-    graph = traced.cpu_graph.clone()
-    use_integer_matmuls(graph, measure_ranges(graph, traced.facts, traced.heads.input_size, texts))
-    session = load(graph, traced.path.with_name("integers.onnx"))
+    session = load(integers(traced, texts), traced.path.with_name("integers.onnx"))
     found = []
     for beside in ([3, 4], [200, 250], [9, 9, 9, 9]):
         buffers = garbage(traced)

@@ -1,0 +1,301 @@
+"""Lets the query heads of a key head share one matrix multiplication in attention on a CPU.
+
+ONNX Runtime's GroupQueryAttention multiplies for each query head by the keys and by the values of its key head, and
+packs them anew each time. With few rows that takes longer than the multiplication. Here the rows of all query heads
+that share a key head become rows of one head, so that keys and values are packed once, or once for each of a few parts
+that threads share. What is computed for an element does not change: products and sums are the same, in the same order.
+
+Rows of D elements are selected by index, so nothing is transposed: one Gather each for queries, keys and values, and
+one for the result. Two TensorScatter write the keys and values behind the past, in place. The indices depend on the
+number of nodes only and are computed once for all layers.
+
+Example: 4 query heads, 2 key heads, 3 nodes. A token has A = 4 + 2 + 2 rows of D elements: queries q0 … q3, keys k0 and
+k1, values v0 and v1. Key head 0 serves q0 and q1, and gets 6 query rows: q0 and q1 of node 0, of node 1 and of node 2.
+
+The operator allows no more query rows than there are keys. Where there would be more, at the start of a prompt, another
+branch computes the heads one by one.
+
+A row has the same bits in any step, since two cases are avoided in which sums are added up in another order:
+
+- A matrix multiplication with a single row. There are always at least two query rows, if need be the same one twice.
+- A softmax over a number of keys that is no multiple of the processor's vectors, whose last keys are added one by one.
+  The number of keys is rounded up to a multiple of 4 (wider vectors of x86 are masked instead); the keys in excess are
+  copies of the last one, and hidden by the mask. So a step may write up to 3 rows behind its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from medusa_runtime import contract
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from medusa_exporter.graph.edit import ORT_DOMAIN, constant, int_attribute, replace
+
+OPSET = 24  # of TensorScatter
+MIN_ROWS = 2
+FEWEST_TASKS = 4  # attention is divided among threads by heads
+KEY_MULTIPLE = 4  # numbers of keys are rounded up to it
+HIDDEN = float(np.finfo(np.float32).min)  # as in the traced mask
+BOOL, FLOAT, INT32, INT64 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
+QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, _LAST, _TOTAL, COS, SIN, POSITIONS, MASK = range(11)  # inputs of the operator
+
+
+def group_queries(model: ir.Model) -> None:
+    """Rewrite every GroupQueryAttention of a CPU graph, in place. Its tables end with the row of `with_still_row`."""
+    graph = model.graph
+    nodes = [node for node in graph if node.op_type == "GroupQueryAttention"]
+    if not nodes:
+        return
+    graph.opset_imports[""] = OPSET
+    rewriter = _Rewriter(graph, nodes[0])
+    for node in nodes:
+        rewriter.rewrite(node)
+    common.RemoveUnusedNodesPass()(model)
+    graph.sort()
+
+
+def parts_of(heads: int, kv_heads: int) -> int:
+    """Return into how many parts the query rows of a key head are divided.
+
+    Attention is divided among threads by heads. With few key heads some threads would have nothing to do, or one of two
+    threads twice the work of the other: 3 key heads become 6 parts, 2 become 4, 8 stay 8.
+    """
+    group = heads // kv_heads
+    enough = [n for n in range(1, group) if n * kv_heads >= FEWEST_TASKS and n * kv_heads % 2 == 0]
+    return min(enough, default=group)
+
+
+class _Rewriter:
+    """Rewrites one layer after the other; what depends on the number of nodes only is computed once for all."""
+
+    def __init__(self, graph: ir.Graph, like: ir.Node) -> None:
+        self._graph, self._branches = graph, 0
+        self._heads, self._kv_heads = (like.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
+        self._group, self._parts = self._heads // self._kv_heads, parts_of(self._heads, self._kv_heads)
+        self._all = self._heads + 2 * self._kv_heads  # A
+        past_key = like.inputs[PAST_KEY]
+        assert past_key is not None and past_key.shape is not None  # noqa: S101 -- an input of the graph
+        self._size = int(past_key.shape[3])  # type: ignore[arg-type]  # D
+        inputs = {value.name: value for value in graph.inputs}
+        build = self._before(graph[0])
+        self._nodes = build("Shape", inputs[contract.INPUT_IDS], start=1, end=2)  # (1,): T
+        self._past = build("Cast", inputs[contract.PAST_LENGTH], to=INT64)
+        seen = build("Add", self._past, self._nodes)  # (1,): P + T
+        multiple = build.ints(KEY_MULTIPLE)
+        rounded = build("Div", build("Add", seen, build.ints(KEY_MULTIPLE - 1)), multiple)
+        self._seen = build("Mul", rounded, multiple)  # (1,): S
+        self._total = build("Cast", self._seen, dtype=INT32, to=INT32)
+        self._last = build("Cast", build("Sub", self._seen, build.ints(1)), dtype=INT32, to=INT32)
+        excess = build("Sub", self._seen, seen)
+        self._pads = build("Mul", excess, build.ints(0, 0, 0, 1))  # of a mask (T, P + T)
+        new = build("Min", build.range(build("Sub", self._seen, self._past)), build("Sub", self._nodes, build.ints(1)))
+        key = build.constant("grouped.key_rows", np.arange(self._heads, self._heads + self._kv_heads)[:, None])
+        rows = build("Add", key, build("Mul", new, build.ints(self._all)))
+        self._keys = build("Unsqueeze", rows, build.ints(0))  # (1, Hkv, S - P)
+        self._values = build("Add", self._keys, build.ints(self._kv_heads))
+        self._form = _Form(build, self._heads, self._kv_heads, self._parts, self._nodes, self._seen)
+        if self._parts != self._group:
+            fits = build("LessOrEqual", self._form.rows, self._seen, dtype=BOOL)
+            self._fits = build("Squeeze", fits, build.ints(0), dtype=BOOL)
+        self._rotations: dict[ir.Value, tuple[ir.Value, ...]] = {}
+        self._masks: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+
+    def rewrite(self, node: ir.Node) -> None:
+        """Replace one GroupQueryAttention."""
+        build = self._before(node)
+        rows = self._rows_of_heads(node, build)
+        presents = []
+        for index, past, output in ((self._keys, PAST_KEY, 1), (self._values, PAST_VALUE, 2)):
+            new = build("Gather", rows, index, dtype=FLOAT, axis=0)
+            presents.append(build("TensorScatter", node.inputs[past], new, self._past, dtype=FLOAT, axis=2))
+            replace(node.outputs[output], presents[-1])
+        mask, of_rows = self._mask(node, build)
+        if self._parts == self._group:
+            result = self._attend(node, build, self._form, (rows, *presents), of_rows)
+        else:
+            values = (rows, *presents)
+            result = build(
+                "If",
+                self._fits,
+                dtype=FLOAT,
+                then_branch=self._branch(node, values, lambda _inside: (self._form, of_rows)),
+                else_branch=self._branch(node, values, lambda inside: self._one_by_one(inside, mask)),
+            )
+        result.shape = node.outputs[0].shape
+        replace(node.outputs[0], result)
+        self._graph.remove(node, safe=True)
+
+    def _branch(
+        self, node: ir.Node, values: Sequence[ir.Value], choose: Callable[[_Builder], tuple[_Form, ir.Value]]
+    ) -> ir.Graph:
+        """Return attention as the branch of an If; `choose` returns the form and its mask."""
+        nodes: list[ir.Node] = []
+        self._branches += 1
+        build = _Builder(self._graph, nodes.append, f"branch.{self._branches}")
+        form, mask = choose(build)
+        result = self._attend(node, build, form, values, mask)
+        return ir.Graph([], [result], nodes=nodes, name=f"branch.{self._branches}")
+
+    def _one_by_one(self, build: _Builder, mask: ir.Value) -> tuple[_Form, ir.Value]:
+        """Return the form in which each query head is a part, computed where it is used, since it is rarely."""
+        form = _Form(build, self._heads, self._kv_heads, self._group, self._nodes, self._seen)
+        return form, form.mask(build, mask)
+
+    def _attend(
+        self, node: ir.Node, build: _Builder, form: _Form, values: Sequence[ir.Value], mask: ir.Value
+    ) -> ir.Value:
+        """Select the queries of `values` (rows of D elements, keys, values), attend, and select the results."""
+        rows, *presents = values
+        none = build.constant("grouped.no_rows", np.zeros((1, 0, self._kv_heads * self._size), np.float32))
+        queries = build("Gather", rows, form.queries, dtype=FLOAT, axis=0)
+        queries = build("Reshape", queries, build.ints(1, -1, self._kv_heads * form.parts * self._size), dtype=FLOAT)
+        attended = build(
+            "GroupQueryAttention",
+            *(queries, none, none, *presents, self._last, self._total, None, None, None, mask),
+            dtype=FLOAT,
+            domain=ORT_DOMAIN,
+            num_heads=self._kv_heads * form.parts,
+            kv_num_heads=self._kv_heads,
+            scale=node.attributes["scale"].as_float(),
+            softcap=node.attributes["softcap"].as_float(),
+            causal=0,  # the mask determines what a row sees
+        )
+        attended = build("Reshape", attended, build.ints(-1, self._size), dtype=FLOAT)
+        attended = build("Gather", attended, form.results, dtype=FLOAT, axis=0)
+        return build("Reshape", attended, build.ints(1, -1, self._heads * self._size), dtype=FLOAT)
+
+    def _rows_of_heads(self, node: ir.Node, build: _Builder) -> ir.Value:
+        """Return queries, keys and values, rotated, as rows of D elements: (T · A, D)."""
+        packed, flat = node.inputs[QUERY], build.ints(-1, self._size)
+        if node.inputs[KEY] is not None:
+            packed = build("Concat", *node.inputs[QUERY : VALUE + 1], dtype=FLOAT, axis=-1)
+        if not int_attribute(node, "do_rotary"):
+            return build("Reshape", packed, flat, dtype=FLOAT)
+        positions, cos, sin = self._rotation(node)
+        assert cos.shape is not None  # noqa: S101 -- a constant
+        rotated = 2 * int(cos.shape[1])  # type: ignore[arg-type]
+        part = {"rotary_embedding_dim": rotated} if rotated < self._size else {}
+        rows = build("Reshape", packed, build.ints(-1, self._all, self._size), dtype=FLOAT)  # tokens are its sequences
+        rows = build(
+            "RotaryEmbedding",
+            *(rows, positions, cos, sin),
+            dtype=FLOAT,
+            domain=ORT_DOMAIN,
+            interleaved=int_attribute(node, "rotary_interleaved"),
+            num_heads=1,
+            **part,
+        )
+        return build("Reshape", rows, flat, dtype=FLOAT)
+
+    def _rotation(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        """Return positions (T, A), and the tables; values have the position of the row that rotates by nothing."""
+        cos, sin, positions = node.inputs[COS], node.inputs[SIN], node.inputs[POSITIONS]
+        assert cos is not None and cos.shape is not None and sin is not None  # noqa: S101 -- the node rotates
+        if cos not in self._rotations:
+            build, still = self._before(node), int(cos.shape[0]) - 1  # type: ignore[arg-type]
+            is_value = build.constant("grouped.is_value", np.arange(self._all) >= self._heads + self._kv_heads)
+            each = build("Where", is_value, build.ints(still), build("Reshape", positions, build.ints(-1, 1)))
+            self._rotations[cos] = each, cos, sin
+        return self._rotations[cos]
+
+    def _mask(self, node: ir.Node, build: _Builder) -> tuple[ir.Value, ir.Value]:
+        """Return the mask of the nodes (T, S), and that of the query rows of each part."""
+        mask = node.inputs[MASK]
+        assert mask is not None  # noqa: S101 -- `write_kv_in_place` gives every attention a mask
+        if mask not in self._masks:
+            nodes = build("Squeeze", mask, build.ints(0, 1), dtype=FLOAT)  # (T, P + T)
+            hidden = build.constant("grouped.hidden", np.array(HIDDEN, dtype=np.float32))
+            nodes = build("Pad", nodes, self._pads, hidden, dtype=FLOAT)
+            self._masks[mask] = nodes, self._form.mask(build, nodes)
+        return self._masks[mask]
+
+    def _before(self, node: ir.Node) -> _Builder:
+        return _Builder(self._graph, lambda new: self._graph.insert_before(node, new))
+
+
+class _Form:
+    """Which query rows and which results each part of a key head has.
+
+    Query row j = t · group + g of a key head is that of query head g of node t. Row r of part i is j = r · parts + i;
+    rows beyond the last one repeat it.
+
+    Attributes:
+        parts: Parts of each key head.
+        rows: R, int64 (1,): query rows of a part.
+        queries: (R, Hkv · parts) index of each query row among all rows of D elements.
+        results: (T, Hq) index of each result among the operator's.
+    """
+
+    def __init__(self, build: _Builder, heads: int, kv_heads: int, parts: int, nodes: ir.Value, seen: ir.Value) -> None:
+        group, all_parts, ints = heads // kv_heads, range(kv_heads * parts), build.ints
+        self.parts = parts
+        count = build("Mul", nodes, ints(group))  # query rows of a key head
+        rows = build("Div", build("Add", count, ints(parts - 1)), ints(parts))
+        self.rows = build("Max", rows, build("Min", seen, ints(MIN_ROWS)) if parts == group else ints(MIN_ROWS))
+        number = build("Mul", build("Unsqueeze", build.range(self.rows), ints(1)), ints(parts))  # (R, 1)
+        number = build("Add", number, ints(*(head % parts for head in all_parts)))
+        number = build("Min", number, build("Sub", count, ints(1)))  # (R, Hkv · parts)
+        node = build("Div", number, ints(group))
+        head = build("Add", build("Mod", number, ints(group)), ints(*(head // parts * group for head in all_parts)))
+        self.queries = build("Add", build("Mul", node, ints(heads + 2 * kv_heads)), head)
+        self._nodes = build("Transpose", node, perm=[1, 0])  # (Hkv · parts, R)
+        if parts in (1, group):  # all parts have rows of the same nodes
+            self._nodes = build("Slice", self._nodes, ints(0), ints(1), ints(0))
+        number = build("Mul", build("Unsqueeze", build.range(nodes), ints(1)), ints(group))  # (T, 1)
+        number = build("Add", number, ints(*(head % group for head in range(heads))))  # (T, Hq)
+        row = build("Mul", build("Div", number, ints(parts)), ints(kv_heads * parts))
+        part = build("Add", build("Mod", number, ints(parts)), ints(*(head // group * parts for head in range(heads))))
+        self.results = build("Add", row, part)
+
+    def mask(self, build: _Builder, mask: ir.Value) -> ir.Value:
+        """Return the mask of query rows, (1, Hkv · parts or 1, R, S), of a mask of nodes (T, S)."""
+        rows = build("Gather", mask, self._nodes, dtype=FLOAT, axis=0)
+        return build("Unsqueeze", rows, build.ints(0), dtype=FLOAT)
+
+
+class _Builder:
+    """Adds nodes to a graph or to the branch of an If; constants belong to the graph.
+
+    Args:
+        graph: The graph.
+        add: Adds a node.
+        prefix: Begins the names of results, which in a branch differ from all others; None for names given later.
+    """
+
+    def __init__(self, graph: ir.Graph, add: Callable[[ir.Node], None], prefix: str | None = None) -> None:
+        self._graph, self._add, self._prefix, self._count = graph, add, prefix, 0
+
+    def __call__(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        dtype: ir.DataType = INT64,
+        domain: str = "",
+        **attributes: Any,
+    ) -> ir.Value:
+        """Add a node and return its result."""
+        node = ir.node(op_type, inputs, attributes=attributes, domain=domain)
+        result, self._count = node.outputs[0], self._count + 1
+        result.type = ir.TensorType(dtype)
+        if self._prefix is not None:
+            result.name = f"{self._prefix}.{self._count}"
+        self._add(node)
+        return result
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """Return a constant of the graph."""
+        return constant(self._graph, name, array)
+
+    def ints(self, *numbers: int) -> ir.Value:
+        """Return a vector of constants."""
+        return self.constant("ints." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
+
+    def range(self, count: ir.Value) -> ir.Value:
+        """Return 0 … count - 1, for a count (1,)."""
+        begin, step = (self.constant(f"grouped.scalar.{n}", np.array(n)) for n in (0, 1))
+        return self("Range", begin, self("Squeeze", count, self.ints(0)), step)
