@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -33,22 +33,22 @@ def attribute(node: NodeProto, name: str) -> onnx.AttributeProto:
     return next(one for one in node.attribute if one.name == name)
 
 
-def weights_into(model: onnx.ModelProto, ends: Iterable[str]) -> list[str]:
-    """Names of the weights of the matrix multiplications that a layer's attention output goes through."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    ends = set(ends)
-    return [
-        node.input[1]
-        for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[0] in ends and node.input[1] in constants
-    ]
+def through_shapes(model: onnx.ModelProto, node: NodeProto, *, forward: bool) -> NodeProto:
+    """The next node before or behind one whose rows are not just selected and reshaped."""
+    while True:
+        if forward:
+            [node] = [other for other in model.graph.node if other.input[0] == node.output[0]]
+        else:
+            [node] = [other for other in model.graph.node if node.input[0] in other.output]
+        if node.op_type not in ("Reshape", "Gather"):
+            return node
 
 
 def one_layers_weight(layer: int) -> Change:
     def change(model: onnx.ModelProto) -> None:
-        attention = nodes(model, "GroupQueryAttention")[layer]
-        [weight] = weights_into(model, [attention.output[0]])
-        set_weight(model, weight, lambda array: array * np.float32(1.01))
+        product = through_shapes(model, nodes(model, "GroupQueryAttention")[layer], forward=True)
+        assert product.op_type == "MatMul"
+        set_weight(model, product.input[1], lambda array: array * np.float32(1.01))
 
     return change
 
@@ -101,9 +101,8 @@ def sizes(model: onnx.ModelProto, value: int) -> set[str]:
 
 def swapped_kv_heads(model: onnx.ModelProto) -> None:
     """The two value heads of the last layer change places, in the projection of all three."""
-    attention = nodes(model, "GroupQueryAttention")[-1]
-    [product] = [node for node in model.graph.node if attention.input[0] in node.output]
-    assert not attention.input[2]  # queries, keys and values are one product
+    product = through_shapes(model, nodes(model, "RotaryEmbedding")[-1], forward=False)
+    assert product.op_type == "MatMul"  # queries, keys and values are one product
     start = (4 + 2) * 16
 
     def swapped(array: np.ndarray) -> np.ndarray:
