@@ -1,4 +1,4 @@
-"""Compare decoding speed with onnxruntime-genai and llama.cpp, on the same weights, prompts, tokens and threads.
+"""Compare decoding speed with onnxruntime-genai, llama.cpp and OpenVINO GenAI on the same weights, prompts and threads.
 
 Each system runs in a separate process, and the systems alternate for several rounds: the speed of a machine changes
 over time, and two inference sessions in one process slow each other down. See README.md for the method.
@@ -7,108 +7,57 @@ over time, and two inference sessions in one process slow each other down. See R
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from medusa_exporter.files import write_json
-from medusa_exporter.overwrite_check import JsonKind, OverwriteError, check_output_file
-from peers_report import (
-    EXTRA,
-    GENAI,
-    LLAMA,
-    PLAIN,
-    PLOT,
-    PLOT_TYPES,
-    Contender,
-    plot,
-    print_table,
-    step_ms,
-    summarise,
-    token_rate,
-)
+from medusa_exporter.overwrite_check import OverwriteError, check_output_file
+from peers_contenders import BACKEND, OWN_CLASSES, Contender, own_contenders, peer_contenders, select
+from peers_prompts import prefill_prompts, read_prompts
+from peers_report import PLOT, PLOT_TYPES, plot, print_tables
+from peers_results import OUTPUT, Report, Results, ResultsError, token_rate
+
+if TYPE_CHECKING:
+    from medusa_runtime.bundle import Bundle
 
 HERE = Path(__file__).resolve().parent
-OUTPUT = JsonKind("benchmarks/peers.py", frozenset({"machine", "settings", "precisions"}))
 WARM_UP_TOKENS = 24
-LLAMA_TYPES = {"fp32": ("F32", EXTRA), "int8": ("Q8_0",), "w8a8": ("Q8_0",), "int4": ("Q4_0",)}
-GENAI_TYPES = {"fp32": "fp32", "int8": "int8", "w8a8": "int8", "int4": "int4"}
-
-
-def measure(system: Contender, common: dict[str, Any]) -> None:
-    """Run a system's worker once in a new process, and add its report."""
-    done = subprocess.run(
-        [system.python, str(HERE / "peers_worker.py")],
-        input=json.dumps(common | system.job),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(f"the worker of {system.name} failed:\n{done.stderr[-3000:]}")
-    system.reports.append(json.loads(done.stdout))
-
-
-def read_prompts(file: Path, limit: int, bundle: Any) -> list[list[int]]:
-    """Return the token ids of each first turn, by the bundle's chat template or, without one, of the plain text."""
-    from medusa_runtime.chat_template import ChatTemplate
-    from medusa_runtime.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer(bundle.tokenizer, str(bundle.root))
-    template = ChatTemplate(bundle.chat_template, bundle.special_tokens) if bundle.chat_template else None
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    turns = [json.loads(line)["turns"][0] for line in lines[:limit]]
-    if not turns:
-        raise SystemExit(f"{file} has no prompts: expected JSON lines with a list of texts under 'turns'")
-    if template is not None:
-        turns = [template.render([{"role": "user", "content": turn}]) for turn in turns]
-    return [tokenizer.encode(turn, add_special_tokens=template is None) for turn in turns]
+FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+MODEL_FILES = (".onnx", ".onnx.data", ".gguf", "openvino_model.xml", "openvino_model.bin")
+UNFINISHED = 3  # exit code: --minutes are over, and the same command continues
 
 
 def machine() -> dict[str, Any]:
     """Describe the machine."""
     from medusa_runtime.threads import physical_cores
 
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    file = Path("/proc/cpuinfo")
+    facts = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line) if file.is_file() else {}
+    facts = {name.strip(): value.strip() for name, value in facts.items()}
     return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "processor": facts.get("model name") or platform.processor() or platform.machine(),
+        "features": [name for name in FEATURES if name in facts.get("flags", "").split()],
         "physical_cores": physical_cores(),
         "logical_cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
 
 
-def contenders(arguments: argparse.Namespace, precision: str, models: dict[str, str]) -> list[Contender]:
-    """Return the systems to measure in one precision; the first is this project's plain decoding."""
-    ours = {"system": "medusa", "bundle": str(arguments.bundle), "backend": "ort-cpu", "precision": precision}
-    genai = models[f"{GENAI} {GENAI_TYPES[precision]}"]
-    llama = [(name, models[f"{LLAMA} {name}"]) for name in LLAMA_TYPES[precision] if f"{LLAMA} {name}" in models]
-    return [
-        Contender(PLAIN, sys.executable, ours | {"profile": None}),
-        Contender(GENAI, arguments.peer_python, {"system": "genai", "model": genai}),
-        *(
-            Contender(f"{LLAMA} {name}", arguments.peer_python, {"system": "llama.cpp", "model": file})
-            for name, file in llama
-        ),
-        *(Contender(f"medusa {name}", sys.executable, ours | {"profile": name}) for name in arguments.profile),
-    ]
-
-
-def make_models(arguments: argparse.Namespace) -> dict[str, str]:
+def make_models(arguments: argparse.Namespace, peers: list[Contender]) -> dict[str, str]:
     """Create the peers' models from the same weights, in a new process; return their paths."""
-    types = dict.fromkeys(name for precision in arguments.precision for name in LLAMA_TYPES[precision])
     job = {
         "model": arguments.model,
         "cache": str(arguments.cache),
         "python": arguments.peer_python,
-        "genai": list(dict.fromkeys(GENAI_TYPES[precision] for precision in arguments.precision)),
-        "llama": list(types) if arguments.llama else [],
+        "models": list(dict.fromkeys(peer.job["model"] for peer in peers)),
     }
     make = [sys.executable, str(HERE / "peers_model.py")]
     built = subprocess.run(make, input=json.dumps(job), check=False, stdout=subprocess.PIPE, text=True)
@@ -118,101 +67,194 @@ def make_models(arguments: argparse.Namespace) -> dict[str, str]:
     return models
 
 
-def check_outputs(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Exit with an error if an output would overwrite a file that this script did not write."""
-    try:
-        check_output_file(arguments.json, OUTPUT, inputs=[arguments.prompts], bundle=arguments.bundle)
-        if arguments.plot:
-            if arguments.plot.suffix not in PLOT_TYPES:
-                parser.error(f"--plot {arguments.plot}: expected a name that ends in {' or '.join(PLOT_TYPES)}")
-            check_output_file(arguments.plot, PLOT, inputs=[arguments.prompts, arguments.json], bundle=arguments.bundle)
-    except OverwriteError as error:
-        parser.error(str(error))
+def with_models(
+    tested: list[Contender], sizes: dict[str, int], models: dict[str, str]
+) -> list[tuple[Contender, dict[str, Any], list[Path]]]:
+    """Return the contenders, peers with the paths of their models, each with its facts and the files of its model.
+
+    Args:
+        tested: The contenders; the job of a peer has the name of its model.
+        sizes: Bytes of our builds, by the name of plain decoding.
+        models: Paths of the peers' models.
+    """
+    found = []
+    for one in tested:
+        if one.own:
+            ready, files = one, sorted(Path(one.job["model"]).glob("graphs/*"))
+            size = sizes[one.plain or one.name]
+        else:
+            path = Path(models[one.job["model"]])
+            ready = replace(one, job=one.job | {"model": str(path)})
+            files = [path] if path.is_file() else [file for file in path.iterdir() if file.name.endswith(MODEL_FILES)]
+            size = sum(file.stat().st_size for file in files)
+        found.append((ready, ready.facts() | {"model_bytes": size}, files))
+    return found
+
+
+def measure(system: Contender, peer_python: str, common: dict[str, Any], files: list[Path]) -> Report:
+    """Run a system's worker once in a new process, with its files in the page cache, and return its report."""
+    for file in files:
+        with file.open("rb") as content:
+            while content.read(1 << 22):
+                pass
+    python = sys.executable if system.own else peer_python
+    done = subprocess.run(
+        [python, str(HERE / "peers_worker.py")],
+        input=json.dumps({**common, **system.job, "spawned": time.monotonic()}),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"the worker of {system.name} failed:\n{done.stderr[-3000:]}")
+    report: Report = json.loads(done.stdout)
+    return report
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line; exit with an error for values that do not fit together."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--bundle", type=Path, required=True, help="Bundle folder.")
-    parser.add_argument("--model", required=True, help="Model that the bundle was built from: .gguf file or folder.")
-    parser.add_argument(
-        "--prompts", type=Path, required=True, help="JSON Lines file; each line has a list of texts under 'turns'."
-    )
-    parser.add_argument("--limit", type=int, default=12, help="Maximum number of prompts (default: %(default)s).")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="Tokens per answer (default: %(default)s).")
-    parser.add_argument("--threads", type=int, help="Threads of every system (default: one per physical core).")
-    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds (default: %(default)s).")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--bundle", type=Path, action="append", required=True, help="Bundle folder; may be repeated.")
+    add("--model", required=True, help="Model that the bundle was built from: a .gguf file.")
+    add("--prompts", type=Path, required=True, help="JSON Lines file; each line has a list of texts under 'turns'.")
+    add("--limit", type=int, default=12, help="Maximum number of prompts (default: %(default)s).")
+    add("--max-new-tokens", type=int, default=128, help="Tokens per answer (default: %(default)s).")
+    add("--threads", type=int, help="Threads of every system (default: one per physical core).")
+    add("--rounds", type=int, default=3, help="Number of rounds (default: %(default)s).")
+    add("--minutes", type=float, help="Start no measurement after so many minutes; the same command continues.")
+    add(
         "--attempts",
         type=int,
         default=1,
         help="Largest number of attempts for an answer that other processes disturb (default: %(default)s).",
     )
-    parser.add_argument(
-        "--precision",
+    add("--precision", action="append", help="Precision of the bundles to measure; may be repeated (default: all).")
+    add(
+        "--profile",
         action="append",
-        choices=list(LLAMA_TYPES),
-        help="Precision to measure; may be repeated (default: fp32).",
+        default=[],
+        help="Tree to measure, NAME or PRECISION:NAME: one of the bundle, 'default', or a .toml file; may be repeated.",
     )
-    parser.add_argument("--profile", action="append", default=[], help="Tree to measure as well; may be repeated.")
-    parser.add_argument("--no-llama", dest="llama", action="store_false", help="Do not measure llama.cpp.")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache/peers"), help="Folder for the peers' models (default: %(default)s)."
+    add(
+        "--draft", type=int, action="append", help="Drafted tokens of the peers' n-gram speculation (default: 1 and 3)."
     )
-    parser.add_argument(
-        "--peer-python", default=sys.executable, help="Python interpreter in which the peers are installed."
-    )
-    parser.add_argument("--json", type=Path, required=True, help="File to write all results to.")
-    parser.add_argument("--plot", type=Path, help="File for a plot of tokens per second (.svg or .png).")
+    add("--prefill", type=int, action="append", help="Length of a prompt to prefill (default: 64, 256 and 1024).")
+    add("--only", action="append", default=[], help="Systems to measure: a pattern of their names. May be repeated.")
+    add("--cache", type=Path, default=Path(".cache/peers"), help="Folder for the peers' models (default: %(default)s).")
+    add("--peer-python", default=sys.executable, help="Python interpreter in which the peers are installed.")
+    add("--json", type=Path, required=True, help="File for all results; results that it has already are kept.")
+    add("--plot", type=Path, help="File for a plot of tokens per second (.svg or .png).")
     arguments = parser.parse_args()
-    arguments.precision = list(dict.fromkeys(arguments.precision or ["fp32"]))
-    if min(arguments.rounds, arguments.limit, arguments.attempts, arguments.max_new_tokens - 1) < 1:
-        parser.error("--rounds, --limit and --attempts must be at least 1, --max-new-tokens at least 2")
-    if arguments.llama and not arguments.model.endswith(".gguf"):
-        parser.error("llama.cpp's models can be created from a .gguf file only; give one as --model, or use --no-llama")
-
-    check_outputs(parser, arguments)
+    arguments.prefill = list(dict.fromkeys(arguments.prefill or [64, 256, 1024]))
+    arguments.draft = list(dict.fromkeys(arguments.draft or [1, 3]))
+    numbers = [arguments.rounds, arguments.limit, arguments.attempts, arguments.max_new_tokens - 1]
+    if min(*numbers, *arguments.prefill, *arguments.draft) < 1:
+        parser.error("numbers must be at least 1, --max-new-tokens at least 2")
+    if not arguments.model.endswith(".gguf"):
+        parser.error(f"--model {arguments.model}: expected a .gguf file, from which llama.cpp's models can be created")
+    inputs = [arguments.prompts]
+    try:
+        for bundle in arguments.bundle:
+            check_output_file(arguments.json, OUTPUT, inputs=inputs, bundle=bundle)
+            if arguments.plot:
+                if arguments.plot.suffix not in PLOT_TYPES:
+                    parser.error(f"--plot {arguments.plot}: expected a name that ends in {' or '.join(PLOT_TYPES)}")
+                check_output_file(arguments.plot, PLOT, inputs=[*inputs, arguments.json], bundle=bundle)
+    except OverwriteError as error:
+        parser.error(str(error))
     return arguments
 
 
-def main() -> None:
-    """Parse the command line, measure, report."""
+def find_contenders(arguments: argparse.Namespace, bundles: list[Bundle]) -> tuple[list[Contender], dict[str, int]]:
+    """Return the systems to measure, and the size in bytes of each of our builds by the name of its plain decoding."""
+    from medusa_exporter.graph_sizes import graph_sizes
+
+    found: list[Contender] = []
+    sizes: dict[str, int] = {}
+    for bundle in bundles:
+        label = f"[{bundle.root.name}]" if len(bundles) > 1 else ""
+        has = [facts.precision for facts in bundle.manifest.graphs.values() if facts.backend == BACKEND]
+        precisions = [name for name in arguments.precision or has if name in has and name in OWN_CLASSES]
+        found += own_contenders(bundle, label, precisions, arguments.profile)
+        stored = graph_sizes(bundle)
+        sizes |= {f"medusa{label} {name}": stored[f"{BACKEND}-{name}"].size for name in precisions}
+    try:
+        return select([*found, *peer_contenders(arguments.draft)], arguments.only), sizes
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+
+
+def measure_all(
+    arguments: argparse.Namespace,
+    results: Results,
+    systems: list[tuple[Contender, dict[str, Any], list[Path]]],
+    common: dict[str, Any],
+    deadline: float,
+) -> int:
+    """Measure what the results do not have yet, and save after each measurement; return how many are left.
+
+    Args:
+        arguments: The command line.
+        results: Receives the reports.
+        systems: The contenders, each with its facts and the files of its model.
+        common: What the jobs of all workers have in common.
+        deadline: No measurement starts after this time of the monotonic clock.
+    """
+    rounds = [systems if number % 2 == 0 else systems[::-1] for number in range(arguments.rounds)]
+    todo = [
+        (number, *system)
+        for number, tested in enumerate(rounds)
+        for system in tested
+        if not results.has(system[1], number)
+    ]
+    for at, (number, system, facts, files) in enumerate(todo):
+        if time.monotonic() >= deadline:
+            return len(todo) - at
+        report = measure(system, arguments.peer_python, common, files)
+        results.add(facts, number, report)
+        results.save(arguments.json)
+        print(f"round {number + 1}: {system.name}: {token_rate(report):.1f} tokens/s", file=sys.stderr)
+    return 0
+
+
+def main() -> int:
+    """Parse the command line, measure what has not been measured yet, report."""
+    started = time.monotonic()
     arguments = parse_arguments()
 
     from medusa_runtime.bundle import Bundle
 
-    bundle = Bundle.open(arguments.bundle)
-    for precision in arguments.precision:
-        bundle.graph("ort-cpu", precision)  # fails early if the bundle has no such graph
-    prompts = read_prompts(arguments.prompts, arguments.limit, bundle)
+    bundles = [Bundle.open(folder) for folder in arguments.bundle]
+    prompts = read_prompts(arguments.prompts, arguments.limit, bundles[0])
     facts = machine()
     common = {
         "prompts": prompts,
+        "prefills": prefill_prompts(prompts, arguments.prefill),
         "max_new_tokens": arguments.max_new_tokens,
         "warm_up_tokens": min(WARM_UP_TOKENS, arguments.max_new_tokens),
         "threads": arguments.threads or facts["physical_cores"],
+        "context": max(*map(len, prompts), *arguments.prefill) + arguments.max_new_tokens,
         "attempts": arguments.attempts,
     }
-    models = make_models(arguments)
-    systems = {precision: contenders(arguments, precision, models) for precision in arguments.precision}
-    for number in range(arguments.rounds):
-        for precision, tested in systems.items():
-            for system in tested if number % 2 == 0 else reversed(tested):
-                measure(system, common)
-                step, rate = step_ms(system.reports[-1]), token_rate(system.reports[-1])
-                line = f"round {number + 1}: {precision}: {system.name}: {step:.2f} ms/step, {rate:.1f} tokens/s"
-                print(line, file=sys.stderr)
-    eos = frozenset(bundle.model.eos_token_ids)
-    results = {precision: summarise(tested, eos) for precision, tested in systems.items()}
-    settings = {name: value for name, value in common.items() if name != "prompts"}
-    settings |= {"prompts": len(prompts), "rounds": arguments.rounds}
-    everything = {"machine": facts, "settings": settings, "precisions": results}
-    write_json(arguments.json, OUTPUT.marked(everything))
-    for precision, result in results.items():
-        print_table(precision, result)
+    settings = {name: value for name, value in common.items() if name not in ("prompts", "prefills")}
+    settings |= {"prompts": len(prompts), "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()}
+    settings |= {"prefill": arguments.prefill}
+    tested, sizes = find_contenders(arguments, bundles)
+    systems = with_models(tested, sizes, make_models(arguments, [one for one in tested if not one.own]))
+    deadline = started + 60 * arguments.minutes if arguments.minutes is not None else math.inf
+    try:
+        results = Results.load(arguments.json, {"machine": facts, "settings": settings})
+        rest = measure_all(arguments, results, systems, common, deadline)
+    except ResultsError as error:
+        raise SystemExit(str(error)) from error
+    print_tables(results, arguments.prefill, frozenset(bundles[0].model.eos_token_ids))
     if arguments.plot:
         plot(results, arguments.plot)
+    if rest:
+        print(f"{rest} measurements are left: repeat the command to continue", file=sys.stderr)
+    return UNFINISHED if rest else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

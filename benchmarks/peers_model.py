@@ -1,35 +1,67 @@
 """Creates the peers' models from the weights of the bundle's model, and keeps them in a cache folder.
 
 peers.py runs this in a separate process, so that torch's memory is freed before anything is measured. It reads a job
-from standard input, {"model", "cache", "python", "genai": precisions, "llama": types}, and writes a JSON object with
-the path of each model ("genai int8", "llama.cpp Q8_0").
+from standard input, {"model", "cache", "python", "models": names of RECIPES}, and writes a JSON object with the path of
+each model. The weights of the file may be 4-bit already: every model is made from the decoded values, as ours are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-# Blocks and accuracy level as in our own graphs; llama.cpp's types have blocks of 32 too.
-GENAI_OPTIONS = ["--extra_options", "block_size=32", "accuracy_level=4"]
-# The weights of the file may be 4-bit already: all types are made from the decoded values, as ours are.
 LLAMA_QUANTISE = """
 import ctypes, sys
 import llama_cpp
 source, target, kind = sys.argv[1:]
-kinds = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0", "Q4_0": "MOSTLY_Q4_0"}
 parameters = llama_cpp.llama_model_quantize_default_params()
-parameters.ftype = getattr(llama_cpp, "LLAMA_FTYPE_" + kinds[kind])
+parameters.ftype = getattr(llama_cpp, "LLAMA_FTYPE_" + kind)
 parameters.allow_requantize = True
 parameters.pure = True  # otherwise some tensors keep more bits
 sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters)))
 """
+LLAMA_FILE = "model.gguf"
+OPTIMUM = "from optimum.commands.optimum_cli import main; main()"  # optimum-cli, whatever its script is called
+GENAI, LLAMA, OPTIMUM_INTEL = "onnxruntime-genai", "llama-cpp-python", "optimum-intel"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a peer's own tool makes one model: the package that has the tool, and the tool's arguments."""
+
+    package: str
+    arguments: tuple[str, ...] = ()
+
+
+def _genai(precision: str, *options: str) -> Recipe:
+    return Recipe(GENAI, ("-p", precision, *(["--extra_options", *options] if options else [])))
+
+
+def _openvino(weights: str, *options: str) -> Recipe:
+    return Recipe(OPTIMUM_INTEL, ("--weight-format", weights, *options))
+
+
+LAST_LOGITS = "prune_lm_head=true"  # faster prefill; speculation needs the logits of all tokens
+OWN_FILE = "llama.cpp own file"  # the file that the bundle was built from, as it is
+RECIPES = {
+    "genai fp32": _genai("fp32", LAST_LOGITS),
+    "genai fp32 all logits": _genai("fp32"),
+    **{f"genai {p} b{b}": _genai(p, f"block_size={b}", LAST_LOGITS) for p in ("int8", "int4") for b in (32, 64)},
+    **{f"genai {p} b{b} all logits": _genai(p, f"block_size={b}") for p in ("int8", "int4") for b in (32, 64)},
+    "llama.cpp F32": Recipe(LLAMA, ("ALL_F32",)),
+    **{f"llama.cpp {kind}": Recipe(LLAMA, (f"MOSTLY_{kind}",)) for kind in ("F16", "Q8_0", "Q4_0")},
+    "OpenVINO fp32": _openvino("fp32"),
+    "OpenVINO int8": _openvino("int8"),
+    "OpenVINO int4": _openvino("int4", "--sym", "--group-size", "32", "--ratio", "1.0"),
+}
 
 
 def model_folder(model: str, cache: Path) -> Path:
@@ -56,30 +88,44 @@ def weights_folder(model: str, folder: Path) -> Path:
     return _cached(folder / "hf-fp32", write)
 
 
-def genai_folder(weights: Path, python: str, precision: str) -> Path:
-    """Build onnxruntime-genai's model for the CPU with the builder from its package."""
-    builder = [python, "-m", "onnxruntime_genai.models.builder"]
-
-    def write(folder: Path) -> None:
-        arguments = ["-m", str(weights), "-o", str(folder), "-p", precision, "-e", "cpu"]
-        options = [] if precision == "fp32" else GENAI_OPTIONS
-        done = subprocess.run([*builder, *arguments, *options], check=False, capture_output=True, text=True)
-        if done.returncode or not (folder / "genai_config.json").is_file():
-            raise SystemExit(f"onnxruntime-genai's builder failed: {done.stderr[-3000:] or done.stdout[-3000:]}")
-
-    return _cached(weights.parent / f"genai-{_version(python, 'onnxruntime-genai')}-{precision}", write)
+def create(name: str, model: str, folder: Path, python: str) -> Path:
+    """Create the model of one of RECIPES in `folder`, unless it exists, and return its path."""
+    if name == OWN_FILE:
+        return Path(model).resolve()
+    recipe = RECIPES[name]
+    place = folder / f"{name}-{_version(python, recipe.package)}-{_digest(recipe.arguments)}".replace(" ", "-")
+    is_llama = recipe.package == LLAMA
+    weights = Path(model) if is_llama else weights_folder(model, folder)
+    _cached(place, lambda target: _run(name, [python, *COMMANDS[recipe.package](weights, target), *recipe.arguments]))
+    return place / LLAMA_FILE if is_llama else place
 
 
-def llama_file(model: str, folder: Path, python: str, kind: str) -> Path:
-    """Create llama.cpp's model of one type from the .gguf file, with llama.cpp's own quantiser."""
+def _genai_command(weights: Path, target: Path) -> list[str]:
+    return ["-m", "onnxruntime_genai.models.builder", "-m", str(weights), "-o", str(target), "-e", "cpu"]
 
-    def write(target: Path) -> None:
-        command = [python, "-c", LLAMA_QUANTISE, model, str(target / "model.gguf"), kind]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"llama.cpp could not create {kind} from {model}: {done.stderr[-3000:]}")
 
-    return _cached(folder / f"llama-{_version(python, 'llama-cpp-python')}-{kind}", write) / "model.gguf"
+def _openvino_command(weights: Path, target: Path) -> list[str]:
+    export = ["-c", OPTIMUM, "export", "openvino", "--task", "text-generation-with-past"]
+    return [*export, "-m", str(weights), str(target)]
+
+
+def _llama_command(weights: Path, target: Path) -> list[str]:
+    return ["-c", LLAMA_QUANTISE, str(weights), str(target / LLAMA_FILE)]
+
+
+COMMANDS = {GENAI: _genai_command, OPTIMUM_INTEL: _openvino_command, LLAMA: _llama_command}
+
+
+def _run(name: str, command: list[str]) -> None:
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    offline.pop("PYTHONPATH", None)  # the peers' environment has its own packages
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=offline)
+    if done.returncode:
+        raise SystemExit(f"{name} could not be created:\n{done.stderr[-3000:] or done.stdout[-3000:]}")
+
+
+def _digest(arguments: tuple[str, ...]) -> str:
+    return hashlib.sha256(repr(arguments).encode()).hexdigest()[:6]
 
 
 def _version(python: str, package: str) -> str:
@@ -108,12 +154,7 @@ def main() -> None:
     """Create the models of the job on standard input."""
     job = json.load(sys.stdin)
     folder = model_folder(job["model"], Path(job["cache"]).resolve())
-    made = {}
-    for precision in job["genai"]:
-        weights = weights_folder(job["model"], folder)
-        made[f"genai {precision}"] = str(genai_folder(weights, job["python"], precision))
-    for kind in job["llama"]:
-        made[f"llama.cpp {kind}"] = str(llama_file(job["model"], folder, job["python"], kind))
+    made = {name: str(create(name, job["model"], folder, job["python"])) for name in job["models"]}
     print(json.dumps(made))
 
 

@@ -1,9 +1,9 @@
-"""Measures one system: reads a job from standard input and writes a report to standard output.
+"""Measures one system in one process: reads a job from standard input and writes a report to standard output.
 
-A job is a JSON object: `system` is a key of RUNNERS; `prompts` are lists of token ids; `max_new_tokens`,
-`warm_up_tokens`, `threads` and `attempts` are numbers; other keys depend on the system. Every answer has exactly
-`max_new_tokens` tokens, chosen greedily. This project is imported only to measure its own decoder, so that a peer can
-run in another Python environment.
+Next to what peers_runners.py needs, a job has `prompts` and `prefills`, which are lists of token ids (every prompt is
+answered; after a prefill only the first token is decoded), the numbers `max_new_tokens`, `warm_up_tokens` and
+`attempts`, and `spawned`: the monotonic clock before the process was created. This project is imported only to measure
+its own decoder, so that a peer can run in another Python environment.
 """
 
 from __future__ import annotations
@@ -16,112 +16,38 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from peers_runners import RUNNERS, Answer, Job
+
 QUIET = 0.03  # share of the processors that other processes may use during an undisturbed answer
-
-Job = dict[str, Any]
-# A system under test: a function of a prompt and a number of tokens. It returns an iterator over the tokens of the
-# prefill, then over the tokens that each decoding step adds.
-Answer = Callable[[list[int], int], Iterator[list[int]]]
-
-
-def open_medusa(job: Job) -> Answer:
-    """Open this project's decoder with the tree `profile`, or with plain decoding if that is null."""
-    from medusa_profiles.profile import TreeProfile
-    from medusa_runtime.backends import load_backend
-    from medusa_runtime.bundle import Bundle
-    from medusa_runtime.decoder import Decoder
-
-    bundle = Bundle.open(job["bundle"])
-    profile = bundle.profile(job["profile"]) if job["profile"] else TreeProfile.plain()
-    decoder = Decoder(load_backend(bundle, job["backend"], job["precision"], job["threads"]), profile)
-
-    def answer(prompt: list[int], tokens: int) -> Iterator[list[int]]:
-        yield decoder.start(prompt, tokens, stop_ids=())
-        while decoder.sequence is not None and decoder.sequence.finish_reason is None:
-            yield decoder.step()
-
-    return answer
-
-
-def open_genai(job: Job) -> Answer:
-    """Open onnxruntime-genai with the folder `model` from its own builder, and the options that the builder has set."""
-    import numpy as np
-    import onnxruntime_genai as og
-
-    config = og.Config(job["model"])
-    session = {"intra_op_num_threads": job["threads"]}
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
-    model = og.Model(config)
-
-    def answer(prompt: list[int], tokens: int) -> Iterator[list[int]]:
-        parameters = og.GeneratorParams(model)
-        length = len(prompt) + tokens
-        parameters.set_search_options(max_length=length, min_length=length, do_sample=False)
-        generator = og.Generator(model, parameters)
-        generator.append_tokens(np.asarray([prompt], dtype=np.int32))  # runs the prefill
-        while not generator.is_done():
-            generator.generate_next_token()  # the first call only samples from the prefill's logits
-            yield [int(token) for token in generator.get_next_tokens()]
-
-    return answer
-
-
-def open_llama(job: Job) -> Answer:
-    """Open llama.cpp with a .gguf file, through the C interface of llama-cpp-python; argmax is computed with numpy."""
-    import llama_cpp
-    import numpy as np
-
-    llama = llama_cpp.Llama(
-        job["model"], n_ctx=2048, n_threads=job["threads"], n_threads_batch=job["threads"], verbose=False
-    )
-    vocabulary = llama.n_vocab()
-
-    def next_token() -> int:
-        logits = llama_cpp.llama_get_logits_ith(llama.ctx, -1)
-        return int(np.ctypeslib.as_array(logits, shape=(vocabulary,)).argmax())
-
-    def answer(prompt: list[int], tokens: int) -> Iterator[list[int]]:
-        llama.reset()
-        llama.eval(prompt)
-        token = next_token()
-        yield [token]
-        for _ in range(tokens - 1):
-            llama.eval([token])
-            token = next_token()
-            yield [token]
-
-    return answer
-
-
-RUNNERS: dict[str, tuple[Callable[[Job], Answer], tuple[str, ...]]] = {
-    "medusa": (open_medusa, ("medusa-export", "onnxruntime", "numpy")),
-    "genai": (open_genai, ("onnxruntime-genai", "onnxruntime", "numpy")),
-    "llama.cpp": (open_llama, ("llama-cpp-python", "numpy")),
-}
 
 
 def measure(answer: Answer, prompt: list[int], tokens: int) -> dict[str, Any]:
     """Decode one answer; the prefill and the first token, which it produces, are timed separately."""
+    found: list[int] = []
+    times: list[float] = []
+    busy: list[float] = []
+
+    def report(added: list[int]) -> None:
+        times.append(time.perf_counter())
+        busy.append(time.process_time())
+        found.extend(added)
+
     others = _OtherLoad()
     started = time.perf_counter()
-    steps = answer(prompt, tokens)
-    found = list(next(steps))
-    times = [time.perf_counter()]
-    for added in steps:
-        found += added
-        times.append(time.perf_counter())
+    answer(prompt, tokens, report)
+    if len(found) != tokens:
+        raise RuntimeError(f"the answer has {len(found)} tokens in {len(times) - 1} steps, expected {tokens} tokens")
     seconds = [after - before for before, after in itertools.pairwise(times)]
-    if len(found) != tokens or not seconds:
-        raise RuntimeError(f"the answer has {len(found)} tokens in {len(seconds)} steps, expected {tokens} tokens")
+    decoding = times[-1] - times[0]
     return {
         "prompt_tokens": len(prompt),
         "prefill_seconds": times[0] - started,
-        "decode_seconds": times[-1] - times[0],
-        "median_step_seconds": statistics.median(seconds),
+        "decode_seconds": decoding,
+        "median_step_seconds": statistics.median(seconds) if seconds else 0.0,
+        "cores_used": (busy[-1] - busy[0]) / decoding if seconds else 0.0,
         "other_load": others.share(),
         "steps": len(seconds),
         "tokens": tokens - 1,  # added by steps
@@ -159,29 +85,35 @@ class _OtherLoad:
         return time.perf_counter(), busy, time.process_time()
 
 
-def main() -> None:
-    """Run the job from standard input and write the report."""
-    job = json.load(sys.stdin)
+def memory() -> dict[str, int]:
+    """Return the process's memory in bytes: resident, proportional (shared pages divided), anonymous; {} elsewhere."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:  # not Linux
+        return {}
+    sizes = {name: int(size.split()[0]) * 1024 for name, _, size in (line.partition(":") for line in lines)}
+    return {"rss": sizes["Rss"], "pss": sizes["Pss"], "anonymous": sizes["Anonymous"]}
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Open the system of a job, decode, and return the report."""
     open_system, packages = RUNNERS[job["system"]]
-    started = time.perf_counter()
     answer = open_system(job)
-    loaded = time.perf_counter() - started
-    warm_up = answer(job["prompts"][0], job["warm_up_tokens"])
-    next(warm_up)
-    first = time.perf_counter() - started
-    for _ in warm_up:
-        pass
+    first: list[float] = []  # when the first token of the process was known
+    answer(job["prompts"][0], job["warm_up_tokens"], lambda _: first.append(time.monotonic()) if not first else None)
+    resident = memory()
     tokens, attempts = job["max_new_tokens"], job["attempts"]
     prompts = [least_disturbed(answer, prompt, tokens, attempts) for prompt in job["prompts"]]
-    report = {
+    prefills = [measure(answer, prompt, 1) for prompt in job["prefills"]]
+    return {
         "versions": {name: importlib.metadata.version(name) for name in packages} | {"python": sys.version.split()[0]},
-        "load_seconds": loaded,
-        "start_seconds": first,  # from nothing loaded to the first token, libraries included
+        "start_seconds": first[0] - job["spawned"],
+        "memory_bytes": resident,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
         "prompts": prompts,
+        "prefills": [{name: one[name] for name in ("prompt_tokens", "prefill_seconds")} for one in prefills],
     }
-    json.dump(report, sys.stdout)
 
 
 if __name__ == "__main__":
-    main()
+    json.dump(run(json.load(sys.stdin)), sys.stdout)
