@@ -136,9 +136,7 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         help="Tree to measure, NAME or PRECISION:NAME: one of the bundle, 'default', or a .toml file; may be repeated.",
     )
-    add(
-        "--draft", type=int, action="append", help="Drafted tokens of the peers' n-gram speculation (default: 1 and 3)."
-    )
+    add("--draft", type=int, action="append", help="Drafted tokens of the peers' n-gram speculation (default: 3).")
     add("--prefill", type=int, action="append", help="Length of a prompt to prefill (default: 64, 256 and 1024).")
     add("--only", action="append", default=[], help="Systems to measure: a pattern of their names. May be repeated.")
     add("--cache", type=Path, default=Path(".cache/peers"), help="Folder for the peers' models (default: %(default)s).")
@@ -147,7 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--plot", type=Path, help="File for a plot of tokens per second (.svg or .png).")
     arguments = parser.parse_args()
     arguments.prefill = list(dict.fromkeys(arguments.prefill or [64, 256, 1024]))
-    arguments.draft = list(dict.fromkeys(arguments.draft or [1, 3]))
+    arguments.draft = list(dict.fromkeys(arguments.draft or [3]))
     numbers = [arguments.rounds, arguments.limit, arguments.attempts, arguments.max_new_tokens - 1]
     if min(*numbers, *arguments.prefill, *arguments.draft) < 1:
         parser.error("numbers must be at least 1, --max-new-tokens at least 2")

@@ -75,12 +75,11 @@ def open_genai(job: Job) -> Answer:
 def open_llama(job: Job) -> Answer:
     """Open llama.cpp with a .gguf file, through its C interface.
 
-    Drafts come from llama-cpp-python's LlamaPromptLookupDecoding. The loop around them is ours, since the one of
+    Speculation is what its server calls ngram-simple (`ngram_draft`). The loop is ours, since the one of
     llama-cpp-python copies the logits of the whole context.
     """
     import llama_cpp
     import numpy as np
-    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(job["model"].encode(), llama_cpp.llama_model_default_params())
@@ -95,7 +94,6 @@ def open_llama(job: Job) -> Answer:
     vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     cache, batch = llama_cpp.llama_get_memory(context), llama_cpp.llama_batch_init(job["context"], 0, 1)
     ngram = job["ngram"]
-    lookup = LlamaPromptLookupDecoding(ngram["size"], ngram["draft"]) if ngram else None
 
     def decode(tokens: list[int], past: int, rows: int) -> list[int]:
         """Return the argmax of the logits of the last `rows` tokens."""
@@ -117,13 +115,21 @@ def open_llama(job: Job) -> Answer:
             report(added)
             if len(text) == end:
                 return
-            drafts = [int(token) for token in lookup(np.asarray(text, dtype=np.intc))] if lookup else []
-            drafts = drafts[: end - len(text) - 1]
+            drafts = ngram_draft(text, ngram["size"], min(ngram["draft"], end - len(text) - 1)) if ngram else []
             added = accepted(drafts, decode([text[-1], *drafts], len(text) - 1, 1 + len(drafts)))
             if drafts:
                 llama_cpp.llama_memory_seq_rm(cache, 0, len(text) - 1 + len(added), -1)
 
     return answer
+
+
+def ngram_draft(text: list[int], size: int, tokens: int) -> list[int]:
+    """Return at most `tokens` tokens that followed the last earlier occurrence of the last `size` tokens of a text."""
+    ending = text[-size:]
+    for at in range(len(text) - size - 1, -1, -1):
+        if text[at : at + size] == ending:
+            return text[at + size : at + size + tokens]
+    return []
 
 
 def accepted(drafts: list[int], chosen: list[int]) -> list[int]:

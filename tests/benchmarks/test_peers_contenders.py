@@ -35,7 +35,7 @@ def test_peers_speculate_with_each_number_of_drafts() -> None:
         == len({one.identity for one in found.values()})
         == len(PEERS) + 2 * sum(peer.precision_class != EXTRA for peer in PEERS)
     )
-    assert found["genai int4 b32 n-gram 4"].job["ngram"] == {"size": 3, "draft": 4}
+    assert found["genai int4 b32 n-gram 4"].job["ngram"] == {"size": 4, "draft": 4}
     assert found["genai int4 b32 n-gram 4"].job["model"] == "genai int4 b32 all logits"
     assert not any(one.own for one in found.values())
 

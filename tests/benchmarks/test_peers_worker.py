@@ -5,7 +5,7 @@ import time
 
 import peers_worker
 import pytest
-from peers_runners import Report, accepted
+from peers_runners import Report
 
 
 def answer(prompt: list[int], tokens: int, report: Report) -> None:
@@ -58,13 +58,3 @@ def test_a_report_has_start_memory_and_prefills(monkeypatch: pytest.MonkeyPatch)
     assert found["versions"].keys() == {"numpy", "python"}
     if os.path.exists("/proc/self/smaps_rollup"):  # noqa: PTH110
         assert found["peak_memory_bytes"] >= found["memory_bytes"]["rss"] > found["memory_bytes"]["anonymous"] > 0
-
-
-@pytest.mark.parametrize(
-    ("drafts", "chosen", "tokens"),
-    [([], [4], [4]), ([4, 5], [4, 5, 6], [4, 5, 6]), ([4, 9], [4, 5, 6], [4, 5]), ([9, 5], [4, 5, 6], [4])],
-)
-def test_drafts_are_accepted_up_to_the_first_difference(
-    drafts: list[int], chosen: list[int], tokens: list[int]
-) -> None:
-    assert accepted(drafts, chosen) == tokens
