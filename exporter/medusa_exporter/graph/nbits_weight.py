@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,8 @@ Matrix = npt.NDArray[np.float32]
 class NBitsWeight:
     """A weight (in, out) as MatMulNBits reads it.
 
-    `packed` is (out, blocks, bytes per block) and `scales` (out, blocks). A weight (576, 1536) in 4 bits with blocks of
-    32, for example, has 18 blocks per column: `packed` is (1536, 18, 16), `scales` is (1536, 18).
+    `packed` is (out, blocks, bytes per block) and `scales` (out, blocks); graphs can share both. For example, a weight
+    (576, 1536) in 4 bits with blocks of 32 has 18 blocks per column: `packed` is (1536, 18, 16), `scales` (1536, 18).
 
     Args:
         read: Returns some columns of the weight. It is called whenever the values of `packed` or `scales` are read; the
@@ -39,7 +40,7 @@ class NBitsWeight:
         blocks = -(-rows // to.block)
         self._shape = columns, blocks, to.block * to.bits // 8
 
-    @property
+    @cached_property
     def packed(self) -> ir.LazyTensor:
         """The quantised values, uint8: one (8 bits) or two (4 bits) per byte."""
         name = f"{self._name}.q{self._to.bits}"
@@ -50,7 +51,7 @@ class NBitsWeight:
             name=name,
         )
 
-    @property
+    @cached_property
     def scales(self) -> ir.LazyTensor:
         """The scale of each block, fp32."""
         name = f"{self._name}.q{self._to.bits}_scales"

@@ -7,7 +7,7 @@ ancestors only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 from medusa_runtime.contract import TOKENS
@@ -15,31 +15,69 @@ from medusa_runtime.errors import UnsupportedModelError
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.calibration import Ranges
-from medusa_exporter.graph.edit import ORT_DOMAIN, constant
+from medusa_exporter.graph.edit import ORT_DOMAIN, constant, int_attribute
 from medusa_exporter.graph.grouped_queries import group_queries
 from medusa_exporter.graph.integer_matmul import use_integer_matmuls
 from medusa_exporter.graph.nbits_weight import NBitsWeight
-from medusa_exporter.graph.weight_columns import ReadColumns, read_columns, read_stacked
-from medusa_exporter.precisions import FIXED_SCALES, FORMATS, WeightFormat
+from medusa_exporter.graph.vocabulary import embedding_lookups, lm_head, look_up_blocks, tie_similar
+from medusa_exporter.graph.weight_columns import ReadColumns, read_columns, read_rows, read_stacked
+from medusa_exporter.precisions import FIXED_SCALES, FORMATS, VOCABULARY, WeightFormat
 
 ACCURACY_LEVEL = 4  # activations in 8 bits; lower levels compute in floats and are several times slower
 
 
-def with_precision(model: ir.Model, precision: str, ranges: Ranges) -> ir.Model:
+def with_precision(model: ir.Model, precision: str, ranges: Ranges, tables: Mapping[str, NBitsWeight]) -> ir.Model:
     """Return a copy of a graph in a precision of FORMATS; it shares the tensors that do not change.
 
     Args:
         model: The CPU's graph in fp32.
         precision: fp32, int8, w8a8 or int4.
         ranges: The ranges of activations, for precisions of FIXED_SCALES.
+        tables: The graph's tables in 8 bits, from `quantised_tables`; graphs that are made with the same share them.
     """
     copy, to = model.clone(), FORMATS[precision]
     if precision in FIXED_SCALES:
         use_integer_matmuls(copy, ranges)
     if to is not None:
+        if to.bits < VOCABULARY.bits:
+            tie_similar(copy.graph)
+        quantise_vocabulary(copy, tables)
         quantise(copy, to)
     group_queries(copy)
     return copy
+
+
+def quantised_tables(graph: ir.Graph) -> dict[str, NBitsWeight]:
+    """Return the embedding and the lm_head in 8 bits, by the name of the table (V, H); it is one if they are tied."""
+    head = lm_head(graph)
+    values = [node.inputs[0] for node in embedding_lookups(graph)]
+    if head is not None and int_attribute(head, "transB"):
+        values.append(head.inputs[1])
+    tables = {}
+    for value in values:
+        tensor = None if value is None else value.const_value
+        assert tensor is not None  # noqa: S101 -- `vocabulary` returns nodes with constant tables only
+        V, H = tensor.shape.numpy()
+        tables[_name(value)] = NBitsWeight(read_rows(tensor), (H, V), VOCABULARY, _name(value))
+    return tables
+
+
+def quantise_vocabulary(model: ir.Model, tables: Mapping[str, NBitsWeight]) -> ir.Model:
+    """Quantise the embedding and the lm_head, in place; where they are one table, they stay one.
+
+    Args:
+        model: The graph. An lm_head that is no MatMul or Gemm any more stays as it is.
+        tables: The graph's tables, from `quantised_tables`.
+    """
+    graph = model.graph
+    head, lookups = lm_head(graph), embedding_lookups(graph)
+    if head is not None and (table := tables.get(_name(head.inputs[1]))) is not None:
+        for tensor in (table.packed, table.scales):
+            constant(graph, str(tensor.name), tensor)  # `_operands` would make the same again, under the same name
+    if lookups:
+        table = tables[_name(lookups[0].inputs[0])]
+        look_up_blocks(graph, lookups, table.packed, table.scales, VOCABULARY)
+    return _quantise(model, [head] if head is not None else [], VOCABULARY)
 
 
 def quantise_heads(model: ir.Model, to: WeightFormat) -> ir.Model:
@@ -59,7 +97,7 @@ def draft_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def quantise(model: ir.Model, to: WeightFormat) -> ir.Model:
-    """Quantise the weights of every MatMul and Gemm, in place; the embedding's rows stay as they are."""
+    """Quantise the weights of every MatMul and Gemm, in place; rows that are looked up stay as they are."""
     return _quantise(model, model.graph, to)
 
 
@@ -169,3 +207,7 @@ def _become(
     node.attributes.clear()
     for name, number in attributes.items():
         node.attributes.add(ir.AttrInt64(name, number))
+
+
+def _name(value: ir.Value | None) -> str:
+    return str(None if value is None else value.name)

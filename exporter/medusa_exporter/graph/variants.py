@@ -27,7 +27,7 @@ from medusa_exporter.graph.fuse import fuse
 from medusa_exporter.graph.in_place_kv import write_kv_in_place
 from medusa_exporter.graph.logits import single_sequence_logits
 from medusa_exporter.graph.merge_matmuls import merge_matmuls
-from medusa_exporter.graph.quantise import quantise_draft, quantise_heads, with_precision
+from medusa_exporter.graph.quantise import quantise_draft, quantise_heads, quantised_tables, with_precision
 from medusa_exporter.graph.rotary_tables import with_still_row
 from medusa_exporter.graph.stack_layers import stack_layers
 from medusa_exporter.graph.topk import two_stage_topk
@@ -105,8 +105,9 @@ def ort_cpu_graphs(traced: TracedGraph, precisions: Sequence[str]) -> dict[str, 
     quantise_draft(graph, DRAFT)
     model = traced.facts, traced.state_size
     ranges = measure_ranges(graph, *model, traced.texts, traced.scratch) if traced.texts else {}
+    tables = quantised_tables(graph.graph)
     return {
-        precision: with_precision(integers if precision in FIXED_SCALES else graph, precision, ranges)
+        precision: with_precision(integers if precision in FIXED_SCALES else graph, precision, ranges, tables)
         for precision in precisions
     }
 

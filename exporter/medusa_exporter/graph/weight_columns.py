@@ -33,7 +33,7 @@ def read_columns(node: ir.Node) -> tuple[ReadColumns, tuple[int, int]]:
             f"a Gemm with {options} cannot be quantised, expected x @ W.T + bias; build with --precision fp32"
         )
     if options.get("transB", 0):
-        return _rows_of(tensor), (second, first)
+        return read_rows(tensor), (second, first)
     return _columns_of(tensor), (first, second)
 
 
@@ -48,8 +48,8 @@ def _columns_of(tensor: ir.TensorProtocol) -> ReadColumns:
     return lambda some: np.asarray(tensor.numpy()[:, some], dtype=np.float32)
 
 
-def _rows_of(tensor: ir.TensorProtocol) -> ReadColumns:
-    """Return the reader of a weight that is stored as (out, in)."""
+def read_rows(tensor: ir.TensorProtocol) -> ReadColumns:
+    """Return a function that reads columns of a weight that is stored as (out, in)."""
     if isinstance(tensor, SelectedRows):
         return lambda some: tensor.rows(some).T
     return lambda some: np.asarray(tensor.numpy()[some], dtype=np.float32).T
