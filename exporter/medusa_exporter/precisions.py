@@ -41,7 +41,7 @@ DRAFT = INT8
 
 # The format of the embedding and the lm_head, the tables with a row for each token, in all quantised precisions, int4
 # too: an lm_head of 8 bits in place of 4 lowered its mean KL divergence by a sixth (SmolLM2-135M-Instruct) and a ninth
-# (Qwen2.5-Coder-0.5B-Instruct). A plain step of the latter took 7% longer, a step of eight rows 2% less. An embedding
+# (Qwen2.5-Coder-0.5B-Instruct). A plain step took 6 to 7% longer, a step of eight rows up to 2% less. An embedding
 # of 8 bits cost no quality that could be measured.
 VOCABULARY = INT8
 

@@ -9,7 +9,7 @@ ort-cpu
 2. `fuse`: fewer, larger operators (with `merge_matmuls`)
 3. `quantise`: the heads in 8 bits, whatever the precision
 4. `calibration`, `integer_matmul` (with `integer_weight`): only w8a8
-5. `quantise`: only int8, w8a8 and int4
+5. `quantise` (with `vocabulary`): only int8, w8a8 and int4
 6. `grouped_queries`: query heads of a key head share a matrix multiplication
 
 ort-cuda
