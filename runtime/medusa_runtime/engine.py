@@ -14,6 +14,7 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.generation import Generation
+from medusa_runtime.heap import trim_heap
 from medusa_runtime.profile_choice import choose_profile, find_profile
 from medusa_runtime.prompt_encoder import Prompt, PromptEncoder
 
@@ -121,7 +122,9 @@ class Engine:
         elif (name := as_optional_text("profile", profile)) is not None:
             tree = find_profile(opened, name)
         loaded = load_backend(opened, backend, precision, threads, max_length, gpu)
-        return cls(opened, loaded, tree or choose_profile(opened, graph, loaded, file), accept, chat_template)
+        engine = cls(opened, loaded, tree or choose_profile(opened, graph, loaded, file), accept, chat_template)
+        trim_heap()  # tokenizer and graph have freed more than they keep
+        return engine
 
     def warm_up(self) -> None:
         """Prepare for prompts and answers of every length, so that no request waits (`Decoder.warm_up`)."""

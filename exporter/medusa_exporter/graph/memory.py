@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
+
+from medusa_runtime.heap import trim_heap
 
 
 def release_memory() -> None:
@@ -18,14 +19,6 @@ def release_memory() -> None:
     _clear_torch_caches()
     gc.collect()
     trim_heap()
-
-
-def trim_heap() -> None:
-    """Return free pages of the heap to the operating system, which glibc (Linux) otherwise keeps."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries do not have it
-        if trim is not None:
-            trim(0)
 
 
 def _reset_matchers() -> None:

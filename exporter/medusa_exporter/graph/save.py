@@ -6,9 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import onnx_ir as ir
+from medusa_runtime.heap import trim_heap
 from onnx_ir import external_data
-
-from medusa_exporter.graph.memory import trim_heap
 
 MIN_EXTERNAL_BYTES = 256  # smaller tensors are written into the graph's own file
 

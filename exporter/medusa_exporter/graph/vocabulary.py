@@ -7,7 +7,7 @@ table serves both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -56,7 +56,7 @@ def tie_similar(graph: ir.Graph) -> None:
 
 
 def look_up_blocks(
-    graph: ir.Graph, lookups: Iterable[ir.Node], packed: ir.TensorProtocol, scales: ir.TensorProtocol, to: WeightFormat
+    graph: ir.Graph, lookups: Sequence[ir.Node], packed: ir.TensorProtocol, scales: ir.TensorProtocol, to: WeightFormat
 ) -> None:
     """Replace Gathers from a table (V, H) by GatherBlockQuantized from its quantised form, in place.
 
@@ -65,21 +65,22 @@ def look_up_blocks(
 
     Args:
         graph: The graph.
-        lookups: The Gathers.
+        lookups: The Gathers, in the graph's order; at least one.
         packed: The quantised values, (V, blocks, block), 8 bits each.
         scales: The scales of the blocks, (V, blocks).
         to: The format. The last block is padded if H is not a multiple of `to.block`.
     """
     _, blocks, block = packed.shape.numpy()
+    first = NodeBuilder(graph, lookups[0])
+    values = constant(graph, str(packed.name), packed)
+    scale = first("Unsqueeze", constant(graph, str(scales.name), scales), first.ints(2))  # (V, blocks, 1)
     for node in lookups:
         table, ids = node.inputs[:2]
         assert table is not None and table.shape is not None and ids is not None and ids.shape is not None  # noqa: S101
-        width = table.shape.numpy()[1]
-        build = NodeBuilder(graph, node)
-        scale = build("Unsqueeze", constant(graph, str(scales.name), scales), build.ints(2))  # (V, blocks, 1)
+        width, build = table.shape.numpy()[1], NodeBuilder(graph, node)
         new = ir.node(
             "GatherBlockQuantized",
-            [constant(graph, str(packed.name), packed), ids, scale],
+            [values, ids, scale],
             attributes={"gather_axis": 0, "quantize_axis": 2, "block_size": to.block, "bits": to.bits},
             domain=ORT_DOMAIN,
         )
