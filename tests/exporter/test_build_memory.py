@@ -54,5 +54,5 @@ def test_the_peak_is_bound_by_the_weights(model_of_some_size, tmp_path):
         peak = max(build["anonymous"].values()) - build["ready_anonymous"]
         assert peak <= MOST[precision] * measured["weights"], precision
         assert peak <= expected, precision  # so that what passes the check before a build fits
-        left = build["at_begin"]["built"] - build["ready_anonymous"]
+        left = build["at_start"]["built"] - build["ready_anonymous"]
         assert left < 0.5 * measured["weights"], precision
