@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from medusa_exporter.graph.nbits_weight import quantise_blocks
-from medusa_exporter.graph.quantise import in_precisions
+from medusa_exporter.graph.quantise import quantised_tables, with_precision
 from medusa_exporter.graph.save import save_graphs
 from medusa_exporter.graph.vocabulary import SAME_TABLE, embedding_lookups, lm_head, tie_similar
 from medusa_exporter.precisions import VOCABULARY
@@ -43,6 +43,11 @@ def graph(embedding: np.ndarray, head: np.ndarray | None) -> ir.Model:
     return ir.Model(made, ir_version=10)
 
 
+def in_precisions(model: ir.Model, *precisions: str) -> dict[str, ir.Model]:
+    tables = quantised_tables(model.graph)
+    return {precision: with_precision(model, precision, {}, tables) for precision in precisions}
+
+
 def run(model: ir.Model, ids: np.ndarray) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(["rows", "logits"], {"ids": ids})
@@ -70,20 +75,20 @@ def rounded(values: np.ndarray, share: float) -> np.ndarray:
 @pytest.mark.parametrize("width", [WIDTH, 100, 24])  # blocks of 64: whole, padded, fewer than one
 def test_rows_are_exactly_the_quantised_ones(width: int, tied: bool, precision: str) -> None:
     embedding, head = table(width), None if tied else table(width, seed=1)
-    rows, logits = run(in_precisions(graph(embedding, head), [precision], {})[precision], IDS)
+    rows, logits = run(in_precisions(graph(embedding, head), precision)[precision], IDS)
     np.testing.assert_array_equal(rows, dequantised(embedding)[IDS])
     expected = rows[0] @ dequantised(embedding if head is None else head).T
     assert np.abs(logits - expected).max() < 0.02 * np.abs(expected).max()  # the rows are rounded to 8 bits once more
 
 
 def test_a_row_is_the_same_among_others() -> None:
-    model = in_precisions(graph(table(), None), ["int4"], {})["int4"]
+    model = in_precisions(graph(table(), None), "int4")["int4"]
     for several, one in zip(run(model, IDS), run(model, IDS[:, 2:3]), strict=True):
         np.testing.assert_array_equal(several.reshape(IDS.size, -1)[2], one.reshape(1, -1)[0])
 
 
 def test_a_tied_table_is_stored_once_for_all_precisions(tmp_path: Path) -> None:
-    made = in_precisions(graph(table(), None), ["int8", "int4"], {})
+    made = in_precisions(graph(table(), None), "int8", "int4")
     for one in made.values():
         assert set(one.graph.initializers) >= {"embedding.q8", "embedding.q8_scales"}
         assert "embedding" not in one.graph.initializers
@@ -94,13 +99,13 @@ def test_a_tied_table_is_stored_once_for_all_precisions(tmp_path: Path) -> None:
 
 
 def test_separate_tables_are_separate() -> None:
-    made = in_precisions(graph(table(), table(seed=1)), ["int4"], {})["int4"]
+    made = in_precisions(graph(table(), table(seed=1)), "int4")["int4"]
     assert {"embedding.q8", "head.q8"} <= set(made.graph.initializers)
 
 
 @pytest.mark.parametrize(("share", "same"), [(0.5 * SAME_TABLE, True), (1.5 * SAME_TABLE, False)])
 def test_one_table_rounded_twice_is_one_in_int4_only(share: float, same: bool) -> None:
-    made = in_precisions(graph(rounded(table(), share), table()), ["int8", "int4"], {})
+    made = in_precisions(graph(rounded(table(), share), table()), "int8", "int4")
     assert {"embedding.q8", "head.q8"} <= set(made["int8"].graph.initializers)
     assert ("embedding.q8" not in made["int4"].graph.initializers) == same
 
@@ -114,7 +119,7 @@ def test_tables_with_one_other_row_are_not_the_same() -> None:
 
 
 def test_a_quantised_graph_has_no_more_tables() -> None:
-    made = in_precisions(graph(table(), None), ["int8"], {})["int8"]
+    made = in_precisions(graph(table(), None), "int8")["int8"]
     assert lm_head(made.graph) is None
     assert embedding_lookups(made.graph) == []
 
