@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,3 +124,46 @@ class NodeBuilder:
         value.shape = old.shape
         replace(old, value)
         self._graph.remove(self._node, safe=True)
+
+
+class BranchBuilder:
+    """Adds nodes to a graph or to the branch of an If; constants belong to the graph.
+
+    Args:
+        graph: The graph.
+        add: Adds a node.
+        prefix: Begins the names of results, which in a branch differ from all others; None for names given later.
+    """
+
+    def __init__(self, graph: ir.Graph, add: Callable[[ir.Node], None], prefix: str | None = None) -> None:
+        self._graph, self._add, self._prefix, self._count = graph, add, prefix, 0
+
+    def __call__(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        dtype: ir.DataType = ir.DataType.INT64,
+        domain: str = "",
+        **attributes: Any,
+    ) -> ir.Value:
+        """Add a node and return its result."""
+        node = ir.node(op_type, inputs, attributes=attributes, domain=domain)
+        result, self._count = node.outputs[0], self._count + 1
+        result.type = ir.TensorType(dtype)
+        if self._prefix is not None:
+            result.name = f"{self._prefix}.{self._count}"
+        self._add(node)
+        return result
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """Return a constant of the graph."""
+        return constant(self._graph, name, array)
+
+    def ints(self, *numbers: int) -> ir.Value:
+        """Return a vector of constants."""
+        return self.constant("ints." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
+
+    def range(self, count: ir.Value) -> ir.Value:
+        """Return 0 … count - 1, for a count (1,)."""
+        begin, step = (self.constant(f"range.{n}", np.array(n)) for n in (0, 1))
+        return self("Range", begin, self("Squeeze", count, self.ints(0)), step)

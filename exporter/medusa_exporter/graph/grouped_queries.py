@@ -12,8 +12,9 @@ number of nodes only and are computed once for all layers.
 Example: 4 query heads, 2 key heads, 3 nodes. A token has A = 4 + 2 + 2 rows of D elements: queries q0 … q3, keys k0 and
 k1, values v0 and v1. Key head 0 serves q0 and q1, and gets 6 query rows: q0 and q1 of node 0, of node 1 and of node 2.
 
-The operator allows no more query rows than there are keys. Where there would be more, at the start of a prompt, another
-branch computes the heads one by one.
+The operator allows no more query rows than there are keys. Where there would be more, at the start of a prompt, and in
+chunks of a prompt, another branch computes the heads one by one: causal rows without a mask, for which ONNX Runtime has
+flash attention, in half the time.
 
 A row has the same bits in any step, since two cases are avoided in which sums are added up in another order:
 
@@ -26,18 +27,17 @@ A row has the same bits in any step, since two cases are avoided in which sums a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from medusa_runtime import contract
-from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import ORT_DOMAIN, constant, int_attribute, replace
+from medusa_exporter.graph.edit import ORT_DOMAIN, BranchBuilder, int_attribute, replace
 
 OPSET = 24  # of TensorScatter
 MIN_ROWS = 2
+MAX_GROUPED_NODES = 64  # more nodes than any tree that pays on a CPU: they are a chunk of a prompt
 FEWEST_TASKS = 4  # attention is divided among threads by heads
 KEY_MULTIPLE = 4  # numbers of keys are rounded up to it
 HIDDEN = float(np.finfo(np.float32).min)  # as in the traced mask
@@ -99,11 +99,11 @@ class _Rewriter:
         self._keys = build("Unsqueeze", rows, build.ints(0))  # (1, Hkv, S - P)
         self._values = build("Add", self._keys, build.ints(self._kv_heads))
         self._form = _Form(build, self._heads, self._kv_heads, self._parts, self._nodes, self._seen)
-        if self._parts != self._group:
-            fits = build("LessOrEqual", self._form.rows, self._seen, dtype=BOOL)
-            self._fits = build("Squeeze", fits, build.ints(0), dtype=BOOL)
+        fits = build("LessOrEqual", self._form.rows, self._seen, dtype=BOOL)
+        few = build("LessOrEqual", self._nodes, build.ints(MAX_GROUPED_NODES), dtype=BOOL)
+        self._grouped = build("Squeeze", build("And", fits, few, dtype=BOOL), build.ints(0), dtype=BOOL)
         self._rotations: dict[ir.Value, tuple[ir.Value, ...]] = {}
-        self._masks: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+        self._masks: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     def rewrite(self, node: ir.Node) -> None:
         """Replace one GroupQueryAttention."""
@@ -114,62 +114,70 @@ class _Rewriter:
             new = build("Gather", rows, index, dtype=FLOAT, axis=0)
             presents.append(build("TensorScatter", node.inputs[past], new, self._past, dtype=FLOAT, axis=2))
             replace(node.outputs[output], presents[-1])
-        mask, of_rows = self._mask(node, build)
-        if self._parts == self._group:
-            result = self._attend(node, build, self._form, (rows, *presents), of_rows)
-        else:
-            values = (rows, *presents)
-            result = build(
+        values, (mask, of_rows, causal) = (rows, *presents), self._mask(node, build)
+
+        def grouped(inside: BranchBuilder) -> ir.Value:
+            return self._attend(node, inside, self._form, values, of_rows)
+
+        def one_by_one(inside: BranchBuilder) -> ir.Value:
+            form = _Form(inside, self._heads, self._kv_heads, self._group, self._nodes, self._seen)
+            return inside(
                 "If",
-                self._fits,
+                causal,
                 dtype=FLOAT,
-                then_branch=self._branch(node, values, lambda _inside: (self._form, of_rows)),
-                else_branch=self._branch(node, values, lambda inside: self._one_by_one(inside, mask)),
+                then_branch=self._branch(lambda within: self._attend(node, within, form, values, None)),
+                else_branch=self._branch(
+                    lambda within: self._attend(node, within, form, values, form.mask(within, mask))
+                ),
             )
+
+        result = build(
+            "If",
+            self._grouped,
+            dtype=FLOAT,
+            then_branch=self._branch(grouped),
+            else_branch=self._branch(one_by_one),
+        )
         result.shape = node.outputs[0].shape
         replace(node.outputs[0], result)
         self._graph.remove(node, safe=True)
 
-    def _branch(
-        self, node: ir.Node, values: Sequence[ir.Value], choose: Callable[[_Builder], tuple[_Form, ir.Value]]
-    ) -> ir.Graph:
-        """Return attention as the branch of an If; `choose` returns the form and its mask."""
+    def _branch(self, fill: Callable[[BranchBuilder], ir.Value]) -> ir.Graph:
+        """Return a branch of an If, filled by a function that returns its result."""
         nodes: list[ir.Node] = []
         self._branches += 1
-        build = _Builder(self._graph, nodes.append, f"branch.{self._branches}")
-        form, mask = choose(build)
-        result = self._attend(node, build, form, values, mask)
-        return ir.Graph([], [result], nodes=nodes, name=f"branch.{self._branches}")
-
-    def _one_by_one(self, build: _Builder, mask: ir.Value) -> tuple[_Form, ir.Value]:
-        """Return the form in which each query head is a part, computed where it is used, since it is rarely."""
-        form = _Form(build, self._heads, self._kv_heads, self._group, self._nodes, self._seen)
-        return form, form.mask(build, mask)
+        name = f"branch.{self._branches}"
+        result = fill(BranchBuilder(self._graph, nodes.append, name))
+        return ir.Graph([], [result], nodes=nodes, name=name)
 
     def _attend(
-        self, node: ir.Node, build: _Builder, form: _Form, values: Sequence[ir.Value], mask: ir.Value
+        self, node: ir.Node, build: BranchBuilder, form: _Form, values: Sequence[ir.Value], mask: ir.Value | None
     ) -> ir.Value:
-        """Select the queries of `values` (rows of D elements, keys, values), attend, and select the results."""
+        """Select the queries of `values` (rows of D elements, keys, values), attend, and select the results.
+
+        Without a mask a node sees the past and the nodes up to itself.
+        """
         rows, *presents = values
         none = build.constant("grouped.no_rows", np.zeros((1, 0, self._kv_heads * self._size), np.float32))
         queries = build("Gather", rows, form.queries, dtype=FLOAT, axis=0)
         queries = build("Reshape", queries, build.ints(1, -1, self._kv_heads * form.parts * self._size), dtype=FLOAT)
+        lengths = (self._last, self._total) if mask is not None else (node.inputs[_LAST], node.inputs[_TOTAL])
         attended = build(
             "GroupQueryAttention",
-            *(queries, none, none, *presents, self._last, self._total, None, None, None, mask),
+            *(queries, none, none, *presents, *lengths, None, None, None, mask),
             dtype=FLOAT,
             domain=ORT_DOMAIN,
             num_heads=self._kv_heads * form.parts,
             kv_num_heads=self._kv_heads,
             scale=node.attributes["scale"].as_float(),
             softcap=node.attributes["softcap"].as_float(),
-            causal=0,  # the mask determines what a row sees
+            causal=int(mask is None),
         )
         attended = build("Reshape", attended, build.ints(-1, self._size), dtype=FLOAT)
         attended = build("Gather", attended, form.results, dtype=FLOAT, axis=0)
         return build("Reshape", attended, build.ints(1, -1, self._heads * self._size), dtype=FLOAT)
 
-    def _rows_of_heads(self, node: ir.Node, build: _Builder) -> ir.Value:
+    def _rows_of_heads(self, node: ir.Node, build: BranchBuilder) -> ir.Value:
         """Return queries, keys and values, rotated, as rows of D elements: (T · A, D)."""
         packed, flat = node.inputs[QUERY], build.ints(-1, self._size)
         if node.inputs[KEY] is not None:
@@ -203,19 +211,33 @@ class _Rewriter:
             self._rotations[cos] = each, cos, sin
         return self._rotations[cos]
 
-    def _mask(self, node: ir.Node, build: _Builder) -> tuple[ir.Value, ir.Value]:
-        """Return the mask of the nodes (T, S), and that of the query rows of each part."""
+    def _mask(self, node: ir.Node, build: BranchBuilder) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Return the mask of the nodes (T, S), that of each part's query rows, and whether it is a causal chunk's."""
         mask = node.inputs[MASK]
         assert mask is not None  # noqa: S101 -- `write_kv_in_place` gives every attention a mask
         if mask not in self._masks:
             nodes = build("Squeeze", mask, build.ints(0, 1), dtype=FLOAT)  # (T, P + T)
             hidden = build.constant("grouped.hidden", np.array(HIDDEN, dtype=np.float32))
             nodes = build("Pad", nodes, self._pads, hidden, dtype=FLOAT)
-            self._masks[mask] = nodes, self._form.mask(build, nodes)
+            self._masks[mask] = nodes, self._form.mask(build, nodes), self._is_causal_chunk(build, nodes)
         return self._masks[mask]
 
-    def _before(self, node: ir.Node) -> _Builder:
-        return _Builder(self._graph, lambda new: self._graph.insert_before(node, new))
+    def _is_causal_chunk(self, build: BranchBuilder, mask: ir.Value) -> ir.Value:
+        """Return whether there are many nodes, each of which sees the whole past and the nodes up to itself."""
+        zero = build.constant("grouped.visible", np.array(0, dtype=np.float32))
+        visible = build("Cast", build("Equal", mask, zero, dtype=BOOL), to=INT64)
+        scalar = build("Squeeze", self._past, build.ints(0))
+        found = [build("ReduceSum", one, keepdims=0) for one in (visible, build("Trilu", visible, scalar, upper=0))]
+        triangle = build("Mul", self._nodes, build("Add", self._nodes, build.ints(1)))  # 1 + … + T, twice
+        past = build("Mul", self._nodes, self._past)
+        expected = build("Add", past, build("Div", triangle, build.ints(2)))
+        conditions = [build("Equal", one, expected, dtype=BOOL) for one in found]
+        conditions.append(build("Greater", self._nodes, build.ints(MAX_GROUPED_NODES), dtype=BOOL))
+        together = build("And", build("And", *conditions[:2], dtype=BOOL), conditions[2], dtype=BOOL)
+        return build("Squeeze", together, build.ints(0), dtype=BOOL)
+
+    def _before(self, node: ir.Node) -> BranchBuilder:
+        return BranchBuilder(self._graph, lambda new: self._graph.insert_before(node, new))
 
 
 class _Form:
@@ -231,7 +253,9 @@ class _Form:
         results: (T, Hq) index of each result among the operator's.
     """
 
-    def __init__(self, build: _Builder, heads: int, kv_heads: int, parts: int, nodes: ir.Value, seen: ir.Value) -> None:
+    def __init__(
+        self, build: BranchBuilder, heads: int, kv_heads: int, parts: int, nodes: ir.Value, seen: ir.Value
+    ) -> None:
         group, all_parts, ints = heads // kv_heads, range(kv_heads * parts), build.ints
         self.parts = parts
         count = build("Mul", nodes, ints(group))  # query rows of a key head
@@ -252,50 +276,7 @@ class _Form:
         part = build("Add", build("Mod", number, ints(parts)), ints(*(head // group * parts for head in range(heads))))
         self.results = build("Add", row, part)
 
-    def mask(self, build: _Builder, mask: ir.Value) -> ir.Value:
+    def mask(self, build: BranchBuilder, mask: ir.Value) -> ir.Value:
         """Return the mask of query rows, (1, Hkv · parts or 1, R, S), of a mask of nodes (T, S)."""
         rows = build("Gather", mask, self._nodes, dtype=FLOAT, axis=0)
         return build("Unsqueeze", rows, build.ints(0), dtype=FLOAT)
-
-
-class _Builder:
-    """Adds nodes to a graph or to the branch of an If; constants belong to the graph.
-
-    Args:
-        graph: The graph.
-        add: Adds a node.
-        prefix: Begins the names of results, which in a branch differ from all others; None for names given later.
-    """
-
-    def __init__(self, graph: ir.Graph, add: Callable[[ir.Node], None], prefix: str | None = None) -> None:
-        self._graph, self._add, self._prefix, self._count = graph, add, prefix, 0
-
-    def __call__(
-        self,
-        op_type: str,
-        *inputs: ir.Value | None,
-        dtype: ir.DataType = INT64,
-        domain: str = "",
-        **attributes: Any,
-    ) -> ir.Value:
-        """Add a node and return its result."""
-        node = ir.node(op_type, inputs, attributes=attributes, domain=domain)
-        result, self._count = node.outputs[0], self._count + 1
-        result.type = ir.TensorType(dtype)
-        if self._prefix is not None:
-            result.name = f"{self._prefix}.{self._count}"
-        self._add(node)
-        return result
-
-    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """Return a constant of the graph."""
-        return constant(self._graph, name, array)
-
-    def ints(self, *numbers: int) -> ir.Value:
-        """Return a vector of constants."""
-        return self.constant("ints." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
-
-    def range(self, count: ir.Value) -> ir.Value:
-        """Return 0 … count - 1, for a count (1,)."""
-        begin, step = (self.constant(f"grouped.scalar.{n}", np.array(n)) for n in (0, 1))
-        return self("Range", begin, self("Squeeze", count, self.ints(0)), step)

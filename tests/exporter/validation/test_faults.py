@@ -46,7 +46,7 @@ def through_shapes(model: onnx.ModelProto, node: NodeProto, *, forward: bool) ->
 
 def one_layers_weight(layer: int) -> Change:
     def change(model: onnx.ModelProto) -> None:
-        product = through_shapes(model, nodes(model, "GroupQueryAttention")[layer], forward=True)
+        product = through_shapes(model, nodes(model, "If")[layer], forward=True)
         assert product.op_type == "MatMul"
         set_weight(model, product.input[1], lambda array: array * np.float32(1.01))
 
@@ -101,7 +101,7 @@ def sizes(model: onnx.ModelProto, value: int) -> set[str]:
 
 def swapped_kv_heads(model: onnx.ModelProto) -> None:
     """The two value heads of the last layer change places, in the projection of all three."""
-    product = through_shapes(model, nodes(model, "RotaryEmbedding")[-1], forward=False)
+    product = through_shapes(model, nodes(model, "RotaryEmbedding", "GroupQueryAttention")[-1], forward=False)
     assert product.op_type == "MatMul"  # queries, keys and values are one product
     start = (4 + 2) * 16
 
