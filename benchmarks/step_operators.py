@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 from medusa_exporter import console
+from medusa_exporter.files import write_json
+from medusa_exporter.overwrite_check import JsonKind, check_output_file
 from medusa_runtime.backends.base import Step, literal_step
 from medusa_runtime.backends.ort_cpu import OrtCpuBackend, load
 from medusa_runtime.backends.ort_library import import_onnxruntime
@@ -28,6 +30,7 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.threads import default_threads
 
 RUNS, WARM_UPS = 30, 3
+OUTPUT = JsonKind("benchmarks/step_operators.py", frozenset({"micros"}))
 WEIGHTED = {"MatMulNBits", "MatMul", "MatMulIntegerToFloat", "Gemm"}  # operators shown by the sizes of their weight
 
 Micros = dict[str, float]  # by operator
@@ -44,13 +47,15 @@ def main() -> None:
     parser.add_argument("--least", type=float, default=0.5, help="Join operators below this share, in percent.")
     parser.add_argument("--json", type=Path, help="Write all numbers to this file.")
     options = parser.parse_args()
+    if options.json:
+        check_output_file(options.json, OUTPUT, bundle=options.bundle)
     cases = [(rows, past) for past in numbers(options.past) for rows in numbers(options.rows)]
     found: dict[str, Any] = {}
     for precision in options.precision.split(","):
         found[precision] = measure(Bundle.open(options.bundle), precision, cases, draft=options.draft)
         print_table(options.bundle.name, precision, found[precision], options.least)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+        write_json(options.json, OUTPUT.marked({"micros": found}))
 
 
 def numbers(text: str) -> list[int]:

@@ -62,6 +62,7 @@ SCRIPTS = {
     ("peers.py", "--json"): ["--bundle", "BUNDLE", "--model", "x.gguf", "--prompts", "PROMPTS"],
     ("peers.py", "--plot"): ["--bundle", "BUNDLE", "--model", "x.gguf", "--prompts", "PROMPTS", "--json", "new.json"],
     ("random_model.py", "-o"): ["--shape", "small"],
+    ("step_operators.py", "--json"): ["BUNDLE"],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -133,4 +134,12 @@ def test_a_bundles_graphs_are_read(tiny_precisions: Path) -> None:
         own = onnx.load(path, load_external_data=False).graph
         found = read_contents(path.read_bytes(), str(path))
         assert [weight.name for weight in found.weights] == [one.name for one in own.initializer]
-        assert {name for _, name in found.operators} == {node.op_type for node in own.node}
+        assert {name for _, name in found.operators} == {node.op_type for node in nodes_of(own)}
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the branches of its Ifs."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from nodes_of(attribute.g)
