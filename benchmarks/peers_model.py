@@ -60,7 +60,7 @@ RECIPES = {
     **{f"llama.cpp {kind}": Recipe(LLAMA, (f"MOSTLY_{kind}",)) for kind in ("F16", "Q8_0", "Q4_0")},
     "OpenVINO fp32": _openvino("fp32"),
     "OpenVINO int8": _openvino("int8"),
-    "OpenVINO int4": _openvino("int4", "--sym", "--group-size", "32", "--ratio", "1.0"),
+    "OpenVINO int4": _openvino("int4", "--sym", "--group-size", "32", "--ratio", "1.0", "--all-layers"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from medusa_runtime.bundle import Bundle
 
-PREFILLS_OF_A_LENGTH = 3
+PREFILLS_OF_A_LENGTH = 2
 
 
 def read_prompts(file: Path, limit: int, bundle: Bundle) -> list[list[int]]:

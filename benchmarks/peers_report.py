@@ -16,6 +16,7 @@ from peers_results import Interval, Report, Results, token_rate
 PLOT = Kind("benchmarks/peers.py --plot", starts_with(b"benchmarks/peers.py --plot"))
 PLOT_TYPES = (".svg", ".png")
 NOTHING = "–"
+NGRAM = 4  # tokens
 
 
 def tokens_per_step(report: Report) -> float:
@@ -44,6 +45,13 @@ def memory_mb(name: str) -> Callable[[Report], float]:
     return lambda report: float(report["memory_bytes"].get(name, float("nan"))) / 1e6
 
 
+def repeated(report: Report) -> float:
+    """Return the share of tokens of all answers that end four tokens which the same answer has had before."""
+    answers = [prompt["answer"] for prompt in report["prompts"]]
+    ngrams = [[tuple(answer[at : at + NGRAM]) for at in range(len(answer) - NGRAM + 1)] for answer in answers]
+    return sum(len(one) - len(set(one)) for one in ngrams) / sum(map(len, answers))
+
+
 def system_rows(results: Results, lengths: list[int], end_tokens: frozenset[int]) -> dict[str, list[str]]:
     """Return the columns of the first table: a heading and the cells of all contenders, sorted by class and speed."""
     names = [
@@ -68,6 +76,7 @@ def system_rows(results: Results, lengths: list[int], end_tokens: frozenset[int]
         "RSS, MB": column(memory_mb("rss")),
         "anonymous": column(memory_mb("anonymous")),
         "file, MB": [f"{results.contenders[name]['model_bytes'] / 1e6:.0f}" for name in names],
+        "repeated": [f"{_median(results, name, repeated):.0%}" for name in names],
         "other load": [f"{_median(results, name, mean_of('other_load')):.0%}" for name in names],
         "answers as own plain": [_equality(results, name, end_tokens) for name in names],
     }
@@ -93,6 +102,7 @@ def class_rows(results: Results, end_tokens: frozenset[int]) -> dict[str, list[s
             "own plain ÷ it": _ratio(results, own, peer),
             "best tree": tree or NOTHING,
             "tree ÷ own plain": _ratio(results, tree, own),
+            "tree ÷ peer, plain": _ratio(results, tree, peer),
             "best peer": any_peer,
             "tree ÷ best peer": _ratio(results, tree, any_peer),
             "answers as plain": _equality(results, tree, end_tokens) if tree else NOTHING,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from peers_report import class_rows, plot, print_tables, system_rows
+from peers_report import class_rows, plot, print_tables, repeated, system_rows
 from peers_results import Results
 
 from .factories import facts, report, results
@@ -34,6 +34,7 @@ def test_classes_compare_the_best_of_each_kind(measured: Results) -> None:
         "own plain ÷ it": "2.000 (2.000–2.000)",
         "best tree": "medusa int8 tree",
         "tree ÷ own plain": "2.000 (2.000–2.000)",
+        "tree ÷ peer, plain": "4.000 (4.000–4.000)",
         "best peer": "genai n-gram",
         "tree ÷ best peer": "0.500 (0.500–0.500)",
         "answers as plain": "1/2",  # compared with its own build
@@ -51,6 +52,12 @@ def test_systems_are_sorted_by_class_and_speed(measured: Results) -> None:
     assert (tree["RSS, MB"], tree["anonymous"], tree["file, MB"]) == ("300", "100", "2")
     assert rows["tokens/step"][0] == "–"  # genai hands out the tokens of its steps one by one
     assert rows["answers as own plain"] == ["2/2, 100% of tokens", "1/2", "–", "–", "2/2, 100% of tokens", "–"]
+
+
+def test_repeated_text_is_what_followed_the_same_tokens_before() -> None:
+    assert repeated(report(1.0, answer=(1, 2, 3, 4, 5))) == 0
+    assert repeated(report(1.0, answer=(1, 2, 3, 4, 1, 2, 3, 4, 1, 9))) == 0.2
+    assert repeated(report(1.0, answer=(7,) * 10)) == 0.6
 
 
 def test_an_incomplete_class_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
