@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medusa_exporter.overwrite_check import OverwriteError, check_output_file
+from medusa_runtime.errors import MedusaError
 from peers_contenders import BACKEND, OWN_CLASSES, Contender, own_contenders, peer_contenders, select
 from peers_prompts import prefill_prompts, read_prompts
 from peers_report import PLOT, PLOT_TYPES, plot, print_tables
@@ -129,7 +130,12 @@ def parse_arguments() -> argparse.Namespace:
         default=1,
         help="Largest number of attempts for an answer that other processes disturb (default: %(default)s).",
     )
-    add("--precision", action="append", help="Precision of the bundles to measure; may be repeated (default: all).")
+    add(
+        "--precision",
+        action="append",
+        choices=list(OWN_CLASSES),
+        help="Precision of the bundles to measure; may be repeated (default: all).",
+    )
     add(
         "--profile",
         action="append",
@@ -170,17 +176,14 @@ def find_contenders(arguments: argparse.Namespace, bundles: list[Bundle]) -> tup
 
     found: list[Contender] = []
     sizes: dict[str, int] = {}
-    for bundle in bundles:
-        label = f"[{bundle.root.name}]" if len(bundles) > 1 else ""
+    for number, bundle in enumerate(bundles, start=1):
+        label = f"[{number}]" if number > 1 else ""
         has = [facts.precision for facts in bundle.manifest.graphs.values() if facts.backend == BACKEND]
-        precisions = [name for name in arguments.precision or has if name in has and name in OWN_CLASSES]
+        precisions = [name for name in arguments.precision or has if name in has]
         found += own_contenders(bundle, label, precisions, arguments.profile)
         stored = graph_sizes(bundle)
         sizes |= {f"medusa{label} {name}": stored[f"{BACKEND}-{name}"].size for name in precisions}
-    try:
-        return select([*found, *peer_contenders(arguments.draft)], arguments.only), sizes
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    return select([*found, *peer_contenders(arguments.draft)], arguments.only), sizes
 
 
 def measure_all(
@@ -223,7 +226,11 @@ def main() -> int:
 
     from medusa_runtime.bundle import Bundle
 
-    bundles = [Bundle.open(folder) for folder in arguments.bundle]
+    try:
+        bundles = [Bundle.open(folder) for folder in arguments.bundle]
+        tested, sizes = find_contenders(arguments, bundles)
+    except (MedusaError, OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     prompts = read_prompts(arguments.prompts, arguments.limit, bundles[0])
     facts = machine()
     common = {
@@ -238,7 +245,6 @@ def main() -> int:
     settings = {name: value for name, value in common.items() if name not in ("prompts", "prefills")}
     settings |= {"prompts": len(prompts), "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()}
     settings |= {"prefill": arguments.prefill}
-    tested, sizes = find_contenders(arguments, bundles)
     systems = with_models(tested, sizes, make_models(arguments, [one for one in tested if not one.own]))
     deadline = started + 60 * arguments.minutes if arguments.minutes is not None else math.inf
     try:

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medusa_profiles.toml import from_toml
 from peers_model import OWN_FILE
 
 if TYPE_CHECKING:
@@ -95,7 +96,14 @@ def own_contenders(bundle: Bundle, label: str, precisions: Sequence[str], trees:
         label: Part of the names, to tell several bundles apart; may be empty.
         precisions: Precisions of the bundle, keys of OWN_CLASSES.
         trees: "NAME" for all precisions or "PRECISION:NAME"; NAME is a tree of the bundle, DEFAULT, or a .toml file.
+
+    Raises:
+        MedusaError: There is no such tree, or it is invalid.
+        OSError: A file cannot be read.
+        ValueError: The bundle has a precision that belongs to no class.
     """
+    if unknown := [name for name in precisions if name not in OWN_CLASSES]:
+        raise ValueError(f"{bundle.root} has {', '.join(unknown)}; expected precisions of OWN_CLASSES: add a class")
     found = []
     for precision in precisions:
         build = f"medusa{label} {precision}"
@@ -108,7 +116,12 @@ def own_contenders(bundle: Bundle, label: str, precisions: Sequence[str], trees:
                 if chosen != "plain":  # the default tree of a precision may be none
                     tested[chosen] = f"{build} {Path(chosen).stem}"
         for one, name in tested.items():
-            text = Path(one).read_text(encoding="utf-8") if one and one.endswith(".toml") else ""
+            text = ""
+            if one and one.endswith(".toml"):
+                text = Path(one).read_text(encoding="utf-8")
+                from_toml(text, one)
+            elif one:
+                bundle.profile(one)
             whole = job | {"tree": one}
             identity = _identity(whole, bundle.manifest.digest, text)
             plain = build if one else None

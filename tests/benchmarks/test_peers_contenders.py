@@ -4,6 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from medusa_profiles.profile import ProfileError, TreeProfile
+from medusa_profiles.toml import to_toml
 from peers_contenders import CLASSES, EXTRA, PEERS, own_contenders, peer_contenders, select
 from peers_model import OWN_FILE, RECIPES
 from peers_runners import RUNNERS
@@ -13,6 +15,7 @@ def bundle(digest: str = "d") -> SimpleNamespace:
     return SimpleNamespace(
         root=Path("bundle"),
         manifest=SimpleNamespace(digest=digest),
+        profile=lambda name: {"tree-2": 2, "tree-4": 4, "tree-8": 8}[name],
         graph=lambda backend, precision: (
             SimpleNamespace(profile={"int8": "tree-2", "int4": "plain"}[precision]),
             None,
@@ -42,7 +45,7 @@ def test_peers_speculate_with_each_number_of_drafts() -> None:
 
 def test_trees_are_of_the_bundle_its_default_or_files(tmp_path: Path) -> None:
     file = tmp_path / "searched.toml"
-    file.write_text("one")
+    file.write_text(to_toml(TreeProfile("one", ((0,),))))
     trees = ["tree-4", "int4:tree-8", "default", f"int8:{file}"]
     found = own_contenders(bundle(), "", ["int8", "int4"], trees)
     assert {one.name: one.plain for one in found} == {
@@ -60,13 +63,25 @@ def test_trees_are_of_the_bundle_its_default_or_files(tmp_path: Path) -> None:
 
 def test_another_bundle_or_tree_is_another_identity(tmp_path: Path) -> None:
     file = tmp_path / "searched.toml"
-    file.write_text("one")
+    file.write_text(to_toml(TreeProfile("one", ((0,),))))
     before = own_contenders(bundle(), "", ["int8"], [str(file)])
-    file.write_text("two")
+    file.write_text(to_toml(TreeProfile("two", ((0,), (1,)))))
     plain, tree = own_contenders(bundle(), "", ["int8"], [str(file)])
     assert plain.identity == before[0].identity
     assert tree.identity != before[1].identity
     assert own_contenders(bundle("e"), "", ["int8"], [])[0].identity != plain.identity
+
+
+def test_trees_and_precisions_are_checked_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "no.toml").write_text("tree")
+    with pytest.raises(ProfileError):
+        own_contenders(bundle(), "", ["int8"], [str(tmp_path / "no.toml")])
+    with pytest.raises(FileNotFoundError):
+        own_contenders(bundle(), "", ["int8"], ["missing.toml"])
+    with pytest.raises(KeyError):  # the bundle's own error
+        own_contenders(bundle(), "", ["int8"], ["tree-9"])
+    with pytest.raises(ValueError, match="bundle has int2; expected precisions"):
+        own_contenders(bundle(), "", ["int2"], [])
 
 
 def test_select_by_pattern() -> None:
