@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 Job = dict[str, Any]
@@ -21,19 +20,14 @@ Answer = Callable[[list[int], int, Report], None]
 
 def open_medusa(job: Job) -> Answer:
     """Open this project's decoder with `tree` (a name, or the path of a .toml file) or, if that is null, without."""
+    from medusa_profiles.catalogue import profile_from_file
     from medusa_profiles.profile import TreeProfile
-    from medusa_profiles.toml import from_toml
     from medusa_runtime.backends import load_backend
     from medusa_runtime.bundle import Bundle
     from medusa_runtime.decoder import Decoder
 
     bundle, tree = Bundle.open(job["model"]), job["tree"]
-    if tree is None:
-        profile = TreeProfile.plain()
-    elif tree.endswith(".toml"):
-        profile = from_toml(Path(tree).read_text(encoding="utf-8"), tree)
-    else:
-        profile = bundle.profile(tree)
+    profile = TreeProfile.plain() if tree is None else profile_from_file(tree) or bundle.profile(tree)
     decoder = Decoder(load_backend(bundle, "ort-cpu", job["precision"], job["threads"]), profile)
 
     def answer(prompt: list[int], tokens: int, report: Report) -> None:

@@ -67,12 +67,12 @@ def measure(
     bundle: Bundle, precision: str, cases: list[tuple[int, int]], *, draft: bool
 ) -> dict[str, dict[str, float]]:
     """Return for each case, "rows/past", the microseconds of each operator, and of the whole step as "step"."""
+    backend = load(bundle, bundle.model, "ort-cpu", precision, default_threads(), 0)
+    wall = [median(run(backend, random_step(backend, *case, draft=draft))) * 1e6 for case in cases]
+    _facts, graph = bundle.graph("ort-cpu", precision)
     found = {}
-    for rows, past in cases:
-        backend = load(bundle, bundle.model, "ort-cpu", precision, default_threads(), 0)
-        step = random_step(backend, rows, past, draft=draft)
-        seconds = run(backend, step)
-        found[f"{rows}/{past}"] = profiled(bundle, precision, step, past) | {"step": median(seconds) * 1e6}
+    for (rows, past), micros in zip(cases, wall, strict=True):
+        found[f"{rows}/{past}"] = profiled(backend, graph, (rows, past), draft=draft) | {"step": micros}
     return found
 
 
@@ -102,8 +102,8 @@ def run(backend: OrtCpuBackend, step: Step) -> list[float]:
     return seconds
 
 
-def profiled(bundle: Bundle, precision: str, step: Step, past: int) -> Micros:
-    """Run a step in a session with the profiler and return the microseconds of each operator and shape."""
+def profiled(backend: OrtCpuBackend, graph: Path, case: tuple[int, int], *, draft: bool) -> Micros:
+    """Run a step in a new session with the profiler and return the microseconds of each operator and shape."""
     onnxruntime = import_onnxruntime("cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_threads()
@@ -112,11 +112,8 @@ def profiled(bundle: Bundle, precision: str, step: Step, past: int) -> Micros:
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f"{folder}/profile"
-        _facts, path = bundle.graph("ort-cpu", precision)
-        backend = load(bundle, bundle.model, "ort-cpu", precision, default_threads(), 0)
-        backend._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        fill(backend, past + step.input_ids.size)
-        run(backend, step)
+        backend._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        run(backend, random_step(backend, *case, draft=draft))  # allocates anew: nothing is bound to the old session
         events = json.loads(Path(backend._session.end_profiling()).read_text())
     nodes: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:

@@ -135,9 +135,7 @@ def choose_profiles(names: tuple[str, ...], heads: int) -> tuple[TreeProfile, ..
     """
     if not names:
         return tuple(tree for tree in map(catalogue.load_profile, catalogue.profile_names()) if tree.depth <= heads)
-    trees = [
-        catalogue.load_profile_file(name) if name.endswith(".toml") else catalogue.load_profile(name) for name in names
-    ]
+    trees = [catalogue.profile_from_file(name) or catalogue.load_profile(name) for name in names]
     for tree in trees:
         tree.check_fits(heads, tree.max_rank + 1)
     if repeated := {tree.name for tree in trees if [other.name for other in trees].count(tree.name) > 1}:

@@ -61,6 +61,15 @@ def load_profile_file(path: str | Path) -> TreeProfile:
     return from_toml(text, str(path))
 
 
+def profile_from_file(name: str) -> TreeProfile | None:
+    """Return the tree in a file whose name ends in .toml; None for other names, which belong to trees.
+
+    Raises:
+        ProfileError: As for `load_profile_file`.
+    """
+    return load_profile_file(name) if name.endswith(".toml") else None
+
+
 def _natural_key(name: str) -> list[tuple[int, str]]:
     """Return a sort key: the name split into text and numbers, so that numbers compare by value."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -6,7 +6,7 @@ The file is JSON. What it claims is checked before it is believed: sizes, ranges
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from medusa_runtime.errors import BundleError, CalibrationError
 from medusa_runtime.facts import DIGEST
 from medusa_runtime.field_checks import (
+    check_fields,
     check_int,
     check_keys,
     check_list,
@@ -59,6 +60,10 @@ class Machine:
         for name in ("device", "driver", "library", "medusa_export"):
             check_text(f"machine.{name}", getattr(self, name))
         check_int("machine.threads", self.threads, 0, 2**16)
+
+    def __str__(self) -> str:
+        """Return the device and, on a CPU, the number of threads."""
+        return f"{self.device}, {self.threads} threads" if self.threads else self.device
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,7 @@ class Acceptance:
     answers: tuple[AnswerHits, ...]
 
     def __post_init__(self) -> None:
-        check_list("acceptance.ranks", list(self.ranks), MAX_HEADS)
-        for count in self.ranks:
-            check_int("a number in acceptance.ranks", count, 1, MAX_RANK + 1)
+        _check_ranks(list(self.ranks))
         check_number("acceptance.past", self.past, 0, MAX_LENGTH)
         if not self.answers:
             refuse("acceptance.answers", self.answers, "at least one answer")
@@ -240,28 +243,27 @@ def read_calibrations(file: Path) -> list[GraphCalibration]:
 def _graph(value: object) -> GraphCalibration:
     content = check_object("a graph", value)
     check_keys("a graph", content, {"bundle", "graph", "machine", "steps", "acceptance"})
-    machine = _exactly("machine", content["machine"], Machine)
-    steps = [_exactly("a step", step, StepTime) for step in check_list("steps", content["steps"], 100_000)]
+    machine = check_fields("machine", content["machine"], Machine)
+    steps = [check_fields("a step", step, StepTime) for step in check_list("steps", content["steps"], 100_000)]
     acceptance = None if content["acceptance"] is None else _acceptance(content["acceptance"])
     return GraphCalibration(
         content["bundle"], content["graph"], Machine(**machine), tuple(StepTime(**step) for step in steps), acceptance
     )
 
 
-def _exactly(what: str, value: object, kind: type[Machine] | type[StepTime]) -> dict[str, Any]:
-    content = check_object(what, value)
-    check_keys(what, content, {one.name for one in fields(kind)})
-    return content
-
-
 def _acceptance(value: object) -> Acceptance:
     content = check_object("acceptance", value)
     check_keys("acceptance", content, {"ranks", "past", "answers"})
-    ranks = tuple(check_list("acceptance.ranks", content["ranks"], MAX_HEADS))
-    for count in ranks:
-        check_int("a number in acceptance.ranks", count, 1, MAX_RANK + 1)
+    ranks = _check_ranks(content["ranks"])
     answers = tuple(_answer(answer, ranks) for answer in check_list("answers", content["answers"], MAX_BYTES))
     return Acceptance(ranks, content["past"], answers)
+
+
+def _check_ranks(value: object) -> tuple[int, ...]:
+    ranks = check_list("acceptance.ranks", value, MAX_HEADS)
+    for count in ranks:
+        check_int("a number in acceptance.ranks", count, 1, MAX_RANK + 1)
+    return tuple(ranks)
 
 
 def _answer(value: object, ranks: tuple[int, ...]) -> AnswerHits:

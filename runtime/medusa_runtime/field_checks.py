@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from medusa_runtime.errors import BundleError
@@ -46,6 +47,13 @@ def check_text(what: str, value: object, pattern: re.Pattern[str] | None = None)
 def check_object(what: str, value: object) -> dict[str, Any]:
     """Return a JSON object; raise BundleError otherwise."""
     return value if isinstance(value, dict) else refuse(what, value, "an object")
+
+
+def check_fields(what: str, value: object, kind: type) -> dict[str, Any]:
+    """Return a copy of a JSON object whose keys are the fields of a dataclass; raise BundleError otherwise."""
+    content = dict(check_object(what, value))
+    check_keys(what, content, {one.name for one in fields(kind)})
+    return content
 
 
 def check_list(what: str, value: object, most: int) -> list[Any]:

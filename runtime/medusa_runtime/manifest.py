@@ -12,6 +12,7 @@ from medusa_profiles.profile import NAME_PATTERN
 from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import DIGEST, PLAIN, FileFacts, GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.field_checks import (
+    check_fields,
     check_int,
     check_keys,
     check_object,
@@ -159,8 +160,7 @@ def _as_tuple(what: str, value: object) -> tuple[Any, ...]:
 
 def _facts(kind: type[Fact], what: str, value: object) -> Fact:
     """Create a fact class from a JSON object that has exactly its fields."""
-    content = dict(check_object(what, value))
-    check_keys(what, content, {f.name for f in fields(kind)})  # type: ignore[arg-type]
+    content = check_fields(what, value, kind)
     if kind is ModelFacts:
         content["eos_token_ids"] = _as_tuple(f"{what}.eos_token_ids", content["eos_token_ids"])
     if kind is HeadFacts:

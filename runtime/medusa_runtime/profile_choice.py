@@ -63,12 +63,23 @@ def expect(
     return Expectation(profile, tokens_per_step(profile, hits, answers), step, step / plain)
 
 
+def expect_all(
+    calibration: GraphCalibration, profiles: Iterable[TreeProfile], *, check: bool | None = None
+) -> list[Expectation]:
+    """Return what to expect of trees, as `expect` does, without those of which nothing is known.
+
+    It is empty if the calibration does not know the acceptance.
+    """
+    if (acceptance := calibration.acceptance) is None:
+        return []
+    found = (expect(calibration, acceptance, tree, check=check) for tree in profiles)
+    return [one for one in found if one is not None]
+
+
 def fastest(calibration: GraphCalibration, profiles: Iterable[TreeProfile]) -> Expectation | None:
     """Return the fastest of these trees and plain decoding; None if the calibration does not know the acceptance."""
-    if (acceptance := calibration.acceptance) is None:
-        return None
-    found = [expect(calibration, acceptance, tree) for tree in (TreeProfile.plain(), *profiles)]
-    return max((one for one in found if one is not None), key=lambda one: one.speedup)
+    found = expect_all(calibration, (TreeProfile.plain(), *profiles))
+    return max(found, key=lambda one: one.speedup, default=None)
 
 
 def choose_profile(bundle: Bundle, graph: GraphFacts, backend: Backend, file: Path | None) -> TreeProfile:

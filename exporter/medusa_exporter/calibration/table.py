@@ -24,9 +24,7 @@ def step_times_table(calibration: GraphCalibration) -> str:
         ]
         for nodes in calibration.sizes
     ]
-    machine = calibration.machine
-    threads = f", {machine.threads} threads" if machine.threads else ""
-    title = f"{calibration.graph} on {machine.device}{threads}: median and interquartile range of a step"
+    title = f"{calibration.graph} on {calibration.machine}: median and interquartile range of a step"
     return console.table(headings, rows, text=(), title=title)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.simulation import best_decoding_tree
 from medusa_runtime.calibration import Acceptance, GraphCalibration
-from medusa_runtime.profile_choice import Expectation, expect
+from medusa_runtime.profile_choice import Expectation, expect_all
 
 from medusa_exporter.output_kinds import SEARCHED
 
@@ -18,31 +16,20 @@ def search_trees(calibration: GraphCalibration, acceptance: Acceptance) -> list[
     What to expect of each is measured on the other half. Sizes for which there are too few answers are left out.
     """
     hits, answers = acceptance.samples(check=False)
-    found = []
+    trees = []
     for nodes in calibration.sizes[1:]:
         try:
-            tree = best_decoding_tree(hits, answers, nodes, f"best-{nodes}")
+            trees.append(best_decoding_tree(hits, answers, nodes, f"best-{nodes}"))
         except ProfileError:
             break
-        found.append(expect(calibration, acceptance, tree, check=True))
-    return [one for one in found if one is not None]
-
-
-def expect_trees(
-    calibration: GraphCalibration, acceptance: Acceptance, trees: Iterable[TreeProfile]
-) -> list[Expectation]:
-    """Return what to expect of trees on the same half of the answers; trees too large to pay are left out."""
-    found = [expect(calibration, acceptance, tree, check=True) for tree in trees]
-    return [one for one in found if one is not None]
+    return expect_all(calibration, trees, check=True)
 
 
 def with_source(found: Expectation, calibration: GraphCalibration, acceptance: Acceptance, model: str) -> TreeProfile:
     """Return the tree with a line that says for what it was found, and what to expect of it."""
-    machine = calibration.machine
-    threads = f", {machine.threads} threads" if machine.threads else ""
     source = (
         f"{SEARCHED}{model}, {calibration.graph}: {found.tokens_per_step:.2f} tokens/step, overhead "
-        f"{found.overhead:.2f}, speed-up {found.speedup:.2f} expected on {machine.device}{threads}, past of "
+        f"{found.overhead:.2f}, speed-up {found.speedup:.2f} expected on {calibration.machine}, past of "
         f"{acceptance.past:.0f} tokens"
     )
     return TreeProfile(found.profile.name, found.profile.paths, source)

@@ -25,8 +25,8 @@ from medusa_exporter.bench.table import categories_table, results_table
 from medusa_exporter.bench.worker import Worker
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import (
-    BACKEND_NAMES,
     INPUT_FILE,
+    backends_option,
     choose_trees,
     digest_option,
     gpu_option,
@@ -59,15 +59,8 @@ from medusa_exporter.prompts import load_prompts, read_categories
     help='JSON Lines file of prompts: each line has "turns", a list of user messages, and may have a "category".',
 )
 @profiles_option("measure")
-@list_option(
-    *BACKEND_NAMES,
-    "backends",
-    metavar="NAME",
-    kind=click.Choice(list(BACKENDS)),
-    default=("ort-cpu",),
-    show_default=True,
-    help=f"Backends to measure: {', '.join(BACKENDS)}. Each runs in its own process; they answer each prompt in "
-    "alternation.",
+@backends_option(
+    f"Backends to measure: {', '.join(BACKENDS)}. Each runs in its own process; they answer each prompt in alternation."
 )
 @precision_option
 @digest_option

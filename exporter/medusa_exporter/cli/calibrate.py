@@ -9,14 +9,14 @@ from medusa_runtime.backends import BACKENDS
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.calibration import GraphCalibration, to_document
 from medusa_runtime.facts import GraphFacts
-from medusa_runtime.profile_choice import expect, fastest
+from medusa_runtime.profile_choice import expect_all, fastest
 
 from medusa_exporter.calibration.calibrate import Plan, calibrate
 from medusa_exporter.calibration.table import expectations_table, step_times_table
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import (
-    BACKEND_NAMES,
     INPUT_FILE,
+    backends_option,
     digest_option,
     gpu_option,
     length_option,
@@ -43,15 +43,7 @@ from medusa_exporter.prompts import load_prompts
     help='JSON Lines file of prompts to measure the heads with: each line has "turns", a list of user messages. '
     "Default: only step times are measured, and the accuracy of the heads that was measured before is kept.",
 )
-@list_option(
-    *BACKEND_NAMES,
-    "backends",
-    metavar="NAME",
-    kind=click.Choice(list(BACKENDS)),
-    default=("ort-cpu",),
-    show_default=True,
-    help=f"Backends to calibrate: {', '.join(BACKENDS)}.",
-)
+@backends_option(f"Backends to calibrate: {', '.join(BACKENDS)}.")
 @list_option(
     "--precision",
     "precisions",
@@ -135,15 +127,15 @@ def choose_graphs(bundle: Bundle, backends: tuple[str, ...], precisions: tuple[s
 def _summary(bundle: Bundle, calibration: GraphCalibration) -> str:
     """Format the step times and what to expect of the bundle's trees."""
     lines = [step_times_table(calibration)]
-    best, acceptance = fastest(calibration, bundle.profiles().values()), calibration.acceptance
+    trees, acceptance = bundle.profiles().values(), calibration.acceptance
+    best = fastest(calibration, trees)
     if best is None or acceptance is None:
         return "\n".join([*lines, "the heads were not measured: --prompts FILE finds out which tree is the fastest\n"])
-    trees = [expect(calibration, acceptance, tree) for tree in bundle.profiles().values()]
     samples = len(acceptance.samples()[0])
     lines += [
         f"\nexpected of the bundle's trees, from {samples:,} tokens of {len(acceptance.answers)} answers, behind a "
         f"past of {acceptance.past:.0f} tokens",
-        expectations_table(one for one in trees if one is not None),
+        expectations_table(expect_all(calibration, trees)),
         f"fastest: {best.profile.name}; Engine.load and generate use it on this machine\n",
     ]
     return "\n".join(lines)

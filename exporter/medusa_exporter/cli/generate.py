@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from medusa_profiles.catalogue import load_profile_file
+from medusa_profiles.catalogue import profile_from_file
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.accept import ACCEPT_RULES
 from medusa_runtime.engine import Engine
@@ -103,7 +103,7 @@ def command(
     engine = Engine.load(
         bundle,
         backend=backend,
-        profile=load_profile_file(profile) if profile is not None and profile.endswith(".toml") else profile,
+        profile=profile and (profile_from_file(profile) or profile),
         precision=precision,
         threads=threads,
         max_length=max_length,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from medusa_profiles.catalogue import load_profile_file
+from medusa_profiles.catalogue import profile_from_file
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.bundle import Bundle
@@ -175,6 +175,19 @@ def backend_option(
     )
 
 
+def backends_option(help: str) -> Callable[[Decorated], Decorated]:
+    """Create the option of a command that runs several backends."""
+    return list_option(
+        *BACKEND_NAMES,
+        "backends",
+        metavar="NAME",
+        kind=click.Choice(list(BACKENDS)),
+        default=("ort-cpu",),
+        show_default=True,
+        help=help,
+    )
+
+
 def profiles_option(what: str) -> Callable[[Decorated], Decorated]:
     """Create the option that names trees of a bundle. what: what is done with them, a verb."""
     return list_option(
@@ -235,8 +248,8 @@ def choose_trees(bundle: Bundle, names: Iterable[str]) -> list[TreeProfile]:
 
 def find_tree(bundle: Bundle, name: str) -> TreeProfile:
     """Return a tree of a bundle by name, or the one in a .toml file. Raises as `choose_trees` does."""
-    if not name.endswith(".toml"):
+    tree = profile_from_file(name)
+    if tree is None:
         return bundle.profile(name)
-    tree = load_profile_file(name)
     tree.check_fits(bundle.heads.count, bundle.heads.top_k)
     return tree

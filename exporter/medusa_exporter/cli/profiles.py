@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from medusa_profiles import TreeProfile, draw_tree, load_profile, load_profile_file, profile_names
+from medusa_profiles import TreeProfile, draw_tree, load_profile, profile_names
+from medusa_profiles.catalogue import profile_from_file
 
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.results import Results, json_option
@@ -33,7 +34,7 @@ def command(name: str | None, results: Results) -> None:
         rows = [[str(value) for value in _facts(profile).values()] for profile in profiles]
         results.echo(table(HEADINGS, rows, text=("name", "source")))
         return
-    profile = load_profile_file(name) if name.endswith(".toml") else load_profile(name)
+    profile = profile_from_file(name) or load_profile(name)
     results.write(KIND, _facts(profile) | {"paths": [list(path) for path in profile.paths]})
     results.echo("\n".join([draw_tree(profile), *filter(None, [profile.source])]))
 

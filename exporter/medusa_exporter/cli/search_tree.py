@@ -13,10 +13,10 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.calibration import Acceptance, GraphCalibration
 from medusa_runtime.calibration_cache import find_graph, read_cached
 from medusa_runtime.errors import CalibrationError
-from medusa_runtime.profile_choice import Expectation
+from medusa_runtime.profile_choice import Expectation, expect_all
 
 from medusa_exporter.calibration.table import expectations_table
-from medusa_exporter.calibration.tree_search import expect_trees, search_trees, with_source
+from medusa_exporter.calibration.tree_search import search_trees, with_source
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import (
     backend_option,
@@ -93,7 +93,7 @@ def command(
         )
     best = max(searched, key=lambda one: one.speedup)
     tree = with_source(best, measured, acceptance, opened.model.name)
-    own = expect_trees(measured, acceptance, opened.profiles().values())
+    own = expect_all(measured, opened.profiles().values(), check=True)
     results.write(KIND, {"best": tree.name, "trees": [*map(_facts, searched)], "bundle": [*map(_facts, own)]})
     results.echo("\n".join([expectations_table([*searched, *own]), _verdict(best, own)]))
     if output is not None:

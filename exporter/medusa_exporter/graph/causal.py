@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 
 from medusa_exporter.graph.cleanup import strip_metadata
 from medusa_exporter.graph.freeze_shapes import remove_draft
-from medusa_exporter.graph.grouped_queries import MASK
+from medusa_exporter.graph.in_place_kv import MASK
 
 
 def causal_graph(model: ir.Model) -> ir.Model:

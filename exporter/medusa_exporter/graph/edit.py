@@ -29,6 +29,11 @@ def constant(graph: ir.Graph, name: str, array: NDArray[Any] | ir.TensorProtocol
     return value
 
 
+def int_vector(graph: ir.Graph, numbers: Sequence[int]) -> ir.Value:
+    """Return an int64 vector constant."""
+    return constant(graph, "ints." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
+
+
 def insert(
     graph: ir.Graph,
     before: ir.Node,
@@ -104,7 +109,7 @@ class NodeBuilder:
 
     def ints(self, *numbers: int) -> ir.Value:
         """Return an int64 vector constant."""
-        return constant(self._graph, "ints." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
+        return int_vector(self._graph, numbers)
 
     def scalar(self, value: float) -> ir.Value:
         """Return an fp32 scalar constant."""
@@ -161,7 +166,7 @@ class BranchBuilder:
 
     def ints(self, *numbers: int) -> ir.Value:
         """Return a vector of constants."""
-        return self.constant("ints." + ".".join(map(str, numbers)), np.array(numbers, dtype=np.int64))
+        return int_vector(self._graph, numbers)
 
     def range(self, count: ir.Value) -> ir.Value:
         """Return 0 … count - 1, for a count (1,)."""

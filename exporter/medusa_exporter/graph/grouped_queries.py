@@ -34,6 +34,19 @@ from medusa_runtime import contract
 from onnx_ir.passes import common
 
 from medusa_exporter.graph.edit import ORT_DOMAIN, BranchBuilder, int_attribute, replace
+from medusa_exporter.graph.in_place_kv import (
+    COS,
+    KEY,
+    LAST,
+    MASK,
+    PAST_KEY,
+    PAST_VALUE,
+    POSITIONS,
+    QUERY,
+    SIN,
+    TOTAL,
+    VALUE,
+)
 
 OPSET = 24  # of TensorScatter
 MIN_ROWS = 2
@@ -42,7 +55,6 @@ FEWEST_TASKS = 4  # attention is divided among threads by heads
 KEY_MULTIPLE = 4  # numbers of keys are rounded up to it
 HIDDEN = float(np.finfo(np.float32).min)  # as in the traced mask
 BOOL, FLOAT, INT32, INT64 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
-QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, _LAST, _TOTAL, COS, SIN, POSITIONS, MASK = range(11)  # inputs of the operator
 
 
 def group_queries(model: ir.Model) -> None:
@@ -161,7 +173,7 @@ class _Rewriter:
         none = build.constant("grouped.no_rows", np.zeros((1, 0, self._kv_heads * self._size), np.float32))
         queries = build("Gather", rows, form.queries, dtype=FLOAT, axis=0)
         queries = build("Reshape", queries, build.ints(1, -1, self._kv_heads * form.parts * self._size), dtype=FLOAT)
-        lengths = (self._last, self._total) if mask is not None else (node.inputs[_LAST], node.inputs[_TOTAL])
+        lengths = (self._last, self._total) if mask is not None else (node.inputs[LAST], node.inputs[TOTAL])
         attended = build(
             "GroupQueryAttention",
             *(queries, none, none, *presents, *lengths, None, None, None, mask),

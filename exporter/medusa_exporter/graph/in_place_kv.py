@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INT64 = ir.DataType.INT64
+QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, LAST, TOTAL, COS, SIN, POSITIONS, MASK = range(
+    11
+)  # inputs of GroupQueryAttention
 HEAD_COUNTS = ("q_num_heads", "kv_num_heads")
 ROTARY_INPUTS = 3  # rows, cosines and sines; a fourth input has positions, to read tables of cosines and sines
 ROTARY_MULTIPLE = 16  # GroupQueryAttention rotates heads, and parts of heads, whose sizes are multiples of this

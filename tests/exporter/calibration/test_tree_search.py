@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from medusa_exporter.calibration.tree_search import expect_trees, search_trees, with_source
+from medusa_exporter.calibration.tree_search import search_trees, with_source
 from medusa_profiles.catalogue import load_profile
 from medusa_profiles.simulation import tokens_per_step
+from medusa_runtime.profile_choice import expect_all
 
 from ...calibrations import acceptance, calibration
 
@@ -35,7 +36,7 @@ def test_sizes_with_too_few_answers_are_left_out():
 def test_trees_of_the_bundle_are_measured_on_the_same_half():
     known = acceptance(FIT, CHECK)
     trees = [load_profile(name) for name in ("tree-2", "tree-16")]
-    (found,) = expect_trees(calibration({1: 10.0, 4: 12.0}, known), known, trees)
+    (found,) = expect_all(calibration({1: 10.0, 4: 12.0}, known), trees, check=True)
     assert found.tokens_per_step == tokens_per_step(trees[0], CHECK, np.zeros(400, int))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from medusa_exporter.engines.step_sizes import causal_file
 from medusa_exporter.graph.causal import causal_graph
-from medusa_exporter.graph.grouped_queries import MASK
+from medusa_exporter.graph.in_place_kv import MASK
 from medusa_exporter.graph.variants import make_graphs
 from medusa_runtime import contract
 
