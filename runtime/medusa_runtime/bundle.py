@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +41,7 @@ MAX_TOKENIZER, MAX_TEMPLATE, MAX_SPECIAL_TOKENS, MAX_PROFILE = 256 << 20, 4 << 2
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle; its files were checked against the manifest when it was opened.
+    """An opened bundle. Small files were checked against the manifest when it was opened, weights are before loading.
 
     Example::
 
@@ -52,24 +52,24 @@ class Bundle:
     Attributes:
         root: The bundle's folder, as an absolute path without links.
         manifest: The checked manifest.
-        stamps: File system metadata of each file at the time it was hashed, by name.
+        stamps: File system metadata of each file at the time it was hashed, by name; `verify` adds to it.
     """
 
     root: Path
     manifest: Manifest
-    stamps: Mapping[str, FileStamp | None] = field(default_factory=dict, repr=False, compare=False)
+    stamps: dict[str, FileStamp | None] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: str | Path, *, engines: bool = False, expected_digest: str | None = None) -> Bundle:
-        """Check a whole bundle and return it; nothing of it is loaded before.
+    def open(cls, folder: str | Path, *, weights: bool = False, expected_digest: str | None = None) -> Bundle:
+        """Check a bundle and return it; nothing of it is loaded before.
 
         The manifest must be valid, every file that it lists must be a regular file inside the folder with the listed
-        size and SHA-256, and the folder must not contain any other file.
+        size and SHA-256, and the folder must not contain any other file. Weights and TensorRT engines, nearly all of a
+        bundle's bytes, are hashed when they are loaded: a process seldom loads all of them.
 
         Args:
             folder: The bundle's folder.
-            engines: Whether to hash TensorRT engines too. They are far larger than the rest, few of them are loaded,
-                and each is hashed again before it is loaded.
+            weights: Whether to hash weights and engines now, too, so that damage is found before long work begins.
             expected_digest: SHA-256 that the manifest must have, and thereby every byte of the bundle; None accepts
                 any. It is compared before any other file is read.
 
@@ -96,15 +96,22 @@ class Bundle:
             for name, facts in manifest.files.items():
                 if (size := paths[name].stat().st_size) != facts.size:
                     raise BundleError(f"{folder / name} has {size} bytes, expected {facts.size}; {REMEDY}")
-            names = [name for name in paths if engines or not _is_engine(name)]
-            stamps: dict[str, FileStamp | None] = {}
-            for name, (digest, stamp) in zip(names, hash_files([paths[name] for name in names]), strict=True):
-                stamps[name] = stamp
-                if digest != (wanted := manifest.files[name].sha256):
-                    raise BundleError(f"{folder / name} has SHA-256 {digest}, expected {wanted}; {REMEDY}")
         except OSError as error:
             raise BundleError(f"{folder} cannot be read: {error}; {REMEDY}") from error
-        return cls(root, manifest, stamps)
+        bundle = cls(root, manifest)
+        bundle.verify(name for name in manifest.files if weights or not _is_large(name))
+        return bundle
+
+    def verify(self, names: Iterable[str]) -> None:
+        """Hash files in parallel, except those that were hashed before; raise BundleError for the first damaged one."""
+        todo = [name for name in names if name not in self.stamps]
+        try:
+            for name, (digest, stamp) in zip(todo, hash_files([self.root / name for name in todo]), strict=True):
+                if digest != (wanted := self.manifest.files[name].sha256):
+                    raise BundleError(f"{self.root / name} has SHA-256 {digest}, expected {wanted}; {REMEDY}")
+                self.stamps[name] = stamp
+        except OSError as error:
+            raise BundleError(f"{self.root} cannot be read: {error}; {REMEDY}") from error
 
     @property
     def model(self) -> ModelFacts:
@@ -258,5 +265,6 @@ def named_template_path(name: str) -> str:
     return f"{_NAMED_TEMPLATES}{name}.jinja"
 
 
-def _is_engine(name: str) -> bool:
-    return name.startswith("engines/") and name.endswith(".engine")
+def _is_large(name: str) -> bool:
+    """Whether a file has weights: it is hashed when it is loaded."""
+    return name.startswith(("engines/", "graphs/")) and name.endswith((".engine", ".data"))

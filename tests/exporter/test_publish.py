@@ -116,10 +116,10 @@ def test_a_build_killed_at_any_access_leaves_a_bundle_and_the_next_one_succeeds(
             seen.add("none")
             with lock_bundle(bundle):
                 pass
-        made = Bundle.open(bundle, engines=True).manifest.sources.get("made", "after")
+        made = Bundle.open(bundle, weights=True).manifest.sources.get("made", "after")
         seen.add(made)
         run()
-        assert Bundle.open(bundle, engines=True).manifest.sources.keys() >= {"model", "heads"}
+        assert Bundle.open(bundle, weights=True).manifest.sources.keys() >= {"model", "heads"}
         assert hidden(tmp_path) == []
         shutil.rmtree(bundle)
         shutil.copytree(small, bundle)
@@ -137,9 +137,9 @@ def test_a_first_build_killed_at_any_access_leaves_none_or_a_whole_one(
 
     for _number in cuts(run):
         if bundle.exists():
-            Bundle.open(bundle, engines=True)
+            Bundle.open(bundle, weights=True)
         run()
-        Bundle.open(bundle, engines=True)
+        Bundle.open(bundle, weights=True)
         assert hidden(bundle.parent) == []
         shutil.rmtree(bundle.parent)
 
@@ -151,9 +151,9 @@ def test_sealing_a_bundle_again_leaves_it_open_to_readers_wherever_it_ends(small
         write_manifest(bundle, **FACTS, sources={"made": "after"})
 
     for _number in cuts(run):
-        Bundle.open(bundle, engines=True)
+        Bundle.open(bundle, weights=True)
     run()
-    assert Bundle.open(bundle, engines=True).manifest.sources == {"made": "after"}
+    assert Bundle.open(bundle, weights=True).manifest.sources == {"made": "after"}
     assert hidden(bundle) == []
 
 

@@ -35,7 +35,7 @@ for number in range(2):
         assert staging.inside
         with replace_bundle(staging) as folder:
             sealed(folder, {"number": number})
-        assert Bundle.open(bundle, engines=True).manifest.sources == {"number": number}
+        assert Bundle.open(bundle, weights=True).manifest.sources == {"number": number}
     assert [path.name for path in bundle.iterdir() if path.name.startswith(".")] == []
 print("done")
 """
@@ -98,8 +98,8 @@ def test_readers_find_the_old_bundle_until_the_new_one_is_finished(fixed: Path) 
         assert staging.inside
         with replace_bundle(staging) as folder:
             sealed(folder, {"made": "after"})
-            assert Bundle.open(fixed, engines=True).manifest.sources == {"made": "before"}
-    assert Bundle.open(fixed, engines=True).manifest.sources == {"made": "after"}
+            assert Bundle.open(fixed, weights=True).manifest.sources == {"made": "before"}
+    assert Bundle.open(fixed, weights=True).manifest.sources == {"made": "after"}
     assert hidden(fixed) == hidden(fixed.parent) == []
 
 
@@ -132,14 +132,14 @@ def test_a_command_killed_at_any_access_leaves_a_bundle_or_the_next_one_makes_it
     for _number in cuts(lambda: put(fixed, {"made": "after"})):
         torn = Staging(fixed, inside=True).ready.exists()
         if not torn and (fixed / "manifest.json").exists():
-            seen.add(Bundle.open(fixed, engines=True).manifest.sources["made"])
+            seen.add(Bundle.open(fixed, weights=True).manifest.sources["made"])
         with lock_bundle(fixed):  # what any command on this bundle does first
             if (fixed / "manifest.json").exists():
-                made = Bundle.open(fixed, engines=True).manifest.sources["made"]
+                made = Bundle.open(fixed, weights=True).manifest.sources["made"]
                 assert made == "after" or not torn
                 seen.add((torn, made))
         put(fixed, {"made": "after"})
-        assert Bundle.open(fixed, engines=True).manifest.sources == {"made": "after"}
+        assert Bundle.open(fixed, weights=True).manifest.sources == {"made": "after"}
         assert hidden(fixed) == hidden(fixed.parent) == []
         restore()
     assert (True, "after") in seen
@@ -160,7 +160,7 @@ def test_an_interruption_while_files_are_moved_leaves_the_new_bundle(
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         put(fixed, {"made": "after"})
-    assert Bundle.open(fixed, engines=True).manifest.sources == {"made": "after"}
+    assert Bundle.open(fixed, weights=True).manifest.sources == {"made": "after"}
     assert hidden(fixed) == []
 
 

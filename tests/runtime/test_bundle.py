@@ -49,7 +49,7 @@ def folder(tmp_path):
 
 def refused(folder, match):
     with pytest.raises(BundleError, match=match):
-        Bundle.open(folder)
+        Bundle.open(folder, weights=True)
 
 
 def test_open(folder):

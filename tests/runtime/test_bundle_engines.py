@@ -48,7 +48,7 @@ def test_a_flipped_byte_is_found_before_the_engine_is_loaded(tmp_path: Path) -> 
     with pytest.raises(BundleError, match="is not the engine that was built"):
         facts.read(path, "tensorrt", "8.6.0", "sm90")
     with pytest.raises(BundleError, match=rf"{ENGINE} has SHA-256 .*, expected"):
-        Bundle.open(folder, engines=True)
+        Bundle.open(folder, weights=True)
 
 
 def test_an_engine_cut_short_is_refused_at_once(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_an_engine_of_another_graph_or_other_weights_is_refused(tmp_path: Path, 
     write_manifest(folder, **parts)
     words = rf"{ENGINE} was built from another {changed} than the bundle's.*: medusa-export engines "
     with pytest.raises(BundleError, match=words):
-        Bundle.open(folder, engines=True).engines("tensorrt")
+        Bundle.open(folder, weights=True).engines("tensorrt")
 
 
 def test_an_engine_whose_graph_is_gone_is_refused(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def command(folder: Path, name: str | None, expected_digest: str | None, results
     the graphs can add up to more than the bundle. Exit code 1 if a file is missing or not the one that was written.
     """
     results.check(KIND, bundle=folder)
-    bundle = Bundle.open(folder, engines=True, expected_digest=expected_digest)
+    bundle = Bundle.open(folder, weights=True, expected_digest=expected_digest)
     if name is not None:
         tree = bundle.profile(name)
         results.write(KIND, {"name": name, "paths": [list(path) for path in tree.paths]})

@@ -83,7 +83,7 @@ def add_engines(
     if not folder.is_dir():
         raise BundleError(f"no such bundle: {folder} is not a folder; make one with medusa-export build")
     with lock_bundle(folder, report) as staging:
-        bundle = Bundle.open(folder, engines=True, expected_digest=expected_digest)
+        bundle = Bundle.open(folder, weights=True, expected_digest=expected_digest)
         facts, _ = bundle.graph(backend, precision)
         _check_operators(bundle, flavour)
         length = min(max_length or bundle.model.context, bundle.model.context)

@@ -80,16 +80,18 @@ class CheckedGraph:
 
     @contextmanager
     def mapped(self) -> Iterator[dict[str, tuple[Weight, NDArray[np.generic]]]]:
-        """Map the external weights into memory.
+        """Hash the files of the external weights, unless that was done before, and map them into memory.
 
         Yields:
             Each external weight and its array, by name.
 
         Raises:
-            BundleError: A file was changed, found out at the beginning or at the end.
+            BundleError: A file is damaged or was changed, found out at the beginning or at the end.
         """
+        if self._bundle is not None:
+            self._bundle.verify(map(self._listed_name, self._files))
         with ExitStack() as stack:
-            files = {name: stack.enter_context(file.mapped()) for name, file in self._files.items()}
+            files = {name: stack.enter_context(self._file(name).mapped()) for name in self._files}
             yield {
                 weight.name: (weight, _array(weight, weight.external, files[weight.external.file]))
                 for weight in self.contents.weights
@@ -100,10 +102,16 @@ class CheckedGraph:
         return {weight.external for weight in self.contents.weights if weight.external}
 
     def _file(self, name: str) -> VerifiedFile:
-        path = self.path.parent / name
-        if self._bundle is None:
-            return VerifiedFile(path)
-        return self._bundle.file(path.relative_to(self._bundle.root).as_posix())
+        return (
+            VerifiedFile(self.path.parent / name)
+            if self._bundle is None
+            else self._bundle.file(self._listed_name(name))
+        )
+
+    def _listed_name(self, name: str) -> str:
+        """Return the name in the bundle's manifest of a file next to the graph's."""
+        assert self._bundle is not None  # noqa: S101 -- asked only of a bundle's graph
+        return (self.path.parent / name).relative_to(self._bundle.root).as_posix()
 
     def _check_operators(self) -> None:
         for domain, operator in sorted(self.contents.operators):

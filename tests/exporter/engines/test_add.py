@@ -171,7 +171,7 @@ def test_engines_of_other_weights_are_built_again(
     assert add_engines(bundle, "tensorrt-rtx", **options) == []  # the same weights: kept
 
     build(str(tiny_model), str(other_heads(tiny_heads, tmp_path / "heads")), bundle, **BUILD)
-    now = Bundle.open(bundle, engines=True)
+    now = Bundle.open(bundle, weights=True)
     assert now.manifest.files["graphs/tensorrt-rtx-fp16-t4.onnx"].sha256 == before["tensorrt-rtx-fp16-t4"].graph
     assert now.engines("tensorrt-rtx") == []
     assert add_engines(bundle, "tensorrt-rtx", **options) == names
@@ -187,7 +187,7 @@ def test_a_damaged_engine_is_left_behind_when_a_bundle_is_replaced(
     engine = bundle / "engines/tensorrt-rtx-fp16-plain.engine"
     engine.write_bytes(engine.read_bytes()[:-1] + b"!")
     build(str(tiny_model), str(tiny_heads), bundle, **BUILD, force=True)
-    assert Bundle.open(bundle, engines=True).engines("tensorrt-rtx") == []
+    assert Bundle.open(bundle, weights=True).engines("tensorrt-rtx") == []
 
 
 @pytest.mark.parametrize(
@@ -240,11 +240,11 @@ def test_an_engines_build_killed_at_any_access_leaves_a_bundle_that_opens(
         if mounted and Staging(bundle, inside=True).ready.exists():
             with lock_bundle(bundle):
                 pass
-        opened = Bundle.open(bundle, engines=True)
+        opened = Bundle.open(bundle, weights=True)
         seen.add(opened.manifest.digest == before)
         assert len(opened.engines("tensorrt-rtx")) in ((1,) if force else (0, 1))
         run()
-        assert len(Bundle.open(bundle, engines=True).engines("tensorrt-rtx")) == 1
+        assert len(Bundle.open(bundle, weights=True).engines("tensorrt-rtx")) == 1
         assert hidden(tmp_path) == hidden(bundle) == []
         shutil.rmtree(bundle)
         shutil.copytree(start, bundle)
@@ -262,7 +262,7 @@ def test_a_failed_build_of_an_engine_leaves_the_bundle_as_it_was(
             add_engines(bundle, "tensorrt-rtx", targets=["sm86"], max_length=256, steps=["plain"])
         monkeypatch.undo()
         assert sorted(tmp_path.rglob("*")) == before
-        Bundle.open(bundle, engines=True)
+        Bundle.open(bundle, weights=True)
 
 
 def test_the_parsers_own_words_reach_the_user_and_nothing_is_left(graphs: Path, tmp_path: Path) -> None:

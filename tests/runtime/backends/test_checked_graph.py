@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from medusa_runtime import bundle as bundle_module
 from medusa_runtime.backends import checked_graph, load_backend
 from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.backends.ort_cpu import OrtCpuBackend
@@ -140,7 +142,7 @@ def test_weights_changed_between_opening_and_loading_are_refused(folder: Path, n
     file = folder / "graphs" / name
     status = file.stat()
     os.utime(file, ns=(1, 1))
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(folder, weights=True)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     target = file.with_name("new") if replaced else file
@@ -151,6 +153,37 @@ def test_weights_changed_between_opening_and_loading_are_refused(folder: Path, n
     assert file.stat().st_size == status.st_size
     with pytest.raises(BundleError, match=f"{name} changed after the bundle was opened; open it again"):
         load_backend(bundle, "ort-cpu", "fp32", threads=1)
+
+
+@pytest.mark.parametrize("name", ["shared.data", "ort-cpu-fp32.onnx.data"])
+def test_damaged_weights_are_found_when_they_are_loaded(folder: Path, name: str) -> None:
+    with (folder / "graphs" / name).open("r+b") as opened:
+        opened.write(b"\x3f")
+    with pytest.raises(BundleError, match=f"{name} has SHA-256 .*, expected"):
+        Bundle.open(folder, weights=True)
+    bundle = Bundle.open(folder)
+    with pytest.raises(BundleError, match=f"{name} has SHA-256 .*, expected"):
+        load_backend(bundle, "ort-cpu", "fp32", threads=1)
+
+
+def test_weights_of_other_graphs_are_not_read(folder: Path) -> None:
+    with (folder / "graphs/ort-cpu-int4.onnx.data").open("r+b") as opened:
+        opened.write(b"\x3f")
+    load_backend(Bundle.open(folder), "ort-cpu", "fp32", threads=1)
+
+
+def test_files_are_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (folder / "graphs").iterdir():
+        os.utime(file, ns=(1, 1))
+    hashed: list[Path] = []
+    hash_files = bundle_module.hash_files
+    monkeypatch.setattr(bundle_module, "hash_files", lambda paths: (hashed.extend(paths), hash_files(paths))[1])
+    monkeypatch.setattr(time, "time_ns", lambda: 1 << 62)  # long after the files were written
+    bundle = Bundle.open(folder)
+    for _ in range(2):
+        load_backend(bundle, "ort-cpu", "fp32", threads=1)
+    assert len(hashed) == len(set(hashed))
+    assert sum(file.suffix == ".data" for file in hashed) == 2
 
 
 def test_weights_written_while_they_are_loaded_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
