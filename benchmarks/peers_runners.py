@@ -19,7 +19,10 @@ Answer = Callable[[list[int], int, Report], None]
 
 
 def open_medusa(job: Job) -> Answer:
-    """Open this project's decoder with `tree` (a name, or the path of a .toml file) or, if that is null, without."""
+    """Open this project's decoder with `tree` (a name, or the path of a .toml file) or, if that is null, without.
+
+    Weights stay mapped where they are not repacked, as llama.cpp's and OpenVINO's do.
+    """
     from medusa_profiles.catalogue import profile_from_file
     from medusa_profiles.profile import TreeProfile
     from medusa_runtime.backends import load_backend
@@ -28,7 +31,7 @@ def open_medusa(job: Job) -> Answer:
 
     bundle, tree = Bundle.open(job["model"]), job["tree"]
     profile = TreeProfile.plain() if tree is None else profile_from_file(tree) or bundle.profile(tree)
-    decoder = Decoder(load_backend(bundle, "ort-cpu", job["precision"], job["threads"]), profile)
+    decoder = Decoder(load_backend(bundle, "ort-cpu", job["precision"], job["threads"], map_weights=True), profile)
 
     def answer(prompt: list[int], tokens: int, report: Report) -> None:
         report(decoder.start(prompt, tokens, stop_ids=()))

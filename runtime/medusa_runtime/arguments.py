@@ -26,6 +26,13 @@ def as_optional_int(what: str, value: object, least: int) -> int | None:
     return None if value is None else as_int(what, value, least)
 
 
+def as_bool(what: str, value: object) -> bool:
+    """Return a bool or numpy bool as a bool; raise ArgumentError otherwise."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected True or False")
+    return bool(value)
+
+
 def as_text(what: str, value: object) -> str:
     """Return a str that is not empty; raise ArgumentError otherwise."""
     if not isinstance(value, str) or not value:

@@ -81,6 +81,7 @@ class Engine:
         chat_template: str | None = None,
         expected_digest: str | None = None,
         calibration: str | Path | None = None,
+        map_weights: bool = False,
     ) -> Engine:
         """Check a bundle and load it.
 
@@ -102,6 +103,9 @@ class Engine:
             calibration: File of `medusa-export calibrate` to use in place of the one in the user's cache, if `profile`
                 is None. The cache's is ignored, with a warning of the logger `medusa_runtime`, if it is damaged or
                 outdated; this one may have been measured on another machine.
+            map_weights: Read the weights that ONNX Runtime does not repack from the mapped files instead of from a
+                copy: less memory, which processes share, but the files must not be written to while the engine lives,
+                since that would change its answers. Ignored on a GPU.
 
         Raises:
             BundleError: The bundle is missing or damaged, or lacks the backend, precision, profile or template.
@@ -121,7 +125,7 @@ class Engine:
             tree.check_fits(opened.heads.count, opened.heads.top_k)
         elif (name := as_optional_text("profile", profile)) is not None:
             tree = find_profile(opened, name)
-        loaded = load_backend(opened, backend, precision, threads, max_length, gpu)
+        loaded = load_backend(opened, backend, precision, threads, max_length, gpu, map_weights)
         engine = cls(opened, loaded, tree or choose_profile(opened, graph, loaded, file), accept, chat_template)
         trim_heap()  # tokenizer and graph have freed more than they keep
         return engine

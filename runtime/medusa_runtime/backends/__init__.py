@@ -6,7 +6,7 @@ import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from medusa_runtime.arguments import as_int, as_optional_int, as_optional_text, as_text
+from medusa_runtime.arguments import as_bool, as_int, as_optional_int, as_optional_text, as_text
 from medusa_runtime.backends.base import Backend, Step
 from medusa_runtime.errors import BundleError
 
@@ -28,6 +28,7 @@ def load_backend(
     threads: int | None = None,
     max_length: int | None = None,
     gpu: int = 0,
+    map_weights: bool = False,
 ) -> Backend:
     """Load a bundle's graph for one backend.
 
@@ -39,6 +40,9 @@ def load_backend(
         max_length: Tokens of a sequence at most, prompt included; a GPU backend allocates its KV cache for it. None
             for the model's context.
         gpu: Number of the GPU, from 0, in the order of the CUDA driver. Ignored on a CPU.
+        map_weights: Read the weights that ONNX Runtime does not repack from the mapped files instead of from a copy:
+            less memory, which processes share, but the files must not be written to while the backend lives, since
+            that would change its answers. Ignored on a GPU.
 
     Raises:
         BundleError: The backend is unknown, or the bundle has no graph for it in this precision.
@@ -54,7 +58,8 @@ def load_backend(
     limit = as_optional_int("max_length", max_length, 1)
     gpu = as_int("gpu", gpu, 0)
     model = replace(bundle.model, context=min(limit or bundle.model.context, bundle.model.context))
-    backend: Backend = importlib.import_module(BACKENDS[name]).load(bundle, model, name, precision, threads, gpu)
+    load = importlib.import_module(BACKENDS[name]).load
+    backend: Backend = load(bundle, model, name, precision, threads, gpu, as_bool("map_weights", map_weights))
     return backend
 
 

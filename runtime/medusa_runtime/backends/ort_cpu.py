@@ -34,11 +34,20 @@ def load(
     precision: str | None,
     threads: int | None,
     gpu: int,  # noqa: ARG001
+    map_weights: bool = False,
 ) -> OrtCpuBackend:
     """Load a bundle's graph for `medusa_runtime.backends.load_backend`; `gpu` is ignored on a CPU."""
     facts, path = bundle.graph(name, precision)
     graph = CheckedGraph(path, bundle)
-    return OrtCpuBackend(graph, model, bundle.heads, name=name, precision=facts.precision, threads=threads)
+    return OrtCpuBackend(
+        graph,
+        model,
+        bundle.heads,
+        name=name,
+        precision=facts.precision,
+        threads=threads,
+        map_weights=map_weights,
+    )
 
 
 class OrtCpuBackend:
@@ -59,6 +68,7 @@ class OrtCpuBackend:
         name: str = "ort-cpu",
         precision: str = "fp32",
         threads: int | None = None,
+        map_weights: bool = False,
     ) -> None:
         """Load a graph.
 
@@ -69,6 +79,7 @@ class OrtCpuBackend:
             name: Name of the backend.
             precision: Precision of the graph's weights.
             threads: Number of threads; None for `medusa_runtime.threads.default_threads`.
+            map_weights: Whether weights are read from the mapped files where ONNX Runtime does not repack them.
 
         Raises:
             BundleError: The graph cannot be loaded, or its inputs and outputs are not those of the contract.
@@ -82,7 +93,7 @@ class OrtCpuBackend:
         checked = graph if isinstance(graph, CheckedGraph) else CheckedGraph(graph)
         self._weight_bytes = checked.weight_bytes
         self._threads = threads or default_threads()
-        self._session = _new_session(checked, self._threads)
+        self._session = _new_session(checked, self._threads, map_weights)
         hidden_size = state_size(model, heads)
         specs = contract.in_place_specs(model.layers, hidden_size, model.vocab_size, model.kv_heads, model.head_dim)
         check_signature(self._session, *specs, checked.path)
@@ -265,7 +276,7 @@ def _row_views(array: NDArray[Any]) -> list[memoryview]:
     return [row.data for row in array]
 
 
-def _new_session(graph: CheckedGraph, threads: int) -> Any:
+def _new_session(graph: CheckedGraph, threads: int, map_weights: bool) -> Any:
     onnxruntime = import_onnxruntime("cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -275,4 +286,4 @@ def _new_session(graph: CheckedGraph, threads: int) -> Any:
     # from other sessions of the process (two that alternate ran half as fast).
     options.add_session_config_entry("session.force_spinning_stop", "1")
     set_exact_products(onnxruntime, options)
-    return open_session(onnxruntime, graph, options, ["CPUExecutionProvider"])
+    return open_session(onnxruntime, graph, options, ["CPUExecutionProvider"], map_weights=map_weights)

@@ -39,8 +39,9 @@ def load(
     precision: str | None,
     threads: int | None,  # noqa: ARG001
     gpu: int,
+    map_weights: bool = False,  # noqa: ARG001
 ) -> OrtCudaBackend:
-    """Load a bundle's graphs for `medusa_runtime.backends.load_backend`; `threads` is ignored on a GPU."""
+    """Load a bundle's graphs for `medusa_runtime.backends.load_backend`; `threads` and `map_weights` are ignored."""
     from medusa_runtime.backends.cuda import CudaDevice
 
     return load_on_device(CudaDevice(gpu), bundle, model, name, precision)

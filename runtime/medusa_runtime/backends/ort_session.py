@@ -14,17 +14,20 @@ BFLOAT16 = 16  # ONNX's number of the one type that numpy lacks
 _ORT_TYPES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16", "int32": "int32", "bool": "bool"}
 
 
-def open_session(onnxruntime: Any, graph: CheckedGraph, options: Any, providers: list[Any]) -> Any:
+def open_session(
+    onnxruntime: Any, graph: CheckedGraph, options: Any, providers: list[Any], *, map_weights: bool = False
+) -> Any:
     """Load a graph into a session.
 
     ONNX Runtime opens no file: it gets the graph as bytes and the external weights as tensors over the mapped files, of
-    which it makes its own copies, plain or packed for its kernels.
+    which it makes its own copies, plain or packed for its kernels; with `map_weights` packed ones only.
 
     Args:
         onnxruntime: The module.
         graph: The graph.
         options: Its `SessionOptions`; entries are added.
         providers: Its execution providers, in order of preference.
+        map_weights: Whether the session reads weights that it does not pack from the mapped files.
 
     Returns:
         An `onnxruntime.InferenceSession`.
@@ -42,14 +45,17 @@ def open_session(onnxruntime: Any, graph: CheckedGraph, options: Any, providers:
             for weight, array in weights.values()
         ]
         try:
-            options.add_external_initializers(list(weights), values)
+            options.add_external_initializers(list(weights), values)  # it folds constants with these
+            if map_weights:
+                for name, value in zip(weights, values, strict=True):
+                    options.add_initializer(name, value)
             session = onnxruntime.InferenceSession(graph.data, options, providers=providers)
         except Exception as error:  # the library raises many kinds
             raise BundleError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {graph.path}: {error}; build the bundle again, or "
                 "install another version of ONNX Runtime"
             ) from error
-        session.weights = weights  # keeps the files mapped, whether or not ONNX Runtime copied every weight
+        session.weights = weights, values  # keeps the files mapped, whether or not ONNX Runtime copied every weight
     return session
 
 

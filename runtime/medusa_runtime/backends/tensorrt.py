@@ -38,8 +38,9 @@ def load(
     precision: str | None,
     threads: int | None,  # noqa: ARG001
     gpu: int,
+    map_weights: bool = False,  # noqa: ARG001
 ) -> TensorRtBackend:
-    """Load a bundle's engines for `medusa_runtime.backends.load_backend`; `threads` is ignored on a GPU."""
+    """Load a bundle's engines for `medusa_runtime.backends.load_backend`; `threads` and `map_weights` are ignored."""
     engines = bundle.engines(name, precision)
     if not engines:
         key = bundle.graph(name, precision)[0].key

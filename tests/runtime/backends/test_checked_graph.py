@@ -19,7 +19,7 @@ from medusa_runtime.backends.ort_cpu import OrtCpuBackend
 from medusa_runtime.backends.ort_session import open_session
 from medusa_runtime.bundle import Bundle, rewrite_manifest
 from medusa_runtime.engine import Engine
-from medusa_runtime.errors import BundleError
+from medusa_runtime.errors import ArgumentError, BundleError
 from medusa_runtime.manifest import Manifest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -133,6 +133,27 @@ def test_weights_changed_after_loading_change_no_answer(folder: Path, precision:
         with file.open("r+b") as opened:
             opened.write(b"\x3f" * file.stat().st_size)
     assert engine.generate(PROMPT, max_new_tokens=20) == before
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "w8a8", "int4"])
+def test_mapped_weights_are_read_from_the_files(folder: Path, precision: str) -> None:
+    """The same answer as with a copy, until somebody writes to the files."""
+    for file in (folder / "graphs").iterdir():
+        os.utime(file, ns=(1, 1))
+    answers = [
+        Engine.load(folder, precision=precision, threads=1, map_weights=mapped).generate(PROMPT, max_new_tokens=20)
+        for mapped in (False, True)
+    ]
+    assert answers[0] == answers[1]
+    engine = Engine.load(folder, precision=precision, threads=1, map_weights=True)
+    maps = Path("/proc/self/maps").read_text()
+    assert str(folder / "graphs/shared.data") in maps
+    del engine
+
+
+def test_mapping_is_true_or_false(folder: Path) -> None:
+    with pytest.raises(ArgumentError, match="map_weights is 'no', of type str; expected True or False"):
+        Engine.load(folder, map_weights="no")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["shared.data", "ort-cpu-fp32.onnx.data", "ort-cpu-fp32.onnx"])
