@@ -58,9 +58,9 @@ PRECISIONS = {  # of each backend; the first is its default
 # quantised by scales that are fixed in the graph (`graph.integer_matmul`). FORMATS has the format of the other weights.
 FIXED_SCALES = frozenset({"w8a8"})
 
-# Number of nodes of the tree with the most tokens per millisecond, measured on training prompts with two cores (AVX-512
-# with VNNI). 1 is plain decoding, which no tree beats in int4: a second row costs a third of a step, the heads a sixth.
-BEST_NODES = {"fp32": 6, "int8": 2, "w8a8": 2, "int4": 1}
+# Number of nodes of the default tree: the most tokens per millisecond on two cores (AVX-512 with VNNI, with and without
+# AMX), but for quantised graphs among chains only, whose tokens are exactly those of plain decoding.
+BEST_NODES = {"fp32": 6, "int8": 2, "w8a8": 4, "int4": 2}
 BEST_NODES_ON_GPU = 64  # a step of so many rows is bound by reading the same weights as a step of one row
 
 
@@ -121,8 +121,12 @@ def _check_supported(decoder: DecoderConfig, backend: str, precision: str) -> No
 
 
 def default_profile(backend: str, precision: str, trees: Iterable[TreeProfile]) -> str:
-    """Return the default tree: the largest that does not exceed the best number of nodes, fitted trees first."""
+    """Return the default tree: the largest that does not exceed the best number of nodes, fitted trees first.
+
+    In quantised precisions it is a chain, since only with chains the tokens are exactly those of plain decoding.
+    """
     nodes = BEST_NODES[precision] if backend == "ort-cpu" else BEST_NODES_ON_GPU
-    fitting = [tree for tree in trees if tree.size <= nodes]
+    chains_only = FORMATS.get(precision) is not None
+    fitting = [tree for tree in trees if tree.size <= nodes and (not chains_only or tree.chain_length == tree.size - 1)]
     best = max(fitting, key=lambda tree: (tree.size, tree.name == f"tree-{tree.size}"), default=None)
     return PLAIN if best is None else best.name

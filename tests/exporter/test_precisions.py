@@ -25,6 +25,14 @@ def test_of_others_the_largest_that_is_small_enough() -> None:
     assert default_profile("ort-cpu", "fp32", chains) == "chain-2"
 
 
+def test_quantised_graphs_get_chains() -> None:
+    """Only with chains the tokens are exactly those of plain decoding."""
+    branching = TreeProfile("tree-4", ((0,), (1,), (2,)))
+    assert default_profile("ort-cpu", "w8a8", [branching]) == "plain"
+    assert default_profile("ort-cpu", "w8a8", [branching, catalogue.load_profile("tree-2")]) == "tree-2"
+    assert default_profile("ort-cpu", "fp32", [branching]) == "tree-4"
+
+
 def test_plain_decoding_where_all_are_too_large() -> None:
     assert default_profile("ort-cpu", "int8", [catalogue.load_profile("mc_sim_7b_63")]) == "plain"
     six = TreeProfile("six", ((0,), (1,), (2,), (3,), (4,), (5,)))

@@ -7,10 +7,11 @@ ort-cpu
 
 1. `in_place_kv`: Attention and the Concat of past and new rows become GroupQueryAttention (with `past_lengths`)
 2. `fuse`: fewer, larger operators (with `merge_matmuls`)
-3. `quantise`: the heads in 8 bits, whatever the precision
-4. `calibration`, `integer_matmul` (with `integer_weight`): only w8a8
-5. `quantise` (with `vocabulary`): only int8, w8a8 and int4
-6. `grouped_queries`: query heads of a key head share a matrix multiplication
+3. `topk`: ArgMax in two stages
+4. `quantise`: the heads in 8 bits, whatever the precision
+5. `calibration`, `integer_matmul` (with `integer_weight`): only w8a8
+6. `quantise` (with `vocabulary`): only int8, w8a8 and int4
+7. `grouped_queries`: query heads of a key head share a matrix multiplication
 
 ort-cuda
 

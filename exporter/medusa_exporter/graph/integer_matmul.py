@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from medusa_exporter.graph.calibration import Ranges, bounded_matmuls, bounded_source
-from medusa_exporter.graph.edit import ORT_DOMAIN, constant, insert, producer_of_type, replace
+from medusa_exporter.graph.edit import ORT_DOMAIN, constant, insert, only_consumer, producer_of_type, replace
 from medusa_exporter.graph.integer_weight import IntegerWeight
 from medusa_exporter.graph.merge_matmuls import is_constant
 
@@ -35,7 +35,7 @@ MIN_MAGNITUDE = 1e-5  # ranges are at least this, so that no scale is 0
 GAIN = {"RMSNormalization": (1,), "SkipSimplifiedLayerNormalization": (2,), "LayerNormalization": (1, 2)}
 # ONNX Runtime multiplies each column's scale by the activation's in every call, one after the other, 3 to 8 ns for a
 # column. From this number of columns on, an operator of its own for the columns' scales takes less time.
-SEPARATE_COLUMNS = 1024
+SEPARATE_COLUMNS = 2048
 
 FLOAT, UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
 Vector = NDArray[np.float32]
@@ -70,8 +70,12 @@ def _use_fixed_scale(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) 
         magnitudes = magnitudes / divisors
         weight.multiply_rows(divisors)
     scale = constant(graph, f"{name}.scale", np.array(magnitudes.max() / LIMIT, dtype=np.float32))
-    product = _multiply(graph, node, rows, scale, weight, name)
-    _become(graph, node, product)
+    addition = _addition_of_bias(node) if len(weight.scales) < SEPARATE_COLUMNS else None
+    if addition is None:
+        _become(graph, node, _multiply(graph, node, rows, scale, weight, name))
+    else:
+        _become(graph, addition, _multiply(graph, node, rows, scale, weight, name, addition.inputs[1]))
+        graph.remove(node, safe=True)
 
 
 def _use_row_scales(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -> None:
@@ -95,17 +99,35 @@ def _use_row_scales(graph: ir.Graph, node: ir.Node, ranges: Ranges, name: str) -
     _become(graph, node, insert(graph, node, "Mul", [product, magnitude], FLOAT))
 
 
+def _addition_of_bias(node: ir.Node) -> ir.Node | None:
+    """Return the Add of a constant vector, its second input, that alone reads a node's result; None otherwise."""
+    add = only_consumer(node.outputs[0], "Add")
+    if add is None or add.inputs[0] is not node.outputs[0] or not is_constant(add.inputs[1], rank=1):
+        return None
+    return add
+
+
 def _multiply(
-    graph: ir.Graph, node: ir.Node, rows: ir.Value, scale: ir.Value, weight: IntegerWeight, name: str
+    graph: ir.Graph,
+    node: ir.Node,
+    rows: ir.Value,
+    scale: ir.Value,
+    weight: IntegerWeight,
+    name: str,
+    bias: ir.Value | None = None,
 ) -> ir.Value:
-    """Insert QuantizeLinear and MatMulIntegerToFloat before a node; `name` begins the constants' names."""
+    """Insert QuantizeLinear and MatMulIntegerToFloat before a node; `name` begins the constants' names.
+
+    A bias is added by the operator itself, which `SEPARATE_COLUMNS` excludes.
+    """
     zero_point = constant(graph, "integers.zero", np.array(ZERO_POINT, dtype=np.uint8))
     quantised = insert(graph, node, "QuantizeLinear", [rows, scale, zero_point], UINT8)
     columns = constant(graph, f"{name}.columns", weight.scales)
     separate = len(weight.scales) >= SEPARATE_COLUMNS
     in_operator = constant(graph, "integers.one", np.array(1, dtype=np.float32)) if separate else columns
     values = constant(graph, f"{name}.weight", weight.values)
-    product = ir.node("MatMulIntegerToFloat", [quantised, values, scale, in_operator, zero_point], domain=ORT_DOMAIN)
+    inputs = [quantised, values, scale, in_operator, zero_point, *([None, bias] if bias is not None else [])]
+    product = ir.node("MatMulIntegerToFloat", inputs, domain=ORT_DOMAIN)
     product.outputs[0].type = ir.TensorType(FLOAT)
     graph.insert_before(node, product)
     return insert(graph, node, "Mul", [product.outputs[0], columns], FLOAT) if separate else product.outputs[0]

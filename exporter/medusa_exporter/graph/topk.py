@@ -1,8 +1,12 @@
-"""Computes TopK and ArgMax in two stages, faster on a GPU: the top of each part of a row, then the top of those.
+"""Computes TopK and ArgMax in two stages: the top of each part of a row, then the top of those.
 
 A GPU searches a row with one block of threads, and a step has few rows; their parts are many. For example, ArgMax over
 a vocabulary of 49,152 becomes TopK with k = 1 over 64 parts of 768 values, and another over the 64 winners. In each
 stage the first of equal values wins, as in the original operators.
+
+On a CPU, ONNX Runtime's ArgMax takes 1.5 ns for each value, its ReduceMax a tenth of that. There ArgMax becomes
+ReduceMax over parts, ArgMax over their maxima, and ArgMax over the one part that has the largest: over a vocabulary of
+151,936 37 µs in place of 229.
 """
 
 from __future__ import annotations
@@ -10,10 +14,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from medusa_exporter.graph.edit import constant, insert, replace
+from medusa_exporter.graph.edit import constant, insert, int_vector, replace
 
 INT64 = ir.DataType.INT64
 MAX_PARTS = 64  # of a row
+MAX_PARTS_ON_CPU, MIN_PARTS_ON_CPU = 128, 8
 
 
 def two_stage_topk(graph: ir.Graph) -> None:
@@ -21,6 +26,35 @@ def two_stage_topk(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type in ("TopK", "ArgMax") and node.attributes["axis"].as_int() == -1:
             _rewrite(graph, node)
+
+
+def two_stage_argmax(graph: ir.Graph) -> None:
+    """Rewrite every ArgMax over a last axis of known length for a CPU, in place."""
+    for node in list(graph):
+        if node.op_type == "ArgMax" and node.attributes["axis"].as_int() == -1:
+            _rewrite_on_cpu(graph, node)
+
+
+def _rewrite_on_cpu(graph: ir.Graph, node: ir.Node) -> None:
+    rows, result = node.inputs[0], node.outputs[0]
+    if rows is None or rows.shape is None or rows.dtype is None or _k(node) is None:
+        return
+    length, rank = rows.shape[-1], rows.shape.rank()
+    parts = _parts(length, 1, MAX_PARTS_ON_CPU) if isinstance(length, int) else 1
+    if parts < MIN_PARTS_ON_CPU:
+        return
+    assert isinstance(length, int)  # noqa: S101 -- checked above
+    last, leading = int_vector(graph, [-1]), [0] * (rank - 1)
+    divided = insert(graph, node, "Reshape", [rows, int_vector(graph, [*leading, parts, length // parts])], rows.dtype)
+    maxima = insert(graph, node, "ReduceMax", [divided, last], rows.dtype, {"keepdims": 0})
+    part = insert(graph, node, "ArgMax", [maxima], INT64, {"axis": -1, "keepdims": 1})
+    best = insert(graph, node, "GatherND", [divided, part], rows.dtype, {"batch_dims": rank - 1})
+    inside = insert(graph, node, "ArgMax", [best], INT64, {"axis": -1, "keepdims": 1})
+    start = insert(graph, node, "Mul", [part, int_vector(graph, [length // parts])], INT64)
+    index = insert(graph, node, "Squeeze", [insert(graph, node, "Add", [start, inside], INT64), last], INT64)
+    index.shape = result.shape
+    replace(result, index)
+    graph.remove(node, safe=True)
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
@@ -31,7 +65,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
     if k is None or source.shape is None or not isinstance(length, int):
         return
     leading = [0] * (source.shape.rank() - 1)  # for Reshape: sizes that stay
-    parts = _parts(length, k)
+    parts = _parts(length, k, MAX_PARTS)
     if parts < 2 or (node.op_type == "TopK" and (node.outputs[0].uses() or node.outputs[0].is_graph_output())):
         return
 
@@ -67,7 +101,7 @@ def _k(node: ir.Node) -> int | None:
     return int(number.numpy().item()) if number is not None and options.get("largest", 1) else None
 
 
-def _parts(length: int, k: int) -> int:
-    """Return the largest number of equal parts, up to MAX_PARTS, with at least k values each; 1 if there is none."""
-    fitting = [parts for parts in range(1, MAX_PARTS + 1) if length % parts == 0 and length // parts >= k]
+def _parts(length: int, k: int, most: int) -> int:
+    """Return the largest number of equal parts, up to `most`, with at least k values each; 1 if there is none."""
+    fitting = [parts for parts in range(1, most + 1) if length % parts == 0 and length // parts >= k]
     return max(fitting, default=1)

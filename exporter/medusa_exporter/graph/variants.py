@@ -30,7 +30,7 @@ from medusa_exporter.graph.merge_matmuls import merge_matmuls
 from medusa_exporter.graph.quantise import quantise_draft, quantise_heads, quantised_tables, with_precision
 from medusa_exporter.graph.rotary_tables import with_still_row
 from medusa_exporter.graph.stack_layers import stack_layers
-from medusa_exporter.graph.topk import two_stage_topk
+from medusa_exporter.graph.topk import two_stage_argmax, two_stage_topk
 from medusa_exporter.precisions import DRAFT, FIXED_SCALES
 
 
@@ -100,6 +100,7 @@ def ort_cpu_graphs(traced: TracedGraph, precisions: Sequence[str]) -> dict[str, 
     graph = traced.graph.clone()
     write_kv_in_place(graph, traced.facts, traced.state_size, with_still_row(traced.tables))
     fuse(graph)
+    two_stage_argmax(graph.graph)
     quantise_heads(graph, DRAFT)
     integers = graph.clone() if FIXED_SCALES.intersection(precisions) else graph  # the draft's lm_head in integers too
     quantise_draft(graph, DRAFT)

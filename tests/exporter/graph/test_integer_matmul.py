@@ -87,6 +87,43 @@ def test_each_row_has_its_own_scale(outputs: int) -> None:
     np.testing.assert_array_equal(beside[0], alone[0])
 
 
+@pytest.mark.parametrize("outputs", [48, 2048])
+def test_a_bias_is_added_by_the_operator(outputs: int) -> None:
+    """Unless the columns' scales are an operator of their own; a row has the same bits in both cases."""
+    rng = np.random.default_rng(2)
+    weight, bias = rng.standard_normal((64, outputs)).astype(np.float32), rng.standard_normal(outputs)
+    model = normed(weight, bias.astype(np.float32))
+    use_integer_matmuls(model, {"normed": np.full(64, 4, np.float32)})
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("Add") == kinds.count("Mul") == (0 if outputs == 48 else 1)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    x = rng.standard_normal((4, 64)).astype(np.float32)
+    (y,) = session.run(["y"], {"x": x})
+    expected = x / np.sqrt((x * x).mean(-1, keepdims=True)) @ weight + bias
+    np.testing.assert_allclose(y, expected, atol=0.03 * np.abs(expected).max())
+    for rows in (1, 2, 3):
+        np.testing.assert_array_equal(session.run(["y"], {"x": x[:rows]})[0], y[:rows])
+
+
+def normed(weight: np.ndarray, bias: np.ndarray) -> ir.Model:
+    """y = norm(x) @ weight + bias."""
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([None, 64]))
+    constants = [
+        ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape))
+        for name, array in (("gain", np.ones(64, np.float32)), ("weight", weight), ("bias", bias))
+    ]
+    for value in constants:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    norm = ir.node("RMSNormalization", [x, constants[0]])
+    product = ir.node("MatMul", [norm.outputs[0], constants[1]])
+    y = ir.node("Add", [product.outputs[0], constants[2]])
+    for node, name in ((norm, "normed"), (product, "product"), (y, "y")):
+        node.outputs[0].name = name
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], y.outputs, nodes=[norm, product, y], initializers=constants, opset_imports={"": 23}, name="g")
+    return ir.Model(graph, ir_version=10)
+
+
 def gated(weight: np.ndarray) -> ir.Model:
     """(x · x) @ weight, whose rows come from a product as in a gated MLP."""
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["T", len(weight)]))
