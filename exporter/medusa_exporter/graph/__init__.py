@@ -12,6 +12,7 @@ ort-cpu
 5. `calibration`, `integer_matmul` (with `integer_weight`): only w8a8
 6. `quantise` (with `vocabulary`): only int8, w8a8 and int4
 7. `grouped_queries`: query heads of a key head share a matrix multiplication
+8. `logits`: rows of one sequence, so that no logits are copied; `skip_draft`: no heads where there is nothing to draft
 
 ort-cuda
 

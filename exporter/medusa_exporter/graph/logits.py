@@ -1,8 +1,8 @@
 """Writes the logits of a single sequence without a copy.
 
 As traced, the rows of all sequences are flattened so that one index can select among them, and the lm_head's result is
-reshaped to sequences again. On a GPU that last reshape is a copy of all logits, because they are an output. With one
-sequence there is nothing to flatten.
+reshaped to sequences again. That last reshape is a copy of all logits, because they are an output. With one sequence
+there is nothing to flatten.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from medusa_runtime import contract
 from onnx_ir.passes import common
 
-from medusa_exporter.graph.edit import ORT_DOMAIN, constant, insert
+from medusa_exporter.graph.edit import ORT_DOMAIN, constant, insert, replace
 
 ELEMENTWISE = ("Mul", "Div", "Tanh")  # how some families scale or cap logits
 
@@ -50,6 +50,41 @@ def single_sequence_logits(model: ir.Model) -> None:
         result = end
     result.shape, result.name, logits.name = logits.shape, contract.LOGITS, f"{contract.LOGITS}_flat"
     ir.convenience.replace_all_uses_with(logits, result, replace_graph_outputs=True)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def single_sequence_rows(model: ir.Model) -> None:
+    """Select rows of one sequence for the lm_head of a CPU graph, in place: (1, R, H) in place of (R, H).
+
+    All operators between the rows and the logits must accept rows of any rank, as quantised ones do. A Gemm does not:
+    then only the index becomes simpler.
+
+    Raises:
+        RuntimeError: The logits are computed in another way than `Step` does.
+    """
+    graph = model.graph
+    [logits] = [value for value in graph.outputs if value.name == contract.LOGITS]
+    [logit_rows] = [value for value in graph.inputs if value.name == contract.LOGIT_ROWS]
+    end = _producer(logits, "Reshape").inputs[0]
+    selected, kinds = end, []
+    while (node := None if selected is None else selected.producer()) is not None and node.op_type != "Gather":
+        kinds.append(node.op_type)
+        selected = node.inputs[0]
+    gather = _producer(selected, "Gather")
+    flat = _producer(gather.inputs[0], "Reshape")
+    hidden = flat.inputs[0]
+    assert end is not None and hidden is not None and hidden.dtype is not None  # noqa: S101 -- followed above
+    rows = insert(
+        graph, gather, "Reshape", [logit_rows, constant(graph, "logits.flat", np.array([-1]))], ir.DataType.INT32
+    )
+    if "Gemm" in kinds:
+        gather.replace_input_with(1, rows)
+    else:
+        picked = insert(graph, gather, "Gather", [hidden, rows], hidden.dtype, {"axis": 1})
+        ir.convenience.replace_all_uses_with(gather.outputs[0], picked)
+        for value in _between(end, picked):
+            value.shape = None
+        replace(logits, end)
     common.RemoveUnusedNodesPass()(model)
 
 

@@ -25,10 +25,11 @@ from medusa_exporter.graph.decompose_attention import decompose_attention, softc
 from medusa_exporter.graph.freeze_shapes import freeze_shapes, run_all_heads
 from medusa_exporter.graph.fuse import fuse
 from medusa_exporter.graph.in_place_kv import write_kv_in_place
-from medusa_exporter.graph.logits import single_sequence_logits
+from medusa_exporter.graph.logits import single_sequence_logits, single_sequence_rows
 from medusa_exporter.graph.merge_matmuls import merge_matmuls
 from medusa_exporter.graph.quantise import quantise_draft, quantise_heads, quantised_tables, with_precision
 from medusa_exporter.graph.rotary_tables import with_still_row
+from medusa_exporter.graph.skip_draft import skip_empty_draft
 from medusa_exporter.graph.stack_layers import stack_layers
 from medusa_exporter.graph.topk import two_stage_argmax, two_stage_topk
 from medusa_exporter.precisions import DRAFT, FIXED_SCALES
@@ -107,10 +108,14 @@ def ort_cpu_graphs(traced: TracedGraph, precisions: Sequence[str]) -> dict[str, 
     model = traced.facts, traced.state_size
     ranges = measure_ranges(graph, *model, traced.texts, traced.scratch) if traced.texts else {}
     tables = quantised_tables(graph.graph)
-    return {
+    graphs = {
         precision: with_precision(integers if precision in FIXED_SCALES else graph, precision, ranges, tables)
         for precision in precisions
     }
+    for made in graphs.values():
+        single_sequence_rows(made)
+        skip_empty_draft(made)
+    return graphs
 
 
 class GpuVariants:
