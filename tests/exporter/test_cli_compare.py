@@ -33,7 +33,13 @@ def run(*arguments: object) -> int:
 
 
 def on_host(
-    bundle: Bundle, model: ModelFacts, name: str, precision: str | None, threads: int | None, gpu: int = 0
+    bundle: Bundle,
+    model: ModelFacts,
+    name: str,
+    precision: str | None,
+    threads: int | None,
+    gpu: int = 0,
+    map_weights: bool = False,
 ) -> ort_cuda.OrtCudaBackend:
     """What `ort-cuda` loads, on a device that is the host."""
     device: Any = HostDevice()

@@ -15,6 +15,8 @@ from mutations import apply
 PROMPT = [5, 9, 17, 3, 44, 23]
 LENGTH = 12  # tokens of an answer
 MANIFEST = "manifest.json"
+NOT_LOADED = "weights that were not loaded"
+LOADED = ("graphs/ort-cpu-fp32.onnx", "graphs/shared.data")  # the graph that answers, and its weights
 ENGINE = ("tensorrt", "8.6.0", "sm90")  # what the engine's manifest of the pristine bundle says
 
 
@@ -72,6 +74,8 @@ def _outcome(context: Context, touched: set[str], places: dict[str, str], case: 
     try:
         (plain, tree), _ = _answers(context.folder, layers)
     except MedusaError as error:
+        if layers[-1] == NOT_LOADED and any(name.startswith(LOADED) for name in touched):
+            return {"outcome": "unnoticed", "layer": layers[-1], "detail": f"loaded: {error}"[:300]}
         return {"outcome": "refused", "layer": layers[-1], "detail": f"{type(error).__name__}: {error}"[:300]}
     found = {"outcome": "answered", "layer": "answer", "detail": f"{plain} {tree}"}
     graphs = any(name.startswith("graphs/") for name in touched)
@@ -117,6 +121,8 @@ def _answers(folder: Path, layers: list[str] | None = None) -> tuple[tuple[list[
         tree = _decoded(decoder)
     at("text")
     text = encoder.tokenizer.decode(plain)
+    at(NOT_LOADED)
+    Bundle.open(folder, weights=True)
     return (plain, tree), text
 
 

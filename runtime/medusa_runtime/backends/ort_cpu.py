@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_runtime import contract
+from medusa_runtime.backends.amx import permitted_amx
 from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, Step, StepOutputs, name_outputs
 from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.backends.integer_products import set_exact_products
@@ -93,7 +94,8 @@ class OrtCpuBackend:
         checked = graph if isinstance(graph, CheckedGraph) else CheckedGraph(graph)
         self._weight_bytes = checked.weight_bytes
         self._threads = threads or default_threads()
-        self._session = _new_session(checked, self._threads, map_weights)
+        with permitted_amx():
+            self._session = _new_session(checked, self._threads, map_weights)
         hidden_size = state_size(model, heads)
         specs = contract.in_place_specs(model.layers, hidden_size, model.vocab_size, model.kv_heads, model.head_dim)
         check_signature(self._session, *specs, checked.path)

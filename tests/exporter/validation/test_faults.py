@@ -33,6 +33,11 @@ def attribute(node: NodeProto, name: str) -> onnx.AttributeProto:
     return next(one for one in node.attribute if one.name == name)
 
 
+def branch(node: NodeProto) -> list[str]:
+    """The operators of an If's first branch."""
+    return [one.op_type for one in attribute(node, "then_branch").g.node]
+
+
 def through_shapes(model: onnx.ModelProto, node: NodeProto, *, forward: bool) -> NodeProto:
     """The next node before or behind one whose rows are not just selected and reshaped."""
     while True:
@@ -46,7 +51,8 @@ def through_shapes(model: onnx.ModelProto, node: NodeProto, *, forward: bool) ->
 
 def one_layers_weight(layer: int) -> Change:
     def change(model: onnx.ModelProto) -> None:
-        product = through_shapes(model, nodes(model, "If")[layer], forward=True)
+        attention = [node for node in nodes(model, "If") if "GroupQueryAttention" in branch(node)]
+        product = through_shapes(model, attention[layer], forward=True)
         assert product.op_type == "MatMul"
         set_weight(model, product.input[1], lambda array: array * np.float32(1.01))
 
