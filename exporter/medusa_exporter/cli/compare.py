@@ -133,7 +133,7 @@ def command(
         load_polygraphy()  # before any work
     if against is not None:
         import_extra("safetensors", "export")
-    opened = Bundle.open(bundle, weights=True, expected_digest=expected_digest)
+    opened = Bundle.open(bundle, expected_digest=expected_digest)
     progress = Progress()
     engines = [_load(opened, one, gpu, progress) for one in named]
     sides = [Side(engine.decoder.backend.name, engine.decoder.backend.precision) for engine in engines]
