@@ -7,7 +7,7 @@ that threads share. What is computed for an element does not change: products an
 
 Rows of D elements are selected by index, so nothing is transposed: one Gather each for queries, keys and values, and
 one for the result. Two TensorScatter write the keys and values behind the past, in place. The indices depend on the
-number of nodes only and are computed once for all layers.
+number of nodes only: they are the beginnings of constant tables.
 
 Example: 4 query heads, 2 key heads, 3 nodes. A token has A = 4 + 2 + 2 rows of D elements: queries q0 … q3, keys k0 and
 k1, values v0 and v1. Key head 0 serves q0 and q1, and gets 6 query rows: q0 and q1 of node 0, of node 1 and of node 2.
@@ -47,14 +47,14 @@ from medusa_exporter.graph.in_place_kv import (
     TOTAL,
     VALUE,
 )
+from medusa_exporter.graph.query_rows import MAX_GROUPED_NODES, MIN_ROWS, QueryRows
 
 OPSET = 24  # of TensorScatter
-MIN_ROWS = 2
-MAX_GROUPED_NODES = 64  # more nodes than any tree that pays on a CPU: they are a chunk of a prompt
-FEWEST_TASKS = 4  # attention is divided among threads by heads
 KEY_MULTIPLE = 4  # numbers of keys are rounded up to it
 HIDDEN = float(np.finfo(np.float32).min)  # as in the traced mask
 BOOL, FLOAT, INT32, INT64 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
+
+Fill = Callable[[BranchBuilder], ir.Value]
 
 
 def group_queries(model: ir.Model) -> None:
@@ -71,24 +71,12 @@ def group_queries(model: ir.Model) -> None:
     graph.sort()
 
 
-def parts_of(heads: int, kv_heads: int) -> int:
-    """Return into how many parts the query rows of a key head are divided.
-
-    Attention is divided among threads by heads. With few key heads some threads would have nothing to do, or one of two
-    threads twice the work of the other: 3 key heads become 6 parts, 2 become 4, 8 stay 8.
-    """
-    group = heads // kv_heads
-    enough = [n for n in range(1, group) if n * kv_heads >= FEWEST_TASKS and n * kv_heads % 2 == 0]
-    return min(enough, default=group)
-
-
 class _Rewriter:
     """Rewrites one layer after the other; what depends on the number of nodes only is computed once for all."""
 
     def __init__(self, graph: ir.Graph, like: ir.Node) -> None:
         self._graph, self._branches = graph, 0
         self._heads, self._kv_heads = (like.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
-        self._group, self._parts = self._heads // self._kv_heads, parts_of(self._heads, self._kv_heads)
         self._all = self._heads + 2 * self._kv_heads  # A
         past_key = like.inputs[PAST_KEY]
         assert past_key is not None and past_key.shape is not None  # noqa: S101 -- an input of the graph
@@ -110,10 +98,10 @@ class _Rewriter:
         rows = build("Add", key, build("Mul", new, build.ints(self._all)))
         self._keys = build("Unsqueeze", rows, build.ints(0))  # (1, Hkv, S - P)
         self._values = build("Add", self._keys, build.ints(self._kv_heads))
-        self._form = _Form(build, self._heads, self._kv_heads, self._parts, self._nodes, self._seen)
-        fits = build("LessOrEqual", self._form.rows, self._seen, dtype=BOOL)
-        few = build("LessOrEqual", self._nodes, build.ints(MAX_GROUPED_NODES), dtype=BOOL)
-        self._grouped = build("Squeeze", build("And", fits, few, dtype=BOOL), build.ints(0), dtype=BOOL)
+        self._grouping = QueryRows(build, self._heads, self._kv_heads, self._nodes)
+        fits = build("LessOrEqual", self._grouping.rows, self._seen, dtype=BOOL)
+        self._few = build("LessOrEqual", self._nodes, build.ints(MAX_GROUPED_NODES), dtype=BOOL)
+        self._grouped = build("Squeeze", build("And", fits, self._few, dtype=BOOL), build.ints(0), dtype=BOOL)
         self._rotations: dict[ir.Value, tuple[ir.Value, ...]] = {}
         self._masks: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
@@ -126,68 +114,77 @@ class _Rewriter:
             new = build("Gather", rows, index, dtype=FLOAT, axis=0)
             presents.append(build("TensorScatter", node.inputs[past], new, self._past, dtype=FLOAT, axis=2))
             replace(node.outputs[output], presents[-1])
-        values, (mask, of_rows, causal) = (rows, *presents), self._mask(node, build)
+        mask, of_rows, causal = self._mask(node, build)
 
         def grouped(inside: BranchBuilder) -> ir.Value:
-            return self._attend(node, inside, self._form, values, of_rows)
+            queries = inside("Gather", rows, self._grouping.queries, dtype=FLOAT, axis=0)
+            queries = inside("Reshape", queries, inside.ints(1, -1, self._grouping.heads * self._size), dtype=FLOAT)
+            attended = self._attend(node, inside, self._grouping.heads, (queries, *presents), of_rows)
+            attended = inside("Reshape", attended, inside.ints(-1, self._size), dtype=FLOAT)
+            attended = inside("Gather", attended, self._grouping.results, dtype=FLOAT, axis=0)
+            return inside("Reshape", attended, inside.ints(1, -1, self._heads * self._size), dtype=FLOAT)
+
+        def masked(inside: BranchBuilder) -> ir.Value:
+            count = inside("Max", self._nodes, inside.ints(MIN_ROWS))
+            each = inside("Min", inside.range(count), inside("Sub", self._nodes, inside.ints(1)))
+            queries = inside("Gather", self._queries(inside, rows), each, dtype=FLOAT, axis=1)
+            of_each = inside("Gather", mask, each, dtype=FLOAT, axis=0)
+            of_each = inside("Unsqueeze", of_each, inside.ints(0, 1), dtype=FLOAT)
+            attended = self._attend(node, inside, self._heads, (queries, *presents), of_each)
+            return inside("Slice", attended, inside.ints(0), self._nodes, inside.ints(1), dtype=FLOAT)
+
+        def unmasked(inside: BranchBuilder) -> ir.Value:
+            return self._attend(node, inside, self._heads, (self._queries(inside, rows), *presents), None)
 
         def one_by_one(inside: BranchBuilder) -> ir.Value:
-            form = _Form(inside, self._heads, self._kv_heads, self._group, self._nodes, self._seen)
-            return inside(
-                "If",
-                causal,
-                dtype=FLOAT,
-                then_branch=self._branch(lambda within: self._attend(node, within, form, values, None)),
-                else_branch=self._branch(
-                    lambda within: self._attend(node, within, form, values, form.mask(within, mask))
-                ),
-            )
+            return self._if(inside, causal, unmasked, masked)
 
-        result = build(
-            "If",
-            self._grouped,
-            dtype=FLOAT,
-            then_branch=self._branch(grouped),
-            else_branch=self._branch(one_by_one),
-        )
+        result = self._if(build, self._grouped, grouped, one_by_one)
         result.shape = node.outputs[0].shape
         replace(node.outputs[0], result)
         self._graph.remove(node, safe=True)
 
-    def _branch(self, fill: Callable[[BranchBuilder], ir.Value]) -> ir.Graph:
-        """Return a branch of an If, filled by a function that returns its result."""
+    def _if(
+        self, build: BranchBuilder, condition: ir.Value, then: Fill, otherwise: Fill, dtype: ir.DataType = FLOAT
+    ) -> ir.Value:
+        """Insert an If whose branches are filled by a function each, which returns its branch's result."""
+        branches = self._branch(then), self._branch(otherwise)
+        return build("If", condition, dtype=dtype, then_branch=branches[0], else_branch=branches[1])
+
+    def _branch(self, fill: Fill) -> ir.Graph:
         nodes: list[ir.Node] = []
         self._branches += 1
         name = f"branch.{self._branches}"
         result = fill(BranchBuilder(self._graph, nodes.append, name))
         return ir.Graph([], [result], nodes=nodes, name=name)
 
+    def _queries(self, build: BranchBuilder, rows: ir.Value) -> ir.Value:
+        """Return the queries among rows of D elements as rows of nodes, (1, T, Hq · D)."""
+        tokens = build("Reshape", rows, build.ints(1, -1, self._all * self._size), dtype=FLOAT)
+        end = build.ints(self._heads * self._size)
+        return build("Slice", tokens, build.ints(0), end, build.ints(2), dtype=FLOAT)
+
     def _attend(
-        self, node: ir.Node, build: BranchBuilder, form: _Form, values: Sequence[ir.Value], mask: ir.Value | None
+        self, node: ir.Node, build: BranchBuilder, heads: int, values: Sequence[ir.Value], mask: ir.Value | None
     ) -> ir.Value:
-        """Select the queries of `values` (rows of D elements, keys, values), attend, and select the results.
+        """Attend from queries (1, R, heads · D) to keys and values, and return the same shape.
 
         Without a mask a node sees the past and the nodes up to itself.
         """
-        rows, *presents = values
+        queries, *presents = values
         none = build.constant("grouped.no_rows", np.zeros((1, 0, self._kv_heads * self._size), np.float32))
-        queries = build("Gather", rows, form.queries, dtype=FLOAT, axis=0)
-        queries = build("Reshape", queries, build.ints(1, -1, self._kv_heads * form.parts * self._size), dtype=FLOAT)
         lengths = (self._last, self._total) if mask is not None else (node.inputs[LAST], node.inputs[TOTAL])
-        attended = build(
+        return build(
             "GroupQueryAttention",
             *(queries, none, none, *presents, *lengths, None, None, None, mask),
             dtype=FLOAT,
             domain=ORT_DOMAIN,
-            num_heads=self._kv_heads * form.parts,
+            num_heads=heads,
             kv_num_heads=self._kv_heads,
             scale=node.attributes["scale"].as_float(),
             softcap=node.attributes["softcap"].as_float(),
             causal=int(mask is None),
         )
-        attended = build("Reshape", attended, build.ints(-1, self._size), dtype=FLOAT)
-        attended = build("Gather", attended, form.results, dtype=FLOAT, axis=0)
-        return build("Reshape", attended, build.ints(1, -1, self._heads * self._size), dtype=FLOAT)
 
     def _rows_of_heads(self, node: ir.Node, build: BranchBuilder) -> ir.Value:
         """Return queries, keys and values, rotated, as rows of D elements: (T · A, D)."""
@@ -231,64 +228,28 @@ class _Rewriter:
             nodes = build("Squeeze", mask, build.ints(0, 1), dtype=FLOAT)  # (T, P + T)
             hidden = build.constant("grouped.hidden", np.array(HIDDEN, dtype=np.float32))
             nodes = build("Pad", nodes, self._pads, hidden, dtype=FLOAT)
-            self._masks[mask] = nodes, self._form.mask(build, nodes), self._is_causal_chunk(build, nodes)
+            self._masks[mask] = nodes, self._grouping.mask(build, nodes), self._is_causal_chunk(build, nodes)
         return self._masks[mask]
 
     def _is_causal_chunk(self, build: BranchBuilder, mask: ir.Value) -> ir.Value:
         """Return whether there are many nodes, each of which sees the whole past and the nodes up to itself."""
-        zero = build.constant("grouped.visible", np.array(0, dtype=np.float32))
-        visible = build("Cast", build("Equal", mask, zero, dtype=BOOL), to=INT64)
-        scalar = build("Squeeze", self._past, build.ints(0))
-        found = [build("ReduceSum", one, keepdims=0) for one in (visible, build("Trilu", visible, scalar, upper=0))]
-        triangle = build("Mul", self._nodes, build("Add", self._nodes, build.ints(1)))  # 1 + … + T, twice
-        past = build("Mul", self._nodes, self._past)
-        expected = build("Add", past, build("Div", triangle, build.ints(2)))
-        conditions = [build("Equal", one, expected, dtype=BOOL) for one in found]
-        conditions.append(build("Greater", self._nodes, build.ints(MAX_GROUPED_NODES), dtype=BOOL))
-        together = build("And", build("And", *conditions[:2], dtype=BOOL), conditions[2], dtype=BOOL)
-        return build("Squeeze", together, build.ints(0), dtype=BOOL)
+
+        def many(inside: BranchBuilder) -> ir.Value:
+            zero = inside.constant("grouped.visible", np.array(0, dtype=np.float32))
+            visible = inside("Cast", inside("Equal", mask, zero, dtype=BOOL), to=INT64)
+            past = inside("Squeeze", self._past, inside.ints(0))
+            triangle = inside("Trilu", visible, past, upper=0)
+            found = [inside("ReduceSum", one, keepdims=0) for one in (visible, triangle)]
+            pairs = inside("Mul", self._nodes, inside("Add", self._nodes, inside.ints(1)))  # 1 + … + T, twice
+            new = inside("Div", pairs, inside.ints(2))
+            expected = inside("Add", inside("Mul", self._nodes, self._past), new)
+            both = inside("And", *(inside("Equal", one, expected, dtype=BOOL) for one in found), dtype=BOOL)
+            return inside("Squeeze", both, inside.ints(0), dtype=BOOL)
+
+        def few(inside: BranchBuilder) -> ir.Value:
+            return inside("Identity", inside.constant("grouped.not_causal", np.array(False)), dtype=BOOL)
+
+        return self._if(build, build("Squeeze", self._few, build.ints(0), dtype=BOOL), few, many, dtype=BOOL)
 
     def _before(self, node: ir.Node) -> BranchBuilder:
         return BranchBuilder(self._graph, lambda new: self._graph.insert_before(node, new))
-
-
-class _Form:
-    """Which query rows and which results each part of a key head has.
-
-    Query row j = t · group + g of a key head is that of query head g of node t. Row r of part i is j = r · parts + i;
-    rows beyond the last one repeat it.
-
-    Attributes:
-        parts: Parts of each key head.
-        rows: R, int64 (1,): query rows of a part.
-        queries: (R, Hkv · parts) index of each query row among all rows of D elements.
-        results: (T, Hq) index of each result among the operator's.
-    """
-
-    def __init__(
-        self, build: BranchBuilder, heads: int, kv_heads: int, parts: int, nodes: ir.Value, seen: ir.Value
-    ) -> None:
-        group, all_parts, ints = heads // kv_heads, range(kv_heads * parts), build.ints
-        self.parts = parts
-        count = build("Mul", nodes, ints(group))  # query rows of a key head
-        rows = build("Div", build("Add", count, ints(parts - 1)), ints(parts))
-        self.rows = build("Max", rows, build("Min", seen, ints(MIN_ROWS)) if parts == group else ints(MIN_ROWS))
-        number = build("Mul", build("Unsqueeze", build.range(self.rows), ints(1)), ints(parts))  # (R, 1)
-        number = build("Add", number, ints(*(head % parts for head in all_parts)))
-        number = build("Min", number, build("Sub", count, ints(1)))  # (R, Hkv · parts)
-        node = build("Div", number, ints(group))
-        head = build("Add", build("Mod", number, ints(group)), ints(*(head // parts * group for head in all_parts)))
-        self.queries = build("Add", build("Mul", node, ints(heads + 2 * kv_heads)), head)
-        self._nodes = build("Transpose", node, perm=[1, 0])  # (Hkv · parts, R)
-        if parts in (1, group):  # all parts have rows of the same nodes
-            self._nodes = build("Slice", self._nodes, ints(0), ints(1), ints(0))
-        number = build("Mul", build("Unsqueeze", build.range(nodes), ints(1)), ints(group))  # (T, 1)
-        number = build("Add", number, ints(*(head % group for head in range(heads))))  # (T, Hq)
-        row = build("Mul", build("Div", number, ints(parts)), ints(kv_heads * parts))
-        part = build("Add", build("Mod", number, ints(parts)), ints(*(head // group * parts for head in range(heads))))
-        self.results = build("Add", row, part)
-
-    def mask(self, build: BranchBuilder, mask: ir.Value) -> ir.Value:
-        """Return the mask of query rows, (1, Hkv · parts or 1, R, S), of a mask of nodes (T, S)."""
-        rows = build("Gather", mask, self._nodes, dtype=FLOAT, axis=0)
-        return build("Unsqueeze", rows, build.ints(0), dtype=FLOAT)
