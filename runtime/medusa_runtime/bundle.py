@@ -127,7 +127,8 @@ class Bundle:
         """Return a file to be read or mapped, verified against the manifest; BundleError if that does not list it."""
         if name not in self.manifest.files:
             raise BundleError(f"{self.root} has no {name!r}: its manifest does not list it; {REMEDY}")
-        return VerifiedFile(self.root / name, self.manifest.files[name], self.stamps.get(name))
+        facts, stamp = self.manifest.files[name], self.stamps.get(name)
+        return VerifiedFile(self.root / name, facts, stamp, lambda hashed: self.stamps.update({name: hashed}))
 
     def graph(self, backend: str, precision: str | None = None) -> tuple[GraphFacts, Path]:
         """Return the facts and the file of a backend's graph.

@@ -1,7 +1,7 @@
 """Reads and maps files of a bundle, and guarantees that the bytes are those that the manifest lists.
 
-Small files are hashed each time they are read. Weights are hashed when the bundle is opened; a file whose metadata (its
-stamp) has changed since then is hashed again.
+Small files are hashed each time they are read. Weights are hashed when the bundle is opened, or while they are loaded;
+a file whose metadata (its stamp) has changed since then is hashed again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import hashlib
 import mmap
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,13 @@ def hash_file(path: Path) -> tuple[str, FileStamp | None]:
     with path.open("rb", buffering=0) as file:
         started, before = time.time_ns(), FileStamp.of(file)
         digest = _sha256(file)
-        settled = before == FileStamp.of(file) and max(before.modified, before.changed) < started - _SETTLED
+        settled = before == FileStamp.of(file) and _is_settled(before, started)
     return digest, before if settled else None
+
+
+def _is_settled(stamp: FileStamp, now: int) -> bool:
+    """Return whether a file was last written long enough before `now`, in ns, that a later write changes its stamp."""
+    return max(stamp.modified, stamp.changed) < now - _SETTLED
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,13 @@ class VerifiedFile:
         path: Path of the file.
         facts: Size and digest that it must have; None for a file without a manifest, which is not verified.
         stamp: Its metadata when it was hashed; None if that does not exclude later changes.
+        record: Receives such a stamp when the file has been hashed again.
     """
 
     path: Path
     facts: FileFacts | None = None
     stamp: FileStamp | None = None
+    record: Callable[[FileStamp | None], None] = lambda _stamp: None
 
     @property
     def size(self) -> int:
@@ -84,15 +92,16 @@ class VerifiedFile:
                 data = file.read(self.size + 1)
         except (OSError, MemoryError) as error:
             raise BundleError(f"{self.path} cannot be read: {error!r}; copy the bundle again") from None
-        if self.facts is not None and hashlib.sha256(data).hexdigest() != self.facts.sha256:
-            raise self._changed()
+        if self.facts is not None and (digest := hashlib.sha256(data).hexdigest()) != self.facts.sha256:
+            raise self._changed(f"SHA-256 {digest}", self.facts.sha256)
         return data
 
     @contextmanager
     def mapped(self) -> Iterator[NDArray[np.uint8]]:
-        """Map the file into memory as a read-only uint8 array (size,).
+        """Map the file into memory as a read-only uint8 array (size,), and hash it meanwhile.
 
-        The array may be kept after the context, but later writes to the file are then not detected.
+        What was made of the array may be used only after the context, which ends with an error for a damaged file. The
+        array may be kept, but later writes to the file are then not detected.
 
         Raises:
             BundleError: The file's content is not the listed one, or it was written during the context.
@@ -100,26 +109,46 @@ class VerifiedFile:
         try:
             with self.path.open("rb", buffering=0) as file:
                 before = FileStamp.of(file)
-                if self.facts is not None:
-                    trusted = before.size == self.facts.size and before == self.stamp
-                    if not trusted and _sha256(file) != self.facts.sha256:
-                        raise self._changed()
-                if before.size:
-                    pages = mmap.mmap(file.fileno(), before.size, access=mmap.ACCESS_READ)
-                    yield np.frombuffer(pages, np.uint8)
-                    if hasattr(mmap, "MADV_DONTNEED"):
-                        pages.madvise(
-                            mmap.MADV_DONTNEED
-                        )  # frees the pages; a kept array reads them again from the file
-                else:
-                    yield np.empty(0, np.uint8)
+                with self._hashed(file, before):
+                    if before.size:
+                        pages = mmap.mmap(file.fileno(), before.size, access=mmap.ACCESS_READ)
+                        yield np.frombuffer(pages, np.uint8)
+                        if hasattr(mmap, "MADV_DONTNEED"):
+                            # frees the pages; a kept array reads them again from the file
+                            pages.madvise(mmap.MADV_DONTNEED)
+                    else:
+                        yield np.empty(0, np.uint8)
                 if self.facts is not None and FileStamp.of(file) != before:
                     raise BundleError(f"{self.path} was written while it was loaded; open the bundle again")
         except OSError as error:
             raise BundleError(f"{self.path} cannot be mapped: {error}; copy the bundle again") from None
 
-    def _changed(self) -> BundleError:
-        return BundleError(f"{self.path} changed after the bundle was opened; open it again")
+    @contextmanager
+    def _hashed(self, file: Any, before: FileStamp) -> Iterator[None]:
+        """Hash an open file in another thread while the body runs, unless its stamp is known; raise if it differs.
+
+        An error of the body that a damaged file has caused is replaced by that error.
+        """
+        if self.facts is None or before == self.stamp:
+            yield
+            return
+        if before.size != self.facts.size:
+            raise self._changed(f"{before.size} bytes", str(self.facts.size))
+        started = time.time_ns()
+        with ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(_sha256, file)
+            try:
+                yield
+            finally:
+                if digest.result() != self.facts.sha256:
+                    raise self._changed(f"SHA-256 {digest.result()}", self.facts.sha256)
+        self.record(before if _is_settled(before, started) else None)
+
+    def _changed(self, found: str, expected: str) -> BundleError:
+        return BundleError(
+            f"{self.path} has {found}, expected {expected}: it is damaged, or was changed after the bundle was opened; "
+            "open the bundle again, or copy it again"
+        )
 
 
 def _sha256(file: Any) -> str:

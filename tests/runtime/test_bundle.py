@@ -288,7 +288,7 @@ def test_a_file_changed_after_opening_is_not_used(folder):
     bundle = Bundle.open(folder)
     (folder / "tokenizer/chat_template.jinja").write_bytes(b"{{ messages }} e")
     (folder / "profiles/wide.toml").unlink()
-    with pytest.raises(BundleError, match="changed after the bundle was opened"):
+    with pytest.raises(BundleError, match="was changed after the bundle was opened"):
         _ = bundle.chat_template
     with pytest.raises(BundleError, match=r"wide\.toml"):
         bundle.profile("wide")
@@ -402,7 +402,7 @@ def test_what_is_too_large_is_not_read(folder, monkeypatch):
 def test_a_tokenizer_changed_after_opening_is_not_used(folder):
     bundle = Bundle.open(folder)
     (folder / "tokenizer/tokenizer.json").write_bytes(b"[]")
-    with pytest.raises(BundleError, match="changed after the bundle was opened"):
+    with pytest.raises(BundleError, match="was changed after the bundle was opened"):
         _ = bundle.tokenizer
     (folder / "tokenizer/tokenizer.json").unlink()
     with pytest.raises(BundleError, match="cannot be read"):

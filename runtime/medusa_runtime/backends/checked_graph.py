@@ -80,16 +80,16 @@ class CheckedGraph:
 
     @contextmanager
     def mapped(self) -> Iterator[dict[str, tuple[Weight, NDArray[np.generic]]]]:
-        """Hash the files of the external weights, unless that was done before, and map them into memory.
+        """Map the files of the external weights into memory, and hash them meanwhile, unless that was done before.
+
+        What was made of the weights may be used only after the context, which ends with an error for a damaged file.
 
         Yields:
             Each external weight and its array, by name.
 
         Raises:
-            BundleError: A file is damaged or was changed, found out at the beginning or at the end.
+            BundleError: A file is damaged or was changed.
         """
-        if self._bundle is not None:
-            self._bundle.verify(map(self._listed_name, self._files))
         with ExitStack() as stack:
             files = {name: stack.enter_context(self._file(name).mapped()) for name in self._files}
             yield {

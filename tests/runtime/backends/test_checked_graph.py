@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from medusa_runtime import bundle as bundle_module
+from medusa_runtime import verified_file
 from medusa_runtime.backends import checked_graph, load_backend
 from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.backends.ort_cpu import OrtCpuBackend
@@ -172,7 +174,7 @@ def test_weights_changed_between_opening_and_loading_are_refused(folder: Path, n
     os.utime(target, ns=(1, 1))
     target.replace(file)
     assert file.stat().st_size == status.st_size
-    with pytest.raises(BundleError, match=f"{name} changed after the bundle was opened; open it again"):
+    with pytest.raises(BundleError, match=f"{name} has SHA-256 .* was changed after the bundle was opened"):
         load_backend(bundle, "ort-cpu", "fp32", threads=1)
 
 
@@ -196,15 +198,37 @@ def test_weights_of_other_graphs_are_not_read(folder: Path) -> None:
 def test_files_are_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in (folder / "graphs").iterdir():
         os.utime(file, ns=(1, 1))
-    hashed: list[Path] = []
-    hash_files = bundle_module.hash_files
-    monkeypatch.setattr(bundle_module, "hash_files", lambda paths: (hashed.extend(paths), hash_files(paths))[1])
+    hashed: list[str] = []
+    sha256 = verified_file._sha256
+    monkeypatch.setattr(verified_file, "_sha256", lambda file: (hashed.append(file.name), sha256(file))[1])
     monkeypatch.setattr(time, "time_ns", lambda: 1 << 62)  # long after the files were written
     bundle = Bundle.open(folder)
     for _ in range(2):
         load_backend(bundle, "ort-cpu", "fp32", threads=1)
     assert len(hashed) == len(set(hashed))
-    assert sum(file.suffix == ".data" for file in hashed) == 2
+    assert sum(name.endswith(".data") for name in map(str, hashed)) == 2
+
+
+def test_weights_are_hashed_while_the_session_is_created(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread waits for the other; the damage is reported once both are done, in place of what it led to."""
+    begun = threading.Event()
+    sha256 = verified_file._sha256
+
+    def hash_after_session_began(file: Any) -> str:
+        assert begun.wait(60)
+        return sha256(file)
+
+    def session(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        raise RuntimeError("the weights make no sense")
+
+    with (folder / "graphs/shared.data").open("r+b") as opened:
+        opened.write(b"\x3f")
+    bundle = Bundle.open(folder)
+    monkeypatch.setattr(verified_file, "_sha256", hash_after_session_began)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(BundleError, match=r"shared\.data has SHA-256 .*, expected"):
+        load_backend(bundle, "ort-cpu", "fp32", threads=1)
 
 
 def test_weights_written_while_they_are_loaded_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +241,8 @@ def test_weights_written_while_they_are_loaded_are_refused(folder: Path, monkeyp
         return session(*arguments, **options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", writing)
-    with pytest.raises(BundleError, match=r"shared\.data was written while it was loaded; open the bundle again"):
+    # which of the two errors depends on how far the file was hashed
+    with pytest.raises(BundleError, match=r"shared\.data (was written while it was loaded|has SHA-256 .*, expected)"):
         load_backend(bundle, "ort-cpu", "fp32", threads=1)
 
 
