@@ -1,7 +1,7 @@
 """Compare decoding speed with onnxruntime-genai, llama.cpp and OpenVINO GenAI on the same weights, prompts and threads.
 
-Each system runs in a separate process, and the systems alternate for several rounds: the speed of a machine changes
-over time, and two inference sessions in one process slow each other down. See README.md for the method.
+Each system runs in a separate process, and the systems answer every prompt in turns, for several rounds: the speed of a
+machine changes over time, and two inference sessions in one process slow each other down. See README.md for the method.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from medusa_exporter.overwrite_check import OverwriteError, check_output_file
 from medusa_runtime.errors import MedusaError
 from peers_contenders import BACKEND, OWN_CLASSES, Contender, own_contenders, peer_contenders, select
+from peers_process import measure_in_turns
 from peers_prompts import prefill_prompts, read_prompts
 from peers_report import PLOT, PLOT_TYPES, plot, print_tables
-from peers_results import OUTPUT, Report, Results, ResultsError, token_rate
+from peers_results import OUTPUT, Results, ResultsError, token_rate
 
 if TYPE_CHECKING:
     from medusa_runtime.bundle import Bundle
@@ -92,26 +93,6 @@ def with_models(
     return found
 
 
-def measure(system: Contender, peer_python: str, common: dict[str, Any], files: list[Path]) -> Report:
-    """Run a system's worker once in a new process, with its files in the page cache, and return its report."""
-    for file in files:
-        with file.open("rb") as content:
-            while content.read(1 << 22):
-                pass
-    python = sys.executable if system.own else peer_python
-    done = subprocess.run(
-        [python, str(HERE / "peers_worker.py")],
-        input=json.dumps({**common, **system.job, "spawned": time.monotonic()}),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(f"the worker of {system.name} failed:\n{done.stderr[-3000:]}")
-    report: Report = json.loads(done.stdout)
-    return report
-
-
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line; exit with an error for values that do not fit together."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
@@ -124,6 +105,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--threads", type=int, help="Threads of every system (default: one per physical core).")
     add("--rounds", type=int, default=3, help="Number of rounds (default: %(default)s).")
     add("--minutes", type=float, help="Start no measurement after so many minutes; the same command continues.")
+    add("--apart", action="store_true", help="Only one system in memory: each answers all prompts before the next.")
     add(
         "--attempts",
         type=int,
@@ -180,7 +162,7 @@ def find_contenders(arguments: argparse.Namespace, bundles: list[Bundle]) -> tup
         label = f"[{number}]" if number > 1 else ""
         has = [facts.precision for facts in bundle.manifest.graphs.values() if facts.backend == BACKEND]
         precisions = [name for name in arguments.precision or has if name in has]
-        found += own_contenders(bundle, label, precisions, arguments.profile)
+        found += own_contenders(bundle, label, precisions, arguments.profile, amx="amx_int8" in machine()["features"])
         stored = graph_sizes(bundle)
         sizes |= {f"medusa{label} {name}": stored[f"{BACKEND}-{name}"].size for name in precisions}
     return select([*found, *peer_contenders(arguments.draft)], arguments.only), sizes
@@ -202,21 +184,21 @@ def measure_all(
         common: What the jobs of all workers have in common.
         deadline: No measurement starts after this time of the monotonic clock.
     """
-    rounds = [systems if number % 2 == 0 else systems[::-1] for number in range(arguments.rounds)]
-    todo = [
-        (number, *system)
-        for number, tested in enumerate(rounds)
-        for system in tested
-        if not results.has(system[1], number)
-    ]
-    for at, (number, system, facts, files) in enumerate(todo):
-        if time.monotonic() >= deadline:
-            return len(todo) - at
-        report = measure(system, arguments.peer_python, common, files)
-        results.add(facts, number, report)
-        results.save(arguments.json)
-        print(f"round {number + 1}: {system.name}: {token_rate(report):.1f} tokens/s", file=sys.stderr)
-    return 0
+    left = sum(not results.has(facts, number) for _, facts, _ in systems for number in range(arguments.rounds))
+    for number in range(arguments.rounds):
+        todo = [system for system in systems if not results.has(system[1], number)]
+        todo = todo if number % 2 == 0 else todo[::-1]
+        for group in [[one] for one in todo] if arguments.apart else [todo]:
+            if time.monotonic() >= deadline:
+                return left
+            opened = [(system, files) for system, _facts, files in group]
+            reports = measure_in_turns(opened, arguments.peer_python, common)
+            for (system, facts, _), report in zip(group, reports, strict=True):
+                results.add(facts, number, report)
+                print(f"round {number + 1}: {system.name}: {token_rate(report):.1f} tokens/s", file=sys.stderr)
+            results.save(arguments.json)
+            left -= len(group)
+    return left
 
 
 def main() -> int:
@@ -243,6 +225,7 @@ def main() -> int:
         "attempts": arguments.attempts,
     }
     settings = {name: value for name, value in common.items() if name not in ("prompts", "prefills")}
+    settings["apart"] = arguments.apart
     settings |= {"prompts": len(prompts), "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()}
     settings |= {"prefill": arguments.prefill}
     systems = with_models(tested, sizes, make_models(arguments, [one for one in tested if not one.own]))

@@ -22,6 +22,7 @@ EXTRA = "extra"  # for information only: it has another precision than ours
 OWN_CLASSES = {"fp32": FP32, "int8": EIGHT_BIT, "w8a8": EIGHT_BIT, "int4": FOUR_BIT}
 BACKEND = "ort-cpu"
 DEFAULT = "default"  # the name for the tree that a bundle recommends for a precision
+INTEGERS = ("w8a8",)  # precisions in which ONNX Runtime uses AMX where there is AMX
 NGRAM_SIZE = 4  # tokens that have to be equal for a draft; with 2 or 3, more drafts are wrong than they save
 
 
@@ -34,7 +35,7 @@ class Contender:
         precision_class: One of CLASSES, or EXTRA.
         own: Whether this is our own decoder.
         speculates: Whether its steps verify drafted tokens.
-        plain: The contender whose tokens a tree has to give: plain decoding of the same build.
+        plain: The contender whose tokens this one has to give: plain decoding of the same build; None for that itself.
         identity: Changes whenever a measurement would measure something else.
         job: What its worker is to open (peers_runners.py).
     """
@@ -88,14 +89,17 @@ PEERS = (
 )
 
 
-def own_contenders(bundle: Bundle, label: str, precisions: Sequence[str], trees: Iterable[str]) -> list[Contender]:
-    """Return plain decoding and the trees of one bundle.
+def own_contenders(
+    bundle: Bundle, label: str, precisions: Sequence[str], trees: Iterable[str], *, amx: bool = False
+) -> list[Contender]:
+    """Return plain decoding and the trees of one bundle; where there is AMX, plain decoding without it too.
 
     Args:
         bundle: The bundle.
         label: Part of the names, to tell several bundles apart; may be empty.
         precisions: Precisions of the bundle, keys of OWN_CLASSES.
         trees: "NAME" for all precisions or "PRECISION:NAME"; NAME is a tree of the bundle, DEFAULT, or a .toml file.
+        amx: Whether the processor has AMX for 8-bit integers, which may take longer for one row than VNNI.
 
     Raises:
         MedusaError: There is no such tree, or it is invalid.
@@ -126,6 +130,11 @@ def own_contenders(bundle: Bundle, label: str, precisions: Sequence[str], trees:
             identity = _identity(whole, bundle.manifest.digest, text)
             plain = build if one else None
             found.append(Contender(name, OWN_CLASSES[precision], True, bool(one), plain, identity, whole))
+        if amx and precision in INTEGERS:
+            without = job | {"tree": None, "environment": {"MEDUSA_AMX": "0"}}
+            identity = _identity(without, bundle.manifest.digest, "")
+            name = f"{build} without AMX"
+            found.append(Contender(name, OWN_CLASSES[precision], True, False, build, identity, without))
     return found
 
 

@@ -1,9 +1,10 @@
-"""Measures one system in one process: reads a job from standard input and writes a report to standard output.
+"""Measures one system in one process: reads requests from standard input, and writes a line of JSON for each of them.
 
-Next to what peers_runners.py needs, a job has `prompts` and `prefills`, which are lists of token ids (every prompt is
-answered; after a prefill only the first token is decoded), the numbers `max_new_tokens`, `warm_up_tokens` and
-`attempts`, and `spawned`: the monotonic clock before the process was created. This project is imported only to measure
-its own decoder, so that a peer can run in another Python environment.
+The first request is a job. Next to what peers_runners.py needs it has `prompts` and `prefills`, which are lists of
+token ids, the numbers `max_new_tokens`, `warm_up_tokens` and `attempts`, and `spawned`: the monotonic clock before the
+process was created. Then {"prompts": i} answers a prompt, {"prefills": i} decodes only the first token after one, and
+{} ends the process. This project is imported only to measure its own decoder, so that a peer can run in another Python
+environment.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,26 +97,39 @@ def memory() -> dict[str, int]:
     return {"rss": sizes["Rss"], "pss": sizes["Pss"], "anonymous": sizes["Anonymous"]}
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Open the system of a job, decode, and return the report."""
+def serve(requests: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Open the system of a job, the first request, and yield a report for it and for each request after it."""
+    job: Job = next(requests)
     open_system, packages = RUNNERS[job["system"]]
     answer = open_system(job)
     first: list[float] = []  # when the first token of the process was known
     answer(job["prompts"][0], job["warm_up_tokens"], lambda _: first.append(time.monotonic()) if not first else None)
     resident = memory()
-    tokens, attempts = job["max_new_tokens"], job["attempts"]
-    prompts = [least_disturbed(answer, prompt, tokens, attempts) for prompt in job["prompts"]]
-    prefills = [measure(answer, prompt, 1) for prompt in job["prefills"]]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    return {
+    yield {
         "versions": {name: importlib.metadata.version(name) for name in packages} | {"python": sys.version.split()[0]},
         "start_seconds": first[0] - job["spawned"],
         "memory_bytes": resident,
-        "peak_memory_bytes": max(peak, resident.get("rss", 0)),  # the system updates the peak a little later
-        "prompts": prompts,
-        "prefills": [{name: one[name] for name in ("prompt_tokens", "prefill_seconds")} for one in prefills],
     }
+    for request in requests:
+        if "prompts" in request:
+            prompt = job["prompts"][request["prompts"]]
+            yield least_disturbed(answer, prompt, job["max_new_tokens"], job["attempts"])
+        elif "prefills" in request:
+            found = measure(answer, job["prefills"][request["prefills"]], 1)
+            yield {name: found[name] for name in ("prompt_tokens", "prefill_seconds")}
+        else:
+            break
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    yield {"peak_memory_bytes": max(peak, resident.get("rss", 0))}  # the system updates the peak a little later
+
+
+def main() -> None:
+    """Serve requests; what libraries print goes to standard error."""
+    with os.fdopen(os.dup(1), "w") as output:
+        os.dup2(2, 1)
+        for report in serve(map(json.loads, sys.stdin)):
+            print(json.dumps(report), file=output, flush=True)
 
 
 if __name__ == "__main__":
-    json.dump(run(json.load(sys.stdin)), sys.stdout)
+    main()

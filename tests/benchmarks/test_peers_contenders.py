@@ -61,6 +61,20 @@ def test_trees_are_of_the_bundle_its_default_or_files(tmp_path: Path) -> None:
     assert [one.job["tree"] for one in found][3] == str(file)
 
 
+def test_plain_decoding_is_also_measured_without_amx() -> None:
+    found = own_contenders(bundle(), "", ["w8a8", "int4"], ["w8a8:tree-4"], amx=True)
+    assert [one.name for one in found] == [
+        "medusa w8a8",
+        "medusa w8a8 tree-4",
+        "medusa w8a8 without AMX",
+        "medusa int4",
+    ]
+    assert found[2].job == found[0].job | {"environment": {"MEDUSA_AMX": "0"}}
+    assert found[2].plain == "medusa w8a8"
+    assert not found[2].speculates
+    assert len({one.identity for one in found}) == 4
+
+
 def test_another_bundle_or_tree_is_another_identity(tmp_path: Path) -> None:
     file = tmp_path / "searched.toml"
     file.write_text(to_toml(TreeProfile("one", ((0,),))))

@@ -40,7 +40,7 @@ def test_the_least_disturbed_attempt_counts(monkeypatch: pytest.MonkeyPatch) -> 
     assert next(loads) == 0.0
 
 
-def test_a_report_has_start_memory_and_prefills(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_served_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(peers_worker.RUNNERS, "echo", (lambda job: answer, ("numpy",)))
     job = {
         "system": "echo",
@@ -51,10 +51,12 @@ def test_a_report_has_start_memory_and_prefills(monkeypatch: pytest.MonkeyPatch)
         "attempts": 1,
         "spawned": time.monotonic() - 5,
     }
-    found = peers_worker.run(job)
-    assert 5 <= found["start_seconds"] < 6
-    assert [one["answer"] for one in found["prompts"]] == [[1, 1, 1], [2, 2, 2]]
-    assert [one["prompt_tokens"] for one in found["prefills"]] == [2]
-    assert found["versions"].keys() == {"numpy", "python"}
+    requests = iter([job, {"prompts": 1}, {"prefills": 0}, {"prompts": 0}, {}])
+    opened, first, prefill, second, last = peers_worker.serve(requests)
+    assert 5 <= opened["start_seconds"] < 6
+    assert [one["answer"] for one in (first, second)] == [[2, 2, 2], [1, 1, 1]]
+    assert prefill.keys() == {"prompt_tokens", "prefill_seconds"}
+    assert prefill["prompt_tokens"] == 2
+    assert opened["versions"].keys() == {"numpy", "python"}
     if os.path.exists("/proc/self/smaps_rollup"):  # noqa: PTH110
-        assert found["peak_memory_bytes"] >= found["memory_bytes"]["rss"] > found["memory_bytes"]["anonymous"] > 0
+        assert last["peak_memory_bytes"] >= opened["memory_bytes"]["rss"] > opened["memory_bytes"]["anonymous"] > 0

@@ -123,7 +123,7 @@ def command(
     """
     results.check(BENCH, inputs=[file, *([forced] if forced else [])], bundle=bundle)
     prompts, kinds = load_prompts(file, limit), read_categories(file)
-    opened = Bundle.open(bundle, weights=True, expected_digest=expected_digest)
+    opened = Bundle.open(bundle, expected_digest=expected_digest)
     for name in backends:
         opened.graph(name, precision)  # fails at once where the bundle has none
     trees = choose_trees(opened, profiles)

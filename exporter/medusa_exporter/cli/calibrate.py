@@ -97,8 +97,10 @@ def command(
     the bundle's fastest tree in place of its default, and `medusa-export search-tree` finds better ones.
     """
     results.check(CALIBRATION, inputs=[file] if file else [], bundle=bundle)
-    opened = Bundle.open(bundle, weights=True, expected_digest=expected_digest)
+    opened = Bundle.open(bundle, expected_digest=expected_digest)
     graphs = choose_graphs(opened, backends, precisions)
+    if len(graphs) > 1:  # damage to the last one is found before the first one is measured
+        opened.verify(name for name in opened.manifest.files if name.startswith("graphs/"))
     prompts = load_prompts(file, limit) if file else []
     plan = Plan(seconds, prompts, max_new_tokens, turns == "first", threads, max_length, gpu)
     done: list[GraphCalibration] = []
