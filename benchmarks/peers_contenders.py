@@ -23,6 +23,7 @@ OWN_CLASSES = {"fp32": FP32, "int8": EIGHT_BIT, "w8a8": EIGHT_BIT, "int4": FOUR_
 BACKEND = "ort-cpu"
 DEFAULT = "default"  # the name for the tree that a bundle recommends for a precision
 INTEGERS = ("w8a8",)  # precisions in which ONNX Runtime uses AMX where there is AMX
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (("", {}), (" without AMX", {"environment": {"MEDUSA_AMX": "0"}}))
 NGRAM_SIZE = 4  # tokens that have to be equal for a draft; with 2 or 3, more drafts are wrong than they save
 
 
@@ -92,7 +93,7 @@ PEERS = (
 def own_contenders(
     bundle: Bundle, label: str, precisions: Sequence[str], trees: Iterable[str], *, amx: bool = False
 ) -> list[Contender]:
-    """Return plain decoding and the trees of one bundle; where there is AMX, plain decoding without it too.
+    """Return plain decoding and the trees of one bundle; where there is AMX, both with and without it.
 
     Args:
         bundle: The bundle.
@@ -126,15 +127,11 @@ def own_contenders(
                 from_toml(text, one)
             elif one:
                 bundle.profile(one)
-            whole = job | {"tree": one}
-            identity = _identity(whole, bundle.manifest.digest, text)
-            plain = build if one else None
-            found.append(Contender(name, OWN_CLASSES[precision], True, bool(one), plain, identity, whole))
-        if amx and precision in INTEGERS:
-            without = job | {"tree": None, "environment": {"MEDUSA_AMX": "0"}}
-            identity = _identity(without, bundle.manifest.digest, "")
-            name = f"{build} without AMX"
-            found.append(Contender(name, OWN_CLASSES[precision], True, False, build, identity, without))
+            for suffix, environment in VARIANTS if amx and precision in INTEGERS else VARIANTS[:1]:
+                whole = job | {"tree": one} | environment
+                identity = _identity(whole, bundle.manifest.digest, text)
+                plain = build if name + suffix != build else None
+                found.append(Contender(name + suffix, OWN_CLASSES[precision], True, bool(one), plain, identity, whole))
     return found
 
 

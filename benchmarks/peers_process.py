@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -36,10 +37,12 @@ class Worker:
                     pass
         self.name, self._job = system.name, {**common, **system.job, "spawned": time.monotonic()}
         environment = {name: str(value) for name, value in system.job.get("environment", {}).items()}
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by __exit__
         self._process = subprocess.Popen(
             [sys.executable if system.own else peer_python, str(WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._messages,
             text=True,
             env=os.environ | environment,
         )
@@ -68,6 +71,7 @@ class Worker:
         """End the process, whatever it does."""
         self._process.kill()
         self._process.communicate()
+        self._messages.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -77,7 +81,9 @@ class Worker:
         answer = stdout.readline()
         if not answer:
             code = self._process.wait()
-            raise SystemExit(f"the worker of {self.name} ended with exit code {code}; its messages are above")
+            self._messages.seek(0)
+            messages = self._messages.read().decode(errors="replace")
+            raise SystemExit(f"the worker of {self.name} ended with exit code {code}:\n{messages[-3000:]}")
         found: dict[str, Any] = json.loads(answer)
         return found
 

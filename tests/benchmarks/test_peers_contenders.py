@@ -61,18 +61,15 @@ def test_trees_are_of_the_bundle_its_default_or_files(tmp_path: Path) -> None:
     assert [one.job["tree"] for one in found][3] == str(file)
 
 
-def test_plain_decoding_is_also_measured_without_amx() -> None:
+def test_integers_are_measured_with_and_without_amx() -> None:
     found = own_contenders(bundle(), "", ["w8a8", "int4"], ["w8a8:tree-4"], amx=True)
-    assert [one.name for one in found] == [
-        "medusa w8a8",
-        "medusa w8a8 tree-4",
-        "medusa w8a8 without AMX",
-        "medusa int4",
-    ]
-    assert found[2].job == found[0].job | {"environment": {"MEDUSA_AMX": "0"}}
-    assert found[2].plain == "medusa w8a8"
-    assert not found[2].speculates
-    assert len({one.identity for one in found}) == 4
+    names = ["medusa w8a8", "medusa w8a8 without AMX", "medusa w8a8 tree-4", "medusa w8a8 tree-4 without AMX"]
+    assert [one.name for one in found] == [*names, "medusa int4"]
+    for with_it, without in (found[:2], found[2:4]):
+        assert without.job == with_it.job | {"environment": {"MEDUSA_AMX": "0"}}
+        assert without.plain == "medusa w8a8"
+        assert without.speculates == with_it.speculates
+    assert len({one.identity for one in found}) == 5
 
 
 def test_another_bundle_or_tree_is_another_identity(tmp_path: Path) -> None:

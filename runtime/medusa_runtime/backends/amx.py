@@ -29,6 +29,11 @@ class _SignalStack(ctypes.Structure):
     _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
 
+def is_refused(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the user wants no AMX, on a system where that can be had."""
+    return environment.get(VARIABLE) == "0" and sys.platform.startswith("linux") and platform.machine() == "x86_64"
+
+
 @contextmanager
 def permitted_amx(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Let the process's first session of ONNX Runtime be created inside; with MEDUSA_AMX=0 it gets no AMX.
@@ -42,7 +47,7 @@ def permitted_amx(environment: Mapping[str, str] = os.environ) -> Iterator[None]
     wanted = environment.get(VARIABLE, "1")
     if wanted not in ("0", "1"):
         raise ArgumentError(f"{VARIABLE} is {wanted!r:.40}, expected 0 (without AMX) or 1; set it to one of these")
-    if wanted == "1" or not sys.platform.startswith("linux") or platform.machine() != "x86_64":
+    if not is_refused(environment):
         yield
         return
     library, before = ctypes.CDLL(None), _SignalStack()

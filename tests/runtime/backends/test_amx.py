@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from medusa_runtime.backends import load_backend
 from medusa_runtime.backends.amx import VARIABLE, permitted_amx
+from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import ArgumentError
 
 SCRIPT = """
@@ -51,3 +53,12 @@ def test_amx_is_used_unless_it_is_not_wanted(tiny_precisions: Path) -> None:
 def test_the_variable_is_0_or_1() -> None:
     with pytest.raises(ArgumentError, match="MEDUSA_AMX is 'no', expected 0"), permitted_amx({VARIABLE: "no"}):
         pass
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such permission")
+def test_a_processor_without_amx_is_another_device(tiny_precisions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it has a calibration of its own."""
+    backend = load_backend(Bundle.open(tiny_precisions), "ort-cpu", "w8a8", 1)
+    before = backend.facts().device
+    monkeypatch.setenv(VARIABLE, "0")
+    assert backend.facts().device == f"{before}, MEDUSA_AMX=0"
