@@ -42,7 +42,11 @@ def open_medusa(options: dict[str, Any]) -> Steps:
 def open_openvino(options: dict[str, Any]) -> Steps:
     """Open a model of optimum-intel; its past grows with each step, so that it has the wanted length halfway."""
     import numpy as np
-    import openvino
+
+    try:
+        import openvino
+    except ImportError as error:
+        raise SystemExit("openvino is not installed for this Python: name one that has it, --peer-python") from error
 
     settings = {"INFERENCE_NUM_THREADS": options["threads"], "PERFORMANCE_HINT": "LATENCY"}
     if options["hint"]:

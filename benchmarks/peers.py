@@ -15,10 +15,12 @@ import platform
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from medusa_exporter.overwrite_check import OverwriteError, check_output_file
 from medusa_runtime.errors import MedusaError
 from peers_contenders import BACKEND, OWN_CLASSES, Contender, own_contenders, peer_contenders, select
@@ -188,13 +190,14 @@ def measure_all(
     for number in range(arguments.rounds):
         todo = [system for system in systems if not results.has(system[1], number)]
         todo = todo if number % 2 == 0 else todo[::-1]
+        together = {"together": uuid.uuid4().hex}  # only what was measured together is compared
         for group in [[one] for one in todo] if arguments.apart else [todo]:
             if time.monotonic() >= deadline:
                 return left
             opened = [(system, files) for system, _facts, files in group]
             reports = measure_in_turns(opened, arguments.peer_python, common)
             for (system, facts, _), report in zip(group, reports, strict=True):
-                results.add(facts, number, report)
+                results.add(facts, number, together | report)
                 print(f"round {number + 1}: {system.name}: {token_rate(report):.1f} tokens/s", file=sys.stderr)
             results.save(arguments.json)
             left -= len(group)
@@ -213,7 +216,12 @@ def main() -> int:
         tested, sizes = find_contenders(arguments, bundles)
     except (MedusaError, OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    prompts = read_prompts(arguments.prompts, arguments.limit, bundles[0])
+    try:
+        prompts = read_prompts(arguments.prompts, arguments.limit, bundles[0])
+    except (MedusaError, OSError, ValueError, KeyError) as error:
+        raise SystemExit(
+            f"{arguments.prompts} cannot be read: {error!r:.300}; expected JSON Lines with turns"
+        ) from error
     facts = machine()
     common = {
         "prompts": prompts,
@@ -230,11 +238,18 @@ def main() -> int:
     settings |= {"prefill": arguments.prefill}
     systems = with_models(tested, sizes, make_models(arguments, [one for one in tested if not one.own]))
     deadline = started + 60 * arguments.minutes if arguments.minutes is not None else math.inf
+    lock = FileLock(f"{arguments.json}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SystemExit(f"another run is measuring into {arguments.json}; wait for it, or end it") from None
     try:
         results = Results.load(arguments.json, {"machine": facts, "settings": settings})
         rest = measure_all(arguments, results, systems, common, deadline)
     except ResultsError as error:
         raise SystemExit(str(error)) from error
+    finally:
+        lock.release()
     print_tables(results, arguments.prefill, frozenset(bundles[0].model.eos_token_ids))
     if arguments.plot:
         plot(results, arguments.plot)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -91,7 +91,7 @@ PEERS = (
 
 
 def own_contenders(
-    bundle: Bundle, label: str, precisions: Sequence[str], trees: Iterable[str], *, amx: bool = False
+    bundle: Bundle, label: str, precisions: Sequence[str], trees: Sequence[str], *, amx: bool = False
 ) -> list[Contender]:
     """Return plain decoding and the trees of one bundle; where there is AMX, both with and without it.
 
@@ -110,6 +110,9 @@ def own_contenders(
     if unknown := [name for name in precisions if name not in OWN_CLASSES]:
         raise ValueError(f"{bundle.root} has {', '.join(unknown)}; expected precisions of OWN_CLASSES: add a class")
     found = []
+    for tree in trees:
+        if (wanted := tree.rpartition(":")[0]) not in ("", *precisions):
+            raise ValueError(f"--profile {tree}: expected one of {', '.join(precisions)} before the colon")
     for precision in precisions:
         build = f"medusa{label} {precision}"
         job = {"system": "medusa", "model": str(bundle.root), "precision": precision}

@@ -83,7 +83,7 @@ class Results:
             ResultsError: Something else has been measured under its name.
         """
         known = self.contenders.get(facts["name"])
-        if known and known["identity"] != facts["identity"]:
+        if known and any(known[name] != facts[name] for name in ("identity", "model_bytes")):
             raise ResultsError(
                 f"the results have a {facts['name']!r} that was another build (a changed bundle, tree or setting); "
                 "give another --json"
@@ -110,25 +110,30 @@ class Results:
         return [metric(report) for _, report in sorted(self.reports[name].items())]
 
     def ratio(self, ours: str, theirs: str) -> Interval | None:
-        """Compare the tokens per second of two contenders; None if they share no round."""
-        rounds = sorted(self.reports[ours].keys() & self.reports[theirs].keys())
+        """Compare the tokens per second of two contenders in rounds that were measured together; None without any."""
+        mine, other = self.reports[ours], self.reports[theirs]
+        shared = sorted(mine.keys() & other.keys())
+        rounds = [number for number in shared if mine[number].get("together") == other[number].get("together")]
         if not rounds:
             return None
-        mine, other = (
+        seconds_of = (
             np.array([[seconds(prompt) for prompt in self.reports[name][number]["prompts"]] for number in rounds])
             for name in (ours, theirs)
         )
-        return bootstrap_ratio(other, mine)
+        below, above = seconds_of
+        return bootstrap_ratio(above, below)
 
     def equal_answers(self, name: str, reference: str, end_tokens: frozenset[int]) -> Agreement | None:
-        """Compare the answers of a contender with those of another one; None if that has not been measured."""
+        """Compare a contender's answers with those of another one, in its worst round; None if that is not measured."""
         if reference not in self.reports:
             return None
-        answers = [
-            [prompt["answer"] for prompt in self.reports[one][max(self.reports[one])]["prompts"]]
-            for one in (name, reference)
-        ]
-        return agreement(answers[0], answers[1], end_tokens)
+        first = self.reports[reference][min(self.reports[reference])]["prompts"]
+        worst: Agreement | None = None
+        for report in self.reports[name].values():
+            answers = [[prompt["answer"] for prompt in prompts] for prompts in (report["prompts"], first)]
+            found = agreement(answers[0], answers[1], end_tokens)
+            worst = found if worst is None or found.leading < worst.leading else worst
+        return worst
 
     def fastest(self, *, precision_class: str, own: bool, speculates: bool | None) -> str | None:
         """Return the contender of a class with the most tokens per second; `speculates` None admits both kinds."""

@@ -27,6 +27,7 @@ from medusa_runtime.backends.base import Step, literal_step
 from medusa_runtime.backends.ort_cpu import OrtCpuBackend, load
 from medusa_runtime.backends.ort_library import import_onnxruntime
 from medusa_runtime.bundle import Bundle
+from medusa_runtime.errors import MedusaError
 from medusa_runtime.threads import default_threads
 
 RUNS, WARM_UPS = 30, 3
@@ -147,4 +148,7 @@ def print_table(bundle: str, precision: str, found: dict[str, Micros], least: fl
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (MedusaError, OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.errors import BundleError, UnsupportedModelError
 from medusa_runtime.facts import PLAIN
+from medusa_runtime.profile_choice import exact_trees
 
 from medusa_exporter.families import FAMILIES, DecoderConfig
 
@@ -126,7 +127,6 @@ def default_profile(backend: str, precision: str, trees: Iterable[TreeProfile]) 
     In quantised precisions it is a chain, since only with chains the tokens are exactly those of plain decoding.
     """
     nodes = BEST_NODES[precision] if backend == "ort-cpu" else BEST_NODES_ON_GPU
-    chains_only = FORMATS.get(precision) is not None
-    fitting = [tree for tree in trees if tree.size <= nodes and (not chains_only or tree.chain_length == tree.size - 1)]
+    fitting = [tree for tree in exact_trees(precision, trees) if tree.size <= nodes]
     best = max(fitting, key=lambda tree: (tree.size, tree.name == f"tree-{tree.size}"), default=None)
     return PLAIN if best is None else best.name

@@ -130,6 +130,11 @@ class TreeProfile:
         """Length of the chain of most likely candidates [0], [0, 0], ..., which are the nodes 1 to chain_length."""
         return sum(not any(path) for path in self.paths)
 
+    @property
+    def is_chain(self) -> bool:
+        """Whether no node has a sibling, as in the chain of most likely candidates and in plain decoding."""
+        return self.chain_length == self.size - 1
+
     def candidate_ids(self, top_k: int) -> IntArray:
         """Return the graph's `input_ids` for this tree, a new array (T,) int32.
 

@@ -18,7 +18,7 @@ from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import DIGEST, GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, REMEDY, Manifest
 from medusa_runtime.manifest_writer import is_unchanged, rewrite_manifest, write_manifest
-from medusa_runtime.verified_file import FileStamp, VerifiedFile
+from medusa_runtime.verified_file import FileStamp, VerifiedFile, is_stamped
 
 __all__ = [
     "IGNORED_NAMES",
@@ -41,7 +41,7 @@ MAX_TOKENIZER, MAX_TEMPLATE, MAX_SPECIAL_TOKENS, MAX_PROFILE = 256 << 20, 4 << 2
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. Small files were checked against the manifest when it was opened, weights are before loading.
+    """An opened bundle. Small files were checked against the manifest when it was opened, weights are while they load.
 
     Example::
 
@@ -103,8 +103,8 @@ class Bundle:
         return bundle
 
     def verify(self, names: Iterable[str]) -> None:
-        """Hash files in parallel, except those that were hashed before; raise BundleError for the first damaged one."""
-        todo = [name for name in names if name not in self.stamps]
+        """Hash files in parallel, except those that are as they were; raise BundleError for the first damaged one."""
+        todo = [name for name in names if not is_stamped(self.root / name, self.stamps.get(name))]
         try:
             for name, (digest, stamp) in zip(todo, hash_files([self.root / name for name in todo]), strict=True):
                 if digest != (wanted := self.manifest.files[name].sha256):

@@ -180,6 +180,11 @@ class GraphCalibration:
         object.__setattr__(self, "_times", np.array(times))
 
     @property
+    def precision(self) -> str:
+        """The precision of the graph."""
+        return self.graph.rpartition("-")[2]
+
+    @property
     def sizes(self) -> list[int]:
         """The measured numbers of nodes of a single sequence, ascending; 1 is the first."""
         return sorted({step.nodes for step in self.steps if step.batch == 1})

@@ -17,6 +17,7 @@ from medusa_runtime.calibration_cache import find_graph, read_cached
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN, GraphFacts
 
+QUANTISED = frozenset({"int8", "w8a8", "int4"})
 LOGGER = logging.getLogger("medusa_runtime")
 
 
@@ -76,14 +77,29 @@ def expect_all(
     return [one for one in found if one is not None]
 
 
+def exact_trees(precision: str, profiles: Iterable[TreeProfile]) -> list[TreeProfile]:
+    """Return the trees whose tokens are exactly those of plain decoding: in quantised precisions only chains.
+
+    A node that stands behind its sibling adds up its attention in another order; where activations are rounded to 8
+    bits, the last bit of a sum can change a token.
+    """
+    return [tree for tree in profiles if precision not in QUANTISED or tree.is_chain]
+
+
 def fastest(calibration: GraphCalibration, profiles: Iterable[TreeProfile]) -> Expectation | None:
-    """Return the fastest of these trees and plain decoding; None if the calibration does not know the acceptance."""
-    found = expect_all(calibration, (TreeProfile.plain(), *profiles))
-    return max(found, key=lambda one: one.speedup, default=None)
+    """Return the fastest of these trees and plain decoding, without those that are not exact (`exact_trees`).
+
+    None if the calibration does not know the acceptance. Of equal trees it is the smallest, and the one that is named by
+    its size.
+    """
+    exact = exact_trees(calibration.precision, profiles)
+    found = expect_all(calibration, (TreeProfile.plain(), *exact))
+    named = [(one.speedup, -one.profile.size, one.profile.name == f"tree-{one.profile.size}") for one in found]
+    return max(zip(named, found, strict=True), key=lambda pair: pair[0], default=(None, None))[1]
 
 
 def choose_profile(bundle: Bundle, graph: GraphFacts, backend: Backend, file: Path | None) -> TreeProfile:
-    """Return the bundle's fastest tree for a graph on this machine, or its default where no calibration knows it.
+    """Return the bundle's fastest exact tree for a graph on this machine, or its default where no calibration knows it.
 
     A calibration in the cache that is damaged or outdated is reported as a warning of the logger `medusa_runtime`.
 

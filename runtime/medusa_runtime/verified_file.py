@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +46,19 @@ class FileStamp(NamedTuple):
 
 def hash_file(path: Path) -> tuple[str, FileStamp | None]:
     """Return a file's SHA-256 and its stamp; the stamp is None if the file was written within the last seconds."""
-    with path.open("rb", buffering=0) as file:
+    with _open_regular(path, 0) as file:
         started, before = time.time_ns(), FileStamp.of(file)
         digest = _sha256(file)
         settled = before == FileStamp.of(file) and _is_settled(before, started)
     return digest, before if settled else None
+
+
+def is_stamped(path: Path, stamp: FileStamp | None) -> bool:
+    """Return whether a file still has a stamp; False without one."""
+    if stamp is None:
+        return False
+    with _open_regular(path, 0) as file:
+        return FileStamp.of(file) == stamp
 
 
 def _is_settled(stamp: FileStamp, now: int) -> bool:
@@ -88,12 +97,11 @@ class VerifiedFile:
         if self.size > most:
             raise BundleError(f"{self.path} has {self.size} bytes, expected at most {most}; build the bundle again")
         try:
-            with self.path.open("rb") as file:
+            with _open_regular(self.path) as file:
                 data = file.read(self.size + 1)
         except (OSError, MemoryError) as error:
             raise BundleError(f"{self.path} cannot be read: {error!r}; copy the bundle again") from None
-        if self.facts is not None and (digest := hashlib.sha256(data).hexdigest()) != self.facts.sha256:
-            raise self._changed(f"SHA-256 {digest}", self.facts.sha256)
+        self._compare(hashlib.sha256(data).hexdigest())
         return data
 
     @contextmanager
@@ -107,7 +115,7 @@ class VerifiedFile:
             BundleError: The file's content is not the listed one, or it was written during the context.
         """
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with _open_regular(self.path, 0) as file:
                 before = FileStamp.of(file)
                 with self._hashed(file, before):
                     if before.size:
@@ -139,16 +147,34 @@ class VerifiedFile:
             digest = pool.submit(_sha256, file)
             try:
                 yield
-            finally:
-                if digest.result() != self.facts.sha256:
-                    raise self._changed(f"SHA-256 {digest.result()}", self.facts.sha256)
+            except Exception:
+                self._compare(digest.result())
+                raise
+            self._compare(digest.result())
         self.record(before if _is_settled(before, started) else None)
+
+    def _compare(self, digest: str) -> None:
+        if self.facts is not None and digest != self.facts.sha256:
+            raise self._changed(f"SHA-256 {digest}", self.facts.sha256)
 
     def _changed(self, found: str, expected: str) -> BundleError:
         return BundleError(
             f"{self.path} has {found}, expected {expected}: it is damaged, or was changed after the bundle was opened; "
             "open the bundle again, or copy it again"
         )
+
+
+def _open_regular(path: Path, buffering: int = -1) -> BinaryIO:
+    """Open a regular file to be read. A pipe that has taken its place would otherwise be waited for, without end."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        opened = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        if stat.S_ISREG(os.fstat(opened).st_mode):
+            return opened
+        os.close(opened)
+        raise OSError(f"{path} is not a regular file")
+
+    return open(path, "rb", buffering, opener=without_waiting)
 
 
 def _sha256(file: Any) -> str:

@@ -47,6 +47,8 @@ def test_only_what_is_missing_is_measured(measured: list[str], tmp_path: Path) -
     run(found, tmp_path / "results.json", 2)
     assert measured == ["c", "cba"]
     assert found.reports["a"][0] == report(2.0)
+    assert len({one[0].get("together") for one in found.reports.values()}) == 2  # a and b before, c alone
+    assert len({one[1]["together"] for one in found.reports.values()}) == 1
     assert Results.load(tmp_path / "results.json", found.conditions).reports == found.reports
 
 

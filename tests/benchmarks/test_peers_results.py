@@ -54,6 +54,21 @@ def test_ratios_use_the_rounds_that_both_have() -> None:
     assert found.ratio("a", "b") is None
 
 
+def test_ratios_leave_out_what_was_not_measured_together() -> None:
+    """One was measured alone, at half the machine's speed, and the other was added later."""
+    alone = [{"together": "1"} | report(2.0)]
+    found = results((facts("a"), alone), (facts("b"), [{"together": "2"} | report(1.0)]))
+    assert found.ratio("b", "a") is None
+
+
+def test_answers_of_every_round_are_compared() -> None:
+    rounds = [report(1.0, answer=(5, 6, 9, 8)), report(1.0)]
+    found = results((facts("a"), [report(1.0)]), (facts("a tree", plain="a"), rounds))
+    agreed = found.equal_answers("a tree", "a", frozenset())
+    assert agreed is not None
+    assert (agreed.equal, agreed.leading) == (0, 2)
+
+
 def test_the_fastest_is_of_the_class_and_kind() -> None:
     found = results(
         (facts("plain", own=True), [report(3.0)]),

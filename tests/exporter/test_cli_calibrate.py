@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from medusa_exporter.calibration import calibrate as module
 from medusa_exporter.calibration import step_times
+from medusa_exporter.cli.calibrate import doubts
+from medusa_exporter.output_kinds import CALIBRATION
 from medusa_profiles.catalogue import load_profile_file
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.calibration import read_calibrations
+from medusa_runtime.calibration import read_calibrations, to_document
 from medusa_runtime.engine import Engine
 
+from ..calibrations import acceptance, calibration
 from .bench.in_process import prompts_file, run
 
 FAST = ("--seconds", 0, "--threads", 1, "--max-new-tokens", 24)
@@ -68,11 +72,28 @@ def test_without_prompts_the_accuracy_measured_before_is_kept(tiny_bundle: Path,
     assert "the heads were not measured: --prompts FILE" in capsys.readouterr().out
     assert run("search-tree", tiny_bundle, "--threads", 1) == 1
     shown = capsys.readouterr().err
-    assert "there is step times only" in shown and f"medusa-export calibrate {tiny_bundle}" in shown
+    assert (
+        "there is a calibration of step times only, expected" in shown
+        and f"medusa-export calibrate {tiny_bundle}" in shown
+    )
     assert run("calibrate", tiny_bundle, "--prompts", prompts_file(tmp_path), *FAST) == 0
     assert run("calibrate", tiny_bundle, *FAST) == 0
     (one,) = read_calibrations(files()[0])
     assert one.acceptance is not None
+    outdated = replace(one, machine=replace(one.machine, library="onnxruntime 1.0"))
+    files()[0].write_text(json.dumps(CALIBRATION.marked(to_document([outdated]))))
+    assert run("calibrate", tiny_bundle, *FAST) == 0
+    (again,) = read_calibrations(files()[0])
+    assert again.machine == one.machine
+    assert again.acceptance is not None
+
+
+def test_what_may_not_hold_is_a_warning() -> None:
+    few = calibration({1: 10.0, 2: 11.0}, acceptance([[0, 0]] * 10))
+    assert [text[:19] for text in doubts(few)] == ["warning: 2 answers "]
+    disturbed = replace(few, steps=tuple(replace(step, spread_ms=step.ms) for step in few.steps))
+    assert [text[:19] for text in doubts(disturbed)] == ["warning: the times ", "warning: 2 answers "]
+    assert doubts(replace(few, acceptance=None)) == []
 
 
 def test_all_precisions_are_calibrated_each_in_its_file(tiny_precisions: Path, tmp_path: Path, capsys) -> None:
@@ -101,7 +122,7 @@ def test_a_graph_that_the_bundle_lacks_is_refused_before_work(tiny_bundle: Path,
 
 def test_search_needs_a_calibration_that_is_this_bundles(tiny_bundle: Path, tiny_precisions: Path, tmp_path, capsys):
     assert run("search-tree", tiny_bundle) == 1
-    assert "there is no calibration for this machine; measure it: medusa-export calibrate" in capsys.readouterr().err
+    assert "there is no calibration for this machine, expected one with" in capsys.readouterr().err
     output = tmp_path / "c.json"
     assert run("calibrate", tiny_precisions, "--precision", "fp32", *FAST, "--json", output) == 0
     for words in (("search-tree", tiny_bundle), ("generate", tiny_bundle, "Hi")):

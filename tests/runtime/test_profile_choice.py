@@ -47,6 +47,13 @@ def test_the_most_tokens_per_millisecond_win(times, name):
     assert fastest(calibration(times, ALWAYS_RIGHT), TREES).profile.name == name
 
 
+@pytest.mark.parametrize(("graph", "name"), [("ort-cpu-fp32", "tree-8"), ("ort-cpu-int8", "tree-4")])
+def test_in_quantised_precisions_only_chains_are_chosen(graph, name):
+    """The tree of 4 nodes is a chain, that of 8 has branches, and decodes faster here."""
+    assert [tree.is_chain for tree in TREES] == [True, True, False]
+    assert fastest(calibration({1: 10.0, 8: 11.0}, ALWAYS_RIGHT, graph=graph), TREES).profile.name == name
+
+
 @pytest.fixture
 def bundle(tiny_bundle):
     return Bundle.open(tiny_bundle)
@@ -64,7 +71,7 @@ def measured(opened, **changes):
 def test_the_cache_decides_and_the_bundle_where_it_has_nothing(bundle, caplog):
     assert chosen(bundle) == "tree-6"
     store(measured(bundle))
-    assert chosen(bundle) == "chain-3"
+    assert chosen(bundle) == "tree-4"
     assert not caplog.records
 
 
@@ -113,11 +120,11 @@ def test_the_engine_decodes_with_the_chosen_tree(tiny_bundle, bundle, tmp_path):
     backend = Engine.load(tiny_bundle, threads=1).decoder.backend
     assert machine_of(backend).threads == 1
     store(measured(bundle, machine=machine_of(backend)))
-    assert Engine.load(tiny_bundle, threads=1).decoder.profile.name == "chain-3"
+    assert Engine.load(tiny_bundle, threads=1).decoder.profile.name == "tree-4"
     assert Engine.load(tiny_bundle, threads=2).decoder.profile.name == "tree-6"
     assert Engine.load(tiny_bundle, threads=1, profile="tree-8").decoder.profile.name == "tree-8"
     file = store(measured(bundle), tmp_path / "c.json")
-    assert Engine.load(tiny_bundle, threads=2, calibration=file).decoder.profile.name == "chain-3"
+    assert Engine.load(tiny_bundle, threads=2, calibration=file).decoder.profile.name == "tree-4"
     with pytest.raises(ArgumentError, match="calibration is 3"):
         Engine.load(tiny_bundle, calibration=3)
 

@@ -9,8 +9,8 @@ from time import monotonic
 
 from medusa_runtime.backends import load_backend
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.calibration import GraphCalibration, to_document
-from medusa_runtime.calibration_cache import calibration_file, machine_of, read_cached
+from medusa_runtime.calibration import Acceptance, GraphCalibration, to_document
+from medusa_runtime.calibration_cache import calibration_file, find_graph, machine_of
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import CalibrationError
 from medusa_runtime.facts import GraphFacts
@@ -88,11 +88,7 @@ def calibrate_graph(
         steps = measure_step_times(backend, sizes, text, remaining, bar.advance)
     measured = GraphCalibration(bundle.manifest.digest, graph.key, machine, steps)
     if not plan.prompts:
-        try:
-            before = read_cached(measured.bundle, graph.key, backend)
-        except CalibrationError:
-            before = None
-        return measured if before is None else replace(measured, acceptance=before.acceptance)
+        return replace(measured, acceptance=_acceptance_before(measured))
     with progress.bar(f"{graph.key}: recording answers", len(plan.prompts), "prompts") as bar:
         last = 0
 
@@ -114,6 +110,15 @@ def calibrate_graph(
             report=report,
         )
     return replace(measured, acceptance=acceptance)
+
+
+def _acceptance_before(measured: GraphCalibration) -> Acceptance | None:
+    """Return the acceptance that the cache has of the same graph, whatever versions it was measured with."""
+    file = calibration_file(measured.bundle, measured.graph, measured.machine)
+    try:
+        return find_graph(file, measured.bundle, measured.graph).acceptance if file and file.exists() else None
+    except (CalibrationError, OSError):
+        return None
 
 
 def keep(calibration: GraphCalibration, report: Report) -> Path | None:

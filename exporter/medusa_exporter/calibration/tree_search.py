@@ -5,7 +5,7 @@ from __future__ import annotations
 from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_profiles.simulation import best_decoding_tree
 from medusa_runtime.calibration import Acceptance, GraphCalibration
-from medusa_runtime.profile_choice import Expectation, expect_all
+from medusa_runtime.profile_choice import QUANTISED, Expectation, expect_all
 
 from medusa_exporter.output_kinds import SEARCHED
 
@@ -13,13 +13,20 @@ from medusa_exporter.output_kinds import SEARCHED
 def search_trees(calibration: GraphCalibration, acceptance: Acceptance) -> list[Expectation]:
     """Return the best tree of every measured size, fitted on one half of the answers.
 
-    What to expect of each is measured on the other half. Sizes for which there are too few answers are left out.
+    What to expect of each is measured on the other half. Sizes for which there are too few answers are left out, and in
+    quantised precisions all trees but chains (`exact_trees`).
     """
     hits, answers = acceptance.samples(check=False)
+    chains_only = calibration.precision in QUANTISED
     trees = []
     for nodes in calibration.sizes[1:]:
+        name = f"best-{nodes}"
+        if chains_only and nodes > len(acceptance.ranks) + 1:
+            break
         try:
-            trees.append(best_decoding_tree(hits, answers, nodes, f"best-{nodes}"))
+            best = best_decoding_tree(hits, answers, nodes, name)
+            chain = tuple((0,) * depth for depth in range(1, nodes))
+            trees.append(TreeProfile(name, chain) if chains_only else best)
         except ProfileError:
             break
     return expect_all(calibration, trees, check=True)

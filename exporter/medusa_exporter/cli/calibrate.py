@@ -9,7 +9,7 @@ from medusa_runtime.backends import BACKENDS
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.calibration import GraphCalibration, to_document
 from medusa_runtime.facts import GraphFacts
-from medusa_runtime.profile_choice import expect_all, fastest
+from medusa_runtime.profile_choice import QUANTISED, expect_all, fastest
 
 from medusa_exporter.calibration.calibrate import Plan, calibrate
 from medusa_exporter.calibration.table import expectations_table, step_times_table
@@ -29,6 +29,9 @@ from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import Progress, note
 from medusa_exporter.output_kinds import CALIBRATION
 from medusa_exporter.prompts import load_prompts
+
+MOST_SPREAD = 0.25  # of the median, between the quartiles of a plain step's time on a quiet machine
+FEWEST_ANSWERS = 20
 
 
 @click.command(
@@ -133,11 +136,32 @@ def _summary(bundle: Bundle, calibration: GraphCalibration) -> str:
     best = fastest(calibration, trees)
     if best is None or acceptance is None:
         return "\n".join([*lines, "the heads were not measured: --prompts FILE finds out which tree is the fastest\n"])
+    if lines_of_doubt := doubts(calibration):
+        lines += ["", *lines_of_doubt]
     samples = len(acceptance.samples()[0])
     lines += [
         f"\nexpected of the bundle's trees, from {samples:,} tokens of {len(acceptance.answers)} answers, behind a "
         f"past of {acceptance.past:.0f} tokens",
         expectations_table(expect_all(calibration, trees)),
-        f"fastest: {best.profile.name}; Engine.load and generate use it on this machine\n",
+        f"fastest: {best.profile.name}; Engine.load and generate use it on this machine",
     ]
-    return "\n".join(lines)
+    if calibration.precision in QUANTISED:
+        lines.append(f"in {calibration.precision} only chains are chosen, whose tokens are exactly plain decoding's")
+    return "\n".join(lines) + "\n"
+
+
+def doubts(calibration: GraphCalibration) -> list[str]:
+    """Return a sentence for each reason why a calibration may not hold."""
+    found = []
+    plain = [step for step in calibration.steps if step.nodes == 1]
+    if any(step.spread_ms > MOST_SPREAD * step.ms for step in plain):
+        found.append(
+            f"warning: the times of plain steps spread by more than {MOST_SPREAD:.0%} of their median: other processes "
+            "were at work; calibrate again when the machine is quiet"
+        )
+    acceptance = calibration.acceptance
+    if acceptance is not None and len(acceptance.answers) < FEWEST_ANSWERS:
+        found.append(
+            f"warning: {len(acceptance.answers)} answers are few to choose a tree by, expected {FEWEST_ANSWERS} or more"
+        )
+    return found

@@ -13,7 +13,7 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.calibration import Acceptance, GraphCalibration
 from medusa_runtime.calibration_cache import find_graph, read_cached
 from medusa_runtime.errors import CalibrationError
-from medusa_runtime.profile_choice import Expectation, expect_all
+from medusa_runtime.profile_choice import Expectation, exact_trees, expect_all
 
 from medusa_exporter.calibration.table import expectations_table
 from medusa_exporter.calibration.tree_search import search_trees, with_source
@@ -68,7 +68,8 @@ def command(
 
     For every size, the tree with the most tokens per step is fitted to one half of the answers that calibrate has
     recorded; the other half tells what to expect of it, and of the bundle's own trees. The fastest is the one with the
-    most tokens per millisecond.
+    most tokens per millisecond. In quantised precisions only chains are searched, whose tokens are exactly those of
+    plain decoding.
     """
     inputs = [calibration] if calibration else []
     results.check(KIND, inputs=inputs, outputs=[output] if output else [], bundle=bundle)
@@ -93,7 +94,7 @@ def command(
         )
     best = max(searched, key=lambda one: one.speedup)
     tree = with_source(best, measured, acceptance, opened.model.name)
-    own = expect_all(measured, opened.profiles().values(), check=True)
+    own = expect_all(measured, exact_trees(graph.precision, opened.profiles().values()), check=True)
     results.write(KIND, {"best": tree.name, "trees": [*map(_facts, searched)], "bundle": [*map(_facts, own)]})
     results.echo("\n".join([expectations_table([*searched, *own]), _verdict(best, own)]))
     if output is not None:
@@ -105,9 +106,10 @@ def _complete(found: GraphCalibration | None, options: str) -> tuple[GraphCalibr
     """Return a calibration that has an acceptance, and the acceptance. Raises CalibrationError."""
     if found is not None and found.acceptance is not None:
         return found, found.acceptance
-    lacks = "no calibration for this machine" if found is None else "step times only, expected the heads' accuracy too"
+    has = "no calibration for this machine" if found is None else "a calibration of step times only"
     raise CalibrationError(
-        f"there is {lacks}; measure it: medusa-export calibrate {options} --prompts FILE (with the same --threads)"
+        f"there is {has}, expected one with the heads' accuracy; measure it: medusa-export calibrate {options} "
+        "--prompts FILE (with the same --threads)"
     )
 
 

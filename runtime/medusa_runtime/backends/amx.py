@@ -15,6 +15,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from medusa_runtime.errors import ArgumentError
 
@@ -32,6 +33,14 @@ class _SignalStack(ctypes.Structure):
 def is_refused(environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether the user wants no AMX, on a system where that can be had."""
     return environment.get(VARIABLE) == "0" and sys.platform.startswith("linux") and platform.machine() == "x86_64"
+
+
+def has_amx(file: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether the processor has AMX for 8-bit integers, as Linux reports it; False on other systems."""
+    try:
+        return "amx_int8" in file.read_text(encoding="utf-8").split()
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_runtime import contract
-from medusa_runtime.backends.amx import VARIABLE, is_refused, permitted_amx
+from medusa_runtime.backends.amx import has_amx, is_refused, permitted_amx
 from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, Step, StepOutputs, name_outputs
 from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.backends.integer_products import set_exact_products
@@ -112,11 +112,11 @@ class OrtCpuBackend:
     def facts(self) -> BackendFacts:
         """Describe processor and library; the bandwidth of its memory is not measured.
 
-        A processor whose AMX is not used is another device: its steps take other times.
+        A processor whose AMX is used is another device than one without: its steps take other times.
         """
         version = import_onnxruntime("cpu").__version__
         row_bytes = self.model.kv_bytes_per_token(self._arena.itemsize)
-        device = f"{processor_name()}, {VARIABLE}=0" if is_refused() else processor_name()
+        device = f"{processor_name()}, AMX" if has_amx() and not is_refused() else processor_name()
         return BackendFacts(device, "", "", "onnxruntime", version, self._weight_bytes, row_bytes, None, self._threads)
 
     @exclusive

@@ -27,6 +27,13 @@ def test_every_measured_size_has_a_tree_that_the_other_half_checks():
         assert tokens_per_step(load_profile(shipped), FIT, np.zeros(400, int)) <= best
 
 
+def test_in_quantised_precisions_only_chains_are_found():
+    known = acceptance(FIT, CHECK)
+    found = search_trees(calibration({1: 10.0, 2: 11.0, 4: 13.0, 6: 14.0}, known, graph="ort-cpu-w8a8"), known)
+    assert [one.profile.size for one in found] == [2, 4]  # three heads: no chain of six nodes
+    assert all(one.profile.is_chain for one in found)
+
+
 def test_sizes_with_too_few_answers_are_left_out():
     known = acceptance([[0, 0, 0]] * 5)
     found = search_trees(calibration({1: 10.0, 2: 11.0, 4: 12.0, 8: 13.0}, known), known)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from medusa_runtime.backends import load_backend
-from medusa_runtime.backends.amx import VARIABLE, permitted_amx
+from medusa_runtime.backends.amx import VARIABLE, has_amx, permitted_amx
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import ArgumentError
 
@@ -59,6 +59,16 @@ def test_the_variable_is_0_or_1() -> None:
 def test_a_processor_without_amx_is_another_device(tiny_precisions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it has a calibration of its own."""
     backend = load_backend(Bundle.open(tiny_precisions), "ort-cpu", "w8a8", 1)
+    monkeypatch.setattr("medusa_runtime.backends.ort_cpu.has_amx", lambda: True)
     before = backend.facts().device
     monkeypatch.setenv(VARIABLE, "0")
-    assert backend.facts().device == f"{before}, MEDUSA_AMX=0"
+    assert before == f"{backend.facts().device}, AMX"
+
+
+def test_linux_reports_amx(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("flags\t: fpu amx_bf16 amx_int8 amx_tile\n")
+    assert has_amx(file)
+    file.write_text("flags\t: fpu avx512_vnni\n")
+    assert not has_amx(file)
+    assert not has_amx(tmp_path / "nothing")

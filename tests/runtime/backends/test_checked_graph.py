@@ -178,6 +178,35 @@ def test_weights_changed_between_opening_and_loading_are_refused(folder: Path, n
         load_backend(bundle, "ort-cpu", "fp32", threads=1)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.parametrize("name", ["shared.data", "ort-cpu-fp32.onnx"])
+def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
+    bundle = Bundle.open(folder)
+    (folder / "graphs" / name).unlink()
+    os.mkfifo(folder / "graphs" / name)
+    with pytest.raises(BundleError, match=f"{name} .* is not a regular file"):
+        load_backend(bundle, "ort-cpu", "fp32", threads=1)
+
+
+def test_an_interrupt_is_not_replaced_by_the_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_arguments: Any, **_options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with (folder / "graphs/shared.data").open("r+b") as opened:
+        opened.write(b"\x3f")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_backend(Bundle.open(folder), "ort-cpu", "fp32", threads=1)
+
+
+def test_verify_notices_a_later_change(folder: Path) -> None:
+    bundle, name = Bundle.open(folder, weights=True), "graphs/shared.data"
+    with (folder / name).open("r+b") as opened:
+        opened.write(b"\x3f")
+    with pytest.raises(BundleError, match=r"shared\.data has SHA-256"):
+        bundle.verify([name])
+
+
 @pytest.mark.parametrize("name", ["shared.data", "ort-cpu-fp32.onnx.data"])
 def test_damaged_weights_are_found_when_they_are_loaded(folder: Path, name: str) -> None:
     with (folder / "graphs" / name).open("r+b") as opened:
