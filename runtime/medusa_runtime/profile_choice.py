@@ -89,8 +89,8 @@ def exact_trees(precision: str, profiles: Iterable[TreeProfile]) -> list[TreePro
 def fastest(calibration: GraphCalibration, profiles: Iterable[TreeProfile]) -> Expectation | None:
     """Return the fastest of these trees and plain decoding, without those that are not exact (`exact_trees`).
 
-    None if the calibration does not know the acceptance. Of equal trees it is the smallest, and the one that is named by
-    its size.
+    None if the calibration does not know the acceptance. Of equal trees it is the smallest, and then the one that
+    is named by its size.
     """
     exact = exact_trees(calibration.precision, profiles)
     found = expect_all(calibration, (TreeProfile.plain(), *exact))

@@ -27,6 +27,7 @@ FAST = ("--seconds", 0, "--threads", 1, "--max-new-tokens", 24)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_times, "MIN_ROUNDS", 1)
     monkeypatch.setattr(step_times, "BURST", 1)
+    monkeypatch.setattr(step_times, "SETTLE_SECONDS", 0.0)
 
 
 def cached() -> list[Path]:
