@@ -64,7 +64,8 @@ def test_train(model_folder, counting_data, tmp_path):
     )
 
 
-@pytest.mark.parametrize("force", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("force", [False, True])
 def test_distill(model_folder, tmp_path, force):
     (tmp_path / "prompts").write_text("\n".join(json.dumps({"turns": [f"question {number}"]}) for number in range(40)))
     command = ["distill", model_folder, "--prompts", tmp_path / "prompts", "--max-new-tokens", 24, "--device", "cpu"]

@@ -37,7 +37,7 @@ def _prompt(encoder: PromptEncoder, conversations: Sequence[Turns], length: int)
     if length < least or len(ids) < length:
         raise PromptError(
             f"a prompt of {length} tokens is too short: the chat template and one word take {least}; use a larger "
-            "--prompt-length"
+            "--prompt-length or --max-length"
         )
     return ids[: length - ending] + ids[len(ids) - ending :]
 

@@ -32,14 +32,14 @@ def choose_default_trees(folder: Path, report: Callable[[str], None]) -> Manifes
     Raises:
         BundleError: The bundle is damaged.
     """
-    bundle = Bundle.open(folder)
+    bundle, progress = Bundle.open(folder), Progress()
     trees = bundle.profiles().values()
     graphs = dict(bundle.manifest.graphs)
     plan = Plan(SECONDS, BUILT_IN_PROMPTS, MAX_NEW_TOKENS)
     measured: list[GraphCalibration] = []
     for key, graph in graphs.items():
         try:
-            found = calibrate_graph(bundle, graph, plan, SECONDS, Progress())
+            found = calibrate_graph(bundle, graph, plan, SECONDS, progress)
         except MedusaError as error:
             report(f"{key} keeps its default tree, {graph.profile}: it cannot be measured here: {error}")
             continue

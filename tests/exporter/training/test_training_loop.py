@@ -126,6 +126,7 @@ def test_the_decoders_distribution_teaches_too(model, counting_data, tmp_path):
     assert all(parameter.abs().max() > 0 for parameter in heads.parameters())
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_set_of_heads(model_folder, counting_data, tmp_path):
     """Each has half of the rows; after the mean of the gradients both hold the same weights, and one writes them."""
     save_data(counting_data, tmp_path / "data")
