@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,10 +83,9 @@ def read_cached(digest: str, graph: str, backend: Backend) -> GraphCalibration |
         return None
     found = find_graph(file, digest, graph)
     if found.machine != machine:
-        raise CalibrationError(
-            f"the calibration {file} was measured with {found.machine.library}, medusa-export "
-            f"{found.machine.medusa_export}, expected {machine.library}, {machine.medusa_export}; {REMEDY}"
-        )
+        names = [one.name for one in fields(Machine) if getattr(found.machine, one.name) != getattr(machine, one.name)]
+        was, now = (", ".join(f"{name} {getattr(one, name)}" for name in names) for one in (found.machine, machine))
+        raise CalibrationError(f"the calibration {file} was measured with {was}, expected {now}; {REMEDY}")
     return found
 
 
