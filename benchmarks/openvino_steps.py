@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peers_process import exchange
+
 RUNS, WARM_UPS = 12, 2
 Steps = Callable[[int, int], list[float]]  # milliseconds of RUNS steps with a number of rows, behind a past
 
@@ -102,10 +104,7 @@ class Worker:
 
     def ask(self, request: Any) -> Any:
         """Return the answer to a request."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None  # noqa: S101 -- opened as pipes
-        print(json.dumps(request), file=stdin, flush=True)
-        if not (answer := stdout.readline()):
+        if not (answer := exchange(self._process, request)):
             raise SystemExit(f"a worker ended with exit code {self._process.wait()}; its messages are above")
         return json.loads(answer)
 

@@ -74,11 +74,7 @@ class Worker:
         self._messages.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None  # noqa: S101 -- opened as pipes
-        with suppress(BrokenPipeError):  # of a process that has ended, which is found out below
-            print(json.dumps(request), file=stdin, flush=True)
-        answer = stdout.readline()
+        answer = exchange(self._process, request)
         if not answer:
             code = self._process.wait()
             self._messages.seek(0)
@@ -86,6 +82,14 @@ class Worker:
             raise SystemExit(f"the worker of {self.name} ended with exit code {code}:\n{messages[-3000:]}")
         found: dict[str, Any] = json.loads(answer)
         return found
+
+
+def exchange(process: subprocess.Popen[str], request: Any) -> str:
+    """Write a request to a process as a line of JSON and return the line that it answers; "" if it has ended."""
+    assert process.stdin is not None and process.stdout is not None  # noqa: S101 -- opened as pipes
+    with suppress(BrokenPipeError):  # of a process that has ended, which is found out below
+        print(json.dumps(request), file=process.stdin, flush=True)
+    return process.stdout.readline()
 
 
 def measure_in_turns(

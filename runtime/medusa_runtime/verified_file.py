@@ -101,7 +101,8 @@ class VerifiedFile:
                 data = file.read(self.size + 1)
         except (OSError, MemoryError) as error:
             raise BundleError(f"{self.path} cannot be read: {error!r}; copy the bundle again") from None
-        self._compare(hashlib.sha256(data).hexdigest())
+        if self.facts is not None:
+            self._compare(hashlib.sha256(data).hexdigest())
         return data
 
     @contextmanager

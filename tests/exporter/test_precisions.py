@@ -9,8 +9,13 @@ from medusa_exporter.precisions import BEST_NODES, FORMATS, choose_pairs, defaul
 from medusa_profiles import catalogue
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.errors import BundleError
+from medusa_runtime.profile_choice import QUANTISED
 
 SHIPPED = [catalogue.load_profile(name) for name in catalogue.profile_names()]
+
+
+def test_the_runtime_knows_which_precisions_are_quantised() -> None:
+    assert {precision for precision, weights in FORMATS.items() if weights is not None} == QUANTISED
 
 
 @pytest.mark.parametrize("precision", FORMATS)
