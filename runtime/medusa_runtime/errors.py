@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medusa_runtime.results import GenerationResult
+
 
 class MedusaError(Exception):
     """Base class of all errors caused by the input or the machine; anything else is a bug."""
@@ -33,6 +38,38 @@ class ArgumentError(MedusaError):
 
 class BusyError(MedusaError):
     """Another caller is using the engine, decoder, backend or folder. Nothing has changed; try again later."""
+
+
+class QueueFullError(MedusaError):
+    """The engine's queue of waiting requests is full. Nothing was started; try again later."""
+
+
+class EngineClosedError(MedusaError):
+    """The engine was closed before or while it worked on a request."""
+
+
+class ForkedProcessError(MedusaError):
+    """An engine was used in a child process of the one that loaded it; its thread does not exist there."""
+
+
+class RequestError(MedusaError):
+    """A request ended before its answer was complete.
+
+    Attributes:
+        result: What was generated before.
+    """
+
+    def __init__(self, message: str, result: GenerationResult | None = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class RequestCancelledError(RequestError):
+    """A request was cancelled by its caller."""
+
+
+class DeadlineError(RequestError):
+    """A request's deadline passed before its answer was complete."""
 
 
 class WrongThreadError(MedusaError):

@@ -1,0 +1,317 @@
+"""What a request asks for: how the next token is chosen, where the answer ends, and what the result contains.
+
+Field names, formulas and the order in which they apply are those of vLLM's `SamplingParams`; the defaults are ours:
+greedy decoding of at most 256 tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from medusa_profiles.profile import TreeProfile
+
+from medusa_runtime.accept import Typical
+from medusa_runtime.arguments import as_bool, as_int, as_optional_int
+from medusa_runtime.errors import ArgumentError
+
+MAX_CHOICES = 128  # of one request
+MAX_LOGPROBS = 64  # most likely tokens per position; as many as the graph's row summaries have
+MAX_TEXTS = 256  # stop strings, and bad words, of one request
+MAX_TEXT_LENGTH = 1024  # characters of each of them
+MAX_BIAS = 100.0
+MAX_PENALTY = 2.0  # OpenAI's and vLLM's range of presence and frequency penalties
+
+LOSSLESS, TYPICAL = "lossless", "typical"
+
+# Fields of vLLM's class that mean something for an answer and are not implemented here.
+UNSUPPORTED = (
+    "allowed_tokens",
+    "best_of",
+    "detokenize",
+    "extra_args",
+    "flat_logprobs",
+    "guided_decoding",
+    "length_penalty",
+    "logits_processors",
+    "logprob_token_ids",
+    "output_kind",
+    "prompt_logprobs",
+    "repetition_detection",
+    "spaces_between_special_tokens",
+    "structured_outputs",
+    "thinking_token_budget",
+    "use_beam_search",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """The parameters of one request; immutable and checked when it is created.
+
+    Example::
+
+        SamplingParams(temperature=0.7, top_p=0.95, seed=7, stop=["\\n\\n"], max_tokens=200)
+
+    Processors apply in vLLM's order: `allowed_token_ids`, `bad_words`, `min_tokens`, `logit_bias`, then the repetition,
+    frequency and presence penalties; the most likely token is taken if `temperature` is 0. Otherwise follow
+    `temperature`, `min_p`, `top_k`, `top_p`, and a draw.
+
+    Args:
+        max_tokens: Maximum number of tokens of the answer; None is what the context has room for.
+        min_tokens: Number of tokens before which the answer cannot end at an end token, stop token or stop string.
+        temperature: Divides the logits before the softmax; 0 is greedy decoding.
+        top_p: Probability mass of the most likely tokens that are considered, above 0 and up to 1.
+        top_k: Number of most likely tokens that are considered; 0 or -1 is all.
+        min_p: Least probability of a token that is considered, relative to the most likely token's; from 0 to 1.
+        seed: A number from 0 to 2**64 - 1. The same seed gives the same answer, with every tree. None draws one, which
+            the result states.
+        n: Number of answers.
+        stop: Texts that end the answer; one text or several.
+        stop_token_ids: Token ids that end the answer, in addition to the model's own.
+        include_stop_str_in_output: Keep the stop string, or the text of the stop token, in the answer's text.
+        ignore_eos: Do not end the answer at the model's own end tokens.
+        skip_special_tokens: Leave special tokens out of the text.
+        logprobs: Number of most likely tokens (up to 64) whose log-probability is returned for each position, in
+            addition to the chosen token's; they are the model's own, before all processors. None returns none.
+        repetition_penalty: Above 1 makes tokens of prompt and answer less likely: their logits are divided by it where
+            positive, and multiplied where negative.
+        presence_penalty: Is subtracted from the logit of every token of the answer so far; from -2 to 2.
+        frequency_penalty: The same, times the number of its occurrences; from -2 to 2.
+        logit_bias: Is added to the logits of token ids; from -100 to 100.
+        allowed_token_ids: The only token ids that may be chosen.
+        bad_words: Words that the answer must not contain.
+        truncate_prompt_tokens: Keep only so many tokens from the end of the prompt; -1 keeps what the context has room
+            for.
+        profile: The tree: a name in the bundle, "plain", or a tree of your own. None is the engine's.
+        acceptance: "lossless" keeps the distribution of plain decoding; "typical" is the Medusa paper's rule, which is
+            LOSSY: pass a `medusa_runtime.accept.Typical` for other thresholds than its defaults.
+
+    Raises:
+        ArgumentError: A value has a wrong type or is out of range, or two contradict each other.
+    """
+
+    max_tokens: int | None = 256
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    n: int = 1
+    stop: str | Collection[str] = ()
+    stop_token_ids: Collection[int] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Collection[int] | None = None
+    bad_words: Collection[str] = ()
+    truncate_prompt_tokens: int | None = None
+    profile: str | TreeProfile | None = None
+    acceptance: str | Typical = LOSSLESS
+
+    def __post_init__(self) -> None:
+        """Check every field and normalise it: collections become tuples, numbers int and float."""
+        values = {
+            "max_tokens": as_optional_int("max_tokens", self.max_tokens, 1),
+            "min_tokens": as_int("min_tokens", self.min_tokens, 0),
+            "temperature": _number("temperature", self.temperature, 0, math.inf),
+            "top_p": _number("top_p", self.top_p, 0, 1),
+            "top_k": max(0, as_int("top_k", self.top_k, -1)),
+            "min_p": _number("min_p", self.min_p, 0, 1),
+            "seed": _int_between("seed", self.seed, 0, 2**64 - 1) if self.seed is not None else None,
+            "n": _int_between("n", self.n, 1, MAX_CHOICES),
+            "stop": _texts("stop", (self.stop,) if isinstance(self.stop, str) else self.stop),
+            "stop_token_ids": _ids("stop_token_ids", self.stop_token_ids),
+            "logprobs": None if self.logprobs is None else _int_between("logprobs", self.logprobs, 0, MAX_LOGPROBS),
+            "repetition_penalty": _number("repetition_penalty", self.repetition_penalty, 0, math.inf),
+            "presence_penalty": _number("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY),
+            "frequency_penalty": _number("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY),
+            "logit_bias": None if self.logit_bias is None else _bias(self.logit_bias),
+            "allowed_token_ids": None if self.allowed_token_ids is None else _allowed(self.allowed_token_ids),
+            "bad_words": _texts("bad_words", self.bad_words),
+            "truncate_prompt_tokens": _truncation(self.truncate_prompt_tokens),
+            "acceptance": _acceptance(self.acceptance),
+        }
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            values[name] = as_bool(name, getattr(self, name))
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        for name in ("top_p", "repetition_penalty"):
+            if getattr(self, name) == 0:
+                raise ArgumentError(f"{name} is 0; expected a number above 0: 1 switches it off")
+        if self.profile is not None and not (isinstance(self.profile, TreeProfile) or _is_name(self.profile)):
+            raise ArgumentError(
+                f"profile is {self.profile!r:.80}, of type {type(self.profile).__name__}; expected the name of a tree "
+                "in the bundle, 'plain', or a TreeProfile"
+            )
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ArgumentError(
+                f"min_tokens is {self.min_tokens} and max_tokens {self.max_tokens}; expected min_tokens to be at most "
+                "max_tokens"
+            )
+        if not isinstance(self.acceptance, Typical):
+            return
+        for name in _LOSSLESS_ONLY:
+            value = getattr(self, name)
+            if value != _DEFAULTS[name]:
+                raise ArgumentError(
+                    f"{name} is {value!r:.80} with acceptance 'typical'; expected the default {_DEFAULTS[name]!r}, as "
+                    "this rule has a temperature of its own and no processors: use acceptance 'lossless', or leave "
+                    f"{name} out"
+                )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, object]) -> SamplingParams:
+        """Create parameters from untrusted JSON.
+
+        Raises:
+            ArgumentError: A field is unknown, not supported, or invalid; the message names it.
+        """
+        for name in fields:
+            if name in UNSUPPORTED:
+                raise ArgumentError(f"{name!r} is a parameter that medusa-export does not support; leave it out")
+            if name not in _DEFAULTS:
+                raise ArgumentError(f"unknown parameter {name!r:.80}; expected some of {', '.join(sorted(_DEFAULTS))}")
+        return cls(**fields)  # type: ignore[arg-type]  # each value is checked
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken, after the processors."""
+        return self.temperature == 0
+
+    @property
+    def has_processors(self) -> bool:
+        """Whether logits are changed before the most likely token is taken or one is drawn."""
+        return (
+            self.allowed_token_ids is not None
+            or bool(self.bad_words)
+            or self.min_tokens > 0
+            or bool(self.logit_bias)
+            or self.has_penalties
+        )
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether logits depend on the tokens before."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise ArgumentError where a token id is outside a vocabulary of `vocab_size` tokens."""
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            for token in getattr(self, name) or ():
+                if token >= vocab_size:
+                    raise ArgumentError(
+                        f"{name} has the token id {token}; expected one from 0 to {vocab_size - 1}: was another "
+                        "tokenizer used?"
+                    )
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
+_LOSSLESS_ONLY = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "min_tokens",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _number(what: str, value: object, least: float, most: float) -> float:
+    """Return a finite number from `least` to `most` as a float; raise ArgumentError otherwise, for bool too."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
+        raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a number: pass a float")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (least <= number <= most and math.isfinite(number)):
+        bounds = f"a finite number from {least:g} up" if most == math.inf else f"a number from {least:g} to {most:g}"
+        raise ArgumentError(f"{what} is {number}; expected {bounds}")
+    return number
+
+
+def _int_between(what: str, value: object, least: int, most: int) -> int:
+    number = as_int(what, value, least)
+    if number > most:
+        raise ArgumentError(f"{what} is {number}; expected at most {most}: pass a smaller one")
+    return number
+
+
+def _collection(what: str, value: object) -> Iterable[object]:
+    if not isinstance(value, Collection) or isinstance(value, (str, bytes, bytearray, Mapping)):
+        raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a list")
+    return value
+
+
+def _texts(what: str, value: object) -> tuple[str, ...]:
+    found = tuple(_collection(what, value) if value is not None else ())
+    if len(found) > MAX_TEXTS:
+        raise ArgumentError(f"{what} has {len(found)} texts; expected at most {MAX_TEXTS}")
+    for text in found:
+        if not isinstance(text, str) or not 0 < len(text) <= MAX_TEXT_LENGTH:
+            raise ArgumentError(f"{what} holds {text!r:.80}; expected texts of 1 to {MAX_TEXT_LENGTH} characters")
+    return found  # type: ignore[return-value]
+
+
+def _ids(what: str, value: object) -> tuple[int, ...]:
+    return tuple(as_int(f"a token id in {what}", one, 0) for one in _collection(what, () if value is None else value))
+
+
+def _allowed(value: object) -> tuple[int, ...]:
+    found = _ids("allowed_token_ids", value)
+    if not found:
+        raise ArgumentError("allowed_token_ids is empty; expected at least one token id: None allows all")
+    return found
+
+
+def _bias(value: object) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise ArgumentError(
+            f"logit_bias is {value!r:.80}, of type {type(value).__name__}; expected a mapping from token ids to numbers"
+        )
+    found = {}
+    for key, bias in value.items():
+        token = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key  # JSON has text keys
+        found[as_int("a token id in logit_bias", token, 0)] = _number(f"logit_bias[{key}]", bias, -MAX_BIAS, MAX_BIAS)
+    return found
+
+
+def _truncation(value: object) -> int | None:
+    found = as_optional_int("truncate_prompt_tokens", value, -1)
+    if found == 0:
+        raise ArgumentError("truncate_prompt_tokens is 0; expected a number from 1 up, or -1")
+    return found
+
+
+def _acceptance(value: object) -> str | Typical:
+    if isinstance(value, Typical) or value == LOSSLESS:
+        return value  # type: ignore[return-value]
+    if value == TYPICAL:
+        return Typical()
+    raise ArgumentError(
+        f"acceptance is {value!r:.80}; expected {LOSSLESS!r}, {TYPICAL!r} or an object of "
+        "medusa_runtime.accept.Typical"
+    )
