@@ -175,7 +175,7 @@ class SamplingParams:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> SamplingParams:
-        """Create parameters from untrusted JSON.
+        """Create parameters from untrusted JSON; a field that is null has its default.
 
         Raises:
             ArgumentError: A field is unknown, not supported, or invalid; the message names it.
@@ -185,7 +185,7 @@ class SamplingParams:
                 raise ArgumentError(f"{name!r} is a parameter that medusa-export does not support; leave it out")
             if name not in _DEFAULTS:
                 raise ArgumentError(f"unknown parameter {name!r:.80}; expected some of {', '.join(sorted(_DEFAULTS))}")
-        return cls(**fields)  # type: ignore[arg-type]  # each value is checked
+        return cls(**{name: value for name, value in fields.items() if value is not None})  # type: ignore[arg-type]
 
     @property
     def is_greedy(self) -> bool:
@@ -273,7 +273,7 @@ def _texts(what: str, value: object) -> tuple[str, ...]:
     for text in found:
         if not isinstance(text, str) or not 0 < len(text) <= MAX_TEXT_LENGTH:
             raise ArgumentError(f"{what} holds {text!r:.80}; expected texts of 1 to {MAX_TEXT_LENGTH} characters")
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _ids(what: str, value: object) -> tuple[int, ...]:
