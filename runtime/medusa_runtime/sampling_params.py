@@ -273,7 +273,7 @@ def _texts(what: str, value: object) -> tuple[str, ...]:
     for text in found:
         if not isinstance(text, str) or not 0 < len(text) <= MAX_TEXT_LENGTH:
             raise ArgumentError(f"{what} holds {text!r:.80}; expected texts of 1 to {MAX_TEXT_LENGTH} characters")
-    return found
+    return found  # type: ignore[return-value]
 
 
 def _ids(what: str, value: object) -> tuple[int, ...]:
@@ -308,10 +308,9 @@ def _truncation(value: object) -> int | None:
 
 def _acceptance(value: object) -> str | Typical:
     if isinstance(value, Typical) or value == LOSSLESS:
-        return value  # type: ignore[return-value]
+        return value
     if value == TYPICAL:
         return Typical()
     raise ArgumentError(
-        f"acceptance is {value!r:.80}; expected {LOSSLESS!r}, {TYPICAL!r} or an object of "
-        "medusa_runtime.accept.Typical"
+        f"acceptance is {value!r:.80}; expected {LOSSLESS!r}, {TYPICAL!r} or an object of medusa_runtime.accept.Typical"
     )
