@@ -51,11 +51,11 @@ UNSUPPORTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """The parameters of one request; immutable and checked when it is created.
+    r"""The parameters of one request; immutable and checked when it is created.
 
     Example::
 
-        SamplingParams(temperature=0.7, top_p=0.95, seed=7, stop=["\\n\\n"], max_tokens=200)
+        SamplingParams(temperature=0.7, top_p=0.95, seed=7, stop=["\n\n"], max_tokens=200)
 
     Processors apply in vLLM's order: `allowed_token_ids`, `bad_words`, `min_tokens`, `logit_bias`, then the repetition,
     frequency and presence penalties; the most likely token is taken if `temperature` is 0. Otherwise follow
