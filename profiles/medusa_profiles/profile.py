@@ -10,8 +10,12 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from medusa_profiles.node_ids import MAX_HEAD_CANDIDATES, head_candidate_id
+
 MAX_NODES = 1024
 MAX_RANK = 4095
+HEADS, PARENTS = "heads", "parents"
+CANDIDATES = (HEADS, PARENTS)  # what the ranks of a tree may refer to
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 Path = tuple[int, ...]
@@ -49,24 +53,28 @@ class TreeProfile:
         name: 1 to 64 lower-case letters, digits, `.`, `_` and `-`; it becomes a file name.
         paths: One path for each node but the root, in any order and as any sequence type.
         source: Where the tree comes from, one line of text.
+        candidates: What the ranks refer to: "heads", the candidates of the head of a node's depth, as above; or
+            "parents", the candidates that follow the token of a node's parent, which no graph offers yet.
 
     Raises:
         ProfileError: A path is empty or repeated, has no parent, or holds anything but ranks from 0 to 4095; there are
-            more than 1,024 nodes; or name or source are not as above.
+            more than 1,024 nodes; or another argument is not as above.
     """
 
     name: str
     paths: tuple[Path, ...]
     source: str = ""
+    candidates: str = HEADS
 
     def __post_init__(self) -> None:
         _check_name(self.name)
         _check_source(self.name, self.source)
+        _check_candidates(self.name, self.candidates)
         object.__setattr__(self, "paths", _canonical_paths(self.name, self.paths))
 
-    def __reduce__(self) -> tuple[type[TreeProfile], tuple[str, tuple[Path, ...], str]]:
+    def __reduce__(self) -> tuple[type[TreeProfile], tuple[str, tuple[Path, ...], str, str]]:
         """Pickle by value, so that a copy is checked again and its arrays are read-only too."""
-        return TreeProfile, (self.name, self.paths, self.source)
+        return TreeProfile, (self.name, self.paths, self.source, self.candidates)
 
     @classmethod
     def plain(cls) -> TreeProfile:
@@ -138,21 +146,32 @@ class TreeProfile:
     def candidate_ids(self, top_k: int) -> IntArray:
         """Return the graph's `input_ids` for this tree, a new array (T,) int32.
 
-        A candidate is encoded as -1 - (head * top_k + rank). The root's entry is 0, to be replaced by its token id.
+        A candidate is encoded as -1 - (head * top_k + rank), see `medusa_profiles.node_ids`. The root's entry is 0, to
+        be replaced by its token id.
 
         Args:
             top_k: Candidates that each head ranks.
 
         Raises:
-            ProfileError: A rank is not below top_k; it would refer to another head's candidate.
+            ProfileError: A rank is not below top_k, so that it would refer to another head's candidate; the heads rank
+                more candidates than there are ids; or the ranks are not those of heads.
         """
         self.check_fits(self.depth, top_k)
-        ids: IntArray = -1 - (self.heads * np.int32(top_k) + self.ranks)
-        ids[0] = 0
-        return ids
+        ids = [head_candidate_id(len(path) - 1, path[-1], top_k) for path in self.paths]
+        return np.array([0, *ids], np.int32)
 
     def check_fits(self, heads: int, top_k: int) -> None:
         """Raise ProfileError unless `heads` heads, each of which ranks `top_k` candidates, can fill this tree."""
+        if self.candidates != HEADS:
+            raise ProfileError(
+                f"tree '{self.name}' has candidates = {self.candidates!r}, ranks among the candidates of each parent, "
+                f"which no graph offers yet; expected {HEADS!r}: choose a tree of the heads' candidates"
+            )
+        if heads * top_k > MAX_HEAD_CANDIDATES:
+            raise ProfileError(
+                f"{heads} heads of {top_k} candidates each have {heads * top_k} candidates, expected at most "
+                f"{MAX_HEAD_CANDIDATES}; use heads that rank fewer"
+            )
         for path in self.paths:
             if len(path) > heads:
                 raise ProfileError(
@@ -188,6 +207,16 @@ def _check_source(name: str, source: object) -> None:
         raise ProfileError(f"tree '{name}': source must be a string, got {_kind(source)}")
     if not source.isprintable():
         raise ProfileError(f"tree '{name}': source must be one line of printable text, got {_shown(source)}")
+
+
+def _check_candidates(name: str, candidates: object) -> None:
+    """Raise ProfileError unless `candidates` is one of CANDIDATES."""
+    if not isinstance(candidates, str):
+        raise ProfileError(f"tree '{name}': candidates must be a string, got {_kind(candidates)}")
+    if candidates not in CANDIDATES:
+        raise ProfileError(
+            f"tree '{name}': candidates is {_shown(candidates)}; expected one of {', '.join(map(repr, CANDIDATES))}"
+        )
 
 
 def _canonical_paths(name: str, paths: object) -> tuple[Path, ...]:

@@ -4,20 +4,24 @@ One step drafts and verifies in one run of the graph: the Medusa heads propose c
 them, and the decoder computes logits at every node of the tree.
 
 Symbols: B sequences, T tree nodes, P rows of past keys and values that are passed to the graph, R rows whose logits
-are computed, N draft rows (B, or 0 to skip the heads, as prefill and plain decoding do), S elements of the state that
-the heads read (hidden size, times 1 + the number of tapped layers), V vocabulary, D head dimension, and W = kv_heads *
-D elements of one token's key (or value) in one layer.
+are computed, S rows that are summarised (0, or R), K = min(64, V) entries of a summary, N draft rows (B, or 0 to skip
+the heads, as prefill and plain decoding do), E elements of the state that the heads read (hidden size, times 1 + the
+number of tapped layers), V vocabulary, D head dimension, and W = kv_heads * D elements of one token's key (or value) in
+one layer.
 
 ========================  ==============  =======  ================================================================
 Input                     Shape           Type     Meaning
 ========================  ==============  =======  ================================================================
 ``input_ids``             (B, T)          int32    A token id, or -1 - (head * top_k + rank) for a candidate of a
-                                                   head. Column 0 is the root and always a token id.
+                                                   head (`medusa_profiles.node_ids`). Column 0 is the root and
+                                                   always a token id.
 ``position_ids``          (B, T)          int32    ``past_length`` + depth of the node.
 ``tree_mask``             (B, T, T)       bool     Whether node i attends to node j of this step.
 ``past_length``           (B,)            int32    Valid rows of the past; every node attends to all of them.
-``draft_hidden``          (N, S)          float32  ``hidden`` at the row whose logits chose the root token.
+``draft_hidden``          (N, E)          float32  ``hidden`` at the row whose logits chose the root token.
 ``logit_rows``            (B, R)          int32    Nodes whose logits are computed.
+``summary_rows``          (B, S)          int32    Indices into ``logit_rows``, from 0 to R - 1: the rows of logits
+                                                   that are summarised. Graphs for a GPU only.
 ``past_key_i``            (B, P, W)       float    Past keys of layer i; ``past_value_i`` holds the values.
 ========================  ==============  =======  ================================================================
 
@@ -27,7 +31,13 @@ Output                    Shape           Type     Meaning
 ``tokens``                (B, T)          int32    ``input_ids`` with each candidate replaced by its token id.
 ``argmax``                (B, R)          int32    Most likely next token at each of ``logit_rows``.
 ``logits``                (B, R, V)       float32  Logits at each of ``logit_rows``.
-``hidden``                (B, T, S)       float32  Hidden state after the final norm, then what tapped layers read.
+``top_ids``               (B, S, K)       int32    The K most likely tokens at each of ``summary_rows``: descending by
+                                                   logit, tokens of equal logits by ascending id.
+``top_logits``            (B, S, K)       float32  The logits of ``top_ids``.
+``logsumexp``             (B, S)          float32  The natural logarithm of the sum of exp(logit) over all V tokens.
+``finite``                (B, S)          bool     Whether all V logits are finite. Where they are not, the three
+                                                   outputs above are unspecified.
+``hidden``                (B, T, E)       float32  Hidden state after the final norm, then what tapped layers read.
 ``new_key_i``             (B, T, W)       float    Keys of this step's nodes; ``new_value_i`` holds the values.
 ========================  ==============  =======  ================================================================
 
@@ -49,6 +59,11 @@ Node 1 holds token 7, which is the decoder's choice at the root, and node 2 hold
 path [0, 1, 2] is accepted and token 3 follows it. The step yields the tokens 7, 19 and 3. The caller appends the rows
 0, 1 and 2 of ``new_key_i`` and ``new_value_i`` to the past, which then has 8 rows, and discards row 3. The next root
 is token 3, and ``hidden[0, 2]`` is the next ``draft_hidden``.
+
+A row of logits stays in the memory of the device, and copying it to the host takes V floats. The summary of a row is
+small, and it suffices for a check of the values, for log-probabilities, and for sampling wherever the choice provably
+falls among the K most likely tokens. Every graph for a GPU has ``summary_rows`` and the four outputs of summaries; with
+S = 0 they cost nothing. Graphs for a CPU have neither: there, logits are in the host's memory anyway.
 
 A graph variant stores keys and values in one of three ways:
 
@@ -72,8 +87,9 @@ INPUT_IDS = "input_ids"  # (B, T) int32: a token id, or -1 - (head * top_k + ran
 POSITION_IDS = "position_ids"  # (B, T) int32: past_length + depth of the node
 TREE_MASK = "tree_mask"  # (B, T, T) bool: node i attends to node j of this step
 PAST_LENGTH = "past_length"  # (B,) int32: valid rows of the past
-DRAFT_HIDDEN = "draft_hidden"  # (N, S) float: the hidden state whose logits chose the root
+DRAFT_HIDDEN = "draft_hidden"  # (N, E) float: the hidden state whose logits chose the root
 LOGIT_ROWS = "logit_rows"  # (B, R) int32: the nodes whose logits are computed
+SUMMARY_ROWS = "summary_rows"  # (B, S) int32, on a GPU: indices into logit_rows, the rows that are summarised
 PAST = "past"  # (B, P, 2 * layers * W) float, stacked: a token's keys of all layers, then its values
 PAST_ROWS = "past_rows"  # (P,) int32, in place on a GPU: 0, 1, …, P - 1
 
@@ -81,11 +97,18 @@ CAUSAL_OMITTED_INPUTS = (TREE_MASK, DRAFT_HIDDEN)
 
 # Rows of an in-place buffer behind the capacity that steps may fill: a graph may round its number of keys up.
 SPARE_ROWS = 3
+# Entries of a row's summary, where the vocabulary has so many tokens.
+MAX_SUMMARY_TOKENS = 64
 
 TOKENS = "tokens"  # (B, T) int32: input_ids with the candidates filled in
 ARGMAX = "argmax"  # (B, R) int32: most likely next token at each of the logit rows
 LOGITS = "logits"  # (B, R, V) float
-HIDDEN = "hidden"  # (B, T, S) float: the hidden state after the final norm, then what the tapped layers read
+TOP_IDS = "top_ids"  # (B, S, K) int32: most likely tokens at each of the summary rows, descending
+TOP_LOGITS = "top_logits"  # (B, S, K) float: their logits
+LOGSUMEXP = "logsumexp"  # (B, S) float: log of the sum of exp(logit) over the vocabulary
+FINITE = "finite"  # (B, S) bool: all logits of the row are finite
+SUMMARY_OUTPUTS = (TOP_IDS, TOP_LOGITS, LOGSUMEXP, FINITE)
+HIDDEN = "hidden"  # (B, T, E) float: the hidden state after the final norm, then what the tapped layers read
 NEW = "new"  # (B, T, 2 * layers * W) float, stacked: this step's keys of all layers, then its values
 
 
@@ -128,14 +151,33 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
 
-def input_specs(layers: int, state_size: int, kv_row: int, dtype: str = "float32") -> tuple[TensorSpec, ...]:
+def summary_tokens(vocab_size: int) -> int:
+    """Return K, the number of entries of a row's summary."""
+    return min(MAX_SUMMARY_TOKENS, vocab_size)
+
+
+def summary_specs(vocab_size: int) -> tuple[TensorSpec, ...]:
+    """Return the outputs of summaries, in order."""
+    K = summary_tokens(vocab_size)
+    return (
+        TensorSpec(TOP_IDS, "int32", ("B", "S", K)),
+        TensorSpec(TOP_LOGITS, "float32", ("B", "S", K)),
+        TensorSpec(LOGSUMEXP, "float32", ("B", "S")),
+        TensorSpec(FINITE, "bool", ("B", "S")),
+    )
+
+
+def input_specs(
+    layers: int, state_size: int, kv_row: int, dtype: str = "float32", *, summaries: bool = False
+) -> tuple[TensorSpec, ...]:
     """Return all inputs of a graph with one past tensor per layer, in order.
 
     Args:
         layers: Number of decoder layers.
-        state_size: S, elements of the state that the heads read.
+        state_size: E, elements of the state that the heads read.
         kv_row: W, elements of one token's key in one layer.
         dtype: Element type of keys and values; all other floats are float32.
+        summaries: Whether the graph summarises rows, as graphs for a GPU do.
     """
     return (
         TensorSpec(INPUT_IDS, "int32", ("B", "T")),
@@ -144,19 +186,21 @@ def input_specs(layers: int, state_size: int, kv_row: int, dtype: str = "float32
         TensorSpec(PAST_LENGTH, "int32", ("B",)),
         TensorSpec(DRAFT_HIDDEN, "float32", ("N", state_size)),
         TensorSpec(LOGIT_ROWS, "int32", ("B", "R")),
+        *((TensorSpec(SUMMARY_ROWS, "int32", ("B", "S")),) if summaries else ()),
         *(TensorSpec(past_key(i), dtype, ("B", "P", kv_row)) for i in range(layers)),
         *(TensorSpec(past_value(i), dtype, ("B", "P", kv_row)) for i in range(layers)),
     )
 
 
 def output_specs(
-    layers: int, state_size: int, vocab_size: int, kv_row: int, dtype: str = "float32"
+    layers: int, state_size: int, vocab_size: int, kv_row: int, dtype: str = "float32", *, summaries: bool = False
 ) -> tuple[TensorSpec, ...]:
     """Return all outputs of a graph with one new tensor per layer, in order; `vocab_size` is V, the rest as above."""
     return (
         TensorSpec(TOKENS, "int32", ("B", "T")),
         TensorSpec(ARGMAX, "int32", ("B", "R")),
         TensorSpec(LOGITS, "float32", ("B", "R", vocab_size)),
+        *(summary_specs(vocab_size) if summaries else ()),
         TensorSpec(HIDDEN, "float32", ("B", "T", state_size)),
         *(TensorSpec(new_key(i), dtype, ("B", "T", kv_row)) for i in range(layers)),
         *(TensorSpec(new_value(i), dtype, ("B", "T", kv_row)) for i in range(layers)),
@@ -166,10 +210,14 @@ def output_specs(
 def stacked_specs(
     layers: int, state_size: int, vocab_size: int, kv_row: int, dtype: str = "float32"
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return all inputs and all outputs of a graph that stacks the keys and values of all layers in one tensor."""
+    """Return all inputs and all outputs of a graph that stacks the keys and values of all layers in one tensor.
+
+    Such graphs are for TensorRT, so they summarise rows.
+    """
     width = 2 * layers * kv_row
     past, new = TensorSpec(PAST, dtype, ("B", "P", width)), TensorSpec(NEW, dtype, ("B", "T", width))
-    return (*input_specs(0, state_size, 0), past), (*output_specs(0, state_size, vocab_size, 0), new)
+    inputs = input_specs(0, state_size, 0, summaries=True)
+    return (*inputs, past), (*output_specs(0, state_size, vocab_size, 0, summaries=True), new)
 
 
 def in_place_specs(
@@ -180,27 +228,30 @@ def in_place_specs(
     head_dim: int,
     dtype: str = "float32",
     *,
-    with_past_rows: bool = False,
+    gpu: bool = False,
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Return all inputs and all outputs of a graph that writes keys and values in place: B is 1, C the capacity.
 
     Args:
         layers: Number of decoder layers.
-        state_size: S, elements of the state that the heads read.
+        state_size: E, elements of the state that the heads read.
         vocab_size: V.
         kv_heads: Number of key (and value) heads.
         head_dim: D, elements of one head.
         dtype: Element type of keys and values.
-        with_past_rows: Whether ``past_rows`` is one of the inputs.
+        gpu: Whether the graph is for a GPU: it then has the input ``past_rows`` and summarises rows.
     """
     buffer = (1, kv_heads, "C", head_dim)
     step, results = (
         tuple(TensorSpec(one.name, one.dtype, tuple(1 if size == "B" else size for size in one.shape)) for one in specs)
-        for specs in (input_specs(0, state_size, 0, dtype), output_specs(0, state_size, vocab_size, 0, dtype))
+        for specs in (
+            input_specs(0, state_size, 0, summaries=gpu),
+            output_specs(0, state_size, vocab_size, 0, summaries=gpu),
+        )
     )
     pasts, presents = (
         tuple(TensorSpec(name(i), dtype, buffer) for name in names for i in range(layers))
         for names in ((past_key, past_value), (present_key, present_value))
     )
-    more = (TensorSpec(PAST_ROWS, "int32", ("P",)),) if with_past_rows else ()
+    more = (TensorSpec(PAST_ROWS, "int32", ("P",)),) if gpu else ()
     return (*step, *pasts, *more), (*results, *presents)

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from medusa_profiles.node_ids import MAX_HEAD_CANDIDATES
 from medusa_profiles.profile import NAME_PATTERN
 
 from medusa_runtime.field_checks import check_int, check_path, check_text, check_unique, refuse
@@ -97,7 +98,7 @@ class HeadFacts:
         check_int("heads.layers", self.layers, 0, 1000)
         if self.conditioning not in ("none", "root"):
             refuse("heads.conditioning", self.conditioning, "'none' or 'root'")
-        check_int("heads.top_k", self.top_k, 1, _INT32_MAX // self.count)
+        check_int("heads.top_k", self.top_k, 1, MAX_HEAD_CANDIDATES // self.count)
         for layer in check_unique("heads.taps", self.taps):
             check_int("a layer in heads.taps", layer, 0, 999)
         check_int("heads.trunk", self.trunk, 0, _INT32_MAX)
@@ -106,7 +107,7 @@ class HeadFacts:
 
 
 def state_size(model: ModelFacts, heads: HeadFacts) -> int:
-    """Return S, the elements that the heads read for one token: hidden size * (1 + number of taps)."""
+    """Return E, the elements that the heads read for one token: hidden size * (1 + number of taps)."""
     return model.hidden_size * (1 + len(heads.taps))
 
 

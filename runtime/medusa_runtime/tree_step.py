@@ -17,9 +17,10 @@ class TreeStep:
     Args:
         profile: The tree.
         top_k: Candidates that each head ranks.
+        summaries: Whether all rows are summarised, where the backend's graphs can.
     """
 
-    def __init__(self, profile: TreeProfile, top_k: int) -> None:
+    def __init__(self, profile: TreeProfile, top_k: int, summaries: bool = False) -> None:
         T = profile.size
         self.profile = profile
         self.step = Step(
@@ -29,6 +30,7 @@ class TreeStep:
             past_length=np.zeros(1, dtype=np.int32),
             logit_rows=np.arange(T, dtype=np.int32)[None],
             draft=T > 1,
+            summaries=summaries,
         )
         self._depths: list[int] = profile.depths.tolist()
         self._ids, self._positions = self.step.input_ids[0].data, self.step.position_ids[0].data

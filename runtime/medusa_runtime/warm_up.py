@@ -17,6 +17,9 @@ WARM_UP_RUNS = 2  # of each shape: the second one is captured as a CUDA graph on
 def warm_up_steps(backend: Backend, cache: KvCache, trees: Sequence[TreeStep]) -> Iterator[Step]:
     """Yield a step of each tree behind a past of every padded length, then prompts of every power of two.
 
+    A step whose rows are summarised is of another shape than one whose rows are not. The prompts are of the kinds that
+    the trees are of: with trees of both kinds, of both.
+
     Args:
         backend: The backend that will run the steps.
         cache: Its KV cache, in which rows are reserved for each step.
@@ -30,6 +33,8 @@ def warm_up_steps(backend: Backend, cache: KvCache, trees: Sequence[TreeStep]) -
             tree.update(0, length)
             yield tree.step
     sizes = [1 << doublings for doublings in range(backend.prefill_chunk.bit_length())]
-    for past, size in product(past_lengths, sizes):
+    kinds = dict.fromkeys(tree.step.summaries for tree in trees)
+    for past, size, summaries in product(past_lengths, sizes, kinds):
         if size <= context:
-            yield literal_step(np.zeros(size, np.int32), min(past, context - size), np.array([size - 1], np.int32))
+            ids, last = np.zeros(size, np.int32), np.array([size - 1], np.int32)
+            yield literal_step(ids, min(past, context - size), last, summaries)

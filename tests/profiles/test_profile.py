@@ -57,6 +57,22 @@ def test_candidate_ids_refuse_a_rank_that_would_name_another_head():
         BRANCHED.candidate_ids(2)
 
 
+def test_ranks_among_a_parents_candidates_fit_no_bundle_yet():
+    tree = TreeProfile("sequential", ((0,), (0, 1)), candidates="parents")
+    expected = "tree 'sequential' has candidates = 'parents', .*, which no graph offers yet; expected 'heads'"
+    for refused in (lambda: tree.check_fits(9, 9), lambda: tree.candidate_ids(9)):
+        with pytest.raises(ProfileError, match=expected):
+            refused()
+    assert pickle.loads(pickle.dumps(tree)) == tree
+    assert hash(tree) != hash(TreeProfile("sequential", tree.paths))
+
+
+def test_more_candidates_than_there_are_ids_are_refused():
+    BRANCHED.check_fits(4, 2**18)
+    with pytest.raises(ProfileError, match=r"5 heads of 262144 candidates each have 1310720 candidates, expected at"):
+        BRANCHED.check_fits(5, 2**18)
+
+
 def test_the_plain_tree_is_only_a_root():
     plain = TreeProfile.plain()
     assert (plain.name, plain.size, plain.depth, plain.max_rank, plain.chain_length) == ("plain", 1, 0, -1, 0)

@@ -30,6 +30,15 @@ def test_source_may_be_left_out():
     assert from_toml('name = "x"\npaths = [[0]]', "x.toml") == TreeProfile("x", ((0,),))
 
 
+def test_what_ranks_refer_to_is_written_only_where_it_is_not_the_heads():
+    heads, parents = (TreeProfile("x", ((0,), (0, 2)), candidates=what) for what in ("heads", "parents"))
+    assert heads == TreeProfile("x", ((0,), (0, 2))) != parents
+    assert "candidates" not in to_toml(heads)
+    assert '\ncandidates = "parents"\n' in to_toml(parents)
+    assert from_toml(to_toml(parents), "x.toml") == parents
+    assert from_toml('name = "x"\ncandidates = "heads"\npaths = [[0], [0, 2]]', "x.toml") == heads
+
+
 def test_windows_line_ends_are_read():
     profile = TreeProfile("x", ((0,), (0, 0)))
     assert from_toml(to_toml(profile).replace("\n", "\r\n"), "x.toml") == profile
@@ -44,12 +53,17 @@ def test_windows_line_ends_are_read():
         ('name = "x"', "key 'paths' is missing"),
         ("paths = []", "key 'name' is missing"),
         ("", "key 'name' is missing"),
-        ('name = "x"\npaths = []\npath = 1', "unknown key 'path'; a tree has name, source, paths"),
-        ('name = "x"\npaths = []\n[extra]', "unknown key 'extra'; a tree has name, source, paths"),
+        ('name = "x"\npaths = []\npath = 1', "unknown key 'path'; a tree has name, source, candidates, paths"),
+        ('name = "x"\npaths = []\n[extra]', "unknown key 'extra'; a tree has name, source, candidates, paths"),
         ("name = 1\npaths = []", "a tree's name must be a string, got int 1"),
         ("name = 1979-05-27\npaths = []", "a tree's name must be a string, got date datetime.date(1979, 5, 27)"),
         ('name = "A"\npaths = []', "tree name 'A' is not allowed: "),
         ('name = "x"\nsource = 1\npaths = []', "tree 'x': source must be a string, got int 1"),
+        ('name = "x"\ncandidates = 1\npaths = []', "tree 'x': candidates must be a string, got int 1"),
+        (
+            'name = "x"\ncandidates = "cousins"\npaths = []',
+            "tree 'x': candidates is 'cousins'; expected one of 'heads', 'parents'",
+        ),
         ('name = "x"\npaths = 1', "tree 'x': paths must be a list of lists of ranks, got int 1"),
         ('name = "x"\npaths = {}', "tree 'x': paths must be a list of lists of ranks, got dict {}"),
         ('name = "x"\npaths = [0]', "tree 'x': paths[0] must be a list of ranks, got int 0"),

@@ -9,7 +9,8 @@ from the kept hidden state alone.
 
 import numpy as np
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts
+from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, RowSummary
+from medusa_runtime.contract import summary_tokens
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.exclusive import ExclusiveUse
 from medusa_runtime.facts import HeadFacts, ModelFacts
@@ -47,6 +48,15 @@ def logits_of(states):
     return (scramble(np.asarray(states)[..., None], np.arange(VOCAB)) / UNIT * 8).astype(np.float32)
 
 
+def summary_of(logits):
+    """The exact summary of a row (V,): the most likely tokens, of equal logits those of lower ids first."""
+    wide, count = logits.astype(np.float64), summary_tokens(len(logits))
+    ids = np.lexsort((np.arange(len(logits)), -wide))[:count].astype(np.int32)
+    finite = bool(np.isfinite(logits).all())
+    logsumexp = wide.max() + np.log(np.exp(wide - wide.max()).sum()) if finite else np.nan
+    return RowSummary(ids, logits[ids], float(logsumexp), finite)
+
+
 def plain_answer(prompt, max_new_tokens, stop_ids, context):
     """Greedy decoding spelt out, one token at a time: (answer, why it ended)."""
     tokens = list(prompt)
@@ -81,23 +91,25 @@ class FakeBackend:
     """The toy model behind the Backend protocol; it refuses steps that break the graph contract.
 
     `hit_rate`: how often a head has the right token among its candidates; its rank is then below `spread`.
-    `steps` lists the steps run, `read_rows` the rows whose logits were read, `committed` the paths kept.
+    `summaries`: whether it summarises rows, as a GPU backend does, or has none, as a CPU backend.
+    `steps` lists the steps run, `read_rows` the rows whose logits were read, `read_summaries` those whose summaries
+    were, `committed` the paths kept.
     """
 
     name, precision, run_seconds = "fake", "exact", 0.0
 
-    def __init__(self, context=4096, heads=5, top_k=6, hit_rate=1.0, spread=1):
+    def __init__(self, context=4096, heads=5, top_k=6, hit_rate=1.0, spread=1, summaries=False):
         self.model = ModelFacts("toy", "toy", 1, 8, 1, 1, 8, VOCAB, context, (EOS,))
         self.heads = HeadFacts(heads, 1, "none", top_k)
-        self.hit_rate, self.spread = hit_rate, spread
+        self.hit_rate, self.spread, self.summaries = hit_rate, spread, summaries
         self.prefill_chunk, self.padded_past_lengths = PREFILL_CHUNK, ()
-        self.exclusive_use, self.logits_on_host = ExclusiveUse("the toy"), True
+        self.exclusive_use, self.logits_on_host = ExclusiveUse("the toy"), not summaries
         self.tokens = self.positions = np.zeros((0, 0), dtype=np.int64)  # (B, capacity): the arena …
         self.contexts = np.zeros((0, 0), dtype=np.uint64)  # … of two layers
         self.hidden = []  # of each sequence the (state, context, position) of its last committed row
         self.memory = None  # most rows that `allocate` can give; None: any number
-        self.steps, self.read_rows, self.committed = [], [], []
-        self._ran = None
+        self.steps, self.read_rows, self.read_summaries, self.committed = [], [], [], []
+        self._ran, self._read = None, []
 
     def facts(self):
         return BackendFacts("paper", "", "", "fake", "1.0", weight_bytes=1000, kv_bytes_per_token=8, bandwidth=None)
@@ -116,8 +128,9 @@ class FakeBackend:
 
     def run(self, step):
         if self._ran is not None:
-            for array in self._ran:  # what a run gave is valid until the next one
+            for array in (*self._ran, *self._read):  # what a run gave is valid until the next one
                 array.fill(POISON)
+        self._read = []  # arrays of summaries that were read
         self._check(step)
         B, T = step.input_ids.shape
         tokens = step.input_ids.copy()
@@ -147,7 +160,7 @@ class FakeBackend:
             (step.logit_rows, (B, R), np.int32),
         ):
             assert array.shape == shape and array.dtype == kind
-        assert len(self.tokens) == B
+        assert len(self.tokens) == B and isinstance(step.summaries, bool)
         assert step.position_ids.min() >= 0 and step.position_ids.max() < self.model.context
         assert step.logit_rows.min() >= 0 and step.logit_rows.max() < T
         assert step.past_length.min() >= 0 and step.past_length.max() <= self.tokens.shape[1]
@@ -187,6 +200,15 @@ class FakeBackend:
     def read_logits(self, row, sequence=0):
         self.read_rows.append(row)
         return self._ran[2][sequence, row]
+
+    def read_summary(self, row, sequence=0):
+        logits = self._ran[2][sequence, row]
+        if not (self.summaries and self.steps[-1].summaries):
+            return None
+        self.read_summaries.append(row)
+        summary = summary_of(logits)
+        self._read += [summary.ids, summary.logits]
+        return summary
 
     def read_outputs(self):
         """Floats are cut to 16 bits of each hash, so that float32 holds them; keys tell the token, values the rest."""

@@ -1,12 +1,39 @@
 import pytest
 from medusa_runtime import contract
 
-DIMENSIONS = {"B", "T", "P", "R", "N"}
+DIMENSIONS = {"B", "T", "P", "R", "S", "N"}
 
 
-def specs(layers=3, dtype="float32"):
-    inputs = contract.input_specs(layers, state_size=16, kv_row=8, dtype=dtype)
-    return inputs, contract.output_specs(layers, state_size=16, vocab_size=50, kv_row=8, dtype=dtype)
+SUMMARIES = [
+    ("top_ids", "int32", (1, "S", 50)),
+    ("top_logits", "float32", (1, "S", 50)),
+    ("logsumexp", "float32", (1, "S")),
+    ("finite", "bool", (1, "S")),
+]
+
+
+def specs(layers=3, dtype="float32", **options):
+    inputs = contract.input_specs(layers, state_size=16, kv_row=8, dtype=dtype, **options)
+    return inputs, contract.output_specs(layers, state_size=16, vocab_size=50, kv_row=8, dtype=dtype, **options)
+
+
+def test_a_graph_for_a_gpu_summarises_rows_between_the_others():
+    plain, summarised = specs(layers=1), specs(layers=1, summaries=True)
+    for some, all_, after, added in zip(plain, summarised, ("logit_rows", "logits"), (1, 4), strict=True):
+        names = [spec.name for spec in all_]
+        begin = names.index(after) + 1
+        assert (*all_[:begin], *all_[begin + added :]) == some
+    assert summarised[0][6] == contract.TensorSpec("summary_rows", "int32", ("B", "S"))
+    assert [(spec.name, spec.dtype, spec.shape) for spec in summarised[1][3:7]] == [
+        (name, dtype, ("B", *shape[1:])) for name, dtype, shape in SUMMARIES
+    ]
+    assert tuple(spec.name for spec in contract.summary_specs(50)) == contract.SUMMARY_OUTPUTS
+
+
+@pytest.mark.parametrize(("vocabulary", "tokens"), [(1, 1), (63, 63), (64, 64), (65, 64), (151936, 64)])
+def test_a_summary_has_at_most_64_tokens(vocabulary, tokens):
+    assert contract.summary_tokens(vocabulary) == tokens
+    assert contract.summary_specs(vocabulary)[0].shape == ("B", "S", tokens)
 
 
 def test_inputs_of_a_step():
@@ -78,8 +105,17 @@ def test_a_step_in_place():
     ]
 
 
+def test_a_step_in_place_on_a_gpu_has_past_rows_and_summaries():
+    cpu, gpu = (contract.in_place_specs(1, 16, 50, 2, 4, "float16", gpu=gpu) for gpu in (False, True))
+    names = [[spec.name for spec in specs] for specs in gpu]
+    assert names[0][6] == "summary_rows" and names[0][-1] == "past_rows"
+    assert tuple(spec for spec in gpu[0] if spec.name not in ("summary_rows", "past_rows")) == cpu[0]
+    assert [(spec.name, spec.dtype, spec.shape) for spec in gpu[1][3:7]] == SUMMARIES
+    assert (*gpu[1][:3], *gpu[1][7:]) == cpu[1]
+
+
 def test_a_step_whose_rows_lie_together():
     inputs, outputs = contract.stacked_specs(2, state_size=16, vocab_size=50, kv_row=8, dtype="float16")
-    step, results = specs(layers=0)
+    step, results = specs(layers=0, summaries=True)
     assert inputs == (*step, contract.TensorSpec("past", "float16", ("B", "P", 32)))
     assert outputs == (*results, contract.TensorSpec("new", "float16", ("B", "T", 32)))

@@ -79,7 +79,7 @@ def _contract_signature(
         return contract.stacked_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype)
     if past_rank == 4:
         sizes = facts.layers, state, facts.vocab_size, facts.kv_heads, facts.head_dim
-        return contract.in_place_specs(*sizes, dtype, with_past_rows=contract.PAST_ROWS in names)
+        return contract.in_place_specs(*sizes, dtype, gpu=contract.PAST_ROWS in names)
     return (
         contract.input_specs(facts.layers, state, facts.kv_row, dtype),
         contract.output_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype),

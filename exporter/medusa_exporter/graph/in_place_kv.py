@@ -79,7 +79,7 @@ def write_kv_in_place(
         facts.kv_heads,
         facts.head_dim,
         "float32" if dtype is None else dtype.numpy().name,
-        with_past_rows=dtype is not None,
+        gpu=dtype is not None,
     )
     graph.outputs.clear()
     graph.outputs.extend([*outputs, *(presents[spec.name] for spec in results[len(outputs) :])])

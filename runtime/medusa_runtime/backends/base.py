@@ -2,14 +2,15 @@
 
 A backend owns the KV cache of its sequences and runs one step of the graph at a time. Symbols for shapes, here and in
 all backends: B sequences, T nodes per sequence, R rows per sequence whose logits are computed, V vocabulary size,
-S elements of a hidden state, W = kv_heads · head_dim elements of one token's key (or value) of one layer.
+K = min(64, V) entries of a row's summary, E elements of a hidden state, W = kv_heads · head_dim elements of one token's
+key (or value) of one layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +38,14 @@ class Step:
 
     Args:
         input_ids: (B, T) token ids; -1 - (head · top_k + rank) stands for the candidate of that rank that a head
-            proposes. Example: with top_k = 10, -13 is -1 - (1 · 10 + 2), rank 2 of head 1. Column 0 is the root.
+            proposes (`medusa_profiles.node_ids`). Example: with top_k = 10, -13 is -1 - (1 · 10 + 2), rank 2 of head 1.
+            Column 0 is the root.
         position_ids: (B, T) position of each node: the length of the past plus the depth of the node.
         tree_mask: (B, T, T), true where a node (second dimension) attends to a node of this step (third dimension).
         past_length: (B,) rows of the past of each sequence.
         logit_rows: (B, R) nodes whose logits are computed.
         draft: Whether the Medusa heads run, on the hidden state that the last commit kept.
+        summaries: Whether all R rows are summarised, where the backend's graphs can (`Backend.read_summary`).
     """
 
     input_ids: IntArray
@@ -51,15 +54,33 @@ class Step:
     past_length: IntArray
     logit_rows: IntArray
     draft: bool
+    summaries: bool = False
 
 
-def literal_step(ids: IntArray, length: int, logit_rows: IntArray) -> Step:
+class RowSummary(NamedTuple):
+    """The most likely next tokens at one row, and two facts about all V logits of the row.
+
+    Args:
+        ids: (K,) token ids, descending by logit; tokens of equal logits by ascending id.
+        logits: (K,) their logits.
+        logsumexp: Natural logarithm of the sum of exp(logit) over all V tokens.
+        finite: Whether all V logits are finite. If not, the other fields are unspecified.
+    """
+
+    ids: IntArray
+    logits: FloatArray
+    logsumexp: float
+    finite: bool
+
+
+def literal_step(ids: IntArray, length: int, logit_rows: IntArray, summaries: bool = False) -> Step:
     """Return the causal step of consecutive tokens of one sequence, without a draft: prefill and plain decoding.
 
     Args:
         ids: (T,) token ids.
         length: Rows of the past.
         logit_rows: (R,) tokens whose logits are computed.
+        summaries: Whether these rows are summarised.
     """
     T = len(ids)
     return Step(
@@ -69,6 +90,7 @@ def literal_step(ids: IntArray, length: int, logit_rows: IntArray) -> Step:
         past_length=np.array([length], dtype=np.int32),
         logit_rows=logit_rows[None],
         draft=False,
+        summaries=summaries,
     )
 
 
@@ -108,7 +130,7 @@ def name_outputs(
         tokens: (B, T).
         argmax: (B, R).
         logits: (B, R, V).
-        hidden: (B, T, S).
+        hidden: (B, T, E).
         new: (2 · layers, B, T, W): the new keys of all layers, then the new values of all layers.
     """
     layers = len(new) // 2
@@ -202,7 +224,8 @@ class Backend(Protocol):
             BundleError: An engine that only this step needs cannot be loaded.
             WrongThreadError: The library requires the thread of the first step.
             BusyError: Another thread's call is at work.
-            RuntimeError: Nothing was allocated, or the step does not fit the allocated rows.
+            RuntimeError: Nothing was allocated, the step does not fit the allocated rows, or the graph cannot fill one
+                of its nodes: without a draft all nodes must be token ids, with one also candidates of the heads.
         """
 
     def read_tokens(self, sequence: int = 0) -> list[int]:
@@ -227,14 +250,26 @@ class Backend(Protocol):
             sequence: Index of the sequence.
         """
 
+    def read_summary(self, row: int, sequence: int = 0) -> RowSummary | None:
+        """Return the summary of one row, which copies nothing from a device; its arrays are valid until the next run.
+
+        None where the last run has none: the step did not ask for summaries, or the backend's graphs have none, as on a
+        CPU, where `read_logits` copies nothing either. Raises as `read_tokens` does.
+
+        Args:
+            row: Index into `logit_rows`, from 0 to R - 1.
+            sequence: Index of the sequence.
+        """
+
     def read_outputs(self) -> StepOutputs:
         """Return copies of all outputs of the last run, for comparisons; the decoding loop does not need it.
 
         Call it before `commit`, which may move rows. Raises as `read_tokens` does.
 
         Returns:
-            tokens (B, T) and argmax (B, R) int32; logits (B, R, V), hidden (B, T, S) and for each layer i `new_key_{i}`
-            and `new_value_{i}` (B, T, W), all float32, whatever the precision that the backend computes in.
+            tokens (B, T) and argmax (B, R) int32; logits (B, R, V), hidden (B, T, E) and for each layer i `new_key_{i}`
+            and `new_value_{i}` (B, T, W), all float32, whatever the precision that the backend computes in. Summaries
+            are not among them.
         """
 
     def commit(self, sequence: int, path: Sequence[int], length: int) -> None:

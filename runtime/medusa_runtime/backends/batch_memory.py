@@ -22,7 +22,7 @@ class BatchMemory:
         device: Where the memory is.
         arena: Keys and values of all sequences.
         outputs: Logits and hidden states of the last step.
-        draft_hidden: (B, S) float32, the hidden state that the next draft of each sequence starts from.
+        draft_hidden: (B, E) float32, the hidden state that the next draft of each sequence starts from.
     """
 
     device: Device
@@ -49,7 +49,7 @@ class BatchMemory:
             new_arena: Creates the arena in the layout that the graph needs.
             model: The model, which determines the sizes of keys, values and logits.
             element: Element type of keys and values.
-            hidden_size: Elements of the hidden state of one token (S).
+            hidden_size: Elements of the hidden state of one token (E).
             batch: Number of sequences.
             capacity: Rows (tokens) of each sequence.
             nodes: Nodes of the largest step; steps with more nodes need `fitted_to`.

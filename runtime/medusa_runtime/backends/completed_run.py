@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from medusa_runtime.backends.base import FloatArray, IntArray, StepOutputs, name_outputs
+from medusa_runtime.backends.base import FloatArray, IntArray, RowSummary, StepOutputs, name_outputs
 from medusa_runtime.backends.step_binding import StepBinding
 from medusa_runtime.backends.step_errors import COMMITTED_BEFORE
 
@@ -44,6 +44,13 @@ class CompletedRun:
         _check_index("row", row, binding.host.sizes[1])
         outputs = binding.memory.outputs
         return self._read(outputs.logits_address(binding.shape, sequence, row), outputs.vocab_size)
+
+    def read_summary(self, row: int, sequence: int) -> RowSummary | None:
+        """Return the summary of one row; None if the step did not ask for summaries."""
+        binding = self.binding
+        _check_index("sequence", sequence, binding.shape.B)
+        _check_index("row", row, binding.host.sizes[1])
+        return binding.host.read_summary(row, sequence)
 
     def read_outputs(self) -> StepOutputs:
         """Copy all outputs from the device, without the padding."""

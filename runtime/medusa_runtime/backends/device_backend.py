@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, Step, StepOutputs
+from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, RowSummary, Step, StepOutputs
 from medusa_runtime.backends.batch_memory import BatchMemory
 from medusa_runtime.backends.binding_cache import BindingCache
 from medusa_runtime.backends.completed_run import CompletedRun
@@ -23,6 +23,7 @@ from medusa_runtime.backends.element_types import kv_type
 from medusa_runtime.backends.host_buffers import HostBuffers
 from medusa_runtime.backends.kv_arena import ArenaFactory
 from medusa_runtime.backends.layer_major_arena import LayerMajorArena
+from medusa_runtime.backends.node_check import check_node_ids
 from medusa_runtime.backends.step_binding import StepBinding, StepRunner
 from medusa_runtime.backends.step_errors import check_reading_thread, step_error
 from medusa_runtime.backends.step_executor import StepExecutor
@@ -109,6 +110,7 @@ class DeviceBackend(ABC):
         """Run one step and wait until its results can be read."""
         self._check_thread()
         self._completed = None
+        check_node_ids(step, self.heads)
         binding = self._binding_for(step)
         self._completed = completed = self._executor.run(binding, step)
         self.run_seconds = completed.seconds
@@ -124,6 +126,10 @@ class DeviceBackend(ABC):
     def read_logits(self, row: int, sequence: int = 0) -> FloatArray:
         """Copy the logits of one row from the device: (V,) float32."""
         return self._last_run().read_logits(row, sequence)
+
+    def read_summary(self, row: int, sequence: int = 0) -> RowSummary | None:
+        """Return the summary of one row from pinned host memory; None if the step did not ask for summaries."""
+        return self._last_run().read_summary(row, sequence)
 
     def read_outputs(self) -> StepOutputs:
         """Copy all outputs of the last run from the device."""
@@ -165,7 +171,7 @@ class DeviceBackend(ABC):
                 f"a past of {length} rows does not fit an arena of {memory.arena.capacity}; allocate a larger one first"
             )
         P = memory.padded_past(length)
-        return self._padded_shape(StepShape(B, T, R, step.draft, P, is_causal(step)))
+        return self._padded_shape(StepShape(B, T, R, step.draft, P, is_causal(step), step.summaries))
 
     def _add_binding(self, shape: StepShape, step: Step) -> StepBinding:
         """Make a binding for a shape, over larger memory where the shape does not fit what is allocated.
@@ -188,7 +194,7 @@ class DeviceBackend(ABC):
         return binding
 
     def _bind(self, shape: StepShape, memory: BatchMemory) -> StepBinding:
-        host = HostBuffers(self._device, shape)
+        host = HostBuffers(self._device, shape, self.model.vocab_size)
         inputs, outputs = memory.tensors(shape)
         runner = self._new_runner(shape, host.inputs | inputs, host.outputs | outputs)
         return StepBinding(runner, shape, host, memory)

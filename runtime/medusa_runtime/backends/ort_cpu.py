@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 
 from medusa_runtime import contract
 from medusa_runtime.backends.amx import has_amx, is_refused, permitted_amx
-from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, FloatArray, Step, StepOutputs, name_outputs
+from medusa_runtime.backends.base import (
+    PREFILL_CHUNK,
+    BackendFacts,
+    FloatArray,
+    RowSummary,
+    Step,
+    StepOutputs,
+    name_outputs,
+)
 from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.backends.integer_products import set_exact_products
+from medusa_runtime.backends.node_check import check_node_ids, least_node_id
 from medusa_runtime.backends.ort_library import import_onnxruntime
 from medusa_runtime.backends.ort_session import check_signature, open_session
 from medusa_runtime.backends.step_errors import COMMITTED_BEFORE, check_reading_thread, step_error
@@ -153,6 +162,8 @@ class OrtCpuBackend:
         end = bound.past_length[0] + bound.nodes
         if end > self._capacity:  # the step would write beyond the arena
             raise RuntimeError(f"{end} rows do not fit an arena of {self._capacity}; allocate a larger one first")
+        if min(bound.ids) < least_node_id(step, self.heads):
+            check_node_ids(step, self.heads)
         started = time.perf_counter()
         try:
             self._session.run_with_iobinding(bound.io_binding)
@@ -174,6 +185,11 @@ class OrtCpuBackend:
         """Return the logits of one row: (V,) float32."""
         logits: FloatArray = self._last_run().logits[sequence, row]
         return logits
+
+    def read_summary(self, row: int, sequence: int = 0) -> RowSummary | None:
+        """Return None: `read_logits` copies nothing, so the graph computes no summaries."""
+        self._last_run().logits[sequence, row]  # raises for a row that does not exist
+        return None
 
     def read_outputs(self) -> StepOutputs:
         """Return copies of all outputs of the last run; its keys and values are in the arena, behind the past."""
@@ -263,7 +279,7 @@ class _BoundStep:
             for name, array in arrays.items():
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self.nodes, self.arena = T, arena
-        self.past_length = step.past_length.data
+        self.ids, self.past_length = step.input_ids[0].data, step.past_length.data
         self.tokens, self.argmax = _row_views(tokens), _row_views(argmax)
         self.hidden = [_row_views(of_sequence) for of_sequence in hidden]
 

@@ -27,6 +27,7 @@ class StepShape(NamedTuple):
         draft: Whether the Medusa heads run.
         P: Rows of the past that are bound, padding included.
         causal: Whether the tree mask is the causal (lower triangular) one: prefill, plain decoding.
+        summaries: Whether the R rows are summarised.
     """
 
     B: int
@@ -35,6 +36,12 @@ class StepShape(NamedTuple):
     draft: bool
     P: int
     causal: bool = False
+    summaries: bool = False
+
+    @property
+    def S(self) -> int:  # noqa: N802
+        """Number of rows of each sequence that are summarised."""
+        return self.R if self.summaries else 0
 
 
 def padded_past_length(length: int) -> int:

@@ -109,7 +109,8 @@ class TensorRtBackend(DeviceBackend):
 
     def _padded_shape(self, shape: StepShape) -> StepShape:
         facts = self._engine_for(shape)
-        return StepShape(shape.B, facts.nodes, facts.rows, facts.draft, min(max(shape.P, facts.least), facts.most))
+        P = min(max(shape.P, facts.least), facts.most)
+        return StepShape(shape.B, facts.nodes, facts.rows, facts.draft, P, summaries=True)  # an engine's S is its R
 
     def _engine_for(self, shape: StepShape) -> EngineManifest:
         """Choose an engine for a step: the fastest where all that fit were timed, otherwise the smallest.

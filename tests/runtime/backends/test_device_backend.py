@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from medusa_runtime.errors import BackendError, BusyError, CapacityError, Medusa
 from medusa_runtime.facts import HeadFacts, ModelFacts
 from medusa_runtime.kv_cache import KvCache
 
+from ..fake_backend import summary_of
 from ..interrupting import elsewhere, interrupted
 from .fake_tensorrt import at
 from .host_device import Block, HostDevice
@@ -88,6 +90,13 @@ class Run:
             argmax[b] = sums[rows[b]] % VOCAB
             logits[b, np.arange(self.shape.R), argmax[b]] = 1
         hidden[:] = tokens[..., None]
+        ids, top, sums, finite = (
+            self.array(name, dtype)
+            for name, dtype in zip(contract.SUMMARY_OUTPUTS, (np.int32, np.float32, np.float32, np.bool_), strict=True)
+        )
+        for b, row in np.ndindex(*sums.shape):
+            found = summary_of(logits[b, self.array(contract.SUMMARY_ROWS)[b, row]])
+            ids[b, row], top[b, row], sums[b, row], finite[b, row] = found
         self.array(contract.new_key(0), np.float32)[:, :, 0] = tokens
         self.array(contract.new_value(0), np.float32)[:, :, 0] = -tokens
 
@@ -195,6 +204,52 @@ def test_a_past_that_does_not_fit_the_allocated_rows_is_refused(batch: int, rows
     toy.run(literal([1, 2, 3], rows, batch))  # as engines are timed
     with pytest.raises(RuntimeError, match=f"a past of {rows + 1} rows does not fit an arena of {rows}; allocate"):
         toy.run(literal([1, 2, 3], rows + 1, batch))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_summaries_are_those_of_the_rows(batch: int) -> None:
+    toy = Toy()
+    toy.allocate(batch, 8)
+    step = replace(literal([3, 4, 5], batch=batch), summaries=True)
+    step.input_ids[-1] += 20
+    for _ in range(2):
+        toy.run(step)
+        for sequence, row in np.ndindex(batch, 3):
+            found, expected = toy.read_summary(row, sequence), summary_of(toy.read_logits(row, sequence))
+            assert found is not None and (found.logsumexp, found.finite) == (np.float32(expected.logsumexp), True)
+            np.testing.assert_array_equal(found.ids, expected.ids)
+            np.testing.assert_array_equal(found.logits, expected.logits)
+            assert found.ids[0] == toy.read_argmax(sequence)[row]
+        with pytest.raises(IndexError, match="row 3 does not exist; expected one from 0 to 2"):
+            toy.read_summary(3)
+        with pytest.raises(IndexError, match=f"sequence {batch} does not exist"):
+            toy.read_summary(0, batch)
+        toy.run(replace(step, summaries=False))  # of another shape
+        assert toy.read_summary(0) is None
+    assert toy._cache is not None and [shape.S for shape in toy._cache.shapes] == [3, 0]
+
+
+@pytest.mark.parametrize(
+    ("least", "draft", "message"),
+    [
+        (-1, False, "a node has the id -1, rank 0 of head 0; expected token ids only in a step without a draft"),
+        (-2, True, r"a node has the id -2, rank 0 of head 1; expected token ids and the heads' candidates, -1 to -1"),
+        (-1 - 2**20, True, "a node has the id -1048577, rank 0 among the candidates of its parent; expected"),
+        (-1 - 2**20, False, "rank 0 among the candidates of its parent; expected token ids only"),
+        (-(2**31), True, "among the candidates of its parent"),
+    ],
+)
+def test_node_ids_that_no_graph_fills_are_refused_before_the_step_runs(least: int, draft: bool, message: str) -> None:
+    toy = Toy()
+    toy.allocate(1, 8)
+    step = replace(literal([3, 4, 5]), draft=draft)
+    toy.run(step)
+    toy.commit(0, [0], 0)
+    step.input_ids[0, 2] = least  # a step may be changed in place
+    with pytest.raises(RuntimeError, match=message):
+        toy.run(step)
+    with pytest.raises(RuntimeError, match="no step has been run"):
+        toy.read_tokens()
 
 
 def test_a_failed_allocation_changes_nothing() -> None:
@@ -306,7 +361,8 @@ def test_results_belong_to_the_thread_that_ran_the_step() -> None:
     toy = Toy()
     cache = KvCache(toy)
     toy.run(literal([3, 4]))
-    readers = (toy.read_argmax, toy.read_tokens, partial(toy.read_logits, 0), toy.read_outputs)
+    of_row = partial(toy.read_logits, 0), partial(toy.read_summary, 0)
+    readers = (toy.read_argmax, toy.read_tokens, *of_row, toy.read_outputs)
     for work in (*readers, partial(cache.commit, [0])):
         assert isinstance(elsewhere(work), BusyError)
     cache.commit([0, 1])

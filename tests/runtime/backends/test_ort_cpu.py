@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,35 @@ def test_only_the_rows_of_the_path_are_kept(backend: OrtCpuBackend, path: list[i
     cache.truncate(0)
     backend.run(literal([4, 8, 15, *(nodes[node] for node in path), 7], 0))
     np.testing.assert_allclose(grown, logits(backend, 4 + len(path))[-1], atol=1e-4)
+
+
+def test_rows_on_the_host_have_no_summaries(backend: OrtCpuBackend) -> None:
+    KvCache(backend)
+    with pytest.raises(RuntimeError, match="no step has been run"):
+        backend.read_summary(0)
+    plain = literal([4, 8, 15], 0)
+    for step in (plain, replace(plain, summaries=True)):
+        backend.run(step)
+        assert backend.read_summary(2) is None
+    with pytest.raises(IndexError):
+        backend.read_summary(3)
+
+
+@pytest.mark.parametrize("kind", ["a candidate without a draft", "a head too many", "a parent's candidate"])
+def test_node_ids_that_no_graph_fills_are_refused(backend: OrtCpuBackend, kind: str) -> None:
+    cache, candidates = KvCache(backend), backend.heads.count * backend.heads.top_k
+    node, what = {
+        "a candidate without a draft": (-1, "rank 0 of head 0; expected token ids only"),
+        "a head too many": (-1 - candidates, f"rank 0 of head 5; expected token ids and .*, -{candidates} to -1"),
+        "a parent's candidate": (-2 - 2**20, "rank 1 among the candidates of its parent; expected token ids and"),
+    }[kind]
+    step = replace(literal([4, 8, 15], 0), draft="draft" not in kind)
+    backend.run(step)
+    step.input_ids[0, 2] = node  # in a step that was bound before
+    with pytest.raises(RuntimeError, match=f"a node has the id {node}, {what}"):
+        backend.run(step)
+    with pytest.raises(RuntimeError, match="no step has been run"):
+        cache.commit([0])
 
 
 def test_all_outputs_of_a_step_can_be_read(backend: OrtCpuBackend) -> None:

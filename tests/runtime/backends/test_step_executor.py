@@ -54,7 +54,7 @@ def new_memory(device: HostDevice, nodes: int = 4) -> BatchMemory:
 
 def new_binding(memory: BatchMemory, nodes: int = 3) -> StepBinding:
     shape = StepShape(1, nodes, 1, draft=False, P=64, causal=True)
-    return StepBinding(Runner(), shape, HostBuffers(memory.device, shape), memory)
+    return StepBinding(Runner(), shape, HostBuffers(memory.device, shape, 8), memory)
 
 
 def new_step(nodes: int = 3) -> Step:
@@ -90,7 +90,7 @@ def test_after_an_interrupted_run_the_next_one_waits_for_the_device(failure: Bas
     device, runner = Waiting(), Runner()
     executor, memory = StepExecutor("toy", "fp32", device), new_memory(device)
     shape = StepShape(1, 3, 1, draft=False, P=64, causal=True)
-    binding = StepBinding(runner, shape, HostBuffers(device, shape), memory)
+    binding = StepBinding(runner, shape, HostBuffers(device, shape, 8), memory)
     executor.run(binding, new_step())
     assert device.waits == 0
     runner.failure = failure
