@@ -1,0 +1,95 @@
+"""Chooses the next token of one answer: processors, filters, and the most likely token or a draw."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medusa_runtime.sampling.filters import Filters
+from medusa_runtime.sampling.noise import draw, draw_key
+from medusa_runtime.sampling.processors import Processors
+from medusa_runtime.sampling.summaries import kept_of_summary
+from medusa_runtime.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from medusa_runtime.backends.base import FloatArray, RowSummary
+    from medusa_runtime.rows import RowReader
+
+
+class Sampler:
+    """Chooses the tokens of one answer.
+
+    A choice depends on the parameters, the seed, the answer's index, the tokens before, and the logits: not on what was
+    chosen or rejected elsewhere in a tree, nor on earlier calls. So calls may be repeated, and tokens of every path may
+    be asked for in any order.
+
+    Args:
+        params: Parameters of the request.
+        prompt_ids: Tokens of the prompt.
+        vocab_size: V.
+        end_ids: Tokens that `min_tokens` forbids: the model's end tokens and the request's stop tokens.
+        bad_word_ids: Token sequences of `bad_words`, as `sampling.bad_word_ids` returns them.
+        seed: Seed of the request, from 0 to 2**64 - 1.
+        choice: Index of the answer among the request's.
+
+    Raises:
+        ArgumentError: The parameters forbid every token, or one of them is outside the vocabulary.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        vocab_size: int,
+        end_ids: Collection[int],
+        bad_word_ids: Sequence[Sequence[int]],
+        seed: int,
+        choice: int,
+    ) -> None:
+        params.check_vocabulary(vocab_size)
+        self._vocab_size, self._seed, self._choice = vocab_size, seed, choice
+        self._processors = Processors(params, prompt_ids, vocab_size, end_ids, bad_word_ids)
+        self._filters = None if params.is_greedy else Filters.of(params)
+
+    def choose(self, rows: RowReader, row: int, output: Sequence[int]) -> int:
+        """Return the token that follows `output`.
+
+        Args:
+            rows: Reads logits; only `row` is read, and only its summary where that suffices.
+            row: Where the logits behind the last token of `output` are.
+            output: All tokens of the answer before this one; its length is the position that the draw depends on.
+
+        Raises:
+            InvalidLogitsError: A logit of the row is not finite.
+            RequestError: The processors forbid every token.
+        """
+        if self._processors.active(output):
+            return self._from_row(self._processors.apply(rows(row), output), len(output))
+        summary = rows.summary(row)
+        if summary is not None and summary.finite:
+            token = self._from_summary(summary, len(output))
+            if token is not None:
+                return token
+        return self._from_row(rows(row), len(output))
+
+    def _from_row(self, logits: FloatArray, position: int) -> int:
+        if self._filters is None:
+            return int(logits.argmax())
+        kept = self._filters.kept(logits)
+        key = draw_key(self._seed, self._choice, position)
+        return draw(logits if kept is None else logits[kept], kept, self._filters.temperature, key)
+
+    def _from_summary(self, summary: RowSummary, position: int) -> int | None:
+        """Return the token that the whole row would give, or None if the summary does not determine it."""
+        if self._filters is None:
+            return int(summary.ids[0])
+        if not self._filters.active:
+            return None
+        count = kept_of_summary(self._filters, summary, self._vocab_size)
+        if count is None:
+            return None
+        order = np.argsort(summary.ids[:count])  # ascending, as in a row
+        ids, logits = summary.ids[:count][order].astype(np.intp), summary.logits[:count][order]
+        return draw(logits, ids, self._filters.temperature, draw_key(self._seed, self._choice, position))

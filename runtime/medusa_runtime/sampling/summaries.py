@@ -1,0 +1,79 @@
+"""Filters on the summary of a row: whether its most likely tokens are all that the filters keep.
+
+The answer is a number of tokens only if reading the whole row gives the same tokens for certain. What is not known is
+the mass of the tokens behind the summary at another temperature than 1, where its logsumexp was taken. With
+x_i = exp(l_i - max l) of these n tokens, none of which is above the last x of the summary, M = Σ x_i and q = 1 / T:
+
+- q ≥ 1: n · (M / n)**q ≤ Σ x_i**q ≤ M · x**(q - 1), by convexity and as x_i ≤ x;
+- q < 1: M · x**(q - 1) ≤ Σ x_i**q ≤ n · (M / n)**q, by the same two arguments with their signs changed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medusa_runtime.sampling.filters import Filters, nucleus_size
+
+if TYPE_CHECKING:
+    from medusa_runtime.backends.base import RowSummary
+
+_MARGIN = 1e-4  # relative error of a mass: float32 logsumexp on a device, float32 weights on the host
+_ROUNDING = 2.0**-21  # relative rounding of the logsumexp itself
+
+
+def kept_of_summary(filters: Filters, summary: RowSummary, vocab_size: int) -> int | None:
+    """Return how many of the summary's first tokens are all that the filters keep; None if only the row shows it.
+
+    Args:
+        filters: The filters; at least one should be active, as otherwise all tokens are kept.
+        summary: The summary of a row without processors.
+        vocab_size: V.
+    """
+    ranked = summary.logits
+    rest = vocab_size - len(ranked)
+    least = filters.least_logit(float(ranked[0]))
+    if 0 < filters.top_k <= len(ranked) and filters.top_k < vocab_size:
+        least = max(least, float(ranked[filters.top_k - 1]))
+    inside = int(np.count_nonzero(ranked >= least))
+    if rest == 0 or inside < len(ranked):
+        if filters.top_p == 1:
+            return inside
+        masses = filters.masses(ranked[:inside])
+        return nucleus_size(masses, filters.top_p * float(masses[-1]))
+    if filters.top_p == 1:
+        return None
+    masses = filters.masses(ranked)
+    lower, upper = _tail(filters, summary, rest)
+    if filters.min_p > 0 or filters.top_k > 0:
+        lower = 0.0  # the tokens behind the summary may be left out before top_p
+    fewest = filters.top_p * (float(masses[-1]) + lower) * (1 - _MARGIN)
+    most = filters.top_p * (float(masses[-1]) + upper) * (1 + _MARGIN)
+    if masses[-1] < most:
+        return None
+    count = nucleus_size(masses, fewest)
+    return count if count == nucleus_size(masses, most) else None
+
+
+def _tail(filters: Filters, summary: RowSummary, rest: int) -> tuple[float, float]:
+    """Return bounds of the mass behind the summary, relative to the most likely token's, at the filters' temperature.
+
+    Args:
+        filters: The filters.
+        summary: The summary.
+        rest: Number of tokens behind it, above 0.
+    """
+    largest, last = float(summary.logits[0]), float(summary.logits[-1]) - float(summary.logits[0])
+    error = _MARGIN + _ROUNDING * abs(summary.logsumexp)
+    total = math.exp(min(summary.logsumexp - largest, 700.0))
+    inside = float(Filters(1.0).masses(summary.logits)[-1])
+    most = rest * math.exp(last)
+    low = min(max(0.0, total * (1 - error) - inside), most)
+    high = min(max(0.0, total * (1 + error) - inside), most)
+    exponent = 1 / filters.temperature
+    if exponent >= 1:
+        return rest * (low / rest) ** exponent, high * math.exp(last * (exponent - 1))
+    lower = math.exp(math.log(low) + last * (exponent - 1)) if low > 0 else 0.0
+    return lower, rest * (high / rest) ** exponent
