@@ -14,8 +14,9 @@ from html import escape
 from pathlib import Path
 
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime import Engine
-from medusa_runtime.accept import Acceptance, LogitsReader, greedy
+from medusa_runtime.accept import Acceptance, greedy
+from medusa_runtime.loading import LoadedBundle, load_bundle
+from medusa_runtime.rows import RowReader
 
 SECONDS = 1.6  # how long one frame is shown
 WIDTH, COLUMN, ROW, BOX = 880, 172, 25, 140  # pixels: the picture, one depth of the tree, one leaf, one node
@@ -44,18 +45,18 @@ class Frame:
     tokens: int  # in the answer after this step
 
 
-def record(engine: Engine, prompt: str, max_new_tokens: int) -> list[Frame]:
+def record(loaded: LoadedBundle, prompt: str, max_new_tokens: int) -> list[Frame]:
     """Answer `prompt` greedily and return one frame for each step."""
-    decoder, tokenizer = engine.decoder, engine.tokenizer
+    decoder, tokenizer = loaded.decoder, loaded.tokenizer
     steps: list[tuple[list[int], list[int]]] = []
 
-    def observed(tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], logits: LogitsReader) -> Acceptance:
+    def observed(tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], logits: RowReader) -> Acceptance:
         verdict = greedy(tree, tokens, argmax, logits)
         steps.append((list(tokens), list(verdict[0])))
         return verdict
 
     decoder.accept = observed
-    answer = decoder.start(engine.encode(prompt), max_new_tokens)
+    answer = decoder.start(loaded.prompt_encoder.encode(prompt), max_new_tokens)
     frames = []
     while decoder.sequence is not None and decoder.sequence.finish_reason is None:
         before = tokenizer.decode(answer)
@@ -154,9 +155,9 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=36, help="length of the answer (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the SVG file to write")
     arguments = parser.parse_args()
-    engine = Engine.load(arguments.bundle, profile=arguments.profile)
-    frames = record(engine, arguments.prompt, arguments.max_new_tokens)
-    arguments.output.write_text(draw(engine.decoder.profile, arguments.prompt, frames), encoding="utf-8")
+    loaded = load_bundle(arguments.bundle, profile=arguments.profile)
+    frames = record(loaded, arguments.prompt, arguments.max_new_tokens)
+    arguments.output.write_text(draw(loaded.decoder.profile, arguments.prompt, frames), encoding="utf-8")
 
 
 if __name__ == "__main__":

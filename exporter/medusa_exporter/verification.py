@@ -9,8 +9,8 @@ from typing import Any
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import load_backend
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.engine import Engine
 from medusa_runtime.errors import MedusaError
+from medusa_runtime.loading import LoadedBundle
 
 from medusa_exporter.answer_differences import AnswerDifference, compare_answers, is_exact, next_logits
 from medusa_exporter.bench.conversations import BackendMeasurements, Skipped, converse
@@ -76,7 +76,7 @@ class Verification:
 
 
 def verify_answers(
-    engine: Engine,
+    loaded: LoadedBundle,
     trees: Sequence[TreeProfile],
     prompts: Sequence[Turns],
     *,
@@ -89,7 +89,7 @@ def verify_answers(
     """Answer every prompt by plain decoding, by every tree and by the reference, and compare the tokens.
 
     Args:
-        engine: The bundle with one backend.
+        loaded: The bundle with one backend.
         trees: The trees to verify.
         prompts: The user messages of each conversation.
         max_new_tokens: Maximum number of tokens of an answer.
@@ -102,7 +102,7 @@ def verify_answers(
         MedusaError: No prompt fits the context.
     """
     found = Verification()
-    for measured in _answers(engine, trees, prompts, max_new_tokens, first_turn_only):
+    for measured in _answers(loaded, trees, prompts, max_new_tokens, first_turn_only):
         if isinstance(measured, Skipped):
             found.skipped += 1
             report(f"prompt {measured.prompt}/{len(prompts)}, turn {measured.turn}: {measured.describe()}")
@@ -114,11 +114,11 @@ def verify_answers(
             f"prompt {question.prompt}/{len(prompts)}, turn {question.turn}: {len(question.ids)} tokens of prompt, "
             f"{len(plain)} answered"
         )
-        for subject, difference in _differences(engine, answers, reference, max_new_tokens):
+        for subject, difference in _differences(loaded, answers, reference, max_new_tokens):
             found.differences.append(FoundDifference(question.prompt, question.turn, subject, difference))
-            show(f"prompt {question.prompt}, turn {question.turn}, {subject}: {difference.describe(engine.tokenizer)}")
+            show(f"prompt {question.prompt}, turn {question.turn}, {subject}: {difference.describe(loaded.tokenizer)}")
     if not found.texts:
-        context = engine.decoder.cache.context
+        context = loaded.decoder.cache.context
         raise MedusaError(
             f"none of the {len(prompts)} prompts fits the context of {context} tokens; expected at "
             "least one: shorten the prompts, or build the bundle with a larger --context"
@@ -153,13 +153,17 @@ def measure_precisions(
 
 
 def _answers(
-    engine: Engine, trees: Sequence[TreeProfile], prompts: Sequence[Turns], max_new_tokens: int, first_turn_only: bool
+    loaded: LoadedBundle,
+    trees: Sequence[TreeProfile],
+    prompts: Sequence[Turns],
+    max_new_tokens: int,
+    first_turn_only: bool,
 ) -> Iterator[BackendMeasurements | Skipped]:
     """Answer every user message by plain decoding and by every tree."""
     return converse(
-        {engine.decoder.backend.name: TimedDecoder(engine.decoder, trees, warm=False)},
-        engine.prompt_encoder,
-        engine.decoder.cache.context,
+        {loaded.decoder.backend.name: TimedDecoder(loaded.decoder, trees, warm=False)},
+        loaded.prompt_encoder,
+        loaded.decoder.cache.context,
         prompts,
         max_new_tokens=max_new_tokens,
         first_only=first_turn_only,
@@ -167,7 +171,7 @@ def _answers(
 
 
 def _differences(
-    engine: Engine, answers: Measurement, reference: TransformersReference | None, max_new_tokens: int
+    loaded: LoadedBundle, answers: Measurement, reference: TransformersReference | None, max_new_tokens: int
 ) -> Iterator[tuple[str, AnswerDifference]]:
     """Yield each difference of the answers to one message, with what was compared."""
     for name, difference in answers.differences.items():
@@ -176,7 +180,7 @@ def _differences(
         return
     prompt = answers.question.ids
     expected = reference.answer(prompt, max_new_tokens)
-    readers = next_logits(engine.decoder), reference.next_logits
+    readers = next_logits(loaded.decoder), reference.next_logits
     own = compare_answers(prompt, expected, answers.plain.tokens, *readers)
     if own is not None:
         yield "plain decoding against transformers", own

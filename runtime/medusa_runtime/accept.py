@@ -20,34 +20,50 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from medusa_profiles.profile import TreeProfile
 
 from medusa_runtime.backends.base import FloatArray
 from medusa_runtime.errors import MedusaError
+from medusa_runtime.rows import RowReader
 
 MIN_TEMPERATURE = 1e-6  # of `Typical`; logits divided by less soon overflow float32
 
 Acceptance = tuple[list[int], int]  # accepted nodes from the root on, and the next token
 
 
-class LogitsReader(Protocol):
-    """Reads the logits of one node on demand: a rule that needs few rows copies no others from the device."""
-
-    def __call__(self, row: int, /) -> FloatArray:
-        """Return the logits at node `row`, (V,) float32."""
+AcceptRule = Callable[[TreeProfile, Sequence[int], Sequence[int], RowReader], Acceptance]
 
 
-AcceptRule = Callable[[TreeProfile, Sequence[int], Sequence[int], LogitsReader], Acceptance]
+def walk(tree: TreeProfile, tokens: Sequence[int], choose: Callable[[int], int]) -> Acceptance:
+    """Accept the longest path on which every token is the one that plain decoding would choose.
+
+    Several nodes may hold the same token behind the same tokens, for example a head's candidate and a literal. The walk
+    follows all of them, so that none of them hides the longer path behind another.
+
+    Args:
+        tree: The tree that was verified, of T nodes.
+        tokens: Token id at each of the T nodes.
+        choose: Returns the next token behind a node; called once for each token of the result, in order.
+
+    Returns:
+        The accepted nodes, the root first, and the token that was chosen behind the last of them.
+    """
+    children, paths = tree.children, [[0]]
+    while True:
+        token = choose(paths[0][-1])
+        longer = [[*path, child] for path in paths for child in children[path[-1]] if tokens[child] == token]
+        if not longer:
+            return paths[0], token
+        paths = longer
 
 
 def greedy(
     tree: TreeProfile,
     tokens: Sequence[int],
     argmax: Sequence[int],
-    logits: LogitsReader | None = None,  # noqa: ARG001
+    rows: RowReader | None = None,  # noqa: ARG001
 ) -> Acceptance:
     """Accept the path on which every token is the decoder's own greedy choice; lossless.
 
@@ -55,20 +71,12 @@ def greedy(
         tree: The tree that was verified, of T nodes.
         tokens: Token id at each of the T nodes.
         argmax: Most likely next token at each of the T nodes.
-        logits: Not read.
+        rows: Not read.
 
     Returns:
         The accepted nodes, the root first, and the decoder's choice behind the last of them.
     """
-    path, node = [0], 0
-    while True:
-        for child in tree.children[node]:
-            if tokens[child] == argmax[node]:
-                path.append(child)
-                node = child
-                break
-        else:
-            return path, argmax[node]
+    return walk(tree, tokens, argmax.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -105,19 +113,17 @@ class Typical:
             )
 
     def __call__(
-        self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], logits: LogitsReader, /
+        self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], rows: RowReader, /
     ) -> Acceptance:
         """Accept a path of one tree; arguments and result are those of `greedy`.
 
         The root is the decoder's own greedy choice and is always accepted. Among paths of the same length the more
         likely one wins, then the first.
         """
-        best = max(self._paths(tree, tokens, logits), key=lambda found: (len(found[0]), found[1]))
+        best = max(self._paths(tree, tokens, rows), key=lambda found: (len(found[0]), found[1]))
         return best[0], argmax[best[0][-1]]
 
-    def _paths(
-        self, tree: TreeProfile, tokens: Sequence[int], logits: LogitsReader
-    ) -> Iterator[tuple[list[int], float]]:
+    def _paths(self, tree: TreeProfile, tokens: Sequence[int], rows: RowReader) -> Iterator[tuple[list[int], float]]:
         """Yield every accepted path and its log-probability; logits are read only at nodes that a path has reached."""
         open_paths: list[tuple[list[int], float]] = [([0], 0.0)]
         while open_paths:
@@ -126,7 +132,7 @@ class Typical:
             children = tree.children[path[-1]]
             if not children:
                 continue
-            log_p = log_softmax(logits(path[-1]) / self.temperature)
+            log_p = log_softmax(rows(path[-1]) / self.temperature)
             p = np.exp(log_p)
             possible = p > 0  # a token with logit -inf adds nothing to the entropy, but 0 * -inf would be NaN
             entropy = -float(np.sum(p[possible] * log_p[possible]))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Ids
 
-import numpy as np
 from medusa_profiles.profile import TreeProfile
-from numpy.typing import NDArray
 
 from medusa_runtime.accept import AcceptRule, greedy
 from medusa_runtime.arguments import as_int, as_stop_ids, as_token_ids
-from medusa_runtime.backends.base import Backend, FloatArray, IntArray, literal_step
+from medusa_runtime.backends.base import Backend
 from medusa_runtime.errors import (
     ArgumentError,
     BusyError,
@@ -22,12 +20,13 @@ from medusa_runtime.errors import (
 )
 from medusa_runtime.exclusive import ExclusiveUse, strictly_exclusive
 from medusa_runtime.kv_cache import KvCache
-from medusa_runtime.logits_check import check_prompt_logits, read_finite_logits
+from medusa_runtime.prefill import prefill
+from medusa_runtime.rows import RowReader, SavedRow, StepRows
 from medusa_runtime.sequence import SequenceState
-from medusa_runtime.tree_step import TreeStep
+from medusa_runtime.step_cache import StepCache
 from medusa_runtime.warm_up import WARM_UP_RUNS, warm_up_steps
 
-MAX_CACHED_TREES = 8  # whose step inputs, and the backend's bindings of them, are kept for reuse
+PLAIN = TreeProfile.plain()
 
 
 class Decoder:
@@ -56,6 +55,10 @@ class Decoder:
         cache: Lengths and capacity of the KV cache.
         sequence: The answer in progress or the last one; None before the first.
         steps: Steps since `start`; the prefill does not count.
+        profile: The tree that the steps verify.
+        rows: Reads the logits that the last accepted tokens were chosen from.
+        last_tree: The tree of the last step, plain decoding where no tree could be drafted.
+        last_path: Its accepted nodes; token i of what `step` returned was chosen at row `last_path[i]`.
     """
 
     def __init__(self, backend: Backend, profile: TreeProfile | None = None, accept: AcceptRule = greedy) -> None:
@@ -76,10 +79,13 @@ class Decoder:
                 f"the accept rule is {accept!r:.80}; expected a function: pass one of accept.ACCEPT_RULES"
             )
         self.backend, self.accept = backend, accept
-        self._inputs: dict[TreeProfile, TreeStep] = {}  # of the trees used last: a backend binds each once
-        self._plain = self._tree = self._inputs_of(TreeProfile.plain())
-        if profile is not None:
-            self._tree = self._inputs_of(profile)
+        self._steps = StepCache(backend.heads)
+        self.profile: TreeProfile = PLAIN if profile is None else profile
+        self._steps.get(self.profile)
+        self._step_rows = StepRows(backend)
+        self.rows: RowReader = self._step_rows
+        self.last_tree, self.last_path = PLAIN, [0]
+        self._prompt: tuple[tuple[int, ...], SavedRow] | None = None  # the prompt in the cache and its last row
         self.cache = KvCache(backend)  # last, so that a failed constructor does not occupy the backend
         self.sequence: SequenceState | None = None
         self.steps = 0  # steps since `start`, the prefill not counted
@@ -88,11 +94,6 @@ class Decoder:
     def exclusive_use(self) -> ExclusiveUse:
         """The backend's lock: one call at a time."""
         return self.backend.exclusive_use
-
-    @property
-    def profile(self) -> TreeProfile:
-        """The tree that the steps verify."""
-        return self._tree.profile
 
     @strictly_exclusive
     def set_profile(self, profile: TreeProfile) -> None:
@@ -104,21 +105,8 @@ class Decoder:
             BusyError: Another thread is decoding.
         """
         self._check_owner()
-        self._tree = self._inputs_of(profile)
-
-    def _inputs_of(self, profile: TreeProfile) -> TreeStep:
-        if not isinstance(profile, TreeProfile):
-            raise ArgumentError(
-                f"the profile is {profile!r:.80}, of type {type(profile).__name__}; expected a TreeProfile: pass "
-                "Bundle.profile(name), or None for plain decoding"
-            )
-        heads = self.backend.heads
-        profile.check_fits(heads.count, heads.top_k)
-        if profile not in self._inputs:
-            self._inputs[profile] = TreeStep(profile, heads.top_k)
-        while len(self._inputs) > MAX_CACHED_TREES:
-            del self._inputs[next(iter(self._inputs))]  # the oldest
-        return self._inputs[profile]
+        self._steps.get(profile)
+        self.profile = profile
 
     def abort(self) -> None:
         """Abort the answer in progress, so that any thread may start another one; callable from any thread."""
@@ -135,8 +123,7 @@ class Decoder:
         if owner is not None and owner is not threading.current_thread() and owner.is_alive():
             raise BusyError(
                 f"{self.backend.name} is in the middle of an answer for thread {owner.name!r}, expected calls from "
-                "that thread only; wait for the end of the answer, end it (Generation.close, Decoder.abort), or load a "
-                "second engine"
+                "that thread only; wait for the end of the answer, end it (Decoder.abort), or load a second backend"
             )
 
     @strictly_exclusive
@@ -152,9 +139,10 @@ class Decoder:
             BusyError: Another thread is decoding.
         """
         self._check_owner()
-        self.sequence = None
+        self.sequence = self._prompt = None
         self.cache.truncate(0)
-        for step in warm_up_steps(self.backend, self.cache, [self._plain, self._tree]):
+        trees = [self._steps.get(tree) for tree in (PLAIN, self.profile)]
+        for step in warm_up_steps(self.backend, self.cache, trees):
             for _ in range(WARM_UP_RUNS):
                 self.backend.run(step)
 
@@ -176,40 +164,74 @@ class Decoder:
             BackendError: The backend's library failed.
             BusyError: Another thread is decoding.
         """
-        return list(self.start_sequence(prompt, max_new_tokens, stop_ids).answer)
-
-    def start_sequence(
-        self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None
-    ) -> SequenceState:
-        """Do what `start` does, with the same arguments and errors, and return the state of the answer."""
         model = self.backend.model
         ids = as_token_ids(prompt, model.vocab_size)
-        if ids.size >= model.context:
-            raise CapacityError(
-                f"the prompt has {ids.size} tokens, which leaves no room for an answer in the context of "
-                f"{model.context} tokens (the bundle's context, or max_length); shorten it or allow a longer context"
-            )
         limit = as_int("max_new_tokens", max_new_tokens, 1, PromptError)
         stop = as_stop_ids(model.eos_token_ids if stop_ids is None else stop_ids)
         sequence = SequenceState(tuple(ids.tolist()), limit, stop, model.context)
+        self.begin(sequence)
+        return list(sequence.answer)
+
+    def begin(
+        self, sequence: SequenceState, checkpoint: Callable[[], None] | None = None, *, keep_prompt: bool = False
+    ) -> None:
+        """Prefill a sequence's prompt and accept the first token of its answer; an earlier answer is discarded.
+
+        Args:
+            sequence: A sequence without an answer, whose token ids are in the vocabulary.
+            checkpoint: Called before each part of the prompt; what it raises ends the prefill.
+            keep_prompt: Whether other answers to the same prompt will follow (`begin_again`).
+
+        Raises:
+            As `start` does.
+        """
+        if len(sequence.prompt) >= self.cache.context:
+            raise CapacityError(
+                f"the prompt has {len(sequence.prompt)} tokens, which leaves no room for an answer in the context of "
+                f"{self.cache.context} tokens (the bundle's context, or max_length); shorten it or allow a longer "
+                "context"
+            )
         try:
-            self._begin(ids, sequence)
+            self._begin(sequence, checkpoint, keep_prompt)
         except BaseException:
             sequence.owner = None  # the caller does not receive it
             raise
-        return sequence
 
     @strictly_exclusive
-    def _begin(self, ids: NDArray[np.int64], sequence: SequenceState) -> None:
+    def _begin(self, sequence: SequenceState, checkpoint: Callable[[], None] | None, keep_prompt: bool) -> None:
         self._check_owner()
         self.sequence, self.steps = None, 0  # if the prefill fails there is no answer to continue
-        self.cache.truncate(0)
-        self.cache.reserve(ids.size)
-        chunk = self.backend.prefill_chunk
-        for first in range(0, ids.size, chunk):
-            self._prefill(ids[first : first + chunk].astype(np.int32))
-        check_prompt_logits(self.backend, ids)
-        sequence.extend(self.backend.read_argmax())
+        self._prompt = None
+        prefill(self.backend, self.cache, sequence.prompt, summaries=sequence.summaries, checkpoint=checkpoint)
+        self._step_rows.begin("of the prompt", len(sequence.prompt) - 1)
+        self._step_rows.check_prompt(sequence.prompt)
+        if keep_prompt:
+            self._prompt = sequence.prompt, self._step_rows.save(0)
+        self._accept_first(sequence, self._step_rows, self.backend.read_argmax())
+
+    @strictly_exclusive
+    def begin_again(self, sequence: SequenceState) -> None:
+        """Accept the first token of another answer to the prompt in the cache, without a prefill.
+
+        Args:
+            sequence: A sequence without an answer, of the prompt that was kept.
+
+        Raises:
+            MedusaError: Another prompt is in the cache, or its last row was not kept.
+        """
+        self._check_owner()
+        if self._prompt is None or self._prompt[0] != sequence.prompt:
+            raise MedusaError("the prompt of this sequence is not in the KV cache; start it with begin")
+        self.sequence, self.steps = None, 0
+        self.cache.truncate(len(sequence.prompt))
+        row = self._prompt[1]
+        self._accept_first(sequence, row, [int(row(0).argmax())])
+
+    def _accept_first(self, sequence: SequenceState, rows: RowReader, argmax: list[int]) -> None:
+        """Accept the first token of an answer, from the row behind its prompt."""
+        self.rows, self.last_tree, self.last_path = rows, PLAIN, [0]
+        _, token = (sequence.rule or greedy)(PLAIN, [sequence.last_token], argmax, rows)
+        sequence.extend([token])
         sequence.owner = threading.current_thread()
         self.sequence = sequence
 
@@ -217,7 +239,7 @@ class Decoder:
         """Run one step: draft and verify the tree, and accept a path.
 
         Args:
-            sequence: The answer to continue, as `start_sequence` returned it; None is the one in progress. With it,
+            sequence: The answer to continue, as it was passed to `begin`; None is the one in progress. With it,
                 another thread than the one that started the answer may continue it and becomes its owner.
 
         Returns:
@@ -269,29 +291,25 @@ class Decoder:
                 f"the KV cache holds {cache.length()} tokens, expected the {length} before the last one; start the "
                 "prompt again"
             )
-        tree = self._tree
-        if not cache.can_draft() or length + tree.profile.size > cache.context:
-            tree = self._plain  # no hidden state to draft from, or no room left for the tree
-        cache.reserve(length + tree.profile.size)  # an in-place backend writes all of the tree's rows there
-        tree.update(sequence.last_token, length)
-        self.backend.run(tree.step)
+        tree = self.profile
+        if not cache.can_draft() or length + tree.size > cache.context:
+            tree = PLAIN  # no hidden state to draft from, or no room left for the tree
+        inputs = self._steps.get(tree, sequence.summaries)
+        cache.reserve(length + tree.size)  # an in-place backend writes all of the tree's rows there
+        inputs.update(sequence.last_token, length)
+        self.backend.run(inputs.step)
+        rows = self._step_rows
+        rows.begin(f"of step {self.steps + 1}")
+        self.rows = rows
         tokens = self.backend.read_tokens()
-        path, next_token = self.accept(tree.profile, tokens, self.backend.read_argmax(), self._read_logits)
+        accept = sequence.rule or self.accept
+        path, next_token = accept(tree, tokens, self.backend.read_argmax(), rows)
         accepted = sequence.clip([tokens[node] for node in path[1:]] + [next_token])
         path = path[: len(accepted)]
-        if self.backend.logits_on_host:
-            for row in path:
-                self._read_logits(row)
+        for row in path:
+            rows.check(row)
         cache.commit(path)
+        self.last_tree, self.last_path = tree, path
         self.steps += 1
         sequence.answer += accepted
         return accepted
-
-    def _read_logits(self, row: int, /) -> FloatArray:
-        return read_finite_logits(self.backend, row, f"at row {row} of step {self.steps + 1}")
-
-    def _prefill(self, ids: IntArray) -> None:
-        """Run one chunk of the prompt under a causal mask and keep all its rows."""
-        last = np.array([len(ids) - 1], dtype=np.int32)
-        self.backend.run(literal_step(ids, self.cache.length(), last))
-        self.cache.commit(range(len(ids)))

@@ -1,70 +1,80 @@
-"""The engine: generates text from prompts with a bundle, a backend and a tree."""
+"""The engine: answers any number of requests from any number of threads with one bundle, backend and scheduler."""
 
 from __future__ import annotations
 
+import itertools
+import math
+import secrets
+import time
+import weakref
 from pathlib import Path
-from typing import Literal, overload
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 from medusa_profiles.profile import TreeProfile
 
-from medusa_runtime.accept import ACCEPT_RULES
-from medusa_runtime.arguments import as_optional_text, as_path, as_text
-from medusa_runtime.backends import Backend, load_backend
-from medusa_runtime.bundle import Bundle
-from medusa_runtime.decoder import Decoder
-from medusa_runtime.errors import ArgumentError
-from medusa_runtime.generation import Generation
-from medusa_runtime.heap import trim_heap
-from medusa_runtime.profile_choice import choose_profile, find_profile
-from medusa_runtime.prompt_encoder import Prompt, PromptEncoder
+from medusa_runtime.arguments import as_int
+from medusa_runtime.errors import ArgumentError, CapacityError
+from medusa_runtime.handle import RequestHandle
+from medusa_runtime.loading import LoadedBundle, load_bundle
+from medusa_runtime.profile_choice import find_profile
+from medusa_runtime.prompt_encoder import Prompt
+from medusa_runtime.prompt_options import PromptOptions
+from medusa_runtime.request import Request
+from medusa_runtime.request_runner import RequestRunner
+from medusa_runtime.results import GenerationResult
+from medusa_runtime.sampling.bad_words import bad_word_ids
+from medusa_runtime.sampling_params import SamplingParams
+from medusa_runtime.scheduler import Call, Scheduler
+from medusa_runtime.stats import Stats, StatsCollector
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+MAX_WAITING = 256  # requests in the queue, unless the caller chooses
 
 
 class Engine:
-    """Generates answers to prompts, one at a time.
+    """Answers requests. One thread of its own does all work on the backend; callers submit requests and read answers.
 
-    While one thread is generating, a call from another thread raises BusyError at once instead of waiting.
+    Requests are answered one after the other, in order of arrival. All methods may be called from any thread. An engine
+    belongs to the process that loaded it: in a forked child every call raises ForkedProcessError.
 
     Example::
 
-        engine = Engine.load("bundle", backend="ort-cpu", profile="tree-8")
-        text = engine.generate("Why is the sky blue?", max_new_tokens=40)
-        for piece in engine.generate([{"role": "user", "content": "And the sea?"}], stream=True):
-            print(piece, end="", flush=True)
+        with Engine.load("bundle", profile="tree-8") as engine:
+            print(engine.generate("Why is the sky blue?", SamplingParams(max_tokens=40)).text)
+            for chunk in engine.submit([{"role": "user", "content": "And the sea?"}]):
+                print(chunk.text, end="", flush=True)
 
     Attributes:
         bundle: The opened bundle.
         prompt_encoder: Turns prompts into token ids.
         tokenizer: The bundle's tokenizer.
-        decoder: Runs the steps; use it to work with token ids or to change the tree.
+        profile: The tree of requests that name none.
+        context: Maximum number of tokens of prompt and answer together.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        backend: Backend,
-        profile: TreeProfile,
-        accept: str = "greedy",
-        chat_template: str | None = None,
-    ) -> None:
-        """Combine an opened bundle, a loaded backend and a tree; most callers use `Engine.load`.
+    def __init__(self, loaded: LoadedBundle, *, max_waiting: int = MAX_WAITING) -> None:
+        """Create an engine of a loaded bundle; most callers use `Engine.load`.
 
         Args:
-            bundle: Provides tokenizer and chat template.
-            backend: A loaded backend of the bundle.
-            profile: The tree to verify in each step.
-            accept: Acceptance rule, "greedy" or "typical".
-            chat_template: Name of one of the model's chat templates; None is the bundle's default.
+            loaded: The loaded bundle, which must not be used by anything else from now on.
+            max_waiting: Maximum number of requests that wait.
 
         Raises:
-            ArgumentError: The acceptance rule is unknown.
-            BundleError: Tokenizer or chat template are missing or damaged.
+            ArgumentError: `max_waiting` is not a positive integer.
         """
-        if not isinstance(accept, str) or accept not in ACCEPT_RULES:
-            raise ArgumentError(f"unknown accept rule {accept!r}; expected one of {', '.join(ACCEPT_RULES)}")
-        self.bundle = bundle
-        self.prompt_encoder = PromptEncoder(bundle, chat_template)
-        self.tokenizer = self.prompt_encoder.tokenizer
-        self.decoder = Decoder(backend, profile, ACCEPT_RULES[accept])
+        self.bundle, self.prompt_encoder, self.tokenizer = loaded.bundle, loaded.prompt_encoder, loaded.tokenizer
+        self._decoder = loaded.decoder
+        self.profile, self.context = loaded.decoder.profile, loaded.decoder.cache.context
+        self._stats = StatsCollector()
+        self._runner = RequestRunner(self._decoder, self.tokenizer, self._stats)
+        self._scheduler = Scheduler(as_int("max_waiting", max_waiting, 1))
+        self._numbers = itertools.count(1)
+        self._trees: dict[str, TreeProfile] = {}
+        # Runs too when nothing refers to the engine any more, and when the program ends.
+        self._finalizer = weakref.finalize(self, Scheduler.close, self._scheduler, drain=False)
 
     @classmethod
     def load(
@@ -76,12 +86,12 @@ class Engine:
         precision: str | None = None,
         threads: int | None = None,
         max_length: int | None = None,
-        accept: str = "greedy",
         gpu: int = 0,
         chat_template: str | None = None,
         expected_digest: str | None = None,
         calibration: str | Path | None = None,
         map_weights: bool = False,
+        max_waiting: int = MAX_WAITING,
     ) -> Engine:
         """Check a bundle and load it.
 
@@ -95,7 +105,6 @@ class Engine:
             threads: CPU threads; None is one per physical core within the process's CPU quota.
             max_length: Maximum number of tokens of prompt and answer together, which bounds the memory; None is the
                 model's context.
-            accept: "greedy" produces the decoder's own tokens; "typical" is the paper's rule and LOSSY.
             gpu: Number of the GPU, from 0; ignored on a CPU.
             chat_template: Name of one of the model's chat templates; None is the one the bundle was built with.
             expected_digest: SHA-256 of the manifest that the bundle must have, as `medusa-export inspect` prints it;
@@ -106,6 +115,7 @@ class Engine:
             map_weights: Read the weights that ONNX Runtime does not repack from the mapped files instead of from a
                 copy: less memory, which processes share, but the files must not be written to while the engine lives,
                 since that would change its answers. Ignored on a GPU.
+            max_waiting: Maximum number of requests that wait; more raise QueueFullError.
 
         Raises:
             BundleError: The bundle is missing or damaged, or lacks the backend, precision, profile or template.
@@ -116,70 +126,158 @@ class Engine:
             ArgumentError: An argument has a wrong type or is out of range.
             MedusaError: The GPU does not exist.
         """
-        opened = Bundle.open(bundle, expected_digest=expected_digest)
-        as_optional_text("chat_template", chat_template)
-        file = None if calibration is None else as_path("calibration", calibration)
-        graph = opened.graph(as_text("backend", backend), as_optional_text("precision", precision))[0]
-        tree = profile if isinstance(profile, TreeProfile) else None
-        if tree is not None:
-            tree.check_fits(opened.heads.count, opened.heads.top_k)
-        elif (name := as_optional_text("profile", profile)) is not None:
-            tree = find_profile(opened, name)
-        loaded = load_backend(opened, backend, precision, threads, max_length, gpu, map_weights)
-        engine = cls(opened, loaded, tree or choose_profile(opened, graph, loaded, file), accept, chat_template)
-        trim_heap()  # tokenizer and graph have freed more than they keep
-        return engine
+        as_int("max_waiting", max_waiting, 1)
+        loaded = load_bundle(
+            bundle,
+            backend=backend,
+            profile=profile,
+            precision=precision,
+            threads=threads,
+            max_length=max_length,
+            gpu=gpu,
+            chat_template=chat_template,
+            expected_digest=expected_digest,
+            calibration=calibration,
+            map_weights=map_weights,
+        )
+        return cls(loaded, max_waiting=max_waiting)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> GenerationResult:
+        """Answer a prompt and return the whole result; arguments and errors are those of `submit`, and of its handle.
+
+        An interrupt while waiting cancels the request.
+        """
+        with self.submit(prompt, params, timeout=timeout, **options) as handle:
+            return handle.result()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> RequestHandle:
+        """Queue a request and return at once.
+
+        Args:
+            prompt: A text (one user message), messages, or token ids.
+            params: The parameters; None is `SamplingParams()`: greedy, at most 256 tokens.
+            timeout: Seconds from now after which the request ends with DeadlineError; None has no limit.
+            options: How the prompt is encoded, as in `PromptEncoder.encode`.
+
+        Raises:
+            PromptError: The prompt is empty, has a wrong type, or the template rejects it.
+            CapacityError: The prompt does not fit the context.
+            ArgumentError: A parameter has a wrong type or does not fit the model.
+            BundleError: The bundle has no such tree.
+            ProfileError: The tree needs more heads or candidates than the bundle has.
+            QueueFullError: `max_waiting` requests wait.
+            EngineClosedError: The engine was closed.
+            ForkedProcessError: This is a child of the process that loaded the engine.
+        """
+        submitted = time.perf_counter()
+        self._scheduler.check_process()
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise ArgumentError(f"params is {params!r:.80}, of type {type(params).__name__}; expected SamplingParams")
+        deadline = _deadline(timeout)
+        params.check_vocabulary(self.bundle.model.vocab_size)
+        tree = self._tree(params.profile)
+        ids = self._truncate(self.prompt_encoder.encode(prompt, **options), params)
+        request = Request(
+            number=next(self._numbers),
+            prompt=tuple(ids),
+            params=params,
+            seed=secrets.randbits(64) if params.seed is None else params.seed,
+            tree=tree,
+            bad_words=bad_word_ids(params.bad_words, self.tokenizer),
+            deadline=deadline,
+            submitted=submitted,
+            worker=self._runner,
+        )
+        self._scheduler.submit(request)
+        return RequestHandle(request, self._scheduler, self)
+
+    def encode(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> list[int]:
+        """Return a prompt's token ids; arguments and errors are those of `PromptEncoder.encode`."""
+        return self.prompt_encoder.encode(prompt, **options)
 
     def warm_up(self) -> None:
-        """Prepare for prompts and answers of every length, so that no request waits (`Decoder.warm_up`)."""
-        self.decoder.warm_up()
-
-    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
-        """Render a prompt with the chat template and return its token ids.
-
-        Args:
-            prompt: One user message, or a list of messages with "role" and "content".
-            raw: Tokenise a text as it is, without the chat template but with the tokenizer's own special tokens.
+        """Prepare for prompts and answers of every length, so that no request waits (`Decoder.warm_up`).
 
         Raises:
-            PromptError: The prompt is empty, has a wrong type, or the template rejects it.
-            CapacityError: The prompt has more characters than the model's context can hold.
+            QueueFullError: As `submit` does.
+            EngineClosedError: The engine was closed.
+            ForkedProcessError: This is a child of the process that loaded the engine.
         """
-        return self.prompt_encoder.encode(prompt, raw=raw)
+        call = Call(self._decoder.warm_up)
+        self._scheduler.submit(call)
+        call.wait()
 
-    @overload
-    def generate(
-        self, prompt: Prompt, *, stream: Literal[False] = False, max_new_tokens: int = 256, raw: bool = False
-    ) -> str: ...
+    def stats(self) -> Stats:
+        """Return the counters since the engine was loaded."""
+        cache = self._decoder.cache
+        return self._stats.snapshot(
+            waiting=self._scheduler.waiting,
+            running=self._scheduler.running,
+            kv_rows=cache.length(),
+            kv_capacity=cache.capacity,
+        )
 
-    @overload
-    def generate(
-        self, prompt: Prompt, *, stream: Literal[True], max_new_tokens: int = 256, raw: bool = False
-    ) -> Generation: ...
-
-    def generate(
-        self, prompt: Prompt, *, stream: bool = False, max_new_tokens: int = 256, raw: bool = False
-    ) -> str | Generation:
-        """Generate the answer to a prompt.
-
-        The answer ends at one of the model's end tokens, after `max_new_tokens`, or where the context is full.
+    def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
+        """Refuse new requests and end the engine's thread; it may be called more than once.
 
         Args:
-            prompt: One user message, or a list of messages with "role" and "content".
-            stream: Return an iterator over pieces of text instead of the whole text.
-            max_new_tokens: Maximum number of tokens of the answer.
-            raw: Use a text as it is, without the chat template.
-
-        Returns:
-            The whole text, or with `stream` a `Generation`.
-
-        Raises:
-            PromptError: The prompt is empty, has a wrong type, or the template rejects it.
-            CapacityError: The prompt does not fit the model's context.
-            BusyError: Another thread is generating or has an unfinished stream.
+            drain: Answer all requests that were submitted; otherwise they end with EngineClosedError.
+            timeout: Seconds to wait at most; None waits as long as it takes.
         """
-        generation = Generation(self.decoder, self.tokenizer, self.encode(prompt, raw=raw), max_new_tokens)
-        if stream:
-            return generation
-        with generation:
-            return "".join(generation)
+        self._scheduler.close(drain=drain, timeout=timeout)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(drain=error is None)
+
+    def _tree(self, profile: str | TreeProfile | None) -> TreeProfile:
+        if profile is None:
+            return self.profile
+        if isinstance(profile, TreeProfile):
+            profile.check_fits(self.bundle.heads.count, self.bundle.heads.top_k)
+            return profile
+        if profile not in self._trees:
+            self._trees[profile] = find_profile(self.bundle, profile)
+        return self._trees[profile]
+
+    def _truncate(self, ids: list[int], params: SamplingParams) -> list[int]:
+        """Return the tokens of the prompt to keep, after `truncate_prompt_tokens`; raise CapacityError for too many."""
+        keep = params.truncate_prompt_tokens
+        if keep == -1:
+            keep = max(1, self.context - (params.max_tokens or 1))
+        kept = ids if keep is None else ids[-keep:]
+        if len(kept) >= self.context:
+            raise CapacityError(
+                f"the prompt has {len(kept)} tokens, which leaves no room for an answer in the context of "
+                f"{self.context} tokens (the bundle's context, or max_length); shorten it, allow a longer context, or "
+                "set truncate_prompt_tokens"
+            )
+        return kept
+
+
+def _deadline(timeout: object) -> float | None:
+    """Return the time of `time.monotonic` that is `timeout` seconds from now."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+        raise ArgumentError(f"timeout is {timeout!r:.80}; expected a finite number of seconds above 0, or None")
+    return time.monotonic() + timeout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from medusa_runtime.calibration import Acceptance, GraphCalibration
 from medusa_runtime.calibration_cache import find_graph, read_cached
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN, GraphFacts
+from medusa_runtime.log import LOGGER
 
 QUANTISED = frozenset({"int8", "w8a8", "int4"})
-LOGGER = logging.getLogger("medusa_runtime")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from threading import Thread
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medusa_runtime.accept import AcceptRule
 
 
 @dataclass
@@ -16,7 +20,9 @@ class SequenceState:
         max_new_tokens: Maximum number of tokens of the answer.
         stop_ids: Token ids that end the answer; the one that does is its last token.
         context: Maximum number of tokens of prompt and answer together.
-        answer: Token ids of the answer so far.
+        rule: The acceptance rule; None is the decoder's.
+        summaries: Whether the backend summarises the rows of each step, if it can, for a rule that reads them.
+        answer: Token ids of the answer so far. It is always the same list.
         owner: Thread that may continue an unfinished answer; None after it was aborted.
     """
 
@@ -24,6 +30,8 @@ class SequenceState:
     max_new_tokens: int
     stop_ids: frozenset[int]
     context: int
+    rule: AcceptRule | None = field(default=None, compare=False, repr=False)
+    summaries: bool = False
     answer: list[int] = field(default_factory=list)
     owner: Thread | None = field(default=None, compare=False, repr=False)
 

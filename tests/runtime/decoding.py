@@ -14,6 +14,12 @@ def random_prompt(rng, length):
     return rng.integers(VOCAB, size=length).tolist()
 
 
+def begun(decoder, *arguments):
+    """The sequence of an answer that was just started."""
+    decoder.start(*arguments)
+    return decoder.sequence
+
+
 def check_invariants(decoder):
     """What must hold between steps: the past is exactly the tokens but the last, each at its own position."""
     sequence, length, backend = decoder.sequence, decoder.cache.length(), decoder.backend

@@ -14,7 +14,7 @@ V = 6
 
 
 class Rows:
-    """LogitsReader that remember which rows were asked for."""
+    """RowReader that remember which rows were asked for."""
 
     def __init__(self, logits):
         self.logits, self.read = np.asarray(logits, dtype=np.float32), []

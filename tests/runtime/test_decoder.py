@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from medusa_profiles import ProfileError, TreeProfile
-from medusa_runtime import decoder as decoder_module
 from medusa_runtime import kv_cache
 from medusa_runtime.accept import Typical, greedy
 from medusa_runtime.backends.base import PREFILL_CHUNK
@@ -139,21 +138,6 @@ def test_the_tree_may_change_in_the_middle_of_an_answer():
         decoder.step()
         check_invariants(decoder)
     assert decoder.sequence.answer == plain_answer([5, 6], 120, (), 4096)[0]
-
-
-def test_a_tree_that_comes_back_has_its_arrays_and_only_the_last_few_are_held():
-    rng = np.random.default_rng(4)
-    decoder = Decoder(FakeBackend(), CHAIN)
-    first = decoder._tree
-    decoder.set_profile(random_tree(rng, 5))
-    decoder.set_profile(TreeProfile("chain", CHAIN.paths))
-    assert decoder._tree is first
-    for size in range(6, 6 + 2 * decoder_module.MAX_CACHED_TREES):
-        decoder.set_profile(random_tree(rng, size))
-    assert len(decoder._inputs) == decoder_module.MAX_CACHED_TREES
-    decoder.set_profile(CHAIN)
-    assert decoder._tree is not first
-    assert decode(decoder, [5, 6], 40) == plain_answer([5, 6], 40, (), 4096)
 
 
 def test_without_a_hidden_state_the_next_step_is_plain():

@@ -9,8 +9,9 @@ from medusa_runtime.backends.base import literal_step
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import BusyError, MedusaError
 from medusa_runtime.kv_cache import KvCache
+from medusa_runtime.sequence import SequenceState
 
-from .decoding import CHAIN, decode, finish
+from .decoding import CHAIN, begun, decode, finish
 from .fake_backend import FakeBackend, plain_answer
 from .interrupting import elsewhere, run_together
 
@@ -18,7 +19,7 @@ PROMPT = [1, 2]
 EXPECTED = plain_answer(PROMPT, 20, (), 4096)
 ENTRIES = {
     "start": lambda decoder: decoder.start([3], 5),
-    "start_sequence": lambda decoder: decoder.start_sequence([3], 5),
+    "begin": lambda decoder: decoder.begin(SequenceState((3,), 5, frozenset(), 100)),
     "step": lambda decoder: decoder.step(),
     "set_profile": lambda decoder: decoder.set_profile(TreeProfile.plain()),
     "warm_up": lambda decoder: decoder.warm_up(),
@@ -88,9 +89,9 @@ def test_an_answer_that_is_given_up_or_whose_thread_has_ended_stands_in_nobodys_
 
 def test_another_thread_may_go_on_with_an_answer_that_it_names():
     decoder = Decoder(FakeBackend(), CHAIN)
-    sequence = decoder.start_sequence(PROMPT, 20, ())
+    sequence = begun(decoder, PROMPT, 20, ())
     assert elsewhere(lambda: decoder.step(sequence)) == EXPECTED[0][1:5]
-    decoder.start_sequence([3], 20, ())
+    begun(decoder, [3], 20, ())
     with pytest.raises(MedusaError, match="another prompt was started"):
         decoder.step(sequence)
 

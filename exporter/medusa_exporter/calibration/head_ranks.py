@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.accept import Acceptance as Accepted
-from medusa_runtime.accept import LogitsReader
 from medusa_runtime.calibration import Acceptance, AnswerHits, GraphCalibration, Hits
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import PromptError
 from medusa_runtime.facts import HeadFacts
 from medusa_runtime.prompt_encoder import PromptEncoder
+from medusa_runtime.rows import RowReader
 
 from medusa_exporter.bench.conversations import Skipped, converse
 from medusa_exporter.bench.timing import Measurement, Question, generate_timed
@@ -95,7 +95,7 @@ class RankRecorder:
         return float(np.mean(self._pasts))
 
     def _accept_root(
-        self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], _logits: LogitsReader, /
+        self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], _logits: RowReader, /
     ) -> Accepted:
         drafted = tree.size > 1  # at the end of the context there is no room for a tree
         self._drafts.append([[tokens[node] if drafted else -1 for node in nodes] for nodes in self._nodes])

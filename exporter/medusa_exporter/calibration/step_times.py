@@ -14,7 +14,7 @@ from medusa_runtime.calibration import StepTime
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.facts import HeadFacts
-from medusa_runtime.logits_check import read_finite_logits
+from medusa_runtime.rows import StepRows
 from medusa_runtime.tree_step import TreeStep
 from medusa_runtime.warm_up import WARM_UP_RUNS
 
@@ -118,6 +118,7 @@ class _Timer:
     def __init__(self, backend: Backend, trees: Sequence[TreeProfile], text: Sequence[int]) -> None:
         self.seconds: dict[Cell, list[float]] = {}
         self._backend, self._trees = backend, {tree.size: tree for tree in trees}
+        self._rows = StepRows(backend)
         self._decoder = Decoder(backend)  # keeps other decoders away from the backend
         self._root = self._decoder.start(text, 2, ())[0]
         self._decoder.cache.reserve(len(text) + max(self._trees))
@@ -167,10 +168,11 @@ class _Timer:
         step.update(self._root, past)
         backend.run(step.step)
         tokens = backend.read_tokens()
-        path, self._root = rule(step.profile, tokens, backend.read_argmax(), backend.read_logits)
-        if backend.logits_on_host:
-            for row in path:
-                read_finite_logits(backend, row, f"at row {row} of a step of {len(tokens)} nodes")
+        rows = self._rows
+        rows.begin("of a measured step")
+        path, self._root = rule(step.profile, tokens, backend.read_argmax(), rows)
+        for row in path:
+            rows.check(row)
         backend.commit(0, path, past)
         return perf_counter() - started
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import BACKENDS, load_backend
 from medusa_runtime.bundle import Bundle
-from medusa_runtime.engine import Engine
+from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import CapacityError, MedusaError
+from medusa_runtime.loading import LoadedBundle
+from medusa_runtime.prompt_encoder import PromptEncoder
 
 from medusa_exporter.bench.conversations import PLAIN_TEXT, encode_conversation
 from medusa_exporter.bench.machine import versions
@@ -136,7 +137,7 @@ def command(
     opened = Bundle.open(bundle, expected_digest=expected_digest)
     progress = Progress()
     engines = [_load(opened, one, gpu, progress) for one in named]
-    sides = [Side(engine.decoder.backend.name, engine.decoder.backend.precision) for engine in engines]
+    sides = [Side(loaded.decoder.backend.name, loaded.decoder.backend.precision) for loaded in engines]
     if against is not None:
         with reference_file.open_reference(against, opened) as recorded:
             plan, sides = recorded.plan, [recorded.side, *sides]
@@ -168,21 +169,27 @@ def _check_usage(
         raise click.UsageError("--save compares nothing yet; give --json with --against")
 
 
-def _load(bundle: Bundle, named: Named, gpu: int, progress: Progress) -> Engine:
+def _load(bundle: Bundle, named: Named, gpu: int, progress: Progress) -> LoadedBundle:
     backend, precision = named
     precision = bundle.graph(backend, precision)[0].precision
     progress.report(f"load {backend}:{precision}")
-    return Engine(bundle, load_backend(bundle, backend, precision, gpu=gpu), TreeProfile.plain())
+    decoder = Decoder(load_backend(bundle, backend, precision, gpu=gpu))
+    return LoadedBundle(bundle, decoder, PromptEncoder(bundle))
 
 
 def _plan(
-    engines: list[Engine], file: Path | None, limit: int | None, steps: int, profile: str | None, progress: Progress
+    engines: list[LoadedBundle],
+    file: Path | None,
+    limit: int | None,
+    steps: int,
+    profile: str | None,
+    progress: Progress,
 ) -> ComparisonPlan:
     """Encode the prompts, choose the tree, and cut prompts that leave no room in the context for the steps."""
     bundle = engines[0].bundle
     trees = choose_trees(bundle, [] if profile is None else [profile])
     tree = max(trees, key=lambda one: (one.size, one.name == f"tree-{one.size}"))  # fitted ones first
-    context = min(engine.decoder.cache.context for engine in engines)
+    context = min(loaded.decoder.cache.context for loaded in engines)
     longest = context - rows_needed(tree, steps)
     if longest < 1:
         raise CapacityError(
@@ -227,7 +234,12 @@ def _save(
 
 
 def _compare(
-    bundle: Bundle, reference: Reference, other: Engine, plan: ComparisonPlan, sides: list[Side], progress: Progress
+    bundle: Bundle,
+    reference: Reference,
+    other: LoadedBundle,
+    plan: ComparisonPlan,
+    sides: list[Side],
+    progress: Progress,
 ) -> ComparisonSummary:
     limits = tolerance(*(side.precision for side in sides))
     runner = BackendRunner(other.decoder, plan)

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from medusa_runtime.engine import Engine
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
+from medusa_runtime.loading import load_bundle
 
 from medusa_exporter.answer_differences import is_exact, tolerances
 from medusa_exporter.bench.conversations import PLAIN_TEXT
@@ -94,36 +94,36 @@ def command(
     results.check(VERIFY, inputs=[] if file is None else [file], bundle=bundle)
     progress = Progress()
     prompts = list(BUILT_IN_PROMPTS)[:limit] if file is None else load_prompts(file, limit)
-    engine = Engine.load(
+    loaded = load_bundle(
         bundle, backend=backend, profile=PLAIN, precision=precision, gpu=gpu, expected_digest=expected_digest
     )
-    if not engine.prompt_encoder.has_chat_template:
+    if not loaded.prompt_encoder.has_chat_template:
         note(PLAIN_TEXT)
-    exact = is_exact(engine.decoder.backend.precision)
+    exact = is_exact(loaded.decoder.backend.precision)
     if model is not None and not exact:
         raise click.UsageError(
-            f"--model is compared with fp32, not with {engine.decoder.backend.precision}; leave out one of the two"
+            f"--model is compared with fp32, not with {loaded.decoder.backend.precision}; leave out one of the two"
         )
-    trees = choose_trees(engine.bundle, profiles)
+    trees = choose_trees(loaded.bundle, profiles)
     found = verify_answers(
-        engine,
+        loaded,
         trees,
         prompts,
         max_new_tokens=max_new_tokens,
         first_turn_only=turns == "first",
-        reference=None if model is None else TransformersReference(model, engine.bundle.model, revision),
+        reference=None if model is None else TransformersReference(model, loaded.bundle.model, revision),
         report=progress.report,
         show=results.echo,
     )
-    qualities = measure_precisions(engine.bundle, backend, gpu, found.texts, progress.report)
+    qualities = measure_precisions(loaded.bundle, backend, gpu, found.texts, progress.report)
     content = {
-        "bundle": {"name": engine.bundle.root.name, "digest": engine.bundle.manifest.digest},
+        "bundle": {"name": loaded.bundle.root.name, "digest": loaded.bundle.manifest.digest},
         "model": model,
         "revision": revision,
         "versions": versions(),
         "profiles": [tree.name for tree in trees],
         "backend": backend,
-        "precision": engine.decoder.backend.precision,
+        "precision": loaded.decoder.backend.precision,
         **tolerances(exact),
         "answers": len(found.texts),
         "tokens": found.tokens,

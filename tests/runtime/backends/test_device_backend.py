@@ -25,6 +25,7 @@ from medusa_runtime.errors import BackendError, BusyError, CapacityError, Medusa
 from medusa_runtime.facts import HeadFacts, ModelFacts
 from medusa_runtime.kv_cache import KvCache
 
+from ..decoding import begun
 from ..fake_backend import summary_of
 from ..interrupting import elsewhere, interrupted
 from .fake_tensorrt import at
@@ -329,7 +330,7 @@ def test_an_interrupt_anywhere_in_a_step_costs_no_token() -> None:
     while came_so_far:
         decoder = Decoder(Toy())
         held.append(decoder)  # or one would be freed, and that interrupted, while another is tried
-        sequence = decoder.start_sequence([3, 4], 6, ())
+        sequence = begun(decoder, [3, 4], 6, ())
         came_so_far = interrupted(decoder.step, number, files)
         while sequence.finish_reason is None:
             decoder.step()
@@ -347,7 +348,7 @@ def test_an_interrupt_anywhere_in_a_step_costs_no_token() -> None:
 )
 def test_a_library_failure_is_reported_and_costs_no_token(failure: Exception, kind: type[MedusaError]) -> None:
     decoder = Decoder(toy := Toy())
-    sequence = decoder.start_sequence([3, 4], 6, ())
+    sequence = begun(decoder, [3, 4], 6, ())
     for toy.failure, toy.refusal in ((None, failure), (failure, None)):
         with pytest.raises(kind, match=r"toy failed in a step of 1 tokens behind 2 in fp32: .*; expected"):
             decoder.step()

@@ -22,6 +22,7 @@ from medusa_runtime.errors import BackendError, BundleError, BusyError, Capacity
 from medusa_runtime.kv_cache import INITIAL_CAPACITY, KvCache
 from medusa_runtime.sequence import SequenceState
 
+from ..decoding import begun
 from ..interrupting import elsewhere, interrupted
 
 
@@ -269,7 +270,7 @@ def test_an_interrupt_anywhere_in_a_step_costs_no_token(backend: OrtCpuBackend, 
         backend.allocate(1, 2)  # so that the step has to grow the arena, and to bind anew
         decoder.cache.truncate(0)
         decoder.cache.capacity = 2
-        return decoder.start_sequence([5, 9, 17], 6, ())
+        return begun(decoder, [5, 9, 17], 6, ())
 
     sequence = started()
     while sequence.finish_reason is None:
@@ -343,14 +344,14 @@ def test_library_failures_raise_typed_errors(
     backend: OrtCpuBackend, monkeypatch: pytest.MonkeyPatch, method: str, words: str, kind: type[Exception]
 ) -> None:
     decoder = Decoder(backend)
-    sequence = decoder.start_sequence([5, 9], 6, ())
+    sequence = begun(decoder, [5, 9], 6, ())
     with monkeypatch.context() as patched:
         patched.setattr(backend, "_session", Fails(backend._session, method, words))
         with pytest.raises(kind, match=r"ort-cpu failed in a step of 1 tokens behind 2 in fp32: .*; expected"):
             decoder.step()
     while sequence.finish_reason is None:
         decoder.step()
-    whole = decoder.start_sequence([5, 9], 6, ())
+    whole = begun(decoder, [5, 9], 6, ())
     while whole.finish_reason is None:
         decoder.step()
     assert sequence.answer == whole.answer

@@ -1,0 +1,87 @@
+"""Carries what the scheduler's thread generates for one request to whoever reads it, in any thread."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from medusa_runtime.results import Chunk, GenerationResult
+
+
+class Mailbox:
+    """Chunks of one request, then its result or its error. The scheduler's thread writes, any thread reads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._chunks: deque[Chunk] = deque()
+        self._result: GenerationResult | None = None
+        self._error: BaseException | None = None
+        self._listener: Callable[[], None] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the result or an error is there; chunks may still be unread."""
+        return self._result is not None or self._error is not None
+
+    def put(self, chunk: Chunk) -> None:
+        """Add a chunk."""
+        with self._changed:
+            self._chunks.append(chunk)
+            self._notify()
+
+    def finish(self, result: GenerationResult) -> None:
+        """Set the result; nothing may follow."""
+        with self._changed:
+            self._result = result
+            self._notify()
+
+    def fail(self, error: BaseException) -> None:
+        """Set the error; nothing may follow. The first end counts."""
+        with self._changed:
+            if not self.is_done:
+                self._error = error
+                self._notify()
+
+    def take(self) -> Chunk | None:
+        """Return the next chunk, or None if there is none now. Raises the request's error behind the last chunk."""
+        with self._changed:
+            if self._chunks:
+                return self._chunks.popleft()
+            if self._error is not None:
+                raise self._error
+            return None
+
+    def wait_for_chunk(self) -> None:
+        """Wait until there is a chunk, the result or an error."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._chunks) or self.is_done)
+
+    def result(self, timeout: float | None = None) -> GenerationResult:
+        """Wait for the result and return it.
+
+        Args:
+            timeout: Seconds to wait at most; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: The request is not done yet; it goes on.
+            BaseException: The request's error.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.is_done, timeout):
+                raise TimeoutError(f"the request was not done within {timeout} seconds; it goes on: ask again")
+            if self._error is not None:
+                raise self._error
+            assert self._result is not None  # noqa: S101 -- is_done
+            return self._result
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` in the writing thread after every change from now on, and once now."""
+        with self._changed:
+            self._listener = listener
+            self._notify()
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        if self._listener is not None:
+            self._listener()

@@ -1,0 +1,243 @@
+"""Generates the answers of one request after the other with a decoder, and reports what each step added."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from medusa_profiles.profile import TreeProfile
+
+from medusa_runtime.accept import Acceptance, AcceptRule, Typical, greedy, walk
+from medusa_runtime.decoder import Decoder
+from medusa_runtime.errors import DeadlineError, RequestCancelledError, RequestError
+from medusa_runtime.log import LOGGER
+from medusa_runtime.request import Checkpoint, Request
+from medusa_runtime.results import Choice, Chunk, GenerationResult, Times, TokenLogprobs
+from medusa_runtime.rows import RowReader
+from medusa_runtime.sampling.logprobs import token_logprobs
+from medusa_runtime.sampling.sampler import Sampler
+from medusa_runtime.sampling_params import LOSSLESS, TYPICAL
+from medusa_runtime.sequence import SequenceState
+from medusa_runtime.stats import DepthCounts, StatsCollector
+from medusa_runtime.text_stream import TextStream
+from medusa_runtime.tokenizer import Tokenizer
+
+
+class SampleRule:
+    """Accepts the path on which every token is the one that plain decoding would draw; lossless.
+
+    At each node the next token is drawn from the target distribution; the walk goes on to the nodes that hold it.
+
+    Args:
+        sampler: Draws the tokens of one answer.
+        answer: The answer's tokens so far, a list that grows.
+    """
+
+    def __init__(self, sampler: Sampler, answer: Sequence[int]) -> None:
+        self._sampler, self._answer = sampler, answer
+
+    def __call__(
+        self,
+        tree: TreeProfile,
+        tokens: Sequence[int],
+        argmax: Sequence[int],  # noqa: ARG002
+        rows: RowReader,
+        /,
+    ) -> Acceptance:
+        """Accept a path of one tree; arguments and result are those of `medusa_runtime.accept.greedy`."""
+        output = list(self._answer)
+
+        def draw(node: int) -> int:
+            token = self._sampler.choose(rows, node, output)
+            output.append(token)
+            return token
+
+        return walk(tree, tokens, draw)
+
+
+@dataclass
+class _Answer:
+    """One answer while it grows."""
+
+    index: int
+    sequence: SequenceState
+    text: TextStream
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    depths: DepthCounts = field(default_factory=DepthCounts)
+
+    def to_choice(self) -> Choice:
+        return Choice(
+            index=self.index,
+            text=self.text.text,
+            token_ids=tuple(self.tokens),
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            logprobs=None if self.logprobs is None else tuple(self.logprobs),
+            steps=self.steps,
+            accepted_by_depth=tuple(self.depths.accepted),
+            drafted_by_depth=tuple(self.depths.drafted),
+            decode_seconds=self.seconds,
+        )
+
+
+class RequestRunner:
+    """Runs requests on a decoder; see `medusa_runtime.request.RequestWorker`.
+
+    Args:
+        decoder: The decoder, which nothing else uses.
+        tokenizer: Turns tokens into text.
+        stats: Where steps and requests are counted.
+    """
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, stats: StatsCollector) -> None:
+        self._decoder, self._tokenizer, self._stats = decoder, tokenizer, stats
+
+    def answer(self, request: Request, checkpoint: Checkpoint) -> None:
+        """Generate all answers of a request and put them into its mailbox.
+
+        What ends it early, of whatever kind, is reported to the request; the next request starts anew.
+        """
+        run = _Run(request, self._decoder, self._tokenizer, self._stats)
+        LOGGER.debug("request %d: %d tokens of prompt", request.number, len(request.prompt))
+        try:
+            checkpoint()
+            run.generate(checkpoint)
+        except BaseException as error:
+            if isinstance(error, RequestError):
+                error.result = run.result()
+            self.fail(request, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._stats.add(finished=1)
+            request.mailbox.finish(run.result())
+        finally:
+            self._decoder.abort()
+
+    def fail(self, request: Request, error: BaseException) -> None:
+        """End a request with an error."""
+        is_expected = isinstance(error, (RequestCancelledError, DeadlineError))
+        self._stats.add(**{"cancelled" if is_expected else "failed": 1})
+        level = logging.DEBUG if is_expected else logging.WARNING
+        LOGGER.log(level, "request %d ended with %s", request.number, type(error).__name__)
+        request.mailbox.fail(error)
+
+
+class _Run:
+    """One request at work."""
+
+    def __init__(self, request: Request, decoder: Decoder, tokenizer: Tokenizer, stats: StatsCollector) -> None:
+        self._request, self._decoder, self._tokenizer, self._stats = request, decoder, tokenizer, stats
+        self._answers: list[_Answer] = []
+        self._started = perf_counter()
+        self._prefill_seconds = 0.0
+        params, model = request.params, decoder.backend.model
+        self._end_tokens = frozenset(() if params.ignore_eos else model.eos_token_ids)
+        self._stop_ids = self._end_tokens | frozenset(params.stop_token_ids)
+        stats.add(queue_seconds=self._started - request.submitted)
+
+    def generate(self, checkpoint: Checkpoint) -> None:
+        """Generate the answers, one after the other; their prompt is computed once."""
+        request, decoder = self._request, self._decoder
+        decoder.set_profile(request.tree)
+        for index in range(request.params.n):
+            answer = self._new_answer(index)
+            if index == 0:
+                decoder.begin(answer.sequence, checkpoint, keep_prompt=request.params.n > 1)
+                self._prefill_seconds = perf_counter() - self._started
+                self._stats.add(prompt_tokens=len(request.prompt), prefill_seconds=self._prefill_seconds)
+            else:
+                decoder.begin_again(answer.sequence)
+            self._answers.append(answer)
+            self._add(answer, list(answer.sequence.answer))
+            while answer.finish_reason is None:
+                checkpoint()
+                self._step(answer)
+
+    def result(self) -> GenerationResult:
+        """Return what was generated so far."""
+        request, now = self._request, perf_counter()
+        choices = tuple(answer.to_choice() for answer in self._answers)
+        return GenerationResult(
+            prompt_token_ids=request.prompt,
+            choices=choices,
+            seed=request.seed,
+            profile=request.tree.name,
+            acceptance=LOSSLESS if request.params.acceptance == LOSSLESS else TYPICAL,
+            times=Times(
+                queue=self._started - request.submitted,
+                prefill=self._prefill_seconds,
+                decode=sum(choice.decode_seconds for choice in choices),
+                total=now - request.submitted,
+            ),
+        )
+
+    def _new_answer(self, index: int) -> _Answer:
+        request, params, model = self._request, self._request.params, self._decoder.backend.model
+        limit = model.context if params.max_tokens is None else params.max_tokens
+        sequence = SequenceState(request.prompt, limit, self._stop_ids, self._decoder.cache.context)
+        sequence.rule = self._rule(index, sequence.answer)
+        on_device = not self._decoder.backend.logits_on_host
+        sequence.summaries = on_device and (sequence.rule is not greedy or params.logprobs is not None)
+        text = TextStream(
+            self._tokenizer,
+            tuple(params.stop),
+            include_stop=params.include_stop_str_in_output,
+            skip_special_tokens=params.skip_special_tokens,
+            min_tokens=params.min_tokens,
+        )
+        return _Answer(index, sequence, text, logprobs=None if params.logprobs is None else [])
+
+    def _rule(self, index: int, answer: Sequence[int]) -> AcceptRule:
+        params, request = self._request.params, self._request
+        if isinstance(params.acceptance, Typical):
+            return params.acceptance
+        if params.is_greedy and not params.has_processors:
+            return greedy
+        vocab_size = self._decoder.backend.model.vocab_size
+        sampler = Sampler(params, request.prompt, vocab_size, self._stop_ids, request.bad_words, request.seed, index)
+        return SampleRule(sampler, answer)
+
+    def _step(self, answer: _Answer) -> None:
+        decoder = self._decoder
+        started = perf_counter()
+        tokens = decoder.step(answer.sequence)
+        seconds = perf_counter() - started
+        tree = decoder.last_tree
+        answer.steps += 1
+        answer.seconds += seconds
+        answer.depths.add(len(tokens) - 1, tree.depth)
+        self._stats.add_step(seconds, len(tokens), tree.size, tree.depth)
+        self._add(answer, tokens)
+
+    def _add(self, answer: _Answer, tokens: list[int]) -> None:
+        """Add the tokens of a step to an answer: find where it ends, and report a chunk."""
+        params, decoder = self._request.params, self._decoder
+        reason = answer.sequence.finish_reason
+        if match := answer.text.push(tokens, ends_with_stop_token=reason == "stop"):
+            tokens = tokens[: match.tokens]
+            answer.finish_reason, answer.stop_reason = "stop", match.string
+        elif reason is not None:
+            answer.finish_reason = reason
+            if reason == "stop" and tokens[-1] not in self._end_tokens:
+                answer.stop_reason = tokens[-1]
+            answer.text.finish()
+        answer.tokens += tokens
+        self._stats.add(completion_tokens=len(tokens))
+        logprobs = None
+        if answer.logprobs is not None and params.logprobs is not None:
+            logprobs = tuple(
+                token_logprobs(decoder.rows, row, token, params.logprobs)
+                for row, token in zip(decoder.last_path, tokens, strict=False)
+            )
+            answer.logprobs += logprobs
+        self._request.mailbox.put(
+            Chunk(answer.index, answer.text.take(), tuple(tokens), logprobs, answer.finish_reason, answer.stop_reason)
+        )

@@ -1,0 +1,54 @@
+"""Keeps the step inputs of the trees that were used last, so that a backend binds each of them once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from medusa_profiles.profile import TreeProfile
+
+from medusa_runtime.errors import ArgumentError
+from medusa_runtime.facts import HeadFacts
+from medusa_runtime.tree_step import TreeStep
+
+MAX_CACHED_STEPS = 8
+
+
+class _Kind(NamedTuple):
+    profile: TreeProfile
+    summaries: bool
+
+
+class StepCache:
+    """The inputs of the steps of one decoder, by tree and by whether rows are summarised.
+
+    Args:
+        heads: The bundle's heads.
+    """
+
+    def __init__(self, heads: HeadFacts) -> None:
+        self._heads = heads
+        self._steps: dict[_Kind, TreeStep] = {}  # the oldest first
+
+    def get(self, profile: TreeProfile, summaries: bool = False) -> TreeStep:
+        """Return the inputs for a tree.
+
+        Args:
+            profile: The tree.
+            summaries: Whether the backend summarises the tree's rows.
+
+        Raises:
+            ProfileError: The tree needs more heads or candidates than the bundle has.
+            ArgumentError: `profile` is not a TreeProfile.
+        """
+        if not isinstance(profile, TreeProfile):
+            raise ArgumentError(
+                f"the profile is {profile!r:.80}, of type {type(profile).__name__}; expected a TreeProfile: pass "
+                "Bundle.profile(name), or None for plain decoding"
+            )
+        kind = _Kind(profile, summaries)
+        if kind not in self._steps:
+            profile.check_fits(self._heads.count, self._heads.top_k)
+            self._steps[kind] = TreeStep(profile, self._heads.top_k, summaries)
+            while len(self._steps) > MAX_CACHED_STEPS:
+                del self._steps[next(iter(self._steps))]
+        return self._steps[kind]
