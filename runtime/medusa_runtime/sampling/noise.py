@@ -7,36 +7,52 @@ of the tokens, on a normaliser, or on how many tokens a step verifies: only logi
 between the two best scores change it.
 
 Cost: E = -log(1 - v) with v = (h + f) / 2**32, where h is a hash of 32 bits and f, from 0 to 1, another one. As E ≥ v ≥
-h / 2**32, the quotient w · 2**32 / h is an upper bound of the score. It is computed in float32 for all tokens; only the
-few whose bound reaches the best exact score are then evaluated exactly, with f, in float64.
+h / 2**32, the quotient w · 2**32 / h is an upper bound of the score. So h is computed for all tokens, in integers, and
+the score only for those that can win: likely tokens, and others whose h is so small that they could reach the score of
+the most likely one.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medusa_runtime.backends.base import FloatArray
-from medusa_runtime.sampling.scratch import Scratch, thread_scratch
+from medusa_runtime.sampling.scratch import thread_scratch
 
 WordArray = NDArray[np.uint32]
 DoubleArray = NDArray[np.float64]
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-30, 1e30  # beyond, scaled float32 logits are 0 or infinite; no model sees it
+FEW = 512  # tokens whose scores are computed without looking for rivals first
+UNLIKELY = 64  # tokens below 64 / n of the largest weight can win only with a hash that about 64 of them have
 SLACK = 1e-3  # relative error of the bounds, which float32 keeps below 1e-4
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # the increment of splitmix64
+_SHIFT_1, _SHIFT_2 = np.uint32(16), np.uint32(15)
+_FACTOR_1, _FACTOR_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _LEAST_HASH = np.float32(2.0**-33)  # f is at least 2**-33, so that h + f is never 0
 _LARGEST = 1.0 - 2.0**-53  # the largest float64 below 1
 
 
 class DrawKey(NamedTuple):
-    """The key of one draw: four random words, two for each of the hashes."""
+    """The key of one draw: for each of the hashes, h and f, two random words.
 
-    high: tuple[int, int]
-    low: tuple[int, int]
+    Args:
+        first: (2, 1), the first word of h and that of f.
+        second: (2, 1), the second words.
+    """
+
+    first: WordArray
+    second: WordArray
+
+    @property
+    def of_h(self) -> DrawKey:
+        """The words of h alone, (1,) each."""
+        return DrawKey(self.first[0], self.second[0])
 
 
 def draw_key(seed: int, choice: int, position: int) -> DrawKey:
@@ -50,8 +66,8 @@ def draw_key(seed: int, choice: int, position: int) -> DrawKey:
     state = 0
     for part in (seed, choice, position):
         state = _mix(state ^ part)
-    first, second = _mix(state ^ 1), _mix(state ^ 2)
-    return DrawKey((first >> 32, first & 0xFFFFFFFF), (second >> 32, second & 0xFFFFFFFF))
+    words = np.array([_mix(state ^ 1), _mix(state ^ 2)], dtype=np.uint64)[:, None]
+    return DrawKey((words >> np.uint64(32)).astype(np.uint32), words.astype(np.uint32))
 
 
 def _mix(state: int) -> int:
@@ -62,34 +78,35 @@ def _mix(state: int) -> int:
     return state ^ (state >> 31)
 
 
-def hash_ids(ids: WordArray, key: tuple[int, int], out: WordArray, shifted: WordArray) -> WordArray:
-    """Write a 32-bit hash of each id into `out`: two rounds of shift, xor and multiply, keyed before each of them.
+def hash_ids(ids: WordArray, key: DrawKey, out: WordArray, shifted: WordArray) -> WordArray:
+    """Write a 32-bit hash of each id into `out`: two rounds of shift, xor and multiply, each with a word of the key.
 
     Args:
         ids: (n,) token ids.
-        key: Two words of 32 bits.
-        out: (n,) for the hashes.
-        shifted: (n,) for intermediate values.
+        key: The key; its `of_h` for h alone.
+        out: (n,) for h, or (2, n) for h and f.
+        shifted: Like `out`, for intermediate values.
 
     Returns:
         `out`.
     """
-    np.add(ids, np.uint32(key[0]), out=out)
-    for shift, factor, word in ((16, 0x7FEB352D, key[1]), (15, 0x846CA68B, None)):
-        np.right_shift(out, np.uint32(shift), out=shifted)
-        np.bitwise_xor(out, shifted, out=out)
-        np.multiply(out, np.uint32(factor), out=out)
-        if word is not None:
-            np.bitwise_xor(out, np.uint32(word), out=out)
-    np.right_shift(out, np.uint32(16), out=shifted)
+    np.add(ids, key.first, out=out)
+    np.right_shift(out, _SHIFT_1, out=shifted)
+    np.bitwise_xor(out, shifted, out=out)
+    np.multiply(out, _FACTOR_1, out=out)
+    np.bitwise_xor(out, key.second, out=out)
+    np.right_shift(out, _SHIFT_2, out=shifted)
+    np.bitwise_xor(out, shifted, out=out)
+    np.multiply(out, _FACTOR_2, out=out)
+    np.right_shift(out, _SHIFT_1, out=shifted)
     np.bitwise_xor(out, shifted, out=out)
     return out
 
 
 def exponentials(ids: WordArray, key: DrawKey) -> DoubleArray:
     """Return the exact random numbers E of some ids, (n,) float64; each depends on its own id and the key only."""
-    high = hash_ids(ids, key.high, np.empty_like(ids), np.empty_like(ids)).astype(np.float64)
-    low = hash_ids(ids, key.low, np.empty_like(ids), np.empty_like(ids)).astype(np.float64)
+    shape = (2, len(ids))
+    high, low = hash_ids(ids, key, np.empty(shape, np.uint32), np.empty(shape, np.uint32)).astype(np.float64)
     uniform = (high + (low + 0.5) * 2.0**-32) * 2.0**-32
     result: DoubleArray = -np.log1p(-np.minimum(uniform, _LARGEST))
     return result
@@ -100,17 +117,27 @@ def clamped(temperature: float) -> float:
     return min(max(temperature, LEAST_TEMPERATURE), MOST_TEMPERATURE)
 
 
-def weights(logits: FloatArray, temperature: float, out: FloatArray) -> FloatArray:
-    """Write exp((l - max l) / T) into `out`, in float32; l may be -inf, the largest must not be.
-
-    Returns:
-        `out`.
-    """
-    with np.errstate(over="ignore"):  # of differences beyond float32, whose weight is 0
-        np.subtract(logits, logits.max(), out=out)
+def weights(logits: FloatArray, temperature: float, out: FloatArray | None = None) -> FloatArray:
+    """Return exp((l - max l) / T) in float32, in `out` if given; l may be -inf, the largest must not be."""
+    with np.errstate(over="ignore", under="ignore"):  # of differences beyond float32, whose weight is 0
+        out = np.subtract(logits, logits.max(), out=out)
         np.multiply(out, np.float32(1 / clamped(temperature)), out=out)
         np.exp(out, out=out)
     return out
+
+
+class _Race(NamedTuple):
+    """What the scores of all tokens of one draw have in common: the largest logit, the temperature and the key."""
+
+    largest: float
+    temperature: float
+    key: DrawKey
+
+    def scores(self, logits: FloatArray, words: WordArray) -> DoubleArray:
+        """Return log(w / E) of tokens, by their logits and ids, (n,) float64."""
+        scaled = (logits.astype(np.float64) - self.largest) / self.temperature
+        result: DoubleArray = scaled - np.log(exponentials(words, self.key))
+        return result
 
 
 def draw(logits: FloatArray, ids: NDArray[np.intp] | None, temperature: float, key: DrawKey) -> int:
@@ -125,32 +152,31 @@ def draw(logits: FloatArray, ids: NDArray[np.intp] | None, temperature: float, k
     n = len(logits)
     scratch = thread_scratch(n)
     words = scratch.ids[:n] if ids is None else ids.astype(np.uint32)
-    bounds = _bounds(logits, words, temperature, key, scratch)
-    first = bounds.argmax()
-    scores = _scores(logits, words, np.array([first]), temperature, key)
-    reached = np.float32(np.exp(scores[0]) * 2.0**-32 * (1 - SLACK))
-    rivals = np.flatnonzero(bounds >= reached)
-    if len(rivals) > 1:
-        first = rivals[_scores(logits, words, rivals, temperature, key).argmax()]
-    return int(words[first])
+    race = _Race(float(logits.max()), clamped(temperature), key)
+    if n <= FEW:
+        return int(words[race.scores(logits, words).argmax()])
+    hashes = hash_ids(words, key.of_h, scratch.hashes[:n], scratch.shifted[:n])
+    rivals = _rivals(logits, words, hashes, race)
+    if len(rivals) > FEW:
+        rivals = rivals[_reaching(logits[rivals], words[rivals], hashes[rivals], race)]
+    return int(words[rivals[race.scores(logits[rivals], words[rivals]).argmax()]])
 
 
-def _bounds(logits: FloatArray, words: WordArray, temperature: float, key: DrawKey, scratch: Scratch) -> FloatArray:
-    """Return upper bounds of w / E, in units of 2**32, (n,): valid but for a relative error below SLACK."""
-    n = len(logits)
-    hashes = hash_ids(words, key.high, scratch.hashes[:n], scratch.shifted[:n])
-    bounds = scratch.bounds[:n]
-    np.copyto(bounds, hashes, casting="unsafe")
-    np.maximum(bounds, _LEAST_HASH, out=bounds)
-    with np.errstate(under="ignore"):
-        np.divide(weights(logits, temperature, scratch.weights[:n]), bounds, out=bounds)
-    return bounds
+def _rivals(logits: FloatArray, words: WordArray, hashes: WordArray, race: _Race) -> NDArray[np.intp]:
+    """Return the indices of the tokens that can win: the likely ones, and those with a small hash."""
+    top = slice(int(logits.argmax()), int(logits.argmax()) + 1)
+    score = float(race.scores(logits[top], words[top])[0])
+    unlikely = UNLIKELY / len(logits) * (1 - SLACK)  # the weight that divides likely tokens from the others
+    largest_hash = min(UNLIKELY / len(logits) * math.exp(-score) * 2.0**32, 2.0**32 - 1)
+    possible = hashes <= np.uint32(largest_hash)
+    possible |= logits >= np.float32(race.largest + race.temperature * math.log(unlikely))
+    return np.flatnonzero(possible)
 
 
-def _scores(
-    logits: FloatArray, words: WordArray, chosen: NDArray[np.intp], temperature: float, key: DrawKey
-) -> DoubleArray:
-    """Return log(w / E) of the chosen tokens, exact, (len(chosen),) float64."""
-    scaled = (logits[chosen].astype(np.float64) - float(logits.max())) / clamped(temperature)
-    result: DoubleArray = scaled - np.log(exponentials(words[chosen], key))
-    return result
+def _reaching(logits: FloatArray, words: WordArray, hashes: WordArray, race: _Race) -> NDArray[np.intp]:
+    """Return the indices of the tokens whose upper bound reaches the score of the one with the largest bound."""
+    bounds = np.maximum(hashes.astype(np.float32), _LEAST_HASH)
+    np.divide(weights(logits, race.temperature), bounds, out=bounds)
+    top = slice(int(bounds.argmax()), int(bounds.argmax()) + 1)
+    score = float(race.scores(logits[top], words[top])[0])
+    return np.flatnonzero(bounds >= np.float32(math.exp(score) * 2.0**-32 * (1 - SLACK)))

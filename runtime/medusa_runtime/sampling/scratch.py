@@ -21,7 +21,6 @@ class Scratch:
         self.hashes = np.empty(size, dtype=np.uint32)
         self.shifted = np.empty(size, dtype=np.uint32)
         self.weights = np.empty(size, dtype=np.float32)
-        self.bounds = np.empty(size, dtype=np.float32)
         self.logits = np.empty(size, dtype=np.float32)
 
 
