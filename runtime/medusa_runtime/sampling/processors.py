@@ -18,7 +18,7 @@ from medusa_runtime.sampling.token_counts import IdArray, TokenCounts
 from medusa_runtime.sampling_params import SamplingParams
 
 _LIMIT = float(np.finfo(np.float32).max)
-_LEAST_FACTOR = 1e-200  # of a repetition penalty: float32 times its inverse is finite in float64
+_MOST_FACTOR = 1e200  # of a repetition penalty: float32 times it, or divided by its inverse, is finite in float64
 
 
 class Processors:
@@ -54,15 +54,14 @@ class Processors:
                 self._bad_endings.setdefault(prefix[-1], []).append((prefix, int(words[-1])))
         self._bias_ids = _ids(params.logit_bias or (), vocab_size)
         self._bias = np.array([(params.logit_bias or {})[token] for token in self._bias_ids.tolist()], dtype=np.float32)
-        self._repetition = max(params.repetition_penalty, _LEAST_FACTOR)
+        self._repetition = min(max(params.repetition_penalty, 1 / _MOST_FACTOR), _MOST_FACTOR)
         self._frequency, self._presence = params.frequency_penalty, params.presence_penalty
         self._counts = TokenCounts(prompt_ids) if params.has_penalties else None
         self._check_first_token()
 
     def _check_first_token(self) -> None:
-        forbidden = np.concatenate(self._forbidden(()))
-        allowed = np.arange(self._vocab_size) if self._allowed is None else self._allowed
-        if len(np.setdiff1d(allowed, forbidden)) == 0:
+        forbidden = {token for ids in self._forbidden(()) for token in ids.tolist()}
+        if forbidden.issuperset(range(self._vocab_size) if self._allowed is None else self._allowed.tolist()):
             raise ArgumentError(
                 "allowed_token_ids, bad_words and min_tokens together forbid every token at the answer's beginning; "
                 "expected at least one that may be chosen: allow more tokens, or forbid fewer"
