@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from medusa_profiles.profile import TreeProfile
 
+from medusa_runtime.answer_rule import answer_rule
 from medusa_runtime.arguments import as_int
 from medusa_runtime.errors import ArgumentError, CapacityError
 from medusa_runtime.handle import RequestHandle
@@ -203,6 +204,7 @@ class Engine:
             submitted=submitted,
             worker=self._runner,
         )
+        answer_rule(request, 0, self.bundle.model, ())  # raises what is wrong with the parameters together
         self._scheduler.submit(request)
         return RequestHandle(request, self._scheduler, self)
 

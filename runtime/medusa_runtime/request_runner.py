@@ -3,58 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from medusa_profiles.profile import TreeProfile
-
-from medusa_runtime.accept import Acceptance, AcceptRule, Typical, greedy, walk
+from medusa_runtime.accept import greedy
+from medusa_runtime.answer_rule import answer_rule, end_ids, stop_ids
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import DeadlineError, RequestCancelledError, RequestError
 from medusa_runtime.log import LOGGER
 from medusa_runtime.request import Checkpoint, Request
 from medusa_runtime.results import Choice, Chunk, GenerationResult, Times, TokenLogprobs
-from medusa_runtime.rows import RowReader
 from medusa_runtime.sampling.logprobs import token_logprobs
-from medusa_runtime.sampling.sampler import Sampler
 from medusa_runtime.sampling_params import LOSSLESS, TYPICAL
 from medusa_runtime.sequence import SequenceState
 from medusa_runtime.stats import DepthCounts, StatsCollector
 from medusa_runtime.text_stream import TextStream
 from medusa_runtime.tokenizer import Tokenizer
-
-
-class SampleRule:
-    """Accepts the path on which every token is the one that plain decoding would draw; lossless.
-
-    At each node the next token is drawn from the target distribution; the walk goes on to the nodes that hold it.
-
-    Args:
-        sampler: Draws the tokens of one answer.
-        answer: The answer's tokens so far, a list that grows.
-    """
-
-    def __init__(self, sampler: Sampler, answer: Sequence[int]) -> None:
-        self._sampler, self._answer = sampler, answer
-
-    def __call__(
-        self,
-        tree: TreeProfile,
-        tokens: Sequence[int],
-        argmax: Sequence[int],  # noqa: ARG002
-        rows: RowReader,
-        /,
-    ) -> Acceptance:
-        """Accept a path of one tree; arguments and result are those of `medusa_runtime.accept.greedy`."""
-        output = list(self._answer)
-
-        def draw(node: int) -> int:
-            token = self._sampler.choose(rows, node, output)
-            output.append(token)
-            return token
-
-        return walk(tree, tokens, draw)
 
 
 @dataclass
@@ -138,9 +102,7 @@ class _Run:
         self._answers: list[_Answer] = []
         self._started = perf_counter()
         self._prefill_seconds = 0.0
-        params, model = request.params, decoder.backend.model
-        self._end_tokens = frozenset(() if params.ignore_eos else model.eos_token_ids)
-        self._stop_ids = self._end_tokens | frozenset(params.stop_token_ids)
+        self._end_ids = end_ids(request.params, decoder.backend.model)
         stats.add(queue_seconds=self._started - request.submitted)
 
     def generate(self, checkpoint: Checkpoint) -> None:
@@ -182,8 +144,8 @@ class _Run:
     def _new_answer(self, index: int) -> _Answer:
         request, params, model = self._request, self._request.params, self._decoder.backend.model
         limit = model.context if params.max_tokens is None else params.max_tokens
-        sequence = SequenceState(request.prompt, limit, self._stop_ids, self._decoder.cache.context)
-        sequence.rule = self._rule(index, sequence.answer)
+        sequence = SequenceState(request.prompt, limit, stop_ids(params, model), self._decoder.cache.context)
+        sequence.rule = answer_rule(request, index, model, sequence.answer)
         on_device = not self._decoder.backend.logits_on_host
         sequence.summaries = on_device and (sequence.rule is not greedy or params.logprobs is not None)
         text = TextStream(
@@ -194,16 +156,6 @@ class _Run:
             min_tokens=params.min_tokens,
         )
         return _Answer(index, sequence, text, logprobs=None if params.logprobs is None else [])
-
-    def _rule(self, index: int, answer: Sequence[int]) -> AcceptRule:
-        params, request = self._request.params, self._request
-        if isinstance(params.acceptance, Typical):
-            return params.acceptance
-        if params.is_greedy and not params.has_processors:
-            return greedy
-        vocab_size = self._decoder.backend.model.vocab_size
-        sampler = Sampler(params, request.prompt, vocab_size, self._stop_ids, request.bad_words, request.seed, index)
-        return SampleRule(sampler, answer)
 
     def _step(self, answer: _Answer) -> None:
         decoder = self._decoder
@@ -226,7 +178,7 @@ class _Run:
             answer.finish_reason, answer.stop_reason = "stop", match.string
         elif reason is not None:
             answer.finish_reason = reason
-            if reason == "stop" and tokens[-1] not in self._end_tokens:
+            if reason == "stop" and tokens[-1] not in self._end_ids:
                 answer.stop_reason = tokens[-1]
             answer.text.finish()
         answer.tokens += tokens

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medusa_runtime import BusyError, Engine, Generation, MedusaError
+from medusa_runtime import Engine, SamplingParams
 from medusa_runtime.errors import ArgumentError, BundleError, CapacityError, PromptError
 
 
@@ -16,22 +16,39 @@ def engine(tiny_bundle: Path) -> Engine:
     return Engine.load(tiny_bundle, profile="tree-8", threads=1)
 
 
+def short(tokens: int, **more: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=tokens, **more)
+
+
 def test_the_stream_is_the_whole_answer(engine: Engine) -> None:
-    whole = engine.generate("Hello there", max_new_tokens=30)
-    stream = engine.generate("Hello there", stream=True, max_new_tokens=30)
-    assert isinstance(stream, Generation)
-    pieces = list(stream)
-    assert "".join(pieces) == whole == engine.tokenizer.decode(stream.tokens)
+    whole = engine.generate("Hello there", short(30))
+    handle = engine.submit("Hello there", short(30))
+    pieces = [chunk.text for chunk in handle]
+    assert "".join(pieces) == whole.text
+    tokens = whole.token_ids[:-1] if whole.finish_reason == "stop" else whole.token_ids
+    assert whole.text == engine.tokenizer.decode(tokens)
     assert len(pieces) > 1
-    assert stream.finish_reason in {"stop", "length"}
-    assert stream.steps <= len(stream.tokens) - 1
-    assert stream.tokens_per_step >= 1
+    assert handle.result().token_ids == whole.token_ids
+    assert whole.steps <= len(whole.token_ids) - 1
+    assert whole.tokens_per_step >= 1
 
 
-def test_plain_and_tree_answer_alike(tiny_bundle: Path, engine: Engine) -> None:
-    plain = Engine.load(tiny_bundle, profile="plain", threads=1)
+@pytest.mark.parametrize("temperature", [0, 0.7, 1.2])
+def test_plain_and_tree_answer_alike(engine: Engine, temperature: float) -> None:
     for prompt in ("Hello there", "a b c", "日本 🎉"):
-        assert plain.generate(prompt, max_new_tokens=40) == engine.generate(prompt, max_new_tokens=40)
+        answers = [
+            engine.generate(
+                prompt, short(40, temperature=temperature, seed=4, repetition_penalty=1.1, profile=profile)
+            ).token_ids
+            for profile in ("plain", "tree-8", "tree-16")
+        ]
+        assert answers[0] == answers[1] == answers[2]
+
+
+def test_token_ids_are_a_prompt(engine: Engine) -> None:
+    ids = engine.encode("Hello there")
+    assert engine.generate(ids, short(20)).token_ids == engine.generate("Hello there", short(20)).token_ids
+    assert list(engine.generate(ids, short(3)).prompt_token_ids) == ids
 
 
 def test_messages_and_raw_text(engine: Engine) -> None:
@@ -51,22 +68,17 @@ def test_an_empty_prompt_is_refused(engine: Engine, prompt: str | list[dict[str,
 def test_a_prompt_beyond_the_context_is_refused(engine: Engine) -> None:
     with pytest.raises(CapacityError, match=rf"context of {engine.bundle.model.context} tokens"):
         engine.generate("word " * 4000)
-    assert engine.generate("still well", max_new_tokens=3)
+    assert engine.generate("still well", short(3)).text
 
 
 def test_a_sequence_may_be_held_to_fewer_tokens_than_the_context(tiny_bundle: Path) -> None:
     engine = Engine.load(tiny_bundle, profile="tree-8", threads=1, max_length=40)
-    prompt = engine.encode("one")
-    engine.decoder.start(prompt, 100, stop_ids=())
-    sequence = engine.decoder.sequence
-    assert sequence is not None
-    while sequence.finish_reason is None:
-        engine.decoder.step()
-    assert (sequence.finish_reason, len(prompt) + len(sequence.answer)) == ("length", 40)
+    result = engine.generate("one", SamplingParams(max_tokens=None, ignore_eos=True))
+    assert (result.finish_reason, result.usage.total_tokens) == ("length", 40)
     with pytest.raises(CapacityError, match="context of 40 tokens"):
         engine.generate("word " * 40)
     whole = Engine.load(tiny_bundle, threads=1, max_length=1 << 20)  # no more than the model has
-    assert whole.decoder.cache.context == engine.bundle.model.context
+    assert whole.context == engine.bundle.model.context
     with pytest.raises(ArgumentError, match="max_length is 0; expected at least 1"):
         Engine.load(tiny_bundle, max_length=0)
 
@@ -87,12 +99,6 @@ def test_a_sequence_may_be_held_to_fewer_tokens_than_the_context(tiny_bundle: Pa
 def test_a_prompt_of_another_type_is_refused_in_words(engine: Engine, prompt: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         engine.generate(prompt)
-
-
-@pytest.mark.parametrize("value", ["20", 2.5, None, True, 0])
-def test_max_new_tokens_of_another_type_is_refused(engine: Engine, value: Any) -> None:
-    with pytest.raises(PromptError, match="max_new_tokens is "):
-        engine.generate("Hi", max_new_tokens=value)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +124,8 @@ def test_max_new_tokens_of_another_type_is_refused(engine: Engine, value: Any) -
         {"backend": ["ort-cpu"]},
         {"precision": 32},
         {"precision": ""},
-        {"accept": ["greedy"]},
-        {"accept": None},
+        {"max_waiting": 0},
+        {"max_waiting": None},
     ],
     ids=str,
 )
@@ -129,57 +135,38 @@ def test_an_argument_of_another_type_is_refused_in_words(tiny_bundle: Path, wron
         Engine.load(tiny_bundle, **wrong)
 
 
-def test_answers_of_two_threads_are_right_or_refused(engine: Engine) -> None:
-    """On a real backend: of 120 answers 8 were mixtures of two before."""
-    prompts = ("Hello there", "a b c")
-    expected = {prompt: engine.generate(prompt, max_new_tokens=12) for prompt in prompts}
-    found: list[tuple[str, str | None]] = []
+def test_answers_of_many_threads_are_each_their_own(engine: Engine) -> None:
+    cases = [(prompt, short(12, temperature=t, seed=3)) for prompt in ("Hello there", "a b c") for t in (0, 1)]
+    expected = [engine.generate(*case).token_ids for case in cases]
+    assert len(set(expected)) == len(cases)
+    found: list[tuple[int, tuple[int, ...]]] = []
 
-    def ask(prompt: str) -> None:
-        for _ in range(30):
-            try:
-                found.append((prompt, engine.generate(prompt, max_new_tokens=12)))
-            except BusyError:
-                found.append((prompt, None))
+    def ask(which: int) -> None:
+        for _ in range(15):
+            found.append((which, engine.generate(*cases[which]).token_ids))
 
-    threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in (*prompts, *prompts)]
+    threads = [threading.Thread(target=ask, args=(which,)) for which in range(len(cases))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    answers = [(prompt, text) for prompt, text in found if text is not None]
-    assert len(found) == 120 and answers
-    assert all(text == expected[prompt] for prompt, text in answers)
-    assert engine.generate(prompts[0], max_new_tokens=12) == expected[prompts[0]]
-
-
-def test_two_answers_at_once_are_refused_not_mixed(engine: Engine) -> None:
-    first = engine.generate("one", stream=True, max_new_tokens=40)
-    engine.generate("two", max_new_tokens=2)
-    with pytest.raises(MedusaError, match="another prompt was started"):
-        list(first)
-
-
-def test_a_stream_may_be_left_and_taken_up_again(engine: Engine) -> None:
-    stream = engine.generate("Hello there", stream=True, max_new_tokens=30)
-    first = next(iter(stream))
-    assert first + "".join(stream) == engine.generate("Hello there", max_new_tokens=30)
+    assert len(found) == 15 * len(cases)
+    assert all(tokens == expected[which] for which, tokens in found)
 
 
 def test_the_bundle_names_the_tree_to_take_by_default(tiny_bundle: Path) -> None:
     engine = Engine.load(tiny_bundle, threads=1)
-    assert engine.decoder.profile.name == engine.bundle.graph("ort-cpu")[0].profile != "plain"
+    assert engine.profile.name == engine.bundle.graph("ort-cpu")[0].profile != "plain"
 
 
 def test_unknown_names_are_refused_with_what_there_is(tiny_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"no profile 'tree-9'.*tree-8"):
         Engine.load(tiny_bundle, profile="tree-9")
-    with pytest.raises(MedusaError, match=r"'hopeful'.*greedy"):
-        Engine.load(tiny_bundle, accept="hopeful")
+    with pytest.raises(BundleError, match=r"no profile 'tree-9'.*tree-8"):
+        Engine.load(tiny_bundle, threads=1).submit("Hi", SamplingParams(profile="tree-9"))
 
 
-def test_the_lossy_rule_runs_and_differs_in_name_only_by_choice(tiny_bundle: Path) -> None:
-    lossy = Engine.load(tiny_bundle, profile="tree-8", accept="typical", threads=1)
-    stream = lossy.generate("Hello there", stream=True, max_new_tokens=30)
-    list(stream)
-    assert 1 <= len(stream.tokens) <= 30
+def test_the_lossy_rule_is_chosen_by_name(engine: Engine) -> None:
+    result = engine.generate("Hello there", short(30, acceptance="typical"))
+    assert 1 <= len(result.token_ids) <= 30
+    assert result.acceptance == "typical"
