@@ -1,0 +1,150 @@
+"""Loads an engine from many threads with mixed requests, random cancels and deadlines, and checks every answer.
+
+A fixed set of requests (greedy and sampled, penalties, filters, stop strings, several answers) is first answered by
+plain decoding, one at a time. Then the threads ask for random ones of them, with the engine's tree: some requests are
+cancelled after a random number of chunks, some are dropped, some have a short deadline. Every answer that is completed
+must equal the first one, nothing may get stuck, and the memory must stay flat.
+
+    python benchmarks/soak.py BUNDLE --minutes 10 --threads 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from medusa_runtime.engine import Engine
+from medusa_runtime.errors import DeadlineError, QueueFullError, RequestCancelledError
+from medusa_runtime.sampling_params import SamplingParams
+
+PROMPTS = (
+    "Why is the sky blue?",
+    "Write a haiku about the sea.",
+    "Name three prime numbers.",
+    "Explain what a hash table is to a child, in one sentence.",
+    "List the planets of the solar system.",
+)
+KINDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"temperature": 0.7, "top_p": 0.95},
+    {"temperature": 1.0, "top_k": 40, "repetition_penalty": 1.1, "logprobs": 2},
+    {"temperature": 1.2, "n": 2},
+    {"presence_penalty": 0.5, "frequency_penalty": 0.5, "stop": [".", "\n"]},
+    {"temperature": 0.9, "min_p": 0.05, "min_tokens": 8, "logit_bias": {11: 2.0}, "stop": ["the"]},
+)
+PATIENCE = 300  # seconds that no request may take
+
+
+class Load:
+    """The threads' shared state."""
+
+    def __init__(self, engine: Engine, profile: str | None, max_tokens: int) -> None:
+        self.engine, self.profile = engine, profile
+        self.cases = [
+            (prompt, {"max_tokens": max_tokens, "seed": 7 * number, **kind})
+            for number, (prompt, kind) in enumerate((prompt, kind) for prompt in PROMPTS for kind in KINDS)
+        ]
+        self.expected = [self.tokens(engine.generate(p, SamplingParams(**v, profile="plain"))) for p, v in self.cases]
+        self.outcomes: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.lock = threading.Lock()
+
+    @staticmethod
+    def tokens(result: Any) -> tuple[tuple[int, ...], ...]:
+        """Return the tokens of all answers."""
+        return tuple(choice.token_ids for choice in result.choices)
+
+    def note(self, outcome: str) -> None:
+        """Count an outcome."""
+        with self.lock:
+            self.outcomes[outcome] += 1
+
+    def ask(self, seed: int, until: float) -> None:
+        """Ask for random requests until the time is over."""
+        rng = random.Random(seed)  # noqa: S311 -- for a load, not for secrets
+        while time.monotonic() < until:
+            which = rng.randrange(len(self.cases))
+            prompt, values = self.cases[which]
+            action = rng.choices(("complete", "cancel", "drop", "deadline"), (6, 2, 1, 1))[0]
+            timeout = rng.uniform(0.01, 3) if action == "deadline" else None
+            try:
+                handle = self.engine.submit(prompt, SamplingParams(**values, profile=self.profile), timeout=timeout)
+                if action in ("cancel", "drop"):
+                    for _ in range(rng.randrange(6)):
+                        if next(handle, None) is None:
+                            break
+                    if action == "cancel":
+                        handle.cancel()
+                    else:
+                        del handle
+                        self.note("dropped")
+                        continue
+                found = self.tokens(handle.result(PATIENCE))
+            except (QueueFullError, RequestCancelledError, DeadlineError) as error:
+                self.note(type(error).__name__)
+                continue
+            except BaseException as error:
+                self.wrong.append(f"{self.cases[which]}: {error!r}")
+                return
+            self.note("completed")
+            if found != self.expected[which]:
+                self.wrong.append(f"{self.cases[which]}: {found} instead of {self.expected[which]}")
+
+
+def main() -> None:
+    """Run from the command line; exit code 1 if an answer was wrong or something got stuck."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--threads", type=int, default=16)
+    parser.add_argument("--backend", default="ort-cpu")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--profile", help="tree (default: the engine's)")
+    parser.add_argument("--max-tokens", type=int, default=24)
+    arguments = parser.parse_args()
+    engine = Engine.load(
+        arguments.bundle, backend=arguments.backend, precision=arguments.precision, max_waiting=2 * arguments.threads
+    )
+    load = Load(engine, arguments.profile, arguments.max_tokens)
+    until = time.monotonic() + 60 * arguments.minutes
+    threads = [threading.Thread(target=load.ask, args=(seed, until), daemon=True) for seed in range(arguments.threads)]
+    for thread in threads:
+        thread.start()
+    process, memory, began = psutil.Process(), [], time.monotonic()
+    while any(thread.is_alive() for thread in threads) and time.monotonic() < until + PATIENCE:
+        time.sleep(min(5, 6 * arguments.minutes))
+        memory.append((time.monotonic() - began, process.memory_info().rss / 1e6, process.num_threads()))
+        print(f"{memory[-1][0]:.0f} s, {memory[-1][1]:.0f} MB, {dict(load.outcomes)}", file=sys.stderr, flush=True)
+    stuck = sum(thread.is_alive() for thread in threads)
+    engine.close(timeout=PATIENCE)
+    settled = [megabytes for seconds, megabytes, _ in memory if seconds > 0.25 * memory[-1][0]]
+    thirds = np.array_split(np.array(settled), 3)
+    print(
+        json.dumps(
+            {
+                **load.outcomes,
+                "wrong": len(load.wrong),
+                "stuck": stuck,
+                "rss_mb_by_third": [round(float(np.median(third)), 1) for third in thirds if third.size],
+                "threads": sorted({count for *_, count in memory}),
+                "stats": {name: value for name, value in vars(engine.stats()).items() if not isinstance(value, tuple)},
+            },
+            indent=2,
+        )
+    )
+    for line in load.wrong[:10]:
+        print(line, file=sys.stderr)
+    sys.exit(1 if load.wrong or stuck else 0)
+
+
+if __name__ == "__main__":
+    main()
