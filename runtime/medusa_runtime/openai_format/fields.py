@@ -1,0 +1,110 @@
+"""The fields of OpenAI's bodies: which are read, which are ignored, and which are accepted with one value only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from medusa_runtime.openai_format.failures import BodyError
+from medusa_runtime.sampling_params import UNSUPPORTED
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+# fields with the meaning and the name that they have in `SamplingParams`
+PARAMETERS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "n",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "truncate_prompt_tokens",
+)
+_READ = {
+    CHAT: (
+        "messages",
+        "max_tokens",
+        "max_completion_tokens",
+        "logprobs",
+        "top_logprobs",
+        "tools",
+        "tool_choice",
+        "chat_template_kwargs",
+        "add_generation_prompt",
+        "continue_final_message",
+    ),
+    COMPLETIONS: ("prompt", "max_tokens", "logprobs"),
+}
+# fields that change no answer
+_IGNORED = (
+    "metadata",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "stream_options",
+    "user",
+)
+# fields of which one value asks for what is done anyway
+_ONLY: dict[str, Any] = {
+    "best_of": 1,
+    "echo": False,
+    "modalities": ["text"],
+    "parallel_tool_calls": True,
+    "response_format": {"type": "text"},
+    "stream": False,
+    "suffix": "",
+}
+_NOT_SUPPORTED = {
+    "audio",
+    "chat_template",
+    "documents",
+    "function_call",
+    "functions",
+    "reasoning_effort",
+    "verbosity",
+    "web_search_options",
+    *UNSUPPORTED,
+} - set(_ONLY)
+
+
+def check_fields(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a body that are to be read; null means that a field was left out.
+
+    Raises:
+        BodyError: A field is unknown, or asks for what is not supported; the message names it.
+    """
+    read = ("model", *PARAMETERS, *_READ[url])
+    found = {}
+    for name, value in body.items():
+        if name in read:
+            if value is not None:
+                found[name] = value
+        elif name in _ONLY:
+            only = _ONLY[name]
+            if value is not None and not (type(value) is type(only) and value == only):
+                raise BodyError(
+                    f"{name} is {value!r:.80}, which medusa-export does not support; expected {only!r}: leave it out",
+                    name,
+                )
+        elif name in _NOT_SUPPORTED:
+            if value is not None:
+                raise BodyError(f"{name!r} is a parameter that medusa-export does not support; leave it out", name)
+        elif name not in _IGNORED:
+            expected = ", ".join(sorted((*read, *_IGNORED)))
+            raise BodyError(f"unknown parameter {name!r:.80}; expected some of {expected}", f"{name:.80}")
+    return found
