@@ -87,9 +87,11 @@ class Sampler:
             return int(summary.ids[0])
         if not self._filters.active:
             return None
-        count = kept_of_summary(self._filters, summary, self._vocab_size)
-        if count is None:
+        counts = kept_of_summary(self._filters, summary, self._vocab_size)
+        if counts is None:
             return None
-        order = np.argsort(summary.ids[:count])  # ascending, as in a row
-        ids, logits = summary.ids[:count][order].astype(np.intp), summary.logits[:count][order]
-        return draw(logits, ids, self._filters.temperature, draw_key(self._seed, self._choice, position))
+        fewest, most = counts
+        order = np.argsort(summary.ids[:most])  # ascending, as in a row
+        ids, logits = summary.ids[:most][order].astype(np.intp), summary.logits[:most][order]
+        token = draw(logits, ids, self._filters.temperature, draw_key(self._seed, self._choice, position))
+        return token if fewest == most or token in summary.ids[:fewest] else None

@@ -1,8 +1,9 @@
-"""Filters on the summary of a row: whether its most likely tokens are all that the filters keep.
+"""Filters on the summary of a row: how many of its most likely tokens they keep, at least and at most.
 
-The answer is a number of tokens only if reading the whole row gives the same tokens for certain. What is not known is
-the mass of the tokens behind the summary at another temperature than 1, where its logsumexp was taken. With
-x_i = exp(l_i - max l) of these n tokens, none of which is above the last x of the summary, M = Σ x_i and q = 1 / T:
+Where the two numbers are equal, the whole row would give the same tokens; where they differ, a draw from the larger
+set that falls into the smaller one is the draw from every set in between. What is not known is the mass of the tokens
+behind the summary at another temperature than 1, where its logsumexp was taken. With x_i = exp(l_i - max l) of these n
+tokens, none of which is above the last x of the summary, M = Σ x_i and q = 1 / T:
 
 - q ≥ 1: n · (M / n)**q ≤ Σ x_i**q ≤ M · x**(q - 1), by convexity and as x_i ≤ x;
 - q < 1: M · x**(q - 1) ≤ Σ x_i**q ≤ n · (M / n)**q, by the same two arguments with their signs changed.
@@ -24,8 +25,10 @@ _MARGIN = 1e-4  # relative error of a mass: float32 logsumexp on a device, float
 _ROUNDING = 2.0**-21  # relative rounding of the logsumexp itself
 
 
-def kept_of_summary(filters: Filters, summary: RowSummary, vocab_size: int) -> int | None:
-    """Return how many of the summary's first tokens are all that the filters keep; None if only the row shows it.
+def kept_of_summary(filters: Filters, summary: RowSummary, vocab_size: int) -> tuple[int, int] | None:
+    """Return how many of the summary's first tokens the filters keep, at least and at most.
+
+    None if they may keep a token that is not in the summary.
 
     Args:
         filters: The filters; at least one should be active, as otherwise all tokens are kept.
@@ -40,9 +43,10 @@ def kept_of_summary(filters: Filters, summary: RowSummary, vocab_size: int) -> i
     inside = int(np.count_nonzero(ranked >= least))
     if rest == 0 or inside < len(ranked):
         if filters.top_p == 1:
-            return inside
+            return inside, inside
         masses = filters.masses(ranked[:inside])
-        return nucleus_size(masses, filters.top_p * float(masses[-1]))
+        count = nucleus_size(masses, filters.top_p * float(masses[-1]))
+        return count, count
     if filters.top_p == 1:
         return None
     masses = filters.masses(ranked)
@@ -53,8 +57,7 @@ def kept_of_summary(filters: Filters, summary: RowSummary, vocab_size: int) -> i
     most = filters.top_p * (float(masses[-1]) + upper) * (1 + _MARGIN)
     if masses[-1] < most:
         return None
-    count = nucleus_size(masses, fewest)
-    return count if count == nucleus_size(masses, most) else None
+    return nucleus_size(masses, fewest), nucleus_size(masses, most)
 
 
 def _tail(filters: Filters, summary: RowSummary, rest: int) -> tuple[float, float]:
