@@ -33,6 +33,7 @@ from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.compare import formatting, reference_file
 from medusa_exporter.compare.arrays import load_polygraphy
 from medusa_exporter.compare.reference_file import Side
+from medusa_exporter.compare.row_summaries import SUMMARY_ERROR
 from medusa_exporter.compare.steps import (
     BackendRunner,
     ComparisonPlan,
@@ -118,7 +119,8 @@ def command(
     The first backend is the reference: it decodes the prompts greedily. The second one runs the same tokens and keeps
     the same paths. Every step is run twice, plain and as a tree. The error of a tensor is its largest difference as a
     share of the largest magnitude in it; the tolerance depends on the two precisions. Where the candidates of the heads
-    differ, they are counted, and the tree is run again with those of the reference.
+    differ, they are counted, and the tree is run again with those of the reference. The summaries of rows, which graphs
+    for a GPU compute, are compared with the logits of the same side.
 
     To compare backends that cannot share a Python environment or a machine, run --save in one and --against in the
     other.
@@ -228,6 +230,12 @@ def _save(
     """Run the reference, write its outputs, and return a summary."""
     with reference_file.write_reference(file, bundle, side, plan) as recorder:
         for taken in _reference_steps(bundle, reference, plan, progress):
+            if (error := taken.summary_error) is not None and not error <= SUMMARY_ERROR:
+                raise MedusaError(
+                    f"{side}: the summaries of rows differ from their own logits by {error:.2g} in the "
+                    f"{taken.inputs.kind} step {taken.inputs.step} of prompt {taken.inputs.prompt}, expected at most "
+                    f"{SUMMARY_ERROR:.2g}; build the bundle again, and report this together with the versions"
+                )
             recorder.add(taken.outputs)
     size = file.stat().st_size / 1e6
     return f"{side}: {recorder.steps} steps of {len(plan.prompts)} prompts, {plan.tree.name}, {size:.0f} MB"
@@ -245,7 +253,8 @@ def _compare(
     runner = BackendRunner(other.decoder, plan)
     outcome = ComparisonSummary(bundle.model, bundle.heads, plan.tree, limits)
     for taken in _reference_steps(bundle, reference, plan, progress):
-        outcome.add(taken, runner.replay(taken))
+        outputs = runner.replay(taken)
+        outcome.add(taken, outputs, runner.summary_error)
     return outcome
 
 
