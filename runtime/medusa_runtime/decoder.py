@@ -11,13 +11,7 @@ from medusa_profiles.profile import TreeProfile
 from medusa_runtime.accept import AcceptRule, greedy
 from medusa_runtime.arguments import as_int, as_stop_ids, as_token_ids
 from medusa_runtime.backends.base import Backend
-from medusa_runtime.errors import (
-    ArgumentError,
-    BusyError,
-    CapacityError,
-    MedusaError,
-    PromptError,
-)
+from medusa_runtime.errors import ArgumentError, CapacityError, MedusaError, PromptError
 from medusa_runtime.exclusive import ExclusiveUse, strictly_exclusive
 from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.prefill import prefill
@@ -116,15 +110,8 @@ class Decoder:
 
     def _check_owner(self) -> None:
         """Raise BusyError while an unfinished answer belongs to another thread that is alive."""
-        sequence = self.sequence
-        if sequence is None or sequence.finish_reason is not None:
-            return
-        owner = sequence.owner
-        if owner is not None and owner is not threading.current_thread() and owner.is_alive():
-            raise BusyError(
-                f"{self.backend.name} is in the middle of an answer for thread {owner.name!r}, expected calls from "
-                "that thread only; wait for the end of the answer, end it (Decoder.abort), or load a second backend"
-            )
+        if self.sequence is not None:
+            self.sequence.check_owner(self.backend.name)
 
     @strictly_exclusive
     def warm_up(self) -> None:
@@ -182,8 +169,7 @@ class Decoder:
             checkpoint: Called before each part of the prompt; what it raises ends the prefill.
             keep_prompt: Whether other answers to the same prompt will follow (`begin_again`).
 
-        Raises:
-            As `start` does.
+        Raises: As `start` does.
         """
         if len(sequence.prompt) >= self.cache.context:
             raise CapacityError(

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from medusa_profiles.profile import TreeProfile
 
 from medusa_runtime.accept import Typical
 from medusa_runtime.arguments import as_bool, as_int, as_optional_int
 from medusa_runtime.errors import ArgumentError
+from medusa_runtime.parameter_checks import as_allowed_ids, as_bias, as_id_tuple, as_int_between, as_number, as_texts
 
 MAX_CHOICES = 128  # of one request
 MAX_LOGPROBS = 64  # most likely tokens per position; as many as the graph's row summaries have
-MAX_TEXTS = 256  # stop strings, and bad words, of one request
-MAX_TEXT_LENGTH = 1024  # characters of each of them
-MAX_BIAS = 100.0
 MAX_PENALTY = 2.0  # OpenAI's and vLLM's range of presence and frequency penalties
 
 LOSSLESS, TYPICAL = "lossless", "typical"
@@ -124,21 +120,21 @@ class SamplingParams:
         values = {
             "max_tokens": as_optional_int("max_tokens", self.max_tokens, 1),
             "min_tokens": as_int("min_tokens", self.min_tokens, 0),
-            "temperature": _number("temperature", self.temperature, 0, math.inf),
-            "top_p": _number("top_p", self.top_p, 0, 1),
+            "temperature": as_number("temperature", self.temperature, 0, math.inf),
+            "top_p": as_number("top_p", self.top_p, 0, 1),
             "top_k": max(0, as_int("top_k", self.top_k, -1)),
-            "min_p": _number("min_p", self.min_p, 0, 1),
-            "seed": _int_between("seed", self.seed, 0, 2**64 - 1) if self.seed is not None else None,
-            "n": _int_between("n", self.n, 1, MAX_CHOICES),
-            "stop": _texts("stop", (self.stop,) if isinstance(self.stop, str) else self.stop),
-            "stop_token_ids": _ids("stop_token_ids", self.stop_token_ids),
-            "logprobs": None if self.logprobs is None else _int_between("logprobs", self.logprobs, 0, MAX_LOGPROBS),
-            "repetition_penalty": _number("repetition_penalty", self.repetition_penalty, 0, math.inf),
-            "presence_penalty": _number("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY),
-            "frequency_penalty": _number("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY),
-            "logit_bias": None if self.logit_bias is None else _bias(self.logit_bias),
-            "allowed_token_ids": None if self.allowed_token_ids is None else _allowed(self.allowed_token_ids),
-            "bad_words": _texts("bad_words", self.bad_words),
+            "min_p": as_number("min_p", self.min_p, 0, 1),
+            "seed": as_int_between("seed", self.seed, 0, 2**64 - 1) if self.seed is not None else None,
+            "n": as_int_between("n", self.n, 1, MAX_CHOICES),
+            "stop": as_texts("stop", (self.stop,) if isinstance(self.stop, str) else self.stop),
+            "stop_token_ids": as_id_tuple("stop_token_ids", self.stop_token_ids),
+            "logprobs": None if self.logprobs is None else as_int_between("logprobs", self.logprobs, 0, MAX_LOGPROBS),
+            "repetition_penalty": as_number("repetition_penalty", self.repetition_penalty, 0, math.inf),
+            "presence_penalty": as_number("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY),
+            "frequency_penalty": as_number("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY),
+            "logit_bias": None if self.logit_bias is None else as_bias(self.logit_bias),
+            "allowed_token_ids": None if self.allowed_token_ids is None else as_allowed_ids(self.allowed_token_ids),
+            "bad_words": as_texts("bad_words", self.bad_words),
             "truncate_prompt_tokens": _truncation(self.truncate_prompt_tokens),
             "acceptance": _acceptance(self.acceptance),
         }
@@ -237,66 +233,6 @@ _LOSSLESS_ONLY = (
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and bool(value)
-
-
-def _number(what: str, value: object, least: float, most: float) -> float:
-    """Return a finite number from `least` to `most` as a float; raise ArgumentError otherwise, for bool too."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
-        raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a number: pass a float")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not (least <= number <= most and math.isfinite(number)):
-        bounds = f"a finite number from {least:g} up" if most == math.inf else f"a number from {least:g} to {most:g}"
-        raise ArgumentError(f"{what} is {number}; expected {bounds}")
-    return number
-
-
-def _int_between(what: str, value: object, least: int, most: int) -> int:
-    number = as_int(what, value, least)
-    if number > most:
-        raise ArgumentError(f"{what} is {number}; expected at most {most}: pass a smaller one")
-    return number
-
-
-def _collection(what: str, value: object) -> Iterable[object]:
-    if not isinstance(value, Collection) or isinstance(value, (str, bytes, bytearray, Mapping)):
-        raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a list")
-    return value
-
-
-def _texts(what: str, value: object) -> tuple[str, ...]:
-    found = tuple(_collection(what, value) if value is not None else ())
-    if len(found) > MAX_TEXTS:
-        raise ArgumentError(f"{what} has {len(found)} texts; expected at most {MAX_TEXTS}")
-    for text in found:
-        if not isinstance(text, str) or not 0 < len(text) <= MAX_TEXT_LENGTH:
-            raise ArgumentError(f"{what} holds {text!r:.80}; expected texts of 1 to {MAX_TEXT_LENGTH} characters")
-    return found  # type: ignore[return-value]
-
-
-def _ids(what: str, value: object) -> tuple[int, ...]:
-    return tuple(as_int(f"a token id in {what}", one, 0) for one in _collection(what, () if value is None else value))
-
-
-def _allowed(value: object) -> tuple[int, ...]:
-    found = _ids("allowed_token_ids", value)
-    if not found:
-        raise ArgumentError("allowed_token_ids is empty; expected at least one token id: None allows all")
-    return found
-
-
-def _bias(value: object) -> dict[int, float]:
-    if not isinstance(value, Mapping):
-        raise ArgumentError(
-            f"logit_bias is {value!r:.80}, of type {type(value).__name__}; expected a mapping from token ids to numbers"
-        )
-    found = {}
-    for key, bias in value.items():
-        token = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key  # JSON has text keys
-        found[as_int("a token id in logit_bias", token, 0)] = _number(f"logit_bias[{key}]", bias, -MAX_BIAS, MAX_BIAS)
-    return found
 
 
 def _truncation(value: object) -> int | None:

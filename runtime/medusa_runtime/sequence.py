@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
-from threading import Thread
+from threading import Thread, current_thread
 from typing import TYPE_CHECKING
+
+from medusa_runtime.errors import BusyError
 
 if TYPE_CHECKING:
     from medusa_runtime.accept import AcceptRule
@@ -72,3 +74,16 @@ class SequenceState:
         kept = self.clip(tokens)
         self.answer += kept
         return kept
+
+    def check_owner(self, what: str) -> None:
+        """Raise BusyError while the answer is unfinished and belongs to another thread that is alive.
+
+        Args:
+            what: Names the backend in the error message.
+        """
+        owner = self.owner if self.finish_reason is None else None
+        if owner is not None and owner is not current_thread() and owner.is_alive():
+            raise BusyError(
+                f"{what} is in the middle of an answer for thread {owner.name!r}, expected calls from that thread "
+                "only; wait for the end of the answer, end it (Decoder.abort), or load a second backend"
+            )

@@ -1,0 +1,166 @@
+"""Parameters of a request: their defaults, their normal form, and what is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from medusa_profiles import TreeProfile
+from medusa_runtime.accept import Typical
+from medusa_runtime.errors import ArgumentError
+from medusa_runtime.sampling_params import UNSUPPORTED, SamplingParams
+
+FULL: dict[str, Any] = {
+    "max_tokens": 5,
+    "min_tokens": 2,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "top_k": 3,
+    "min_p": 0.1,
+    "seed": 2**64 - 1,
+    "n": 2,
+    "stop": ["a", "b"],
+    "stop_token_ids": [1, 2],
+    "include_stop_str_in_output": True,
+    "ignore_eos": True,
+    "skip_special_tokens": False,
+    "logprobs": 3,
+    "repetition_penalty": 1.2,
+    "presence_penalty": -2,
+    "frequency_penalty": 2,
+    "logit_bias": {"7": 1, "8": -100},
+    "allowed_token_ids": [7, 8, 9],
+    "bad_words": ["c"],
+    "truncate_prompt_tokens": 9,
+    "profile": "tree-4",
+    "acceptance": "lossless",
+}
+
+
+def test_the_defaults_are_greedy_with_256_tokens() -> None:
+    params = SamplingParams()
+    assert (params.temperature, params.max_tokens, params.n, params.acceptance) == (0.0, 256, 1, "lossless")
+    assert params.is_greedy and not params.has_processors and params.logprobs is None
+
+
+def test_every_field_can_be_read_from_json() -> None:
+    assert set(FULL) == {field.name for field in dataclasses.fields(SamplingParams)}
+    params = SamplingParams.from_dict(json.loads(json.dumps(FULL)))
+    assert params == SamplingParams(**FULL)
+    assert params.logit_bias == {7: 1.0, 8: -100.0} and params.stop == ("a", "b") and params.stop_token_ids == (1, 2)
+    assert SamplingParams.from_dict(dict.fromkeys(FULL)) == SamplingParams()
+
+
+@pytest.mark.parametrize("field", FULL)
+def test_parameters_do_not_change(field: str) -> None:
+    params = SamplingParams(**FULL)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(params, field, None)
+    assert pickle.loads(pickle.dumps(params)) == copy.deepcopy(params) == params
+
+
+def test_lists_are_copied() -> None:
+    stop, bias = ["a"], {3: 1.0}
+    params = SamplingParams(stop=stop, logit_bias=bias)
+    stop.append("b")
+    bias[4] = 2.0
+    assert params.stop == ("a",) and params.logit_bias == {3: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        ({"stop": "end"}, ("stop", ("end",))),
+        ({"stop": None}, ("stop", ())),
+        ({"bad_words": None}, ("bad_words", ())),
+        ({"stop_token_ids": None}, ("stop_token_ids", ())),
+        ({"top_k": -1}, ("top_k", 0)),
+        ({"temperature": 1}, ("temperature", 1.0)),
+        ({"temperature": np.float32(0.5)}, ("temperature", 0.5)),
+        ({"max_tokens": np.int64(4)}, ("max_tokens", 4)),
+        ({"stop_token_ids": np.array([1, 2])}, ("stop_token_ids", (1, 2))),
+        ({"stop_token_ids": {3}}, ("stop_token_ids", (3,))),
+        ({"acceptance": "typical"}, ("acceptance", Typical())),
+        ({"acceptance": Typical(0.1)}, ("acceptance", Typical(0.1))),
+        ({"profile": TreeProfile.plain()}, ("profile", TreeProfile.plain())),
+        ({"truncate_prompt_tokens": -1}, ("truncate_prompt_tokens", -1)),
+        ({"max_tokens": None}, ("max_tokens", None)),
+    ],
+    ids=str,
+)
+def test_values_have_a_normal_form(given: dict[str, Any], normal: tuple[str, Any]) -> None:
+    found = getattr(SamplingParams(**given), normal[0])
+    assert found == normal[1] and type(found) is type(normal[1])
+
+
+WRONG: dict[str, list[Any]] = {
+    "max_tokens": [0, -1, 1.5, "3", True],
+    "min_tokens": [-1, None, 2.0, 257],
+    "temperature": [-0.1, math.nan, math.inf, "1", None, True, 10**400],
+    "top_p": [0, -1, 1.01, math.nan, None],
+    "top_k": [-2, 1.5, "3"],
+    "min_p": [-0.1, 1.1],
+    "seed": [-1, 2**64, 1.0, "3"],
+    "n": [0, 129, None],
+    "stop": [[""], [3], b"x", 5, {"a": 1}, ["a"] * 257, ["x" * 1025], "", ["a", None]],
+    "stop_token_ids": [[-1], ["3"], [1.0], "12", [True], {1: 2}],
+    "include_stop_str_in_output": [1, None, "yes"],
+    "ignore_eos": [0],
+    "skip_special_tokens": ["no"],
+    "logprobs": [-1, 65, True],
+    "repetition_penalty": [0, -1, math.inf],
+    "presence_penalty": [2.1, -2.1],
+    "frequency_penalty": [3, "1"],
+    "logit_bias": [[1], {"x": 1}, {-1: 1}, {1: 101}, {1: "1"}, {"9" * 5000: 1}, {1.5: 1}, {True: 1}],
+    "allowed_token_ids": [[], [-1], 5],
+    "bad_words": [[""], "word"],
+    "truncate_prompt_tokens": [0, -2, 1.5],
+    "profile": ["", 3, ["tree-4"]],
+    "acceptance": ["greedy", None, 3],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field in WRONG for value in WRONG[field]], ids=repr)
+def test_wrong_values_are_refused_by_the_field_s_name(field: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=rf"{field}.*expected"):
+        SamplingParams(**{field: value})
+
+
+def test_all_fields_are_tested_for_wrong_values() -> None:
+    assert set(WRONG) == set(FULL)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_is_not_built_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"'{name}' is a parameter that medusa-export does not support"):
+        SamplingParams.from_dict({name: 1})
+
+
+def test_unknown_fields_are_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ArgumentError, match=r"unknown parameter 'temprature'; expected some of .*temperature"):
+        SamplingParams.from_dict({"temprature": 1})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"temperature": 0.5}, {"top_k": 3}, {"logit_bias": {1: 1}}, {"min_tokens": 3}, {"bad_words": ["a"]}],
+    ids=str,
+)
+def test_typical_acceptance_has_no_processors(more: dict[str, Any]) -> None:
+    (field,) = more
+    with pytest.raises(ArgumentError, match=rf"{field} is .* with acceptance 'typical'; expected the default"):
+        SamplingParams(acceptance="typical", **more)
+
+
+@pytest.mark.parametrize("field", ["stop_token_ids", "allowed_token_ids", "logit_bias"])
+def test_token_ids_are_checked_against_a_vocabulary(field: str) -> None:
+    params = SamplingParams(**{field: {10: 1.0} if field == "logit_bias" else [3, 10]})
+    params.check_vocabulary(11)
+    with pytest.raises(ArgumentError, match=f"{field} has the token id 10; expected one from 0 to 9"):
+        params.check_vocabulary(10)
