@@ -26,7 +26,7 @@ from medusa_runtime.sampling.scratch import thread_scratch
 WordArray = NDArray[np.uint32]
 DoubleArray = NDArray[np.float64]
 
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-30, 1e30  # beyond, scaled float32 logits are 0 or infinite; no model sees it
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-30, 1e30  # beyond, logits divided by it leave float32's range
 FEW = 512  # tokens whose scores are computed without looking for rivals first
 UNLIKELY = 64  # tokens below 64 / n of the largest weight can win only with a hash that about 64 of them have
 SLACK = 1e-3  # relative error of the bounds, which float32 keeps below 1e-4

@@ -61,7 +61,11 @@ class Processors:
 
     def _check_first_token(self) -> None:
         forbidden = {token for ids in self._forbidden(()) for token in ids.tolist()}
-        if forbidden.issuperset(range(self._vocab_size) if self._allowed is None else self._allowed.tolist()):
+        if self._allowed is None:
+            none_left = len(forbidden) == self._vocab_size
+        else:
+            none_left = forbidden.issuperset(self._allowed.tolist())
+        if none_left:
             raise ArgumentError(
                 "allowed_token_ids, bad_words and min_tokens together forbid every token at the answer's beginning; "
                 "expected at least one that may be chosen: allow more tokens, or forbid fewer"
