@@ -24,7 +24,7 @@ from medusa_runtime.field_checks import (
 from medusa_runtime.graph_check import GraphCheck
 from medusa_runtime.strict_json import parse_json
 
-SCHEMA = 5
+SCHEMA = 6
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 REMEDY = "copy it again, or rebuild it with medusa-export build … --force"

@@ -24,7 +24,7 @@ GRAPHS = {"ort-cpu-fp32": GraphFacts("ort-cpu", "fp32", "graphs/ort-cpu-fp32.onn
 
 
 def make(**changes):
-    parts = {"schema": 5, "producer": {"medusa-export": "0.1.0"}, "model": MODEL, "heads": HEADS, "graphs": GRAPHS}
+    parts = {"schema": 6, "producer": {"medusa-export": "0.1.0"}, "model": MODEL, "heads": HEADS, "graphs": GRAPHS}
     parts |= {"profiles": ("cpu-8",), "files": FILES, "sources": {"heads": "0d" * 32, "options": [1, None, {"é": 0.5}]}}
     parts |= {"graph_checks": {"graphs/ort-cpu-fp32.onnx": CHECK}}
     return Manifest(**parts | changes)
@@ -106,16 +106,16 @@ def test_another_layout_with_a_right_digest_is_refused():
     forged = body.replace(b"0" * 64, hashlib.sha256(body).hexdigest().encode())
     with pytest.raises(BundleError):
         Manifest.from_bytes(forged, "m")
-    data = make().to_bytes().replace(b'"schema": 5,', b'"schema":  5,')
+    data = make().to_bytes().replace(b'"schema": 6,', b'"schema":  6,')
     body = data[:15] + b"0" * 64 + data[79:]
     forged = data[:15] + hashlib.sha256(body).hexdigest().encode() + data[79:]
     with pytest.raises(BundleError, match="form"):
         Manifest.from_bytes(forged, "m")
 
 
-@pytest.mark.parametrize("schema", [0, 4, 7, "5", True, 5.0, None, [1]])
+@pytest.mark.parametrize("schema", [0, 5, 7, "6", True, 6.0, None, [1]])
 def test_wrong_schema_is_told_before_anything_else(schema):
-    with pytest.raises(BundleError, match=r"schema .*reads 5; .*rebuild"):
+    with pytest.raises(BundleError, match=r"schema .*reads 6; .*rebuild"):
         Manifest.from_bytes(json.dumps({"schema": schema, "digest": "?"}).encode(), "m")
 
 
@@ -142,7 +142,7 @@ BAD_PATHS += ["\u202ea", "a" * 1001, "manifest.json"]
 def test_paths_that_leave_the_bundle(path):
     facts = {"size": 1, "sha256": "00" * 32}
     with pytest.raises(BundleError, match="path"):
-        Manifest.from_bytes(forge(content_with(["files"], {**content_with(["schema"], 5)["files"], path: facts})), "m")
+        Manifest.from_bytes(forge(content_with(["files"], {**content_with(["schema"], 6)["files"], path: facts})), "m")
     with pytest.raises(BundleError):
         Manifest.from_bytes(forge(content_with(["graphs", "ort-cpu-fp32", "file"], path)), "m")
 
@@ -238,14 +238,14 @@ def test_false_claims_with_a_right_digest(path, value, message):
         b"[]",
         b"\xff\xfe",
         b"{",
-        b'{"schema": 5, "schema": 1}',
-        b'{"schema": 5, "x": NaN}',
-        b'{"schema": 5, "x": -Infinity}',
-        b'{"schema": 5, "x": 1e999}',
-        b'{"schema": 5, "digest": "\xc3\xa9"}',
-        b'{"schema": 5, "x": ' + b"9" * 100_000 + b"}",
+        b'{"schema": 6, "schema": 1}',
+        b'{"schema": 6, "x": NaN}',
+        b'{"schema": 6, "x": -Infinity}',
+        b'{"schema": 6, "x": 1e999}',
+        b'{"schema": 6, "digest": "\xc3\xa9"}',
+        b'{"schema": 6, "x": ' + b"9" * 100_000 + b"}",
         b"[" * 1_000_000,
-        b'{"schema": 5, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"schema": 6, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"a":' * 200_000,
         b" " * (module.MAX_BYTES + 1),
     ],

@@ -134,6 +134,7 @@ class ReferenceFile:
         tolerance(self.side.precision, self.side.precision)
         self.plan = _read_plan(content, bundle)
         self._steps = self._read = 0
+        self.summary_error: float | None = None  # none are saved
 
     def run(self, inputs: StepInputs) -> StepOutputs:
         """Return the saved outputs of the next step.

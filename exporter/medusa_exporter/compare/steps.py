@@ -19,6 +19,8 @@ from medusa_runtime.backends.base import PREFILL_CHUNK, IntArray, Step, StepOutp
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import CapacityError
 
+from medusa_exporter.compare.row_summaries import summary_error
+
 Kind = Literal["prefill", "plain", "tree"]
 KINDS: tuple[Kind, ...] = ("prefill", "plain", "tree")
 
@@ -77,15 +79,24 @@ class ReferenceStep:
         inputs: The inputs of the step.
         outputs: All outputs, by name.
         path: The nodes that both sides commit; empty for a plain step.
+        summary_error: How far the summaries of its rows are from its own logits; None if it has none.
     """
 
     inputs: StepInputs
     outputs: StepOutputs
     path: list[int]
+    summary_error: float | None = None
 
 
 class Reference(Protocol):
-    """Computes or reads the correct outputs of each step: a backend, or a saved reference file."""
+    """Computes or reads the correct outputs of each step: a backend, or a saved reference file.
+
+    Attributes:
+        summary_error: How far the summaries of the last step's rows are from its own logits (`row_summaries`); None if
+            it has no summaries, as a file never has.
+    """
+
+    summary_error: float | None
 
     def run(self, inputs: StepInputs) -> StepOutputs:
         """Return all outputs of a step. Steps come in the order in which `run_steps` makes them."""
@@ -109,6 +120,7 @@ class BackendRunner:
                 f"{decoder.cache.context}; use shorter prompts or fewer --steps"
             )
         self._backend, self._cache, self._tree = decoder.backend, decoder.cache, plan.tree
+        self.summary_error: float | None = None
 
     def run(self, inputs: StepInputs) -> StepOutputs:
         """Run one step and return its outputs.
@@ -119,8 +131,17 @@ class BackendRunner:
         if not inputs.length:
             self._cache.truncate(0)
         self._cache.reserve(inputs.length + len(inputs.ids))
-        self._backend.run(self._step(inputs, inputs.ids))
-        return self._backend.read_outputs()
+        return self._run(self._step(inputs, inputs.ids))
+
+    def _run(self, step: Step) -> StepOutputs:
+        """Run a step, compare the summaries of its rows with its logits, and return its outputs."""
+        self._backend.run(step)
+        outputs = self._backend.read_outputs()
+        rows = outputs[contract.LOGITS][0].astype(np.float32, copy=False)
+        summaries = [self._backend.read_summary(row) for row in range(len(rows))]
+        found = [one for one in summaries if one is not None]
+        self.summary_error = summary_error(rows, found) if found else None
+        return outputs
 
     def replay(self, step: ReferenceStep) -> StepOutputs:
         """Run a step that the reference has run, and commit the path that the reference committed.
@@ -133,8 +154,7 @@ class BackendRunner:
         outputs = self.run(inputs)
         if inputs.kind == "tree":
             tokens: IntArray = step.outputs[contract.TOKENS][0].astype(np.int32)
-            self._backend.run(self._step(inputs, tokens))
-            outputs = self._backend.read_outputs() | {contract.TOKENS: outputs[contract.TOKENS]}
+            outputs = self._run(self._step(inputs, tokens)) | {contract.TOKENS: outputs[contract.TOKENS]}
         self.commit(step.path)
         return outputs
 
@@ -144,7 +164,7 @@ class BackendRunner:
 
     def _step(self, inputs: StepInputs, ids: IntArray) -> Step:
         if inputs.kind != "tree":
-            return literal_step(ids, inputs.length, np.array([len(ids) - 1], np.int32))
+            return literal_step(ids, inputs.length, np.array([len(ids) - 1], np.int32), summaries=True)
         tree = self._tree
         return Step(
             input_ids=ids[None],
@@ -153,6 +173,7 @@ class BackendRunner:
             past_length=np.array([inputs.length], np.int32),
             logit_rows=np.arange(tree.size, dtype=np.int32)[None],
             draft=True,
+            summaries=True,
         )
 
 
@@ -173,7 +194,7 @@ def run_steps(reference: Reference, plan: ComparisonPlan, top_k: int) -> Iterato
             chunk = np.array(ids[first : first + PREFILL_CHUNK], np.int32)
             inputs = StepInputs(prompt, number, "prefill", chunk, length)
             outputs, path = reference.run(inputs), list(range(len(chunk)))
-            yield ReferenceStep(inputs, outputs, path)
+            yield ReferenceStep(inputs, outputs, path, reference.summary_error)
             reference.commit(path)
             length, root = length + len(chunk), int(outputs[contract.ARGMAX][0, -1])
         ended = root in stop
@@ -181,14 +202,15 @@ def run_steps(reference: Reference, plan: ComparisonPlan, top_k: int) -> Iterato
             if ended:
                 break
             inputs = StepInputs(prompt, number, "plain", np.array([root], np.int32), length)
-            yield ReferenceStep(inputs, reference.run(inputs), [])
+            outputs = reference.run(inputs)
+            yield ReferenceStep(inputs, outputs, [], reference.summary_error)
             nodes = candidates.copy()  # (T,)
             nodes[0] = root
             inputs = StepInputs(prompt, number, "tree", nodes, length)
             outputs = reference.run(inputs)
             tokens, argmax = (outputs[name][0].tolist() for name in (contract.TOKENS, contract.ARGMAX))
             path, root = greedy(plan.tree, tokens, argmax)
-            yield ReferenceStep(inputs, outputs, path)
+            yield ReferenceStep(inputs, outputs, path, reference.summary_error)
             reference.commit(path)
             length += len(path)
             ended = not stop.isdisjoint([root, *(tokens[node] for node in path)])

@@ -13,12 +13,14 @@ from medusa_runtime.backends.base import FloatArray, IntArray, StepOutputs
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
 from medusa_exporter.compare.arrays import compare_arrays
+from medusa_exporter.compare.row_summaries import SUMMARY_ERROR
 from medusa_exporter.compare.steps import KINDS, Kind, ReferenceStep, StepInputs
 from medusa_exporter.compare.tensors import float_tensors, parse_name
 from medusa_exporter.compare.tolerances import Tolerance
 
 CANDIDATES = "candidates"
-GROUPS = (contract.TOKENS, CANDIDATES, contract.ARGMAX, "logits", "hidden", "taps", "keys", "values")
+SUMMARIES = "summaries"
+GROUPS = (contract.TOKENS, CANDIDATES, contract.ARGMAX, SUMMARIES, "logits", "hidden", "taps", "keys", "values")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class TensorResult:
         name: Name of the tensor.
         error: The error as a share of the largest magnitude in the reference's tensor. For the group argmax it is the
             widest gap between the two sides' tokens, as a share of the logits' largest magnitude; for tokens and
-            candidates it is the share of ids that differ.
+            candidates it is the share of ids that differ; for summaries how far those of either side are from the
+            logits of the same side.
         tolerance: The largest error that passes.
         passed: Whether the error is within the tolerance.
         prompt: As in `steps.StepInputs`.
@@ -79,14 +82,20 @@ class ComparisonSummary:
         self.steps = 0
         self.first: TensorResult | None = None
 
-    def add(self, step: ReferenceStep, outputs: StepOutputs) -> None:
+    def add(self, step: ReferenceStep, outputs: StepOutputs, summary_error: float | None = None) -> None:
         """Compare the other side's outputs of one step with the reference's.
+
+        Args:
+            step: The step, with the reference's outputs.
+            outputs: The other side's outputs.
+            summary_error: How far the other side's summaries are from its own logits; None if it has none.
 
         Raises:
             MedusaError: Names or shapes of the outputs differ.
         """
         self.steps += 1
-        for result in self._results(step.inputs, step.outputs, outputs):
+        errors = [one for one in (step.summary_error, summary_error) if one is not None]
+        for result in self._results(step.inputs, step.outputs, outputs, max(errors, default=None)):
             key = result.kind, result.group
             if key not in self._worst or result.severity > self._worst[key].severity:
                 self._worst[key] = result
@@ -102,7 +111,9 @@ class ComparisonSummary:
         """Return the result furthest beyond its tolerance; None where all are within."""
         return max((one for one in self.rows() if not one.passed), key=lambda one: one.severity, default=None)
 
-    def _results(self, inputs: StepInputs, expected: StepOutputs, got: StepOutputs) -> Iterator[TensorResult]:
+    def _results(
+        self, inputs: StepInputs, expected: StepOutputs, got: StepOutputs, summary_error: float | None
+    ) -> Iterator[TensorResult]:
         def of_ids(group: str, name: str, error: float, tolerance: float) -> TensorResult:
             passed = error <= tolerance
             return TensorResult(inputs.kind, group, name, error, tolerance, passed, inputs.prompt, inputs.step)
@@ -121,6 +132,8 @@ class ComparisonSummary:
         gaps = [_logit_gap(pair, of_reference, of_other) for pair, of_reference, of_other in rows]
         widest = max(gaps) if all(map(math.isfinite, gaps)) else math.inf
         yield of_ids(contract.ARGMAX, contract.ARGMAX, widest / scale if widest else 0.0, gap)
+        if summary_error is not None:
+            yield of_ids(SUMMARIES, SUMMARIES, summary_error, SUMMARY_ERROR)
         if not literal.all():
             candidates, shared = self._count_shared(tokens, others)
             self._candidates, self._shared = self._candidates + candidates, self._shared + shared

@@ -23,7 +23,7 @@ class StepSize:
     Attributes:
         batch: Number of sequences, B.
         nodes: Number of nodes of each sequence, T.
-        rows: Number of rows with logits, R.
+        rows: Number of rows with logits, R; all of them are summarised.
         draft: Whether the heads run.
     """
 
@@ -41,7 +41,8 @@ class StepSize:
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes by the letters of the graph contract."""
-        return {"B": self.batch, "T": self.nodes, "R": self.rows, "N": self.batch if self.draft else 0}
+        drafts = self.batch if self.draft else 0
+        return {"B": self.batch, "T": self.nodes, "R": self.rows, "S": self.rows, "N": drafts}
 
 
 def step_sizes(trees: Iterable[TreeProfile], batch: int) -> list[StepSize]:

@@ -18,9 +18,10 @@ ort-cuda
 
 1. `freeze_shapes.run_all_heads`: the number of heads that run no longer depends on the tree
 2. `cast_precision`: only fp16 and bf16
-3. `in_place_kv`, `logits` in fp16 and bf16; `decompose_attention` in fp32
-4. `fuse`
-5. `causal`: a second graph, for plain decoding and prompts, only in fp16 and bf16 and without sliding windows
+3. `row_summaries`: the most likely tokens of rows, and two facts about all logits of a row
+4. `in_place_kv`, `logits` in fp16 and bf16; `decompose_attention` in fp32
+5. `fuse`
+6. `causal`: a second graph, for plain decoding and prompts, only in fp16 and bf16 and without sliding windows
 
 tensorrt and tensorrt-rtx, one graph for each step size
 
@@ -28,7 +29,7 @@ tensorrt and tensorrt-rtx, one graph for each step size
 2. `merge_matmuls`
 3. `freeze_shapes`: B, T, R and N become constants
 4. `stack_layers`: one input for the past of all layers, one output for their new rows
-5. `topk`: TopK and ArgMax in two stages
+5. `topk`: TopK and ArgMax in two stages; `row_summaries`, as above
 6. `decompose`, `decompose_attention`, `decompose_norm`, `decompose_rotary` for versions that lack fused operators;
    `attention_masks` for the others
 

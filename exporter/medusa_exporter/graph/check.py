@@ -81,8 +81,8 @@ def _contract_signature(
         sizes = facts.layers, state, facts.vocab_size, facts.kv_heads, facts.head_dim
         return contract.in_place_specs(*sizes, dtype, gpu=contract.PAST_ROWS in names)
     return (
-        contract.input_specs(facts.layers, state, facts.kv_row, dtype),
-        contract.output_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype),
+        contract.input_specs(facts.layers, state, facts.kv_row, dtype, summaries=True),  # a graph for a GPU
+        contract.output_specs(facts.layers, state, facts.vocab_size, facts.kv_row, dtype, summaries=True),
     )
 
 

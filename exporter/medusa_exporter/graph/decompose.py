@@ -66,8 +66,8 @@ def decompose_all(
             decompose_rotary(graph, node, *factors.of(node))
         elif node.op_type == "Gelu":
             _decompose_gelu(graph, node)
-        elif node.op_type == "ReduceMean":
-            _move_axes_to_attribute(node)
+        elif node.op_type in ("ReduceMean", "ReduceMax", "ReduceMin"):
+            move_axes_to_attribute(node)
     decompose_attention(model, nodes)
     graph.opset_imports[""] = OPSET
     model.ir_version = IR_VERSION
@@ -75,7 +75,7 @@ def decompose_all(
     strip_metadata(model)
 
 
-def _move_axes_to_attribute(node: ir.Node) -> None:
+def move_axes_to_attribute(node: ir.Node) -> None:
     """Turn the input `axes` into an attribute, as OPSET has it."""
     axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
     if axes is not None:

@@ -29,6 +29,7 @@ from medusa_exporter.graph.logits import single_sequence_logits, single_sequence
 from medusa_exporter.graph.merge_matmuls import merge_matmuls
 from medusa_exporter.graph.quantise import quantise_draft, quantise_heads, quantised_tables, with_precision
 from medusa_exporter.graph.rotary_tables import with_still_row
+from medusa_exporter.graph.row_summaries import summarise_rows
 from medusa_exporter.graph.skip_draft import skip_empty_draft
 from medusa_exporter.graph.stack_layers import stack_layers
 from medusa_exporter.graph.topk import two_stage_argmax, two_stage_topk
@@ -42,7 +43,7 @@ class TracedGraph:
     Attributes:
         graph: The graph, from `trace`.
         facts: The decoder's sizes.
-        state_size: S, the size of a row of `hidden`.
+        state_size: E, the size of a row of `hidden`.
         heads: The number of heads.
         tables: Cosines and sines of all positions, from `rotary_tables`.
         windowed: Whether some layers have a sliding window that is shorter than the context.
@@ -140,7 +141,9 @@ class GpuVariants:
         attention is decomposed, because ONNX Runtime's kernel of `Attention` is slow for several rows and a mask.
         """
         graph, traced = self.cast(precision).clone(), self._traced
-        if in_place_on_gpu(precision):
+        in_place = in_place_on_gpu(precision)
+        summarise_rows(graph.graph, traced.facts.vocab_size, {"B": 1} if in_place else {})
+        if in_place:
             write_kv_in_place(graph, traced.facts, traced.state_size, traced.tables, DTYPES[precision])
             single_sequence_logits(graph)
         else:
@@ -160,6 +163,7 @@ class GpuVariants:
         graph = freeze_shapes(self._with_merged_matmuls(precision), size.sizes)
         stack_layers(graph.graph, self._traced.facts.layers)
         two_stage_topk(graph.graph)
+        summarise_rows(graph.graph, self._traced.facts.vocab_size, size.sizes, group=None)
         if fused:
             if any(softcap_of(node) for node in graph.graph):  # TensorRT's own attention does not support it
                 decompose_attention(graph, size.nodes)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from medusa_runtime import contract
+from medusa_runtime.backends.base import RowSummary
 from medusa_runtime.backends.integer_products import set_exact_products
 from medusa_runtime.backends.ort_library import import_onnxruntime
 from numpy.typing import NDArray
@@ -36,12 +37,14 @@ class StepResult:
         logit_rows: Rows with logits, (R,).
         argmax: Most likely token of each of these rows, (R,).
         tokens: Token of each node, (n,).
+        summaries: Of each row with logits; None if the graph summarises no rows.
     """
 
     rows: Rows
     logit_rows: IntArray
     argmax: IntArray
     tokens: IntArray
+    summaries: list[RowSummary] | None = None
 
 
 class GraphRunner:
@@ -140,12 +143,13 @@ class GraphRunner:
             contract.TREE_MASK: padded_mask[None],
             contract.PAST_LENGTH: np.array([past.length], np.int32),
             contract.LOGIT_ROWS: _padded(rows, R, 0)[None],
+            contract.SUMMARY_ROWS: np.arange(R, dtype=np.int32)[None, ::-1],  # all rows, the last one first
         }
         if self.drafts:
             inputs[contract.DRAFT_HIDDEN] = self._draft_hidden(hidden)
         inputs = {name: np.repeat(array, B, axis=0) for name, array in inputs.items() if name in self._inputs}
         results, new = self._run_session(inputs, T, past)
-        self._check_results(results, {"B": B, "T": T, "R": R})
+        self._check_results(results, {"B": B, "T": T, "R": R, "S": R})
         return [_step_result(results, new, sequence, n, rows) for sequence in range(B)]
 
     def _run_session(self, inputs: dict[str, Array], T: int, past: Past) -> tuple[dict[str, Array], Array]:
@@ -162,11 +166,11 @@ class GraphRunner:
             ) from error
 
     def _draft_hidden(self, hidden: FloatArray | None) -> FloatArray:
-        """Return the input of the heads, (1 or 0, S): no row if no head is to run, unless the graph runs all always."""
-        N, S = self._inputs[contract.DRAFT_HIDDEN].shape
+        """Return the input of the heads, (1 or 0, E): no row if no head is to run, unless the graph runs all always."""
+        N, E = self._inputs[contract.DRAFT_HIDDEN].shape
         if hidden is not None:
             return hidden[None]
-        return np.zeros((1 if isinstance(N, int) else 0, int(S)), np.float32)
+        return np.zeros((1 if isinstance(N, int) else 0, int(E)), np.float32)
 
     def _check_results(self, results: dict[str, Array], sizes: dict[str, int]) -> None:
         """Raise GraphMismatchError for an output whose shape or data type is not what the graph declares."""
@@ -188,7 +192,13 @@ def _step_result(results: dict[str, Array], new: Array, sequence: int, n: int, l
     hidden = results[contract.HIDDEN][sequence, :n].astype(np.float32)
     logits = results[contract.LOGITS][sequence, :R].astype(np.float32)
     argmax, tokens = results[contract.ARGMAX][sequence, :R], results[contract.TOKENS][sequence, :n]
-    return StepResult(Rows(keys, values, hidden, logits), logit_rows, argmax, tokens)
+    summaries = None
+    if contract.FINITE in results:
+        columns = (results[name][sequence, ::-1][:R] for name in contract.SUMMARY_OUTPUTS)
+        summaries = [
+            RowSummary(ids, top, float(total), bool(flag)) for ids, top, total, flag in zip(*columns, strict=True)
+        ]
+    return StepResult(Rows(keys, values, hidden, logits), logit_rows, argmax, tokens, summaries)
 
 
 def _padded(values: IntArray, count: int, rest: int) -> IntArray:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from medusa_runtime.backends.base import IntArray
 
+from medusa_exporter.compare.row_summaries import SUMMARY_ERROR, summary_error
 from medusa_exporter.compare.tolerances import DIFFERENT_WEIGHTS, tolerance
 from medusa_exporter.validation.graph_runner import StepResult
 from medusa_exporter.validation.steps import FloatArray, RecordedDraft, RecordedStep, Rows
@@ -107,6 +108,8 @@ def tensor_differences(
     yield TensorDifference("logits", None, error(logits, got.logits, limit), limit.error)
     if logits.size:
         yield TensorDifference("argmax", None, _argmax_gap(logits, got, found.argmax, limit), limit.gap or 0.0)
+        if found.summaries is not None:
+            yield TensorDifference("summaries", None, summary_error(got.logits, found.summaries), SUMMARY_ERROR)
     yield TensorDifference("tokens", None, float(np.mean(found.tokens != step.ids)), 0.0)
 
 

@@ -148,6 +148,7 @@ def _mismatch_message(graph: SavedGraph, step: str, one: TensorDifference, layer
         "hidden state": f"the hidden state after layer {layers - 1}, the last",
         "logits": "the logits, after all layers",
         "argmax": "the choice of the most likely token, after all layers",
+        "summaries": "the summaries of rows and the graph's own logits",
         "tokens": "the tokens, which are the step's own",
         "candidates": "the candidates of the heads",
     }.get(one.part, f"the {one.part} of layer {one.layer}")

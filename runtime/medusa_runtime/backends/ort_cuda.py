@@ -128,7 +128,6 @@ class OrtCudaBackend(DeviceBackend):
             )
         io_binding = session.library_session.io_binding()
         used = {name: inputs[name] for name in session.input_names}
-        outputs = {name: tensor for name, tensor in outputs.items() if name in session.output_names}
         for bind, tensors in ((io_binding.bind_input, used), (io_binding.bind_output, outputs)):
             for name, tensor in tensors.items():
                 bind(name, self._device.kind, self._device.index, tensor.onnx_type, tensor.shape, tensor.address)
@@ -168,7 +167,6 @@ class _GpuSession:
         self.library_session = _open(graph, device, options)
         self._kept_alive = shared_values, device  # set last: attributes are freed in order, the session before these
         self.input_names = {tensor.name for tensor in self.library_session.get_inputs()}
-        self.output_names = {tensor.name for tensor in self.library_session.get_outputs()}
 
 
 def _open(graph: CheckedGraph, device: Device, options: Any) -> Any:

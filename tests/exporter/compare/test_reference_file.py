@@ -17,8 +17,9 @@ from medusa_exporter.compare.reference_file import ReferenceFileError, Side, ope
 from medusa_exporter.compare.steps import BackendRunner, ComparisonPlan, run_steps
 from medusa_exporter.output_kinds import REFERENCE
 from medusa_exporter.overwrite_check import OverwriteError, check_output_file
-from medusa_runtime import Engine
+from medusa_runtime.backends import load_backend
 from medusa_runtime.bundle import Bundle
+from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import MissingExtraError
 from safetensors import safe_open
 
@@ -38,7 +39,7 @@ def plan(bundle: Bundle) -> ComparisonPlan:
 
 @pytest.fixture(scope="module")
 def steps(bundle: Bundle, plan: ComparisonPlan) -> list[dict[str, np.ndarray]]:
-    runner = BackendRunner(Engine.load(bundle.root, profile="plain", threads=1).decoder, plan)
+    runner = BackendRunner(Decoder(load_backend(bundle, threads=1)), plan)
     return [step.outputs for step in run_steps(runner, plan, bundle.heads.top_k)]
 
 

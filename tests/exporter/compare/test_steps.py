@@ -68,6 +68,23 @@ def test_other_candidates_show_in_the_tokens_and_nowhere_else() -> None:
         assert differing == (["tokens"] if step.inputs.kind == "tree" else [])
 
 
+def test_the_summaries_of_either_side_are_compared_with_its_own_logits() -> None:
+    for summaries in (False, True):
+        runner = BackendRunner(Decoder(FakeBackend(summaries=summaries)), plan())
+        errors = {step.summary_error for step in run_steps(runner, plan(), 6)}
+        assert errors == ({None} if not summaries else errors - {None})
+        assert all(error is None or error < 1e-6 for error in errors)
+    other = FakeBackend(summaries=True)
+    read = other.read_summary
+    other.read_summary = lambda row, sequence=0: read(row, sequence)._replace(finite=row != 2)
+    second, found = BackendRunner(Decoder(other), plan()), []
+    for step in run_steps(BackendRunner(Decoder(FakeBackend()), plan()), plan(), 6):
+        second.replay(step)
+        assert step.summary_error is None
+        found.append((step.inputs.kind, second.summary_error))
+    assert {kind for kind, error in found if error == np.inf} == {"tree"}  # the only steps with a row 2
+
+
 def test_nothing_is_decoded_behind_a_stop_token() -> None:
     reference = FakeBackend()
     answer, why = plain_answer(PROMPTS[0], 100, (EOS,), 4096)

@@ -62,6 +62,18 @@ def test_equal_steps_pass_and_every_group_has_a_row() -> None:
     ]
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(None, 0.5), (0.5, None), (0.5, 1e-7), (1e-7, 0.5), (1e-7, math.inf)])
+def test_summaries_of_either_side_that_are_wrong_fail(ours: float | None, theirs: float | None) -> None:
+    outcome, expected = ComparisonSummary(MODEL, HEADS, TREE, SAME_WEIGHTS["int4"]), outputs(1)
+    inputs = StepInputs(3, 1, "plain", np.array([5], np.int32), 9)
+    outcome.add(ReferenceStep(inputs, expected, [0], 1e-7), expected, 2e-7)
+    (passing,) = (row for row in outcome.rows() if row.group == "summaries")
+    assert passing.passed and passing.error == 2e-7
+    outcome.add(ReferenceStep(inputs, expected, [0], ours), expected, theirs)
+    worst = outcome.worst()
+    assert worst is not None and (worst.group, worst.error) == ("summaries", max(ours or 0, theirs or 0))
+
+
 @pytest.mark.parametrize(
     ("name", "at", "by", "told", "layer"),
     [

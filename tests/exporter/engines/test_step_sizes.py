@@ -31,7 +31,7 @@ def test_one_size_is_one_engine_and_plain_and_prefill_come_always() -> None:
     ]
     assert [size.name for size in step_sizes(trees, batch=1)] == ["plain", "prefill", "t4", "t8"]
     assert [size.name for size in step_sizes(trees, batch=2)] == ["plain-b2", "prefill-b2", "t4-b2", "t8-b2"]
-    assert StepSize(2, 8, 8, draft=True).sizes == {"B": 2, "T": 8, "R": 8, "N": 2}
+    assert StepSize(2, 8, 8, draft=True).sizes == {"B": 2, "T": 8, "R": 8, "S": 8, "N": 2}
     assert StepSize(2, PLAIN_ENGINE_NODES, 1, draft=False).sizes["N"] == 0
 
 

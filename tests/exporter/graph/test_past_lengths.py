@@ -13,6 +13,7 @@ from medusa_runtime import contract
 
 from .conftest import Traced, load
 from .test_in_place_kv import Arrays, garbage, random_tree, rows, run, step
+from .test_row_summaries import check
 from .test_variants import on_gpu
 
 BOUND = 20  # P, however many rows of the past are real
@@ -41,9 +42,11 @@ def compare(
     """Run both graphs, each with its own past; garbage behind the real rows must not change anything."""
     length, T = int(inputs["past_length"][0]), inputs["input_ids"].shape[1]
     before = {name: buffer.copy() for name, buffer in buffers.items()}
-    numbers = {contract.PAST_ROWS: np.arange(BOUND, dtype=np.int32)}
+    summarised = np.arange(T, dtype=np.int32)[None, ::-1].copy() if T > 1 else np.zeros((1, 0), np.int32)
+    numbers = {contract.PAST_ROWS: np.arange(BOUND, dtype=np.int32), contract.SUMMARY_ROWS: summarised}
     found = run(session, inputs | numbers, buffers)
     expected = traced.run(**inputs, **{name: rows(buffer, 0, length).copy() for name, buffer in exact.items()})
+    check([found[name] for name in contract.SUMMARY_OUTPUTS], found[contract.LOGITS][:, summarised[0]])
     np.testing.assert_array_equal(found[contract.TOKENS], expected[contract.TOKENS])
     near = 0.004 * max(1.0, float(np.abs(expected[contract.LOGITS]).max()))
     for name in (contract.LOGITS, contract.HIDDEN):
@@ -60,7 +63,7 @@ def compare(
 def test_inputs_and_outputs_match_the_contract(traced: Traced, session: onnxruntime.InferenceSession) -> None:
     facts = traced.facts
     sizes = facts.layers, traced.heads.input_size, facts.vocab_size, facts.kv_heads, facts.head_dim
-    specs = contract.in_place_specs(*sizes, "float16", with_past_rows=True)
+    specs = contract.in_place_specs(*sizes, "float16", gpu=True)
     for values, those in zip((session.get_inputs(), session.get_outputs()), specs, strict=True):
         assert [(value.name, tuple(value.shape)) for value in values] == [(spec.name, spec.shape) for spec in those]
 

@@ -186,3 +186,36 @@ def test_an_argmax_of_its_own_is_refused(changed) -> None:
     argmax.op_type = "ArgMin"
     with pytest.raises(GraphMismatchError, match="most likely token, after all layers differ by inf"):
         graph.check()
+
+
+def the_least_tokens(model: onnx.ModelProto) -> None:
+    attribute(nodes(model, "TopK")[-1], "largest").i = 0
+
+
+def every_row_is_finite(model: onnx.ModelProto) -> None:
+    [both] = [node for node in nodes(model, "And") if "finite" in node.output]
+    both.op_type = "Xor"
+
+
+def a_sum_without_exponentials(model: onnx.ModelProto) -> None:
+    nodes(model, "Exp")[-1].op_type = "Abs"
+
+
+def the_first_row_alone(model: onnx.ModelProto) -> None:
+    """The graph summarises rows in their own order, whatever `summary_rows` says."""
+    for node in model.graph.node:
+        node.input[:] = ["own_order" if name == "summary_rows" else name for name in node.input]
+    zero = onnx.helper.make_tensor("own_zero", onnx.TensorProto.INT32, [], [0])
+    model.graph.initializer.append(zero)
+    model.graph.node.insert(0, onnx.helper.make_node("Mul", ["summary_rows", "own_zero"], ["own_order"]))
+
+
+@pytest.mark.parametrize(
+    "change", [the_least_tokens, every_row_is_finite, a_sum_without_exponentials, the_first_row_alone]
+)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_summaries_of_other_rows_than_the_graphs_own_are_refused(changed, change: Change, precision: str) -> None:
+    graph = changed("ort-cuda", precision)
+    change(graph.model)
+    with pytest.raises(GraphMismatchError, match="prefill step the summaries of rows and the graph's own logits"):
+        graph.check()

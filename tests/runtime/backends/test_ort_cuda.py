@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from medusa_exporter.compare.row_summaries import SUMMARY_ERROR, summary_error
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import load_backend, ort_cuda
-from medusa_runtime.backends.base import PREFILL_CHUNK, Step, literal_step
+from medusa_runtime.backends.base import PREFILL_CHUNK, Backend, Step, literal_step
 from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.backends.element_types import KV_TYPES
 from medusa_runtime.backends.ort_cuda import MIN_TREE_NODES, OrtCudaBackend, load_on_device
@@ -21,11 +22,14 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import BundleError, CapacityError, MedusaError, WrongThreadError
 from medusa_runtime.kv_cache import KvCache
+from medusa_runtime.tree_step import TreeStep
+from medusa_runtime.warm_up import warm_up_steps
 
 from ..interrupting import elsewhere
 from .host_device import Block, HostDevice
 
 PROMPT = [5, 9, 17, 3, 44, 23]
+TREE = TreeProfile("chain", ((0,), (0, 0), (1,)))
 
 
 def on_host(bundle: Bundle, precision: str, device: HostDevice | None = None) -> OrtCudaBackend:
@@ -96,6 +100,71 @@ def test_a_tree_gives_plain_decodings_tokens_in_16_bits(bundle: Bundle, precisio
     decoder.set_profile(bundle.profile("tree-8"))
     assert answer(decoder, PROMPT) == plain
     assert backend.read_logits(0).dtype == np.float32
+
+
+def check_summaries(backend: Backend, rows: int, batch: int = 1) -> None:
+    """Compare the summaries of the last step with its full rows."""
+    for sequence, row in np.ndindex(batch, rows):
+        summary = backend.read_summary(row, sequence)
+        assert summary is not None and summary.finite
+        assert summary_error(backend.read_logits(row, sequence)[None], [summary]) < SUMMARY_ERROR
+        assert summary.ids[0] == backend.read_argmax(sequence)[row]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_rows_are_summarised_where_a_step_asks_for_it(bundle: Bundle, precision: str) -> None:
+    backend = on_host(bundle, precision)
+    cache = KvCache(backend)
+    prompt, last = np.array(PROMPT, np.int32), np.array([1, len(PROMPT) - 1], np.int32)
+    backend.run(literal_step(prompt, 0, last, summaries=True))  # padded, in the causal graph if there is one
+    check_summaries(backend, 2)
+    with pytest.raises(IndexError, match="row 2 does not exist"):
+        backend.read_summary(2)
+    cache.commit(range(len(PROMPT)))
+    for tree in (TreeProfile.plain(), bundle.profile("tree-4"), bundle.profile("tree-64")):
+        with_summaries, without = (TreeStep(tree, bundle.heads.top_k, kind) for kind in (True, False))
+        cache.reserve(len(PROMPT) + tree.size)
+        for step in (with_summaries, without, with_summaries):
+            step.update(9, len(PROMPT))
+            backend.run(step.step)
+            if step is without:
+                assert backend.read_summary(0) is None
+                expected = backend.read_outputs()
+            else:
+                check_summaries(backend, tree.size)
+        for name, array in backend.read_outputs().items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_rows_of_several_sequences_are_summarised(bundle: Bundle) -> None:
+    backend, rng = on_host(bundle, "fp32"), np.random.default_rng(4)
+    backend.allocate(2, 16)
+    one = literal_step(rng.integers(3, 200, 5).astype(np.int32), 0, np.array([4, 0, 2], np.int32), summaries=True)
+    both = {name: np.repeat(value, 2, 0) for name, value in vars(one).items() if isinstance(value, np.ndarray)}
+    step = replace(one, **both)
+    step.input_ids[1] += 7
+    step.logit_rows[1] = [1, 3, 3]
+    backend.run(step)
+    check_summaries(backend, 3, batch=2)
+    assert backend.read_argmax(0) != backend.read_argmax(1)
+
+
+@pytest.mark.parametrize("kinds", [(True,), (False, True)])
+def test_after_warming_up_with_summaries_no_shape_is_new(bundle: Bundle, kinds: tuple[bool, ...]) -> None:
+    backend = on_host(bundle, "fp16")
+    cache = KvCache(backend)
+    trees = [TreeStep(tree, bundle.heads.top_k, kind) for tree in (TREE, TreeProfile.plain()) for kind in kinds]
+    for step in warm_up_steps(backend, cache, trees):
+        backend.run(step)
+    ready = set(backend._cache.shapes)
+    assert {shape.summaries for shape in ready} == set(kinds)
+    cache.truncate(0)
+    for kind in kinds:
+        backend.run(literal_step(np.array(PROMPT, np.int32), 0, np.array([5], np.int32), kind))
+    for tree in trees:
+        tree.update(9, 6)
+        backend.run(tree.step)
+    assert set(backend._cache.shapes) == ready
 
 
 BRANCHED = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], np.bool_)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from medusa_exporter.compare.row_summaries import SUMMARY_ERROR, summary_error
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import tensorrt_library
 from medusa_runtime.backends import load_backend
@@ -114,17 +115,35 @@ def test_outputs_are_those_of_the_step_without_its_padding(bundle: Bundle, tmp_p
             np.testing.assert_allclose(array, expected[name], atol=1e-4, err_msg=name)
 
 
+def test_rows_are_summarised_where_a_step_asks_for_it(bundle: Bundle, tmp_path: Path) -> None:
+    """The engines summarise all rows of every step."""
+    ours = backend(bundle, tmp_path)
+    ours.allocate(1, 64)
+    for ids, rows in (([7, 9, 11], [2, 0]), (PROMPT, [0, 3, 5])):  # in engines of 4 and of 64 nodes
+        step = literal_step(np.array(ids, np.int32), 0, np.array(rows, np.int32), summaries=True)
+        ours.run(step)
+        assert len(rows) < ours._last_run().binding.shape.S
+        for row in range(len(rows)):
+            summary = ours.read_summary(row)
+            assert summary is not None and summary.finite
+            assert summary_error(ours.read_logits(row)[None], [summary]) < SUMMARY_ERROR
+        with pytest.raises(IndexError, match=f"row {len(rows)} does not exist"):
+            ours.read_summary(len(rows))
+        ours.run(replace(step, summaries=False))
+        assert ours.read_summary(0) is None
+
+
 def test_a_step_runs_in_the_smallest_engine_that_has_room(bundle: Bundle, tmp_path: Path) -> None:
     chosen = backend(bundle, tmp_path)
     assert chosen._padded_shape(StepShape(1, 1, 1, False, 256)) == StepShape(
-        1, PLAIN_ENGINE_NODES, 1, False, 256
+        1, PLAIN_ENGINE_NODES, 1, False, 256, summaries=True
     )  # not those with heads
     assert chosen._padded_shape(StepShape(1, 20, 1, False, 256)) == StepShape(
-        1, 64, 64, True, 256
+        1, 64, 64, True, 256, summaries=True
     )  # the heads run, their result is not used
-    assert chosen._padded_shape(StepShape(1, 1, 1, True, 256)) == StepShape(1, 4, 4, True, 256)
-    assert chosen._padded_shape(StepShape(1, 5, 5, True, 512)) == StepShape(1, 64, 64, True, 512)
-    assert chosen._padded_shape(StepShape(1, 200, 1, False, 256)) == StepShape(1, 256, 1, False, 256)
+    assert chosen._padded_shape(StepShape(1, 1, 1, True, 256)) == StepShape(1, 4, 4, True, 256, summaries=True)
+    assert chosen._padded_shape(StepShape(1, 5, 5, True, 512)) == StepShape(1, 64, 64, True, 512, summaries=True)
+    assert chosen._padded_shape(StepShape(1, 200, 1, False, 256)) == StepShape(1, 256, 1, False, 256, summaries=True)
     with pytest.raises(
         CapacityError, match="no engine of tensorrt accepts a step of 1 sequences, 65 nodes, 65 with logits"
     ):
@@ -173,14 +192,18 @@ def test_the_fastest_of_timed_engines_runs_a_step(bundle: Bundle, tmp_path: Path
     found = {replace(facts, step_ms=times[facts.nodes]): path for facts, path in engines(bundle, tmp_path).items()}
     device: Any = Gpu()
     chosen = TensorRtBackend(found.items(), bundle.model, bundle.heads, device)
-    assert chosen._padded_shape(StepShape(1, 1, 1, False, 256)) == StepShape(1, 64, 64, True, 256)
-    assert chosen._padded_shape(StepShape(1, 4, 4, True, 256)) == StepShape(1, 64, 64, True, 256)
-    assert chosen._padded_shape(StepShape(1, 90, 1, False, 256)) == StepShape(1, PREFILL_CHUNK, 1, False, 256)
+    assert chosen._padded_shape(StepShape(1, 1, 1, False, 256)) == StepShape(1, 64, 64, True, 256, summaries=True)
+    assert chosen._padded_shape(StepShape(1, 4, 4, True, 256)) == StepShape(1, 64, 64, True, 256, summaries=True)
+    assert chosen._padded_shape(StepShape(1, 90, 1, False, 256)) == StepShape(
+        1, PREFILL_CHUNK, 1, False, 256, summaries=True
+    )
     tree = bundle.profile("tree-4")
     assert answer(Decoder(chosen, tree), PROMPT) == answer(Decoder(load_backend(bundle, "ort-cpu"), tree), PROMPT)
     half = {replace(facts, step_ms=None if facts.nodes == 64 else 1.0): path for facts, path in found.items()}
     chosen = TensorRtBackend(half.items(), bundle.model, bundle.heads, device)
-    assert chosen._padded_shape(StepShape(1, 1, 1, False, 256)) == StepShape(1, PLAIN_ENGINE_NODES, 1, False, 256)
+    assert chosen._padded_shape(StepShape(1, 1, 1, False, 256)) == StepShape(
+        1, PLAIN_ENGINE_NODES, 1, False, 256, summaries=True
+    )
 
 
 def test_a_length_below_what_engines_read_is_refused(bundle: Bundle, tmp_path: Path) -> None:
