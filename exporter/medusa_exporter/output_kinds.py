@@ -19,6 +19,7 @@ GENERATOR = '<meta name="generator" content="medusa-export report">'
 CHECKPOINT = "checkpoint"  # the folder of a training that is not finished
 PARTIAL = "partial"  # the folder of a distillation that is not finished
 DATA_FORMAT = "medusa-distilled 1"
+BATCH_ID = "medusa-batch-"  # the start of the `id` of every line that generate --batch-file writes
 
 
 def _is_reference(file: Path) -> bool:
@@ -44,6 +45,17 @@ def _is_report(file: Path) -> bool:
     return marked(file) or older(file)
 
 
+def _is_batch(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(_BATCH_START)) == _BATCH_START
+
+
+def _is_batch_part(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return _BATCH_START.startswith(opened.read(len(_BATCH_START)))  # its only line may be cut off
+
+
+_BATCH_START = json.dumps({"id": BATCH_ID}).encode().removesuffix(b'"}')
 BENCH = JsonKind("medusa-export bench", frozenset({"schema", "machine", "bundle", "settings", "results"}))
 CALIBRATION = JsonKind("medusa-export calibrate", frozenset({"schema", "graphs"}))
 COMPARE = JsonKind("medusa-export compare", frozenset({"bundle", "reference", "compared", "steps", "tensors"}))
@@ -70,6 +82,8 @@ REFERENCE = Kind("medusa-export compare --save", _is_reference)
 REPORT = Kind("medusa-export report", _is_report)
 TREE = Kind("medusa-export heads-report --write-profiles", _is_tree(FITTED))
 SEARCHED_TREE = Kind("medusa-export search-tree", _is_tree(SEARCHED))
+BATCH = Kind("medusa-export generate --batch-file", _is_batch)
+BATCH_PART = Kind("medusa-export generate --batch-file", _is_batch_part)
 REVIEW = Kind("medusa-export distill --review-out", lambda _file: False)  # people edit it: never overwritten
 
 # Heads are recognised by their config, which appears together with the weights: no other layout has these keys.

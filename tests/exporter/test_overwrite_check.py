@@ -37,6 +37,7 @@ FILES = {
     ("distill", "--review-out"): ["MODEL", "--prompts", "PROMPTS", "-o", "NEW"],
     ("engines", "--json"): ["BUNDLE"],
     ("generate", "--json"): ["BUNDLE", "Hello"],
+    ("generate", "-o"): ["BUNDLE", "--batch-file", "PROMPTS"],
     ("heads convert", "--json"): ["HEADS", "-o", "NEW"],
     ("heads-report", "--json"): ["MODEL", "HEADS", "--data", "DATA"],
     ("inspect", "--json"): ["BUNDLE"],

@@ -1,22 +1,27 @@
-"""`medusa-export generate`: answer one prompt with a bundle."""
+"""`medusa-export generate`: answer one prompt, or a file of requests, with a bundle."""
 
 from __future__ import annotations
 
-import os
-import sys
+import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from medusa_profiles.catalogue import profile_from_file
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.accept import ACCEPT_RULES
+from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
-from medusa_runtime.generation import Generation
+from medusa_runtime.prompt_encoder import Prompt
+from medusa_runtime.prompt_options import PromptOptions
+from medusa_runtime.sampling_params import LOSSLESS, SamplingParams
 
-from medusa_exporter.answer_differences import first_difference
+from medusa_exporter.batch.answering import BatchPlan, BatchSummary, answer_batch
+from medusa_exporter.batch.responses_file import ResponsesFile
+from medusa_exporter.cli.answers import as_json, describe, describe_comparison, print_answers
 from medusa_exporter.cli.command import Command
 from medusa_exporter.cli.options import (
+    INPUT_FILE,
     backend_option,
     calibration_option,
     digest_option,
@@ -25,18 +30,26 @@ from medusa_exporter.cli.options import (
     precision_option,
     threads_option,
 )
+from medusa_exporter.cli.prompt_inputs import prompt_options, read_list, read_text
 from medusa_exporter.cli.results import Results, json_option
+from medusa_exporter.cli.sampling_options import sampling_options, wrong_arguments_are_usage
 from medusa_exporter.console import note
 from medusa_exporter.output_kinds import SUMMARIES
 
 KIND = SUMMARIES["generate"]
+PLAIN = "plain"
 
 
 @click.command(
-    name="generate", cls=Command, example='medusa-export generate bundle "Why is the sky blue?" --profile tree-4'
+    name="generate",
+    cls=Command,
+    example=(
+        'medusa-export generate bundle "Why is the sky blue?" --profile tree-4\n'
+        "medusa-export generate bundle --batch-file requests.jsonl -o responses.jsonl"
+    ),
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @click.option(
     "--profile",
     metavar="NAME|FILE",
@@ -51,120 +64,191 @@ KIND = SUMMARIES["generate"]
 @threads_option
 @length_option
 @gpu_option
+@prompt_options
+@sampling_options
 @click.option(
-    "--max-new-tokens",
-    default=256,
-    show_default=True,
-    type=click.IntRange(min=1),
-    metavar="TOKENS",
-    help="Maximum number of tokens of the answer.",
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Time after which the answer ends with an error; what was printed stays. Default: no limit.",
 )
-@click.option("--raw", is_flag=True, help="Use PROMPT as it is, without the chat template.")
 @click.option(
-    "--chat-template",
-    metavar="NAME",
-    help="Chat template to use, by its name in the bundle. Default: the one that the bundle was built with.",
+    "--compare",
+    is_flag=True,
+    help="Answer with plain decoding and the same seed too, then compare tokens and speed.",
 )
-@click.option("--compare", is_flag=True, help="Answer with plain decoding too, then compare tokens and speed.")
 @click.option(
-    "--accept",
-    default="greedy",
-    show_default=True,
-    type=click.Choice(list(ACCEPT_RULES)),
-    help="Rule that accepts candidates. greedy gives exactly the tokens of greedy decoding; typical, the rule of the "
-    "Medusa paper, is lossy: it gives other tokens.",
+    "--batch-file",
+    type=INPUT_FILE,
+    metavar="FILE",
+    help="JSON Lines file of requests in OpenAI's batch format to answer in place of PROMPT. The sampling options are "
+    "used where a request has none of its own.",
 )
-@json_option("the answer and its speed")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="JSON Lines file to write the responses of --batch-file to.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Answer all requests of --batch-file anew, whatever an earlier run has written.",
+)
+@json_option("the answers, or a summary of the batch,")
 def command(
     bundle: Path,
-    prompt: str,
+    prompt: str | None,
     profile: str | None,
     calibration: Path | None,
     backend: str,
     precision: str | None,
+    expected_digest: str | None,
     threads: int | None,
     max_length: int | None,
     gpu: int,
-    max_new_tokens: int,
+    messages: Path | None,
+    tools: Path | None,
+    chat_template_arguments: dict[str, Any],
+    continue_final_message: bool,
+    sanitize: bool,
     raw: bool,
     chat_template: str | None,
+    params: SamplingParams,
+    timeout: float | None,
     compare: bool,
-    accept: str,
-    expected_digest: str | None,
+    batch_file: Path | None,
+    output: Path | None,
+    force: bool,
     results: Results,
 ) -> None:
-    """Answer PROMPT with BUNDLE and print the answer while it is generated.
+    r"""Answer PROMPT with BUNDLE and print the answer while it is generated.
 
     PROMPT is the text of one user message; - reads it from standard input. The number of tokens and steps and the speed
-    go to standard error.
+    go to standard error. With --n, each answer is printed whole, below a line with its number.
+
+    With --batch-file, all requests of a file are answered into another file. The same command resumes a run that was
+    interrupted, and does nothing if the output is complete.
     """
-    results.check(KIND, bundle=bundle)
-    prompt = _as_unicode(sys.stdin.read() if prompt == "-" else prompt)
-    engine = Engine.load(
+    _check_usage(
+        {"PROMPT": prompt is not None, "--messages": messages is not None, "--batch-file": batch_file is not None},
+        of_prompts={
+            "--tools": tools is not None,
+            "--continue-final-message": continue_final_message,
+            "--raw": raw,
+            "--timeout": timeout is not None,
+            "--compare": compare,
+        },
+        of_batches={"--output": output is not None, "--force": force},
+    )
+    tree = profile and (profile_from_file(profile) or profile)
+    load = partial(
+        Engine.load,
         bundle,
         backend=backend,
-        profile=profile and (profile_from_file(profile) or profile),
+        profile=tree,
         precision=precision,
         threads=threads,
         max_length=max_length,
-        accept=accept,
         gpu=gpu,
         chat_template=chat_template,
-        expected_digest=expected_digest,
         calibration=calibration,
     )
-    answer = engine.generate(prompt, stream=True, max_new_tokens=max_new_tokens, raw=raw)
-    pieces = []
-    for piece in answer:
-        pieces.append(piece)
-        results.echo(piece, newline=False)
-    results.echo("")
-    name = engine.decoder.profile.name
-    remark = "" if accept == "greedy" else f" (accept rule {accept}: lossy, not the tokens of greedy decoding)"
-    note(_describe(name, answer) + remark)
-    content: dict[str, Any] = {"text": "".join(pieces), "accept": accept, "profile": name, **_figures(answer)}
+    if batch_file is not None and output is not None:
+        outputs = ResponsesFile.at(output)
+        outputs.check(inputs=[batch_file], bundle=bundle)
+        results.check(KIND, inputs=[batch_file], outputs=[outputs.path, outputs.part], bundle=bundle)
+        opened = Bundle.open(bundle, expected_digest=expected_digest)
+        settings = {
+            "backend": backend,
+            "precision": opened.graph(backend, precision)[0].precision,
+            "max_length": max_length,
+            "chat_template": chat_template,
+            "profile": None if params.acceptance == LOSSLESS else _describe_tree(tree),
+        }
+        plan = BatchPlan(batch_file, output, params, chat_template_arguments, sanitize, settings)
+        load = partial(load, expected_digest=opened.manifest.digest)
+        _write_summary(answer_batch(plan, opened, load, force=force), output, results)
+        return
+    results.check(KIND, inputs=[file for file in (messages, tools) if file is not None], bundle=bundle)
+    options: PromptOptions = {"raw": raw, "sanitize": sanitize, "continue_final_message": continue_final_message}
+    if tools is not None:
+        options["tools"] = read_list(tools, "tools")
+    if chat_template_arguments:
+        options["chat_template_arguments"] = chat_template_arguments
+    asked: Prompt = read_list(messages, "messages") if messages is not None else read_text(prompt or "")
+    with load(expected_digest=expected_digest) as engine, wrong_arguments_are_usage():
+        _answer(engine, asked, params, options, timeout, compare, results)
+
+
+def _check_usage(prompts: dict[str, bool], of_prompts: dict[str, bool], of_batches: dict[str, bool]) -> None:
+    """Refuse options that exclude each other, by which of them were used."""
+    used = [name for name, is_used in prompts.items() if is_used]
+    if len(used) != 1:
+        got = f"got {' and '.join(used)}" if used else "got none of them"
+        raise click.UsageError(f"{got}, expected one of PROMPT, --messages FILE and --batch-file FILE")
+    is_batch = used == ["--batch-file"]
+    unfit = of_prompts if is_batch else of_batches
+    if wrong := next((name for name, is_used in unfit.items() if is_used), None):
+        other = "does not go with --batch-file" if is_batch else "needs --batch-file FILE"
+        raise click.UsageError(f"{wrong} {other}; leave it out")
+    if is_batch and not of_batches["--output"]:
+        raise click.UsageError("--batch-file needs -o FILE, the file to write the responses to")
+
+
+def _answer(
+    engine: Engine,
+    prompt: Prompt,
+    params: SamplingParams,
+    options: PromptOptions,
+    timeout: float | None,
+    compare: bool,
+    results: Results,
+) -> None:
+    """Print the answers to a prompt and write the results."""
+    with engine.submit(prompt, params, timeout=timeout, **options) as handle:
+        result = print_answers(handle, params.n, results)
+    lossy = params.acceptance != LOSSLESS
+    remark = f" (acceptance {result.acceptance}: lossy, not the answer of plain decoding)" if lossy else ""
+    note(describe(result) + remark)
+    content = as_json(result)
     if compare:
-        engine.decoder.set_profile(TreeProfile.plain())
-        plain = engine.generate(prompt, stream=True, max_new_tokens=max_new_tokens, raw=raw)
-        for _piece in plain:
-            pass
-        note(_describe("plain", plain))
-        note(_compared(plain, answer))
-        content["plain"] = _figures(plain)
-        content["same_tokens"] = plain.tokens == answer.tokens
+        same = dataclasses.replace(params, profile=PLAIN, seed=result.seed)
+        plain = engine.generate(prompt, same, timeout=timeout, **options)
+        note(describe(plain))
+        note(describe_comparison(plain, result))
+        content["plain"] = as_json(plain)
+        content["same_tokens"] = [one.token_ids for one in plain.choices] == [one.token_ids for one in result.choices]
     results.write(KIND, content)
 
 
-def _as_unicode(text: str) -> str:
-    """Decode UTF-8 that Python has kept as single bytes, because the locale of the terminal is another one."""
-    try:
-        return os.fsencode(text).decode() if any("\udc80" <= character <= "\udcff" for character in text) else text
-    except UnicodeError:
-        return text  # not UTF-8: the engine refuses it
+def _describe_tree(tree: str | TreeProfile | None) -> Any:
+    return dataclasses.asdict(tree) if isinstance(tree, TreeProfile) else tree
 
 
-def _compared(plain: Generation, answer: Generation) -> str:
-    where = first_difference(plain.tokens, answer.tokens)
-    same = "the same tokens" if where is None else f"DIFFERENT tokens from the answer's token {where} on"
-    speedup = plain.seconds / answer.seconds if answer.seconds else float("nan")
-    return f"{same}; {speedup:.2f} times as fast as plain decoding (one answer: `bench` measures)"
-
-
-def _figures(answer: Generation) -> dict[str, Any]:
-    return {
-        "tokens": list(answer.tokens),
-        "steps": answer.steps,
-        "tokens_per_step": answer.tokens_per_step,
-        "tokens_per_second": answer.tokens_per_second,
-        "seconds": answer.seconds,
-        "prompt_tokens": answer.prompt_tokens,
-        "prefill_seconds": answer.prefill_seconds,
+def _write_summary(summary: BatchSummary, output: Path, results: Results) -> None:
+    """Report what a batch has done."""
+    answered = summary.statuses[200]
+    refused = sum(count for status, count in summary.statuses.items() if 400 <= status < 500)
+    failed = summary.requests - answered - refused
+    if summary.seconds:
+        speed = summary.completion_tokens / summary.seconds
+        note(
+            f"{summary.completion_tokens} tokens in {summary.seconds:.1f} s, {speed:.1f} tokens/s, "
+            f"{summary.tokens_per_step:.2f} tokens/step"
+        )
+    results.echo(f"{answered} answered, {refused} refused (status 400), {failed} failed (status 500) -> {output}")
+    content = {
+        "output": str(output),
+        "requests": summary.requests,
+        "answered": answered,
+        "refused": refused,
+        "failed": failed,
+        "resumed": summary.resumed,
+        "prompt_tokens": summary.prompt_tokens,
+        "completion_tokens": summary.completion_tokens,
+        "tokens_per_step": summary.tokens_per_step,
+        "seconds": summary.seconds,
     }
-
-
-def _describe(name: str, answer: Generation) -> str:
-    return (
-        f"[{name}] {len(answer.tokens)} tokens, {answer.steps} steps, {answer.tokens_per_step:.2f} tokens/step, "
-        f"{answer.tokens_per_second:.1f} tokens/s; prompt of {answer.prompt_tokens} tokens in "
-        f"{answer.prefill_seconds:.2f} s"
-    )
+    results.write(KIND, content)

@@ -1,0 +1,235 @@
+"""`medusa-export generate`: what is printed, what is written as JSON, and what is passed to the engine."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from medusa_exporter.cli.exit_codes import ExitCode
+from medusa_runtime import Engine, SamplingParams
+
+from .bench.in_process import run
+
+FAST = ("--threads", 1)
+
+
+def generate(*arguments: object) -> int:
+    return run("generate", *arguments, *FAST)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_bundle: Path) -> Engine:
+    return Engine.load(tiny_bundle, threads=1)
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, SamplingParams, dict[str, Any]]]:
+    """What the engine is asked for."""
+    kept: list[Any] = []
+    submit = Engine.submit
+
+    def recorded(self: Engine, prompt: Any, params: SamplingParams, **options: Any) -> Any:
+        kept.append((prompt, params, options))
+        return submit(self, prompt, params, **options)
+
+    monkeypatch.setattr(Engine, "submit", recorded)
+    return kept
+
+
+def test_the_answer_is_printed_and_figures_are_apart(
+    tiny_bundle: Path, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(tiny_bundle, "What is a tree?", "--max-tokens", 30, "--profile", "tree-4") == 0
+    shown = capsys.readouterr()
+    expected = engine.generate("What is a tree?", SamplingParams(max_tokens=30))
+    assert shown.out == f"{expected.text}\n"
+    figures = r"\[tree-4\] \d+ tokens, \d+ steps, \d\.\d\d tokens/step, [\d.]+ tokens/s; prompt of \d+ tokens in \d"
+    assert re.match(figures, shown.err)
+
+
+def test_the_json_has_the_whole_result(
+    tiny_bundle: Path, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out.json"
+    options = ["--max-tokens", 12, "--n", 2, "--temperature", 0.9, "--seed", 4, "--logprobs", 2]
+    assert generate(tiny_bundle, "Hi", *options, "--profile", "tree-8", "--json", file) == 0
+    params = SamplingParams(max_tokens=12, n=2, temperature=0.9, seed=4, logprobs=2, profile="tree-8")
+    expected = engine.generate("Hi", params)
+    content = json.loads(file.read_text())
+    assert content["made_by"] == "medusa-export generate --json"
+    assert (content["profile"], content["acceptance"], content["seed"]) == ("tree-8", "lossless", 4)
+    assert content["times"].keys() == {"queue", "prefill", "decode", "total"}
+    assert content["usage"]["completion_tokens"] == expected.usage.completion_tokens
+    assert content["usage"]["total_tokens"] == expected.usage.total_tokens
+    for found, choice in zip(content["choices"], expected.choices, strict=True):
+        for name in ("index", "text", "finish_reason", "stop_reason", "steps"):
+            assert found[name] == getattr(choice, name)
+        assert found["token_ids"] == list(choice.token_ids)
+        assert found["accepted_by_depth"] == list(choice.accepted_by_depth)
+        assert choice.logprobs is not None
+        for mine, theirs in zip(found["logprobs"], choice.logprobs, strict=True):
+            assert mine["token_id"] == theirs.token_id
+            assert mine["logprob"] == pytest.approx(theirs.logprob, abs=1e-4)
+            assert [one["token_id"] for one in mine["top"]] == [one.token_id for one in theirs.top]
+    texts = [choice.text for choice in expected.choices]
+    assert capsys.readouterr().out == "".join(
+        f"--- answer {number} of 2 ---\n{text}\n" for number, text in enumerate(texts, 1)
+    )
+
+
+def test_a_text_ends_the_answer(tiny_bundle: Path, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    text = engine.generate("Hi", SamplingParams(max_tokens=40)).text
+    stop = text[12:14]
+    escaped = stop.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+    before = text[: text.index(stop)]
+    assert generate(tiny_bundle, "Hi", "--max-tokens", 40, "--stop", escaped) == 0
+    assert capsys.readouterr().out == f"{before}\n"
+    assert generate(tiny_bundle, "Hi", "--max-tokens", 40, "--stop", escaped, "--include-stop-str-in-output") == 0
+    assert capsys.readouterr().out == f"{before}{stop}\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--temperature", 1, "--n", 2], ["--repetition-penalty", 1.3]])
+def test_compared_with_plain_decoding_a_lossless_answer_is_the_same(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[object]
+) -> None:
+    file = tmp_path / "out.json"
+    arguments = [*options, "--max-tokens", 24, "--profile", "tree-8", "--compare", "--json", file]
+    assert generate(tiny_bundle, "What is a tree?", *arguments) == 0
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("[tree-8] ") and shown[1].startswith("[plain] ")
+    assert re.match(r"the same tokens; [\d.]+ times as fast as plain decoding", shown[2])
+    content = json.loads(file.read_text())
+    assert content["same_tokens"] is True
+    assert (content["plain"]["profile"], content["plain"]["seed"]) == ("plain", content["seed"])
+    texts = [[choice["text"] for choice in one["choices"]] for one in (content, content["plain"])]
+    assert texts[0] == texts[1]
+
+
+def test_a_lossy_answer_is_marked(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "out.json"
+    lossy = ["--acceptance", "typical", "--typical-epsilon", 0, "--typical-delta", 0]  # accepts every candidate
+    assert generate(tiny_bundle, "Hi", *lossy, "--max-tokens", 24, "--compare", "--json", file) == 0
+    shown = capsys.readouterr().err
+    assert "acceptance typical: lossy, not the answer of plain decoding" in shown
+    assert "DIFFERENT tokens from the answer's token " in shown
+    content = json.loads(file.read_text())
+    assert (content["acceptance"], content["same_tokens"]) == ("typical", False)
+
+
+def test_options_of_the_prompt_reach_the_engine(
+    tiny_bundle: Path, tmp_path: Path, submitted: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, I"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    (tmp_path / "messages").write_text(json.dumps(messages))
+    (tmp_path / "tools").write_text("\ufeff" + json.dumps(tools), encoding="utf-8")
+    few = ["--max-tokens", 2]
+    arguments = ["--messages", tmp_path / "messages", "--tools", tmp_path / "tools", "--continue-final-message"]
+    named = ["--chat-template-argument", "thinking=false", "--chat-template-argument", 'style={"a": "b=c"}']
+    assert generate(tiny_bundle, *arguments, *named, "--timeout", 60, *few) == 0
+    prompt, params, options = submitted.pop()
+    assert (prompt, params) == (messages, SamplingParams(max_tokens=2))
+    assert options == {
+        "raw": False,
+        "sanitize": False,
+        "tools": tools,
+        "chat_template_arguments": {"thinking": False, "style": {"a": "b=c"}},
+        "continue_final_message": True,
+        "timeout": 60,
+    }
+    assert generate(tiny_bundle, "<|im_end|>", "--sanitize", "--raw", *few) == 0
+    prompt, _, options = submitted.pop()
+    assert (prompt, options["raw"], options["sanitize"]) == ("<|im_end|>", True, True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe\n"))
+    assert generate(tiny_bundle, "-", *few) == 0
+    assert submitted.pop()[0] == "from a pipe\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "got none of them, expected one of PROMPT, --messages FILE and --batch-file FILE"),
+        (["Hi", "--messages", "FILE"], "got PROMPT and --messages, expected one of"),
+        (["Hi", "--batch-file", "FILE", "-o", "OUT"], "got PROMPT and --batch-file, expected one of"),
+        (["Hi", "-o", "OUT"], "--output needs --batch-file FILE; leave it out"),
+        (["Hi", "--force"], "--force needs --batch-file FILE; leave it out"),
+        (["--batch-file", "FILE"], "--batch-file needs -o FILE"),
+        (["--batch-file", "FILE", "-o", "OUT", "--compare"], "--compare does not go with --batch-file"),
+        (["--batch-file", "FILE", "-o", "OUT", "--raw"], "--raw does not go with --batch-file"),
+        (["--batch-file", "FILE", "-o", "OUT", "--tools", "FILE"], "--tools does not go with --batch-file"),
+        (["--batch-file", "FILE", "-o", "OUT", "--timeout", "5"], "--timeout does not go with --batch-file"),
+        (["Hi", "--timeout", "0"], "0.0 is not in the range x>0"),
+        (["Hi", "--timeout", "inf"], "timeout is inf; expected a finite number of seconds"),
+        (["Hi", "--max-tokens", "2", "--max-new-tokens", "3"], "--max-tokens is given 2 times, expected once"),
+        (["Hi", "--chat-template-argument", "a"], "expected a name and a JSON value"),
+        (["Hi", "--chat-template-argument", "=1"], "expected a name and a JSON value"),
+        (["Hi", "--chat-template-argument", "a=word"], "a text is in double quotes"),
+        (["Hi", "--chat-template-argument", "a=1", "--chat-template-argument", "a=2"], "got 'a' twice"),
+        (["Hi", "--stop-token-ids", "300"], "stop_token_ids has the token id 300; expected one from 0 to 299"),
+        (["Hi", "--allowed-token-ids", "2", "--min-tokens", "1"], "together forbid every token"),
+        (["Hi", "--accept", "typical"], "Did you mean '--acceptance'?"),
+    ],
+)
+def test_wrong_usage(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    (tmp_path / "file").write_text("[]")
+    places = {"FILE": str(tmp_path / "file"), "OUT": str(tmp_path / "out")}
+    assert generate(tiny_bundle, *(places.get(word, word) for word in arguments)) == ExitCode.USAGE
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([" "], "the prompt is empty"),
+        (["word " * 600], "the prompt has "),
+        (["Hi", "--profile", "oak"], "no profile 'oak'"),
+        (["Hi", "--timeout", "1e-9"], "the deadline of the request passed"),
+        (["Hi", "--tools", '{"a": 1}'], "expected a list of tools, which are JSON objects"),
+        (["--messages", "[1]"], "expected a list of messages, which are JSON objects"),
+        (["--messages", "[" * 100_000], "is not valid JSON"),
+        (["--messages", '[{"role": "user"}]'], "message 0 must have texts for 'role' and 'content'"),
+        (["--messages", "\udcff"], "is not valid JSON"),
+    ],
+)
+def test_what_fails_is_one_line(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    if arguments[-2:-1] in (["--tools"], ["--messages"]):
+        (tmp_path / "file").write_bytes(os.fsencode(arguments[-1]))
+        arguments = [*arguments[:-1], str(tmp_path / "file")]
+    assert generate(tiny_bundle, *arguments) == ExitCode.FAILURE
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and reason in error
+    assert error.count("\n") == 1
+
+
+def test_an_interrupt_keeps_what_was_printed(tiny_bundle: Path) -> None:
+    slow = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background process ignores it
+        "from medusa_runtime.decoder import Decoder\n"
+        "step = Decoder.step\n"
+        "Decoder.step = lambda *arguments: (time.sleep(0.1), step(*arguments))[1]\n"
+        "from medusa_exporter.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = [sys.executable, "-c", slow, "generate", str(tiny_bundle), "What is a tree?", "--ignore-eos"]
+    with subprocess.Popen(words, stdout=-1, stderr=-1) as process:
+        assert process.stdout is not None
+        first = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, error.splitlines()[-1]) == (ExitCode.INTERRUPTED, b"interrupted")
+    assert b"Traceback" not in error
+    assert first and out.endswith(b"\n")
