@@ -40,7 +40,7 @@ def test_a_row_that_is_not_finite_is_named(value, summaries, how):
         assert read(1) is None
         return
     with pytest.raises(
-        InvalidLogitsError, match=r"fake computed logits .* at row 1 of step 7 in exact: expected finite"
+        InvalidLogitsError, match=r"computed logits .* at row 1 of step 7 in exact: expected finite"
     ):
         read(1)
 
