@@ -73,6 +73,6 @@ def answer_rule(request: Request, index: int, model: ModelFacts, answer: Sequenc
         return params.acceptance
     if params.is_greedy and not params.has_processors:
         return greedy
-    ends = stop_ids(params, model)
+    ends = {*model.eos_token_ids, *params.stop_token_ids}  # what min_tokens forbids, as in vLLM with ignore_eos too
     sampler = Sampler(params, request.prompt, model.vocab_size, ends, request.bad_words, request.seed, index)
     return SampleRule(sampler, answer)

@@ -80,7 +80,7 @@ class SamplingParams:
         frequency_penalty: The same, times the number of its occurrences; from -2 to 2.
         logit_bias: Is added to the logits of token ids; from -100 to 100.
         allowed_token_ids: The only token ids that may be chosen.
-        bad_words: Words that the answer must not contain.
+        bad_words: Words that the answer should not contain; `docs/concepts/sampling.md` says how they are found.
         truncate_prompt_tokens: Keep only so many tokens from the end of the prompt; -1 keeps what the context has room
             for.
         profile: The tree: a name in the bundle, "plain", or a tree of your own. None is the engine's.

@@ -66,7 +66,7 @@ def plain_tokens(prompt, params, seed=None, choice=0, context=4096):
     ends = {EOS} if not params.ignore_eos else set()
     ends |= set(params.stop_token_ids)
     seed = params.seed if seed is None else seed
-    sampler = Sampler(params, prompt, VOCAB, ends, (), seed, choice)
+    sampler = Sampler(params, prompt, VOCAB, {EOS, *params.stop_token_ids}, (), seed, choice)
     tokens = list(prompt)
     limit = min(params.max_tokens or context, context - len(prompt))
     while len(tokens) - len(prompt) < limit:
