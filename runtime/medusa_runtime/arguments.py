@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,24 +83,6 @@ def as_token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:
             f"the prompt has token ids outside 0 … {vocabulary - 1}, from {low} to {high}; was another tokenizer used?"
         )
     return np.asarray(prompt, dtype=np.int64)
-
-
-def as_messages(prompt: object) -> list[dict[str, str]]:
-    """Return the messages of a conversation as dictionaries; raise PromptError for other types."""
-    if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
-        raise PromptError(
-            f"the prompt is {prompt!r:.80}, of type {type(prompt).__name__}; expected a text, or a list of messages: "
-            "pass one of these"
-        )
-    if not prompt:
-        raise PromptError("the prompt is empty: give at least one message")
-    for index, message in enumerate(prompt):
-        if not isinstance(message, Mapping):
-            raise PromptError(
-                f"message {index} is {message!r:.80}, of type {type(message).__name__}; expected a mapping with texts "
-                "for 'role' and 'content': pass one text, or such messages"
-            )
-    return [dict(message) for message in prompt]
 
 
 def as_stop_ids(stop_ids: object) -> frozenset[int]:

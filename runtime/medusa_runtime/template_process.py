@@ -45,6 +45,8 @@ class TemplateProcess:
             raise PromptError(
                 f"it holds a value that JSON cannot represent: {error!r:.200}; pass texts, lists and dicts"
             ) from None
+        if len(data) > template_worker.MAX_BYTES:
+            raise PromptError(f"it has {len(data)} bytes, expected at most {template_worker.MAX_BYTES}; shorten it")
         with self._lock:
             if self._busy:
                 raise PromptError(

@@ -125,6 +125,14 @@ def test_the_clock_ends_what_takes_no_processor_time(process: TemplateProcess, m
         process.render(ECHO)
 
 
+def test_a_request_that_is_too_long_is_not_sent(process: TemplateProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_worker, "MAX_BYTES", 1000)
+    with pytest.raises(PromptError, match=r"it has 10\d\d bytes, expected at most 1000; shorten it"):
+        process.render({"source": "{{ x }}", "names": {"x": "answer" * 170}})
+    assert process._process is None
+    assert process.render(ECHO) == "answer"
+
+
 @pytest.mark.parametrize("answer", [b"", b"\0", b"\xff" * 8, b"\0" * 8, b"\0" * 7 + b"\3{x}"])
 def test_a_process_that_answers_otherwise(
     process: TemplateProcess, monkeypatch: pytest.MonkeyPatch, answer: bytes
