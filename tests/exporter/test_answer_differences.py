@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from medusa_exporter.answer_differences import AnswerDifference, compare_answers, first_difference, next_logits
 from medusa_exporter.bench.timing import generate_timed
-from medusa_runtime import Engine
 from medusa_runtime.backends.base import PREFILL_CHUNK
+from medusa_runtime.loading import LoadedBundle, load_bundle
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_bundle: Path) -> Engine:
-    return Engine.load(tiny_bundle, profile="plain", threads=1)
+def loaded(tiny_bundle: Path) -> LoadedBundle:
+    return load_bundle(tiny_bundle, profile="plain", threads=1)
 
 
 def reader(**logits: float):
@@ -103,9 +103,9 @@ def test_an_answer_that_ended_early_fails() -> None:
     assert compare_answers([7], [3], [3, 4], reader()) == AnswerDifference(1, None, 4, None)
 
 
-def test_a_difference_is_told_with_position_tokens_and_gap(engine: Engine) -> None:
-    tokenizer = engine.tokenizer
-    tree, end = tokenizer.encode("tree", add_special_tokens=False)[-1], engine.bundle.model.eos_token_ids[0]
+def test_a_difference_is_told_with_position_tokens_and_gap(loaded: LoadedBundle) -> None:
+    tokenizer = loaded.tokenizer
+    tree, end = tokenizer.encode("tree", add_special_tokens=False)[-1], loaded.bundle.model.eos_token_ids[0]
     text = AnswerDifference(5, tree, end, 0.25).describe(tokenizer)
     for part in (
         "token 5",
@@ -119,10 +119,10 @@ def test_a_difference_is_told_with_position_tokens_and_gap(engine: Engine) -> No
     assert "no token" in AnswerDifference(5, None, 4, None).describe(tokenizer)
 
 
-def test_the_reader_gives_the_logits_that_plain_decoding_chose_by(engine: Engine) -> None:
-    ids = engine.encode("word " * 60)
+def test_the_reader_gives_the_logits_that_plain_decoding_chose_by(loaded: LoadedBundle) -> None:
+    ids = loaded.prompt_encoder.encode("word " * 60)
     assert len(ids) > PREFILL_CHUNK
-    answer = generate_timed(engine.decoder, ids, 6).tokens
-    read = next_logits(engine.decoder)
+    answer = generate_timed(loaded.decoder, ids, 6).tokens
+    read = next_logits(loaded.decoder)
     for position, token in enumerate(answer):
         assert int(read([*ids, *answer[:position]]).argmax()) == token

@@ -50,7 +50,7 @@ def test_from_prompts_to_a_tree(tiny_bundle: Path, tmp_path: Path, capsys) -> No
     assert [answer.conversation for answer in kept.acceptance.answers] == [1, 1, 2, 4]
     assert {len(answer.hits) for answer in kept.acceptance.answers} <= set(range(1, 24))
     fastest = next(line for line in shown.out.splitlines() if line.startswith("fastest: ")).split()[1].strip(";")
-    assert Engine.load(tiny_bundle, threads=1).decoder.profile.name == fastest
+    assert Engine.load(tiny_bundle, threads=1).profile.name == fastest
     assert "3" in shown.out and "SKIPPED" in shown.err  # the prompt that does not fit
 
     best, trees = tmp_path / "best.toml", tmp_path / "trees.json"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from medusa_exporter import answer_differences
 from medusa_exporter.cli import main
-from medusa_runtime import Engine, accept
+from medusa_runtime import Decoder, Engine, SamplingParams, accept, loading
 from medusa_runtime.backends import ort_cuda
 from medusa_runtime.backends.ort_cpu import OrtCpuBackend
 
@@ -138,19 +138,17 @@ def test_a_wrongly_accepted_token_is_found_where_it_stands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = Engine.load(tiny_bundle, profile="plain", threads=1)
-    stream = engine.generate("What is a tree?", stream=True, max_new_tokens=4)
-    text = "".join(stream)
-    assert text
-    monkeypatch.setitem(accept.ACCEPT_RULES, "greedy", accept_wrongly)
+    tokens = engine.generate("What is a tree?", SamplingParams(max_tokens=4)).token_ids
+    monkeypatch.setattr(loading, "Decoder", lambda backend, profile: Decoder(backend, profile, accept_wrongly))
     output = tmp_path / "verify.json"
     assert run(tiny_bundle, "--prompts", prompts, *TREES, "--json", output) == 1
     shown = capsys.readouterr()
     first = json.loads(output.read_text())["differences"][0]
     assert first["position"] == 1
-    assert first["expected"] == stream.tokens[1] != first["got"]
+    assert first["expected"] == tokens[1] != first["got"]
     assert first["gap"] > 1e-3
     line = next(line for line in shown.out.splitlines() if "prompt 1, turn 1, tree-8" in line)
-    assert re.search(rf"token 1 is \d+ '.*', expected {stream.tokens[1]} '.*'; logit gap \S+, not a tie", line)
+    assert re.search(rf"token 1 is \d+ '.*', expected {tokens[1]} '.*'; logit gap \S+, not a tie", line)
     assert re.search(r"error: .*differences are more than a tie", shown.err)
     assert "the same tokens" not in shown.out
 
@@ -191,7 +189,7 @@ def test_another_model_of_the_same_shape_is_found(
 def test_a_tie_in_float_is_shown_with_its_gap_and_passes(
     tiny_bundle: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(accept.ACCEPT_RULES, "greedy", accept_wrongly)
+    monkeypatch.setattr(loading, "Decoder", lambda backend, profile: Decoder(backend, profile, accept_wrongly))
     monkeypatch.setattr(answer_differences, "_gap", lambda logits, tokens: (2.5e-4, 1e-5))
     assert run(tiny_bundle, "--prompts", prompts, *TREES) == 0
     out = capsys.readouterr().out

@@ -10,25 +10,25 @@ from medusa_exporter.bench.conversations import BackendMeasurements, Skipped, as
 from medusa_exporter.bench.timing import Measurement, Question, TimedDecoder, generate_timed, rotated
 from medusa_exporter.prompts import Turns
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime import Engine
 from medusa_runtime.backends.step_shape import padded_past_length
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import PromptError
+from medusa_runtime.loading import LoadedBundle, load_bundle
 
 from .factories import CHAIN, run
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_bundle: object) -> Engine:
-    return Engine.load(str(tiny_bundle), profile="plain", threads=1)
+def loaded(tiny_bundle: object) -> LoadedBundle:
+    return load_bundle(str(tiny_bundle), profile="plain", threads=1)
 
 
 def walk(
-    engine: Engine, prompts: list[Turns], trees: list[TreeProfile], **options: object
+    loaded: LoadedBundle, prompts: list[Turns], trees: list[TreeProfile], **options: object
 ) -> Iterator[Measurement | Skipped]:
     """Return what one backend answers."""
-    runner = TimedDecoder(engine.decoder, trees, warm=bool(options.pop("warm", False)))
-    asked = converse({"it": runner}, engine.prompt_encoder, engine.bundle.model.context, prompts, **options)  # type: ignore[arg-type]
+    runner = TimedDecoder(loaded.decoder, trees, warm=bool(options.pop("warm", False)))
+    asked = converse({"it": runner}, loaded.prompt_encoder, loaded.bundle.model.context, prompts, **options)  # type: ignore[arg-type]
     for answers in asked:
         yield answers if isinstance(answers, Skipped) else answers["it"]
 
@@ -47,12 +47,12 @@ class Scripted:
         return Measurement(question, run(3, 2, 0.1, first=first), {})
 
 
-def test_a_generation_counts_tokens_and_host_time(engine: Engine) -> None:
-    ids = engine.encode("a b c")
-    for tree in (TreeProfile.plain(), engine.bundle.profile("tree-8")):
-        engine.decoder.set_profile(tree)
+def test_a_generation_counts_tokens_and_host_time(loaded: LoadedBundle) -> None:
+    ids = loaded.prompt_encoder.encode("a b c")
+    for tree in (TreeProfile.plain(), loaded.bundle.profile("tree-8")):
+        loaded.decoder.set_profile(tree)
         for limit in (1, 2, 17):
-            done = generate_timed(engine.decoder, ids, limit)
+            done = generate_timed(loaded.decoder, ids, limit)
             assert len(done.tokens) == limit
             assert (done.steps == limit - 1) if tree.size == 1 else (done.steps <= limit - 1)
             assert sum(done.kept) == limit - 1
@@ -62,7 +62,7 @@ def test_a_generation_counts_tokens_and_host_time(engine: Engine) -> None:
             assert done.first_seconds > 0
 
 
-def test_every_profile_runs_at_every_position(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_profile_runs_at_every_position(loaded: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
     once = generate_timed
 
@@ -72,16 +72,16 @@ def test_every_profile_runs_at_every_position(engine: Engine, monkeypatch: pytes
         return once(decoder, ids, limit, stop_ids)  # type: ignore[arg-type]
 
     monkeypatch.setattr(timing, "generate_timed", logged)
-    trees = [engine.bundle.profile(name) for name in ("chain-1", "tree-4")]
+    trees = [loaded.bundle.profile(name) for name in ("chain-1", "tree-4")]
     prompts = [("one", "and then?"), ("two",), ("three",), ("four",)]
-    turns = list(walk(engine, prompts, trees, max_new_tokens=3))
+    turns = list(walk(loaded, prompts, trees, max_new_tokens=3))
     one, two, three = ["plain", "chain-1", "tree-4"], ["chain-1", "tree-4", "plain"], ["tree-4", "plain", "chain-1"]
     assert timed == [*one, *one, *two, *three, *one]
     found = [(t.question.prompt, t.question.turn) for t in turns if isinstance(t, Measurement)]
     assert found == [(1, 1), (1, 2), (2, 1), (3, 1), (4, 1)]
 
 
-def test_every_shape_that_is_timed_has_run_twice_before(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shape_that_is_timed_has_run_twice_before(loaded: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     decodes: list[tuple[str, int, int]] = []
     once = generate_timed
 
@@ -90,7 +90,7 @@ def test_every_shape_that_is_timed_has_run_twice_before(engine: Engine, monkeypa
         return once(decoder, ids, limit, stop_ids)  # type: ignore[arg-type]
 
     monkeypatch.setattr(timing, "generate_timed", logged)
-    runner = TimedDecoder(engine.decoder, [engine.bundle.profile("tree-4"), engine.bundle.profile("tree-64")])
+    runner = TimedDecoder(loaded.decoder, [loaded.bundle.profile("tree-4"), loaded.bundle.profile("tree-64")])
     assert decodes == [("tree-64", 1, 4), ("tree-4", 1, 4), ("plain", 1, 4)]  # the largest buffers first
     decodes.clear()
     short, crossing = tuple(range(3, 103)), tuple(3 + number % 90 for number in range(250))
@@ -112,14 +112,14 @@ def test_every_shape_that_is_timed_has_run_twice_before(engine: Engine, monkeypa
     assert [padded_past_length(length) for length in (1, 256, 257, 512, 513)] == [256, 256, 512, 512, 1024]
 
 
-def test_a_second_message_is_asked_after_plain_decoding_s_own_answer(engine: Engine) -> None:
-    trees = [engine.bundle.profile("tree-8")]
-    first, second = walk(engine, [("What is a tree?", "Write code")], trees, max_new_tokens=40)
+def test_a_second_message_is_asked_after_plain_decoding_s_own_answer(loaded: LoadedBundle) -> None:
+    trees = [loaded.bundle.profile("tree-8")]
+    first, second = walk(loaded, [("What is a tree?", "Write code")], trees, max_new_tokens=40)
     assert isinstance(first, Measurement)
     assert isinstance(second, Measurement)
-    answer = engine.tokenizer.decode(first.plain.tokens)
+    answer = loaded.tokenizer.decode(first.plain.tokens)
     assert second.question.ids == tuple(
-        engine.encode(
+        loaded.prompt_encoder.encode(
             [
                 {"role": "user", "content": "What is a tree?"},
                 {"role": "assistant", "content": answer},
@@ -130,31 +130,31 @@ def test_a_second_message_is_asked_after_plain_decoding_s_own_answer(engine: Eng
     assert first.trees["tree-8"].tokens == first.plain.tokens
     assert first.trees["tree-8"].steps < first.plain.steps
     assert first.differences == second.differences == {}
-    only = list(walk(engine, [("What is a tree?", "Write code")], trees, max_new_tokens=4, first_only=True))
+    only = list(walk(loaded, [("What is a tree?", "Write code")], trees, max_new_tokens=4, first_only=True))
     assert len(only) == 1
 
 
-def test_a_message_beyond_the_context_is_skipped_with_what_follows(engine: Engine) -> None:
+def test_a_message_beyond_the_context_is_skipped_with_what_follows(loaded: LoadedBundle) -> None:
     prompts = [("word " * 600, "never asked"), ("short", "word " * 600), ("short",)]
-    turns = list(walk(engine, prompts, [CHAIN], max_new_tokens=2))
+    turns = list(walk(loaded, prompts, [CHAIN], max_new_tokens=2))
     assert [type(t).__name__ for t in turns] == ["Skipped", "Measurement", "Skipped", "Measurement"]
     assert isinstance(turns[0], Skipped)
     assert isinstance(turns[2], Skipped)
     assert [(t.prompt, t.turn) for t in (turns[0], turns[2])] == [(1, 1), (2, 2)]
-    assert turns[0].tokens >= turns[0].context == engine.bundle.model.context
+    assert turns[0].tokens >= turns[0].context == loaded.bundle.model.context
     assert str(turns[0].tokens) in turns[0].describe()
 
 
-def test_a_prompt_that_the_template_refuses_is_named(engine: Engine) -> None:
+def test_a_prompt_that_the_template_refuses_is_named(loaded: LoadedBundle) -> None:
     with pytest.raises(PromptError, match=r"prompt 2, turn 1: .*not valid Unicode"):
-        list(walk(engine, [("fine",), ("\ud800",)], [CHAIN], max_new_tokens=2))
+        list(walk(loaded, [("fine",), ("\ud800",)], [CHAIN], max_new_tokens=2))
 
 
-def test_backends_alternate_on_the_first_backend_s_conversation(engine: Engine) -> None:
+def test_backends_alternate_on_the_first_backend_s_conversation(loaded: LoadedBundle) -> None:
     log: list[str] = []
     backends = {name: Scripted(name, log) for name in "ABC"}
     prompts = [("one", "and then?"), ("two",), ("three",), ("four",)]
-    found = list(converse(backends, engine.prompt_encoder, 512, prompts, max_new_tokens=3))
+    found = list(converse(backends, loaded.prompt_encoder, 512, prompts, max_new_tokens=3))
     assert log == [
         "A1.1", "B1.1", "C1.1", "A1.2", "B1.2", "C1.2", "B2.1", "C2.1", "A2.1", "C3.1", "A3.1", "B3.1",
         "A4.1", "B4.1", "C4.1",
@@ -162,9 +162,9 @@ def test_backends_alternate_on_the_first_backend_s_conversation(engine: Engine) 
     assert all(isinstance(answers, dict) and [*answers] == [*"ABC"] for answers in found)
     second = found[1]
     assert isinstance(second, dict)
-    said = engine.tokenizer.decode(run(3, 2, 0.1, first=ord("A")).tokens)
+    said = loaded.tokenizer.decode(run(3, 2, 0.1, first=ord("A")).tokens)
     messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": said}]
-    assert second["C"].question.ids == tuple(engine.encode([*messages, {"role": "user", "content": "and then?"}]))
+    assert second["C"].question.ids == tuple(loaded.prompt_encoder.encode([*messages, {"role": "user", "content": "and then?"}]))
 
 
 def test_other_backends_continue_after_a_failure_until_all_have_failed() -> None:
@@ -184,10 +184,10 @@ def test_rotation_puts_each_item_first_once() -> None:
     assert [rotated([1, 2, 3], shift) for shift in (0, 1, 2, 4)] == [[1, 2, 3], [2, 3, 1], [3, 1, 2], [2, 3, 1]]
 
 
-def test_a_prompt_too_long_to_be_tokenised_is_skipped(engine: Engine) -> None:
-    long = "x" * (engine.prompt_encoder.max_characters + 1)
-    first, second = walk(engine, [(long,), ("a b c",)], [], max_new_tokens=2)
-    assert first == Skipped(1, 1, None, engine.bundle.model.context)
+def test_a_prompt_too_long_to_be_tokenised_is_skipped(loaded: LoadedBundle) -> None:
+    long = "x" * (loaded.prompt_encoder.max_characters + 1)
+    first, second = walk(loaded, [(long,), ("a b c",)], [], max_new_tokens=2)
+    assert first == Skipped(1, 1, None, loaded.bundle.model.context)
     assert (
         first.describe() == "SKIPPED: more than 512 tokens of prompt leave no room for an answer in the context of 512"
     )

@@ -10,9 +10,9 @@ import pytest
 from medusa_exporter.bench.forced_acceptance import ForcedAcceptance, RecordedAcceptance
 from medusa_exporter.bench.timing import Question, TimedDecoder
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime import Engine
 from medusa_runtime.accept import greedy
 from medusa_runtime.errors import MedusaError
+from medusa_runtime.loading import load_bundle
 
 BUSHY = TreeProfile("bushy", ((0,), (1,), (1, 0), (1, 0, 0)))  # the first node of depth 2 is not on the rank-0 chain
 
@@ -81,13 +81,13 @@ def test_unsuitable_recordings_are_refused(tmp_path: Path, what: object, words: 
 
 
 def test_a_timed_decoder_keeps_the_recorded_tokens(tiny_bundle: Path) -> None:
-    engine = Engine.load(tiny_bundle, profile="plain", threads=1)
-    tree = engine.bundle.profile("tree-8")
+    loaded = load_bundle(tiny_bundle, profile="plain", threads=1)
+    tree = loaded.bundle.profile("tree-8")
     recording = RecordedAcceptance("real.json", "real", {"tree-8": ((2, 1, 3), (1, 1))})
-    runner = TimedDecoder(engine.decoder, [tree], recording)
-    turn = runner.answer(Question(1, 1, tuple(engine.encode("Hello")), 12, stop_at_eos=False), 0)
+    runner = TimedDecoder(loaded.decoder, [tree], recording)
+    turn = runner.answer(Question(1, 1, tuple(loaded.prompt_encoder.encode("Hello")), 12, stop_at_eos=False), 0)
     assert turn is not None
     assert turn.plain.kept == (1,) * 11
     assert turn.trees["tree-8"].kept == (2, 1, 3, 1, 1, 2, 1)  # the last one cut by the answer's end
     assert turn.differences == {}
-    assert engine.decoder.accept is greedy
+    assert loaded.decoder.accept is greedy

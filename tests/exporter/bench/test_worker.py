@@ -15,9 +15,9 @@ import pytest
 from medusa_exporter.bench import worker
 from medusa_exporter.bench.timing import Question, TimedDecoder
 from medusa_exporter.bench.worker import Worker, WorkerSettings
-from medusa_runtime import Engine
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import MissingExtraError
+from medusa_runtime.loading import load_bundle
 
 from .in_process import without_processes
 
@@ -41,9 +41,9 @@ def test_it_answers_from_another_process_whose_end_is_reported(bundle: Bundle, a
     assert (opened.precision, opened.context) == ("fp32", 512)
     assert (opened.facts.library, opened.facts.bandwidth) == ("onnxruntime", None)
     assert opened.facts.kv_bytes_per_token == bundle.model.kv_bytes_per_token(4)
-    engine = Engine.load(bundle.root, profile="plain", threads=1)
-    question = Question(1, 1, tuple(engine.encode("What is a tree?")), 24)
-    there, here = apart.answer(question, 0), TimedDecoder(engine.decoder, trees).answer(question, 0)
+    loaded = load_bundle(bundle.root, profile="plain", threads=1)
+    question = Question(1, 1, tuple(loaded.prompt_encoder.encode("What is a tree?")), 24)
+    there, here = apart.answer(question, 0), TimedDecoder(loaded.decoder, trees).answer(question, 0)
     assert there is not None
     assert here is not None
     assert (there.question, there.plain.tokens) == (question, here.plain.tokens)

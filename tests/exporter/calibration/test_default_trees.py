@@ -36,7 +36,7 @@ def test_the_fastest_tree_is_the_default(tiny_model: Path, tiny_heads: Path, tmp
         assert graph.profile == fastest(measured[key], bundle.profiles().values()).profile.name
         assert any(f"{key}: {graph.profile} is the fastest tree" in line for line in lines)
     assert sum("chosen by measuring the machine that builds" in line for line in lines) == 1
-    assert Engine.load(tmp_path / "bundle").decoder.profile.name == bundle.manifest.graphs["ort-cpu-fp32"].profile
+    assert Engine.load(tmp_path / "bundle").profile.name == bundle.manifest.graphs["ort-cpu-fp32"].profile
     assert not build(str(tiny_model), str(tiny_heads), tmp_path / "bundle", **options).built
 
 
