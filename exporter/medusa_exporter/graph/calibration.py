@@ -85,7 +85,7 @@ def measure_ranges(
     Args:
         model: The graph, in fp32.
         facts: The decoder's sizes.
-        state_size: S, the size of a row of `draft_hidden`.
+        state_size: E, the size of a row of `draft_hidden`.
         texts: Token ids of each text.
         scratch: A folder for a temporary copy of the graph and its weights; None for the system's temporary folder.
     """

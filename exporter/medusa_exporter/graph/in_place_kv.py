@@ -54,7 +54,7 @@ def write_kv_in_place(
     Args:
         model: A traced graph, changed in place.
         facts: The decoder's sizes.
-        state_size: S, the size of a row of `hidden`.
+        state_size: E, the size of a row of `hidden`.
         tables: Cosines and sines of all positions (`rotary_tables`).
         dtype: The type of KV rows on a GPU, where the input `past_rows` determines how many are read. None for a CPU,
             which reads the real rows only, in fp32.

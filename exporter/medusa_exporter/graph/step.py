@@ -1,7 +1,7 @@
 """The torch module that is traced: one step drafts with the heads, then verifies with the decoder.
 
 Inputs and outputs are described in `medusa_runtime.contract`. Shapes: B sequences, T nodes, P past rows, R rows with
-logits, N draft rows, H hidden size, S size of what the heads read, V vocabulary.
+logits, N draft rows, H hidden size, E size of what the heads read, V vocabulary.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class StepModule(torch.nn.Module):
 
         Args:
             input_ids: (B, T) tokens, or ids of candidates.
-            draft_hidden: (N, S), what the heads read.
+            draft_hidden: (N, E), what the heads read.
 
         Returns:
             (B, T) tokens.

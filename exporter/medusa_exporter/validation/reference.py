@@ -3,7 +3,7 @@
 Only transformers' own forward pass over whole sequences is used: its masks, its cache, its rotary embedding. A node of
 a tree is the last token of the sequence from the root to it. So nothing that is under test takes part.
 
-Shapes: n tokens of a step, P rows of its past, L layers, W elements of a token's keys in a layer, S elements of the
+Shapes: n tokens of a step, P rows of its past, L layers, W elements of a token's keys in a layer, E elements of the
 heads' input for a token, V tokens of the vocabulary, K heads, D tokens that the heads score.
 """
 

@@ -1,6 +1,6 @@
 """The recording that graphs are compared with: the inputs of a few steps, and what the model computes for them.
 
-Shapes: n tokens of a step, P rows of its past, L layers, W elements of a token's keys in a layer, S elements of the
+Shapes: n tokens of a step, P rows of its past, L layers, W elements of a token's keys in a layer, E elements of the
 heads' input for a token, V tokens of the vocabulary, K heads, D tokens that the heads score.
 """
 
@@ -18,7 +18,7 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Keys and values (L, n, W), hidden states (n, S) and logits (n, V) of n tokens; parts not kept have no columns."""
+    """Keys and values (L, n, W), hidden states (n, E) and logits (n, V) of n tokens; parts not kept have no columns."""
 
     keys: FloatArray
     values: FloatArray
@@ -103,7 +103,7 @@ class RecordedDraft:
 
     Attributes:
         root: The root token, which follows `past`.
-        hidden: Input of the heads for the last token of `past`, (S,).
+        hidden: Input of the heads for the last token of `past`, (E,).
         past: Keys and values of the tokens before the root.
         logits: Logits of each head, (K, D).
         tokens: The token of each column of `logits`, (D,).

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from medusa_runtime.arguments import as_bool, as_int, as_optional_int, as_optional_text, as_text
-from medusa_runtime.backends.base import Backend, Step
+from medusa_runtime.backends.base import Backend, RowSummary, Step
 from medusa_runtime.errors import BundleError
 
 if TYPE_CHECKING:
@@ -63,4 +63,4 @@ def load_backend(
     return backend
 
 
-__all__ = ["BACKENDS", "Backend", "Step", "load_backend"]
+__all__ = ["BACKENDS", "Backend", "RowSummary", "Step", "load_backend"]
