@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from medusa_runtime import Engine, engine
+from medusa_runtime import Engine, loading
 from medusa_runtime.heap import trim_heap
 
 RESIDENT = """
@@ -35,6 +35,6 @@ def test_an_engine_is_loaded_without_free_memory_left_behind(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trimmed = []
-    monkeypatch.setattr(engine, "trim_heap", lambda: (trimmed.append(True), trim_heap()))
+    monkeypatch.setattr(loading, "trim_heap", lambda: (trimmed.append(True), trim_heap()))
     Engine.load(tiny_bundle)
     assert trimmed == [True]

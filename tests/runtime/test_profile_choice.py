@@ -116,19 +116,19 @@ def test_a_file_comes_before_the_cache_and_has_to_be_right(bundle, tmp_path):
 
 
 def test_the_engine_decodes_with_the_chosen_tree(tiny_bundle, bundle, tmp_path):
-    assert Engine.load(tiny_bundle, threads=1).decoder.profile.name == "tree-6"
-    backend = Engine.load(tiny_bundle, threads=1).decoder.backend
+    assert Engine.load(tiny_bundle, threads=1).profile.name == "tree-6"
+    backend = Engine.load(tiny_bundle, threads=1)._decoder.backend
     assert machine_of(backend).threads == 1
     store(measured(bundle, machine=machine_of(backend)))
-    assert Engine.load(tiny_bundle, threads=1).decoder.profile.name == "tree-4"
-    assert Engine.load(tiny_bundle, threads=2).decoder.profile.name == "tree-6"
-    assert Engine.load(tiny_bundle, threads=1, profile="tree-8").decoder.profile.name == "tree-8"
+    assert Engine.load(tiny_bundle, threads=1).profile.name == "tree-4"
+    assert Engine.load(tiny_bundle, threads=2).profile.name == "tree-6"
+    assert Engine.load(tiny_bundle, threads=1, profile="tree-8").profile.name == "tree-8"
     file = store(measured(bundle), tmp_path / "c.json")
-    assert Engine.load(tiny_bundle, threads=2, calibration=file).decoder.profile.name == "tree-4"
+    assert Engine.load(tiny_bundle, threads=2, calibration=file).profile.name == "tree-4"
     with pytest.raises(ArgumentError, match="calibration is 3"):
         Engine.load(tiny_bundle, calibration=3)
 
 
 def test_the_engine_takes_a_tree_of_ones_own(tiny_bundle):
     own = TreeProfile("own", ((0,), (1,)))
-    assert Engine.load(tiny_bundle, threads=1, profile=own).decoder.profile == own
+    assert Engine.load(tiny_bundle, threads=1, profile=own).profile == own

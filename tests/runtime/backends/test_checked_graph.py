@@ -23,6 +23,7 @@ from medusa_runtime.bundle import Bundle, rewrite_manifest
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import ArgumentError, BundleError
 from medusa_runtime.manifest import Manifest
+from medusa_runtime.sampling_params import SamplingParams
 from onnx import TensorProto, helper, numpy_helper
 
 from .test_onnx_file import model, tensor
@@ -130,11 +131,11 @@ def test_a_graph_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.Monke
 def test_weights_changed_after_loading_change_no_answer(folder: Path, precision: str) -> None:
     """ONNX Runtime copies the weights, so later changes of the files have no effect."""
     engine = Engine.load(folder, precision=precision, profile="tree-4", threads=1)
-    before = engine.generate(PROMPT, max_new_tokens=20)
+    before = engine.generate(PROMPT, SamplingParams(max_tokens=20)).token_ids
     for file in [*(folder / "graphs").glob("*.data"), *(folder / "graphs").glob("*.onnx")]:
         with file.open("r+b") as opened:
             opened.write(b"\x3f" * file.stat().st_size)
-    assert engine.generate(PROMPT, max_new_tokens=20) == before
+    assert engine.generate(PROMPT, SamplingParams(max_tokens=20)).token_ids == before
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "w8a8", "int4"])
@@ -143,7 +144,9 @@ def test_mapped_weights_are_read_from_the_files(folder: Path, precision: str) ->
     for file in (folder / "graphs").iterdir():
         os.utime(file, ns=(1, 1))
     answers = [
-        Engine.load(folder, precision=precision, threads=1, map_weights=mapped).generate(PROMPT, max_new_tokens=20)
+        Engine.load(folder, precision=precision, threads=1, map_weights=mapped)
+        .generate(PROMPT, SamplingParams(max_tokens=20))
+        .token_ids
         for mapped in (False, True)
     ]
     assert answers[0] == answers[1]
