@@ -281,3 +281,12 @@ def test_a_stale_digest_is_refused():
     with pytest.raises(BundleError, match="digest"):
         dataclasses.replace(make(), producer={"medusa-export": "9"})
     assert dataclasses.replace(make(), producer={"medusa-export": "9"}, digest="").digest != make().digest
+
+
+@pytest.mark.parametrize(("heads", "top_k", "fits"), [(256, 4096, True), (257, 4096, False), (1, 2**20 + 1, False)])
+def test_heads_have_no_more_candidates_than_there_are_ids(heads, top_k, fits):
+    if fits:
+        assert HeadFacts(heads, 1, "none", top_k).count == heads
+    else:
+        with pytest.raises(BundleError, match=rf"heads.top_k is {top_k}, expected a whole number from 1 to"):
+            HeadFacts(heads, 1, "none", top_k)

@@ -145,12 +145,15 @@ class _Summariser:
         return best, places
 
     def _logsumexp(self, rows: ir.Value, top: ir.Value) -> ir.Value:
-        """Return log Σ exp of each row (B, S), by way of its largest value so that no exponential overflows."""
+        """Return log Σ exp of each row (B, S), by way of its largest value so that no exponential overflows.
+
+        As for the other outputs, the last operator computes: one that only copies might not write to the host's memory.
+        """
         add = self._add
         largest = add("Slice", top, add.ints(0), add.ints(1), self._last, dtype=FLOAT)  # (B, S, 1)
         shares = add("Exp", add("Sub", rows, largest, dtype=FLOAT), dtype=FLOAT)
-        total = add("ReduceSum", shares, self._last, dtype=FLOAT, keepdims=1)
-        return add("Squeeze", add("Add", add("Log", total, dtype=FLOAT), largest, dtype=FLOAT), self._last, dtype=FLOAT)
+        total = add("ReduceSum", shares, self._last, dtype=FLOAT, keepdims=0)
+        return add("Add", add("Log", total, dtype=FLOAT), add("Squeeze", largest, self._last, dtype=FLOAT), dtype=FLOAT)
 
     def _least(self, rows: ir.Value, axes: int = 1) -> ir.Value:
         """Return the least logit of each row (B, S), of rows whose logits are along the last one or two axes."""

@@ -217,3 +217,12 @@ def test_a_row_of_few_blocks_is_searched_at_once() -> None:
     kinds = [[node.op_type for node in model(V, "tensorrt").graph] for V in (64 * BLOCK, 64 * BLOCK + 1)]
     assert ["ReduceMax" in of_one for of_one in kinds] == [False, True]
     assert [of_one.count("TopK") for of_one in kinds] == [1, 3]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("V", [40, 300, 5000])
+def test_no_output_is_a_mere_copy(V: int, form: str) -> None:
+    """Outputs are in pinned host memory, which a GPU's kernels write, but copies between device memories may not."""
+    outputs = [value for value in model(V, form).graph.outputs if value.name in contract.SUMMARY_OUTPUTS]
+    kinds = [value.producer().op_type for value in outputs]  # type: ignore[union-attr]
+    assert kinds == ["Cast", "TopK", "Add", "And"]
