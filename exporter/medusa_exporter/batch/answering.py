@@ -172,14 +172,21 @@ class _Run:
 
     def _answer_all(self, requests: Iterator[BatchRequest], bar: Bar) -> None:
         pending: deque[_Pending] = deque()
-        for request in requests:
-            pending.append(self._submit(request))
-            if len(pending) > QUEUED:
-                self._write(pending.popleft())
+        try:
+            for request in requests:
+                pending.append(self._submit(request))
+                if len(pending) > QUEUED:
+                    self._write(pending[0])
+                    pending.popleft()
+                    bar.advance()
+            while pending:
+                self._write(pending[0])
+                pending.popleft()
                 bar.advance()
-        while pending:
-            self._write(pending.popleft())
-            bar.advance()
+        finally:
+            for one in pending:
+                if one.handle is not None:
+                    one.handle.cancel()
 
     def _submit(self, request: BatchRequest) -> _Pending:
         plan, request_id = self._plan, self._identity.request_id(request.data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -120,19 +119,19 @@ class ResponsesFile:
     def _lock(self, file: BinaryIO) -> None:
         if sys.platform == "win32":
             return
-        with contextlib.suppress(BlockingIOError):
-            try:
-                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise
-            except OSError:  # a file system without locks
-                return
-            if self._is_current(file):
-                return
-        raise BusyError(
-            f"another command is writing to {self.shown}, or has just finished it; nothing was written: wait until it "
-            "has ended, then run this again, or give another output"
-        )
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_mine = False
+        except OSError:  # a file system without locks
+            return
+        else:
+            is_mine = self._is_current(file)
+        if not is_mine:
+            raise BusyError(
+                f"another command is writing to {self.shown}, or has just finished it; nothing was written: wait until "
+                "it has ended, then run this again, or give another output"
+            )
 
     def _is_current(self, file: BinaryIO) -> bool:
         """Whether the file has not been renamed or removed since it was opened."""

@@ -69,7 +69,7 @@ def prompt_options(command: Decorated) -> Decorated:
         click.option(
             "--sanitize",
             is_flag=True,
-            help="Encode control tokens in the prompt, such as <|im_end|>, as ordinary text.",
+            help="Encode control tokens in the prompt, such as one that ends a message, as ordinary text.",
         ),
         click.option("--raw", is_flag=True, help="Use PROMPT as it is, without the chat template."),
         click.option(

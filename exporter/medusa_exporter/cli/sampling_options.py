@@ -86,7 +86,9 @@ def _texts(name: str, help: str) -> Callable[[Decorated], Decorated]:
         multiple=True,
         callback=read_escapes,
         metavar="TEXT",
-        help=help + r" The escapes \n, \r, \t and \\ are replaced. May be repeated.",
+        help=help
+        + " A backslash before n, r or t makes a line feed, carriage return or tab; two make a backslash. May be "
+        "repeated.",
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from medusa_exporter.batch import answering
 from medusa_exporter.batch.identity import seed_of
 from medusa_exporter.cli.exit_codes import ExitCode
+from medusa_profiles.toml import to_toml
 from medusa_runtime import Bundle, Engine, SamplingParams
 from medusa_runtime.errors import CapacityError, EngineClosedError, InvalidLogitsError
 from medusa_runtime.request_runner import RequestRunner
@@ -324,17 +327,36 @@ def test_the_end_of_the_engine_ends_the_batch(
 def test_no_more_requests_are_queued_than_stated(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit, most = Engine.submit, []
+    submit, run_one, most = Engine.submit, RequestRunner.answer, []
 
     def counted(self: Engine, *arguments: Any, **options: Any) -> Any:
         handle = submit(self, *arguments, **options)
         most.append(self.stats().waiting)
         return handle
 
+    def slow(self: RequestRunner, request: Any, checkpoint: Any) -> None:
+        time.sleep(0.02)  # longer than a prompt takes
+        run_one(self, request, checkpoint)
+
     monkeypatch.setattr(Engine, "submit", counted)
-    lines = [chat(f"r{number}", "Hi", max_tokens=12, ignore_eos=True) for number in range(60)]
+    monkeypatch.setattr(RequestRunner, "answer", slow)
+    lines = [chat(f"r{number}", "Hi", max_tokens=1) for number in range(60)]
     assert answer(tiny_bundle, write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl") == 0
     assert 1 < max(most) <= answering.QUEUED + 1
+
+
+def test_a_lossy_batch_depends_on_the_tree(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = write(tmp_path / "in.jsonl", FEW[:1]), tmp_path / "out.jsonl"
+    own = dataclasses.replace(Bundle.open(tiny_bundle).profile("tree-4"), name="own")
+    (tmp_path / "own.toml").write_text(to_toml(own), encoding="utf-8")
+    lossy = ["--acceptance", "typical", "--typical-epsilon", 0.2]
+    for tree, other in ((tmp_path / "own.toml", "tree-8"), ("tree-8", tmp_path / "own.toml")):
+        assert answer(tiny_bundle, file, output, *lossy, "--profile", tree, "--force") == 0
+        assert answer(tiny_bundle, file, output, *lossy, "--profile", tree) == 0
+        assert answer(tiny_bundle, file, output, *lossy, "--profile", other) == 1
+        assert "is of another precision or other parameters" in capsys.readouterr().err
 
 
 def test_json_on_standard_output_is_alone_there(
