@@ -1,9 +1,10 @@
 """Compares sampled answers of trees with those of plain decoding for the same seed, and times both in turns.
 
-Every prompt is answered by plain decoding and by every tree, at every temperature, with parameters that take turns:
-penalties, filters, stop strings. In fp32 all tokens are equal. In other precisions the number of rows in a step changes
-the rounding of the logits; a difference is then reported with its gap: how much the score of the race (log-weight minus
-log-noise, as `medusa_runtime.sampling.noise` draws) of the token that plain decoding chose exceeds that of the tree's.
+Every prompt is answered by plain decoding and by every tree, at every temperature, 0 (greedy) first, with parameters
+that take turns: penalties, filters, stop strings; `--unmixed` leaves them out. In fp32 all tokens are equal. In other
+precisions the number of rows in a step changes the rounding of the logits. A difference is reported with its gap: how
+much the score of the race (log-weight minus log-noise, as `medusa_runtime.sampling.noise` draws) of the token that
+plain decoding chose exceeds that of the tree's.
 
     python benchmarks/sampled_answers.py BUNDLE --prompts mt_bench_dev.jsonl --limit 40 --profile tree-4,tree-8,tree-16
 """
@@ -52,23 +53,27 @@ class Totals:
     tokens: int = 0
     steps: int = 0
     gaps: list[float] = field(default_factory=list)
-    speedups: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # per token, of each answer
+    speedups: list[float] = field(default_factory=list)  # over plain decoding, of each answer
+    against_greedy: list[float] = field(default_factory=list)  # tokens per second over those at temperature 0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures; the speed-up is the median over answers of the ratio of times per token."""
+        """Return the figures; speeds and their ratios are medians over answers, without the prefill."""
         return {
             "answers": self.answers,
             "different": self.different,
             "largest_gap": max(self.gaps, default=0.0),
             "tokens_per_step": self.tokens / self.steps if self.steps else None,
-            "speedup": float(np.median(self.speedups)) if self.speedups else None,
+            "tokens_per_second": float(1 / np.nanmedian(self.seconds)),
+            "over_plain": float(np.nanmedian(self.speedups)),
+            "over_greedy": float(np.nanmedian(self.against_greedy)),
         }
 
 
-def parameters(temperature: float, number: int, max_tokens: int) -> dict[str, Any]:
+def parameters(temperature: float, number: int, max_tokens: int, mixed: bool) -> dict[str, Any]:
     """Return the parameters of prompt `number`; above temperature 1 there is neither top_k nor top_p nor min_p."""
     kinds = UNFILTERED if temperature > 1 else MIXED
-    chosen = kinds[number % len(kinds)]
+    chosen = kinds[number % len(kinds)] if mixed else {}
     return {"temperature": temperature, "seed": 1000 + number, "max_tokens": max_tokens, **chosen}
 
 
@@ -81,23 +86,29 @@ def seconds_per_token(result: GenerationResult) -> float:
 class Comparison:
     """Answers prompts with one engine."""
 
-    def __init__(self, engine: Engine, profiles: list[str]) -> None:
-        self.engine, self.profiles = engine, profiles
+    def __init__(self, engine: Engine, profiles: list[str], mixed: bool) -> None:
+        self.engine, self.profiles, self.mixed = engine, profiles, mixed
         self.found: dict[tuple[float, str], Totals] = {}
+        self._greedy: dict[tuple[int, str], float] = {}  # seconds per token, by prompt and tree
 
     def compare(self, prompt: str, number: int, temperature: float, max_tokens: int) -> Iterator[dict[str, Any]]:
         """Answer one prompt by plain decoding and by every tree, in an order that rotates; yield the differences."""
-        values = parameters(temperature, number, max_tokens)
+        values = parameters(temperature, number, max_tokens, self.mixed)
         names = ["plain", *self.profiles]
         order = names[number % len(names) :] + names[: number % len(names)]
         results = {name: self.engine.generate(prompt, SamplingParams(**values, profile=name)) for name in order}
         plain = results["plain"]
-        for name in self.profiles:
+        for name in names:
             totals, result = self.found.setdefault((temperature, name), Totals()), results[name]
             totals.answers += 1
             totals.tokens += len(result.token_ids) - 1
             totals.steps += result.steps
-            totals.speedups.append(seconds_per_token(plain) / seconds_per_token(result) if result.steps else 1.0)
+            seconds = seconds_per_token(result)
+            totals.seconds.append(seconds)
+            totals.speedups.append(seconds_per_token(plain) / seconds)
+            if temperature == 0:
+                self._greedy[number, name] = seconds
+            totals.against_greedy.append(self._greedy.get((number, name), float("nan")) / seconds)
             where = first_difference(list(plain.token_ids), list(result.token_ids))
             if where is not None:
                 totals.different += 1
@@ -134,6 +145,7 @@ def main() -> None:
     parser.add_argument("--profile", default="tree-4,tree-8,tree-16", help="trees (default: %(default)s)")
     parser.add_argument("--temperature", default="0,0.7,1.0,1.2", help="temperatures (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--unmixed", action="store_true", help="temperature and seed only, for a clear ratio of speeds")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     temperatures = [float(value) for value in arguments.temperature.split(",")]
@@ -142,7 +154,7 @@ def main() -> None:
     differences: list[dict[str, Any]] = []
     with Engine.load(arguments.bundle, **settings) as engine:
         engine.warm_up()
-        comparison, started = Comparison(engine, arguments.profile.split(",")), perf_counter()
+        comparison, started = Comparison(engine, arguments.profile.split(","), not arguments.unmixed), perf_counter()
         for number, prompt in enumerate(prompts):
             for temperature in temperatures:
                 differences += comparison.compare(prompt, number, temperature, arguments.max_tokens)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -100,6 +101,20 @@ class Load:
                 self.wrong.append(f"{self.cases[which]}: {found} instead of {self.expected[which]}")
 
 
+def gpu_megabytes(backend: str) -> float:
+    """Return the GPU memory in use, as nvidia-smi reports it; 0 for a backend on the CPU."""
+    if backend == "ort-cpu":
+        return 0.0
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return float(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
+
+
+def by_thirds(values: list[float]) -> list[float]:
+    """Return the median of each third of the values, the first quarter left out."""
+    thirds = np.array_split(np.array(values[len(values) // 4 :]), 3)
+    return [round(float(np.median(third)), 1) for third in thirds if third.size]
+
+
 def main() -> None:
     """Run from the command line; exit code 1 if an answer was wrong or something got stuck."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,19 +137,19 @@ def main() -> None:
     process, memory, began = psutil.Process(), [], time.monotonic()
     while any(thread.is_alive() for thread in threads) and time.monotonic() < until + PATIENCE:
         time.sleep(min(5, 6 * arguments.minutes))
-        memory.append((time.monotonic() - began, process.memory_info().rss / 1e6, process.num_threads()))
-        print(f"{memory[-1][0]:.0f} s, {memory[-1][1]:.0f} MB, {dict(load.outcomes)}", file=sys.stderr, flush=True)
+        memory.append((process.memory_info().rss / 1e6, gpu_megabytes(arguments.backend), process.num_threads()))
+        passed = time.monotonic() - began
+        print(f"{passed:.0f} s, {memory[-1][0]:.0f} MB, {dict(load.outcomes)}", file=sys.stderr, flush=True)
     stuck = sum(thread.is_alive() for thread in threads)
     engine.close(timeout=PATIENCE)
-    settled = [megabytes for seconds, megabytes, _ in memory if seconds > 0.25 * memory[-1][0]]
-    thirds = np.array_split(np.array(settled), 3)
     print(
         json.dumps(
             {
                 **load.outcomes,
                 "wrong": len(load.wrong),
                 "stuck": stuck,
-                "rss_mb_by_third": [round(float(np.median(third)), 1) for third in thirds if third.size],
+                "rss_mb_by_third": by_thirds([resident for resident, *_ in memory]),
+                "gpu_mb_by_third": by_thirds([used for _, used, _ in memory]),
                 "threads": sorted({count for *_, count in memory}),
                 "stats": {name: value for name, value in vars(engine.stats()).items() if not isinstance(value, tuple)},
             },
