@@ -146,7 +146,6 @@ def main() -> None:
     parser.add_argument("--temperature", default="0,0.7,1.0,1.2", help="temperatures (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--unmixed", action="store_true", help="temperature and seed only, for a clear ratio of speeds")
-    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     temperatures = [float(value) for value in arguments.temperature.split(",")]
     prompts = [turns[0] for turns in load_prompts(arguments.prompts, arguments.limit)]
@@ -172,8 +171,6 @@ def main() -> None:
     ]
     for row in rows:
         print(json.dumps(row))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({**settings, "rows": rows}, indent=2), "utf-8")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ import numpy as np
 from medusa_profiles.profile import TreeProfile
 
 from medusa_runtime.backends.base import FloatArray
-from medusa_runtime.errors import MedusaError
+from medusa_runtime.errors import ArgumentError
+from medusa_runtime.parameter_checks import as_float
 from medusa_runtime.rows import RowReader
 
 MIN_TEMPERATURE = 1e-6  # of `Typical`; logits divided by less soon overflow float32
@@ -94,7 +95,7 @@ class Typical:
         temperature: Divides the logits before the softmax; the rule approaches `greedy` as it approaches 0.
 
     Raises:
-        MedusaError: A value is out of its range.
+        ArgumentError: A value is out of its range.
     """
 
     epsilon: float = 0.09
@@ -102,14 +103,16 @@ class Typical:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("epsilon", "delta", "temperature"):
+            as_float(name, getattr(self, name))
         if not 0 <= self.epsilon <= 1:
-            raise MedusaError(f"epsilon is {self.epsilon}, expected a probability, from 0 to 1")
+            raise ArgumentError(f"epsilon is {self.epsilon}, expected a probability, from 0 to 1")
         if not 0 <= self.delta < math.inf:
-            raise MedusaError(f"delta is {self.delta}, expected a finite number from 0 up")
+            raise ArgumentError(f"delta is {self.delta}, expected a finite number from 0 up")
         if not MIN_TEMPERATURE <= self.temperature < math.inf:
-            raise MedusaError(
+            raise ArgumentError(
                 f"temperature is {self.temperature}, expected a finite number from {MIN_TEMPERATURE:g} up; for "
-                "temperature 0 use the rule 'greedy'"
+                "temperature 0 use acceptance 'lossless'"
             )
 
     def __call__(

@@ -18,14 +18,19 @@ MAX_BIAS = 100.0
 JSON_ID = re.compile(r"[0-9]{1,10}")  # a token id as the key of a JSON object
 
 
-def as_number(what: str, value: object, least: float, most: float) -> float:
-    """Return a finite number from `least` to `most` as a float; raise ArgumentError otherwise, for bool too."""
+def as_float(what: str, value: object) -> float:
+    """Return any number as a float, inf if it is too large; raise ArgumentError for other types, bool included."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
         raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a number: pass a float")
     try:
-        number = float(value)
+        return float(value)
     except OverflowError:
-        number = math.inf
+        return math.inf
+
+
+def as_number(what: str, value: object, least: float, most: float) -> float:
+    """Return a finite number from `least` to `most` as a float; raise ArgumentError otherwise, for bool too."""
+    number = as_float(what, value)
     if not (least <= number <= most and math.isfinite(number)):
         bounds = f"a finite number from {least:g} up" if most == math.inf else f"a number from {least:g} to {most:g}"
         raise ArgumentError(f"{what} is {number}; expected {bounds}")

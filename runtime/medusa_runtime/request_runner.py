@@ -9,7 +9,7 @@ from time import perf_counter
 from medusa_runtime.accept import greedy
 from medusa_runtime.answer_rule import answer_rule, end_ids, stop_ids
 from medusa_runtime.decoder import Decoder
-from medusa_runtime.errors import DeadlineError, RequestCancelledError, RequestError
+from medusa_runtime.errors import DeadlineError, EngineClosedError, RequestCancelledError, RequestError
 from medusa_runtime.log import LOGGER
 from medusa_runtime.request import Checkpoint, Request
 from medusa_runtime.results import Choice, Chunk, GenerationResult, Times, TokenLogprobs
@@ -87,8 +87,9 @@ class RequestRunner:
 
     def fail(self, request: Request, error: BaseException) -> None:
         """End a request with an error."""
-        is_expected = isinstance(error, (RequestCancelledError, DeadlineError))
-        self._stats.add(**{"cancelled" if is_expected else "failed": 1})
+        is_cancelled = isinstance(error, (RequestCancelledError, DeadlineError))
+        is_expected = is_cancelled or isinstance(error, EngineClosedError)
+        self._stats.add(**{"cancelled" if is_cancelled else "failed": 1})
         level = logging.DEBUG if is_expected else logging.WARNING
         LOGGER.log(level, "request %d ended with %s", request.number, type(error).__name__)
         request.mailbox.fail(error)

@@ -146,11 +146,11 @@ class Scheduler:
 
     def _checkpoint(self, job: Job) -> Checkpoint:
         def check() -> None:
-            if self._aborting:
-                raise EngineClosedError("the engine was closed while it worked on this request")
             now = time.monotonic()
             if error := _end_of(job, now):
                 raise error
+            if self._aborting:
+                raise EngineClosedError("the engine was closed while it worked on this request")
             if self._waiting:
                 with self._changed:
                     self._drop_ended(now)

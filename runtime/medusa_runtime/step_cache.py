@@ -28,6 +28,7 @@ class StepCache:
     def __init__(self, heads: HeadFacts) -> None:
         self._heads = heads
         self._steps: dict[_Kind, TreeStep] = {}  # the oldest first
+        self._last: TreeStep | None = None  # found without hashing a tree
 
     def get(self, profile: TreeProfile, summaries: bool = False) -> TreeStep:
         """Return the inputs for a tree.
@@ -40,6 +41,9 @@ class StepCache:
             ProfileError: The tree needs more heads or candidates than the bundle has.
             ArgumentError: `profile` is not a TreeProfile.
         """
+        last = self._last
+        if last is not None and last.profile is profile and last.step.summaries is summaries:
+            return last
         if not isinstance(profile, TreeProfile):
             raise ArgumentError(
                 f"the profile is {profile!r:.80}, of type {type(profile).__name__}; expected a TreeProfile: pass "
@@ -51,4 +55,5 @@ class StepCache:
             self._steps[kind] = TreeStep(profile, self._heads.top_k, summaries)
             while len(self._steps) > MAX_CACHED_STEPS:
                 del self._steps[next(iter(self._steps))]
-        return self._steps[kind]
+        self._last = self._steps[kind]
+        return self._last

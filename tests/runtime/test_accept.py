@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.accept import ACCEPT_RULES, Typical, greedy, log_softmax
-from medusa_runtime.errors import MedusaError
+from medusa_runtime.errors import ArgumentError, MedusaError
 
 from .fake_backend import random_tree
 
@@ -204,7 +204,7 @@ def test_tokens_ruled_out_by_the_model_do_no_harm():
         ({"delta": -0.3}, r"^delta is -0\.3, expected a finite number from 0 up$"),
         ({"delta": math.inf}, r"^delta is inf, expected a finite number"),
         ({"delta": math.nan}, r"^delta is nan, expected a finite number"),
-        ({"temperature": 0.0}, r"^temperature is 0\.0, expected a finite number from 1e-06 up; .*'greedy'$"),
+        ({"temperature": 0.0}, r"^temperature is 0\.0, expected a finite number from 1e-06 up; .*'lossless'$"),
         ({"temperature": -1.0}, r"^temperature is -1\.0, expected a finite number"),
         ({"temperature": math.inf}, r"^temperature is inf, expected a finite number"),
         ({"temperature": math.nan}, r"^temperature is nan, expected a finite number"),
@@ -226,3 +226,22 @@ def test_parameters_may_lie_at_their_limits():
 def test_log_softmax_of_large_logits():
     row = np.array([1e4, 1e4, -1e4, 0], dtype=np.float32)
     np.testing.assert_allclose(np.exp(log_softmax(row)), [0.5, 0.5, 0, 0])
+
+
+@pytest.mark.parametrize("wrong", [{"epsilon": "0.1"}, {"delta": None}, {"temperature": True}], ids=str)
+def test_thresholds_of_other_types_are_refused_in_words(wrong):
+    (name,) = wrong
+    with pytest.raises(ArgumentError, match=rf"{name} is .*of type .*expected a number"):
+        Typical(**wrong)
+
+
+def test_the_walk_follows_all_nodes_that_hold_the_token():
+    """Nodes 1 and 3 hold the same token; only behind the second one does the path go on."""
+    tree = TreeProfile("twice", ((0,), (0, 0), (1,), (1, 0), (1, 0, 0)))
+    tokens = [5, 7, 1, 7, 8, 9]  # node 1 and node 3 hold 7; 8 is behind node 3 only
+    argmax = [7, 8, 0, 8, 9, 4]
+    assert greedy(tree, tokens, argmax) == ([0, 3, 4, 5], 4)
+    tokens[2] = 8  # now behind both; the first path wins only if it is as long
+    assert greedy(tree, tokens, argmax) == ([0, 3, 4, 5], 4)
+    argmax[2] = argmax[4] = 3
+    assert greedy(tree, tokens, argmax) == ([0, 1, 2], 3)

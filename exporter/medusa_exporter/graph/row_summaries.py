@@ -16,6 +16,10 @@ This holds only if TopK itself prefers the lower index of equal values, as ONNX 
 thread. So values are searched in groups of 256 (`TOPK_GROUP`): the top 64 of each of 16 groups, then of each of 4
 groups of these, then of the last 256. All groups are full, because the kernel pads a smaller one with the lowest finite
 value, which would come before a logit of -inf, with an index that does not exist.
+
+Graphs for a CPU have no summaries. On two cores these operators take 0.15 ms for one row of 49,152 logits, 1.0 ms for 8
+rows and more than 12 ms for 64; numpy takes 0.24 ms for one row, and an answer visits about three rows of a step, which
+are in the host's memory anyway (`benchmarks/row_summaries.py`).
 """
 
 from __future__ import annotations

@@ -100,6 +100,7 @@ def _logits(graph: ir.Model, ids: np.ndarray, past: tuple[int, ...], rows: list[
         contract.PAST_LENGTH: np.zeros(1, np.int32),
         contract.DRAFT_HIDDEN: np.zeros((0, 64), np.float32),
         contract.LOGIT_ROWS: np.array([rows], np.int32),
+        contract.SUMMARY_ROWS: np.zeros((1, 0), np.int32),
     }
     inputs = {one.name: given.get(one.name, np.zeros(past, np.float32)) for one in session.get_inputs()}
     [logits] = session.run([contract.LOGITS], inputs)
