@@ -241,7 +241,7 @@ def test_the_walk_follows_all_nodes_that_hold_the_token():
     tokens = [5, 7, 1, 7, 8, 9]  # node 1 and node 3 hold 7; 8 is behind node 3 only
     argmax = [7, 8, 0, 8, 9, 4]
     assert greedy(tree, tokens, argmax) == ([0, 3, 4, 5], 4)
-    tokens[2] = 8  # now behind both; the first path wins only if it is as long
+    tokens[2], argmax[2] = 8, 9  # now 8 is behind both, and only behind the second one 9 follows
     assert greedy(tree, tokens, argmax) == ([0, 3, 4, 5], 4)
     argmax[2] = argmax[4] = 3
     assert greedy(tree, tokens, argmax) == ([0, 1, 2], 3)
