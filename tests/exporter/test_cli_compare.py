@@ -97,6 +97,29 @@ def test_another_backend_with_another_variant_agrees(
     assert run(tiny_backends, "--backends", "ort-cuda:fp16", "--backends", "ort-cuda:fp32", *FEW) == 0
 
 
+def test_summaries_of_other_rows_are_found(
+    tiny_backends: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_cuda, "load", on_host)
+    assert run(tiny_backends, "--backends", "ort-cpu,ort-cuda", *FEW) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " summaries " in line]
+    assert [row[0] for row in rows] == ["prefill", "plain", "tree"] and {row[4] for row in rows} == {"ok"}
+    read = ort_cuda.OrtCudaBackend.read_summary
+    monkeypatch.setattr(ort_cuda.OrtCudaBackend, "read_summary", lambda self, row: read(self, max(row - 1, 0)))
+    for sides in ("ort-cpu,ort-cuda", "ort-cuda,ort-cpu"):
+        assert run(tiny_backends, "--backends", sides, *FEW) == 1
+        assert (
+            "worst is summaries (summaries) of the tree step at prompt 1, step 1: error inf" in capsys.readouterr().err
+        )
+    reference = tmp_path / "reference"
+    assert run(tiny_backends, "--backends", "ort-cuda:fp32", *FEW, "--save", reference) == 1
+    assert (
+        "ort-cuda:fp32: the summaries of rows differ from their own logits by inf in the tree"
+        in capsys.readouterr().err
+    )
+    assert not reference.exists()
+
+
 def test_rows_committed_wrongly_are_found(
     tiny_precisions: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
