@@ -160,13 +160,17 @@ class TreeProfile:
         ids = [head_candidate_id(len(path) - 1, path[-1], top_k) for path in self.paths]
         return np.array([0, *ids], np.int32)
 
-    def check_fits(self, heads: int, top_k: int) -> None:
-        """Raise ProfileError unless `heads` heads, each of which ranks `top_k` candidates, can fill this tree."""
+    def check_candidates(self) -> None:
+        """Raise ProfileError unless the ranks are those of the heads' candidates, the only ones that graphs offer."""
         if self.candidates != HEADS:
             raise ProfileError(
                 f"tree '{self.name}' has candidates = {self.candidates!r}, ranks among the candidates of each parent, "
                 f"which no graph offers yet; expected {HEADS!r}: choose a tree of the heads' candidates"
             )
+
+    def check_fits(self, heads: int, top_k: int) -> None:
+        """Raise ProfileError unless `heads` heads, each of which ranks `top_k` candidates, can fill this tree."""
+        self.check_candidates()
         if heads * top_k > MAX_HEAD_CANDIDATES:
             raise ProfileError(
                 f"{heads} heads of {top_k} candidates each have {heads * top_k} candidates, expected at most "

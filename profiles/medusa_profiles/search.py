@@ -58,9 +58,11 @@ def expected_tokens(profile: TreeProfile, hits: Hits) -> float:
         hits: Integers (S, K): the rank of the true token at each of S samples for each of K heads, -1 for a miss.
 
     Raises:
-        ProfileError: `hits` has another shape or type, is empty, or has fewer heads than the tree needs.
+        ProfileError: `hits` has another shape or type, is empty, or has fewer heads than the tree needs; or the tree is
+            not one of the heads' candidates.
     """
     _check_hits(hits)
+    profile.check_candidates()
     if len(hits) == 0:
         raise ProfileError("expected tokens need at least one sample, got none")
     if profile.depth > hits.shape[1]:

@@ -28,6 +28,7 @@ def steps_taken(profile: TreeProfile, hits: Hits, answers: Answers) -> npt.NDArr
     """Return where greedy decoding with the tree starts a step, (S,) bool; raises ProfileError as `search` does."""
     if len(hits) != len(answers):
         raise ProfileError(f"{len(hits)} samples, but answers of {len(answers)}")
+    profile.check_candidates()
     if profile.depth > hits.shape[1]:
         raise ProfileError(f"tree '{profile.name}' is {profile.depth} deep but the samples cover {hits.shape[1]} heads")
     gained = np.ones(len(hits), np.int64)  # tokens of a step that starts at each position

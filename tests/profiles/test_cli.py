@@ -47,7 +47,8 @@ def test_a_file_is_drawn_and_given_as_json(tmp_path):
     path = tmp_path / "file.toml"
     path.write_text(to_toml(profile), encoding="utf-8")
     assert run(str(path)).output == f"{draw_tree(profile)}\n"
-    assert json.loads(run(str(path), "--json", "-").stdout)["paths"] == [[0], [0, 0]]
+    content = json.loads(run(str(path), "--json", "-").stdout)
+    assert (content["candidates"], content["paths"]) == ("heads", [[0], [0, 0]])
 
 
 def test_an_unknown_name_is_an_error():

@@ -5,6 +5,8 @@ import pickle
 import numpy as np
 import pytest
 from medusa_profiles.profile import ProfileError, TreeProfile
+from medusa_profiles.search import expected_tokens
+from medusa_profiles.simulation import steps_taken
 
 BRANCHED = TreeProfile("branched", ((0,), (1,), (0, 0), (0, 2), (0, 0, 1), (1, 0)))
 
@@ -60,7 +62,13 @@ def test_candidate_ids_refuse_a_rank_that_would_name_another_head():
 def test_ranks_among_a_parents_candidates_fit_no_bundle_yet():
     tree = TreeProfile("sequential", ((0,), (0, 1)), candidates="parents")
     expected = "tree 'sequential' has candidates = 'parents', .*, which no graph offers yet; expected 'heads'"
-    for refused in (lambda: tree.check_fits(9, 9), lambda: tree.candidate_ids(9)):
+    hits = np.zeros((4, 3), np.int64)
+    for refused in (
+        lambda: tree.check_fits(9, 9),
+        lambda: tree.candidate_ids(9),
+        lambda: expected_tokens(tree, hits),  # ranks of heads say nothing about it
+        lambda: steps_taken(tree, hits, np.zeros(4, np.int64)),
+    ):
         with pytest.raises(ProfileError, match=expected):
             refused()
     assert pickle.loads(pickle.dumps(tree)) == tree

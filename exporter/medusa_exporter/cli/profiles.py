@@ -35,7 +35,7 @@ def command(name: str | None, results: Results) -> None:
         results.echo(table(HEADINGS, rows, text=("name", "source")))
         return
     profile = profile_from_file(name) or load_profile(name)
-    results.write(KIND, _facts(profile) | {"paths": [list(path) for path in profile.paths]})
+    results.write(KIND, _facts(profile) | {"candidates": profile.candidates, "paths": list(map(list, profile.paths))})
     results.echo("\n".join([draw_tree(profile), *filter(None, [profile.source])]))
 
 
