@@ -24,10 +24,10 @@ from medusa_runtime.backends.base import (
     name_outputs,
 )
 from medusa_runtime.backends.checked_graph import CheckedGraph
-from medusa_runtime.backends.integer_products import set_exact_products
+from medusa_runtime.backends.cpu_session import open_cpu_session
 from medusa_runtime.backends.node_check import check_node_ids, least_node_id
 from medusa_runtime.backends.ort_library import import_onnxruntime
-from medusa_runtime.backends.ort_session import check_signature, open_session
+from medusa_runtime.backends.ort_session import check_signature
 from medusa_runtime.backends.step_errors import COMMITTED_BEFORE, check_reading_thread, step_error
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
@@ -104,7 +104,7 @@ class OrtCpuBackend:
         self._weight_bytes = checked.weight_bytes
         self._threads = threads or default_threads()
         with permitted_amx():
-            self._session = _new_session(checked, self._threads, map_weights)
+            self._session = open_cpu_session(checked, self._threads, map_weights)
         hidden_size = state_size(model, heads)
         specs = contract.in_place_specs(model.layers, hidden_size, model.vocab_size, model.kv_heads, model.head_dim)
         check_signature(self._session, *specs, checked.path)
@@ -294,16 +294,3 @@ class _CompletedRun(NamedTuple):
 def _row_views(array: NDArray[Any]) -> list[memoryview]:
     """Return the rows of an (N, M) array as memoryviews, which are read in a third of the time of numpy rows."""
     return [row.data for row in array]
-
-
-def _new_session(graph: CheckedGraph, threads: int, map_weights: bool) -> Any:
-    onnxruntime = import_onnxruntime("cpu")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # otherwise a memory pattern is stored for every length of the past
-    # Threads that wait for work spin. Within a step that makes it fast; after the step they would take processor time
-    # from other sessions of the process (two that alternate ran half as fast).
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    set_exact_products(onnxruntime, options)
-    return open_session(onnxruntime, graph, options, ["CPUExecutionProvider"], map_weights=map_weights)
