@@ -118,7 +118,7 @@ class Decoder:
         """Run a step of every shape that answers can need, so that no request waits while one is prepared.
 
         These are plain decoding and the current tree behind pasts of every length, and prompts. On an H100, where each
-        shape becomes a CUDA graph, it takes about three seconds; on a CPU, two steps of each tree. An answer in
+        shape becomes a CUDA graph, it takes some seconds; on a CPU, two steps of each tree. An answer in
         progress is discarded. Call it in the thread that will decode: a backend may be bound to the first thread that
         runs a step.
 
@@ -128,7 +128,8 @@ class Decoder:
         self._check_owner()
         self.sequence = self._prompt = None
         self.cache.truncate(0)
-        trees = [self._steps.get(tree) for tree in (PLAIN, self.profile)]
+        kinds = (False,) if self.backend.logits_on_host else (False, True)  # with summaries: what samples needs them
+        trees = [self._steps.get(tree, summaries) for tree in (PLAIN, self.profile) for summaries in kinds]
         for step in warm_up_steps(self.backend, self.cache, trees):
             for _ in range(WARM_UP_RUNS):
                 self.backend.run(step)
