@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from medusa_runtime.accept import greedy
 from medusa_runtime.answer_rule import answer_rule, end_ids, stop_ids
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import DeadlineError, EngineClosedError, RequestCancelledError, RequestError
@@ -147,8 +146,8 @@ class _Run:
         limit = model.context if params.max_tokens is None else params.max_tokens
         sequence = SequenceState(request.prompt, limit, stop_ids(params, model), self._decoder.cache.context)
         sequence.rule = answer_rule(request, index, model, sequence.answer)
-        on_device = not self._decoder.backend.logits_on_host
-        sequence.summaries = on_device and (sequence.rule is not greedy or params.logprobs is not None)
+        # Summaries of all rows cost the device time. Where they do not suffice, the rows that are visited are read.
+        sequence.summaries = not params.has_processors and (params.has_filters or params.logprobs is not None)
         text = TextStream(
             self._tokenizer,
             tuple(params.stop),

@@ -200,6 +200,11 @@ class SamplingParams:
         )
 
     @property
+    def has_filters(self) -> bool:
+        """Whether a draw is from fewer tokens than all."""
+        return not self.is_greedy and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
+
+    @property
     def has_penalties(self) -> bool:
         """Whether logits depend on the tokens before."""
         return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from medusa_runtime.backends.base import FloatArray, IntArray, RowSummary, StepOutputs, name_outputs
+from medusa_runtime.backends.host_rows import HostRows
 from medusa_runtime.backends.step_binding import StepBinding
 from medusa_runtime.backends.step_errors import COMMITTED_BEFORE
 
@@ -18,14 +19,15 @@ class CompletedRun:
     Reading and committing use the memory that the run was bound to, whatever else was allocated since.
     """
 
-    def __init__(self, binding: StepBinding, seconds: float) -> None:
+    def __init__(self, binding: StepBinding, seconds: float, rows: HostRows) -> None:
         """Record a run in the calling thread.
 
         Args:
             binding: What the step ran with.
             seconds: How long the run took.
+            rows: Holds the rows of logits that are read.
         """
-        self.binding, self.seconds = binding, seconds
+        self.binding, self.seconds, self._rows = binding, seconds, rows
         self.thread = threading.get_ident()
         self._commits_begun: set[int] = set()  # sequences
 
@@ -38,12 +40,13 @@ class CompletedRun:
         return self.binding.host.read_argmax(sequence)
 
     def read_logits(self, row: int, sequence: int) -> FloatArray:
-        """Copy the logits of one row from the device: (V,) float32."""
+        """Copy the logits of one row from the device, on its first use: (V,) float32, valid until the next run."""
         binding = self.binding
         _check_index("sequence", sequence, binding.shape.B)
         _check_index("row", row, binding.host.sizes[1])
         outputs = binding.memory.outputs
-        return self._read(outputs.logits_address(binding.shape, sequence, row), outputs.vocab_size)
+        address = outputs.logits_address(binding.shape, sequence, row)
+        return self._rows.read((sequence, row), address, outputs.vocab_size)
 
     def read_summary(self, row: int, sequence: int) -> RowSummary | None:
         """Return the summary of one row; None if the step did not ask for summaries."""

@@ -7,6 +7,7 @@ import time
 from medusa_runtime.backends.base import Step
 from medusa_runtime.backends.completed_run import CompletedRun
 from medusa_runtime.backends.device import Device
+from medusa_runtime.backends.host_rows import HostRows
 from medusa_runtime.backends.step_binding import StepBinding
 from medusa_runtime.backends.step_errors import step_error
 from medusa_runtime.errors import MedusaError
@@ -23,6 +24,7 @@ class StepExecutor:
         """Start with no step run. name, precision: those of the backend, for error messages."""
         self._name, self._precision, self._device = name, precision, device
         self._unfinished = False  # whether a run began and did not return
+        self._rows = HostRows(device)
 
     def run(self, binding: StepBinding, step: Step) -> CompletedRun:
         """Write a step's inputs, run it and wait until it is done.
@@ -42,4 +44,5 @@ class StepExecutor:
             raise step_error(self._name, self._precision, step, error) from error
         seconds = time.perf_counter() - started
         self._unfinished = False
-        return CompletedRun(binding, seconds)
+        self._rows.begin()
+        return CompletedRun(binding, seconds, self._rows)
