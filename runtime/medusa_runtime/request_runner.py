@@ -146,8 +146,9 @@ class _Run:
         limit = model.context if params.max_tokens is None else params.max_tokens
         sequence = SequenceState(request.prompt, limit, stop_ids(params, model), self._decoder.cache.context)
         sequence.rule = answer_rule(request, index, model, sequence.answer)
-        # Summaries of all rows cost the device time. Where they do not suffice, the rows that are visited are read.
-        sequence.summaries = not params.has_processors and (params.has_filters or params.logprobs is not None)
+        # Summaries of all rows cost a device time, and processors need whole rows: those that are visited are read.
+        can_suffice = not params.has_processors and (params.has_filters or params.logprobs is not None)
+        sequence.summaries = can_suffice and not self._decoder.backend.logits_on_host
         text = TextStream(
             self._tokenizer,
             tuple(params.stop),
