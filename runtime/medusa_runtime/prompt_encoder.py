@@ -77,7 +77,7 @@ class PromptEncoder:
             chat_template_arguments: Further names for the chat template, such as `{"enable_thinking": False}`.
             continue_final_message: Let the model continue the last message, a text of the assistant, in place of
                 answering it.
-            sanitize: Encode control tokens such as <|im_end|> in messages, tools and arguments, or in a raw text, as
+            sanitize: Encode control tokens such as `<|im_end|>` in messages, tools and arguments, or in a raw text, as
                 ordinary text, so that only the chat template writes control tokens.
 
         Raises:
