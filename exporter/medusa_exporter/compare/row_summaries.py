@@ -36,15 +36,21 @@ def summary_error(logits: FloatArray, summaries: Sequence[RowSummary]) -> float:
         The largest error of a logsumexp, as a share of its magnitude where that is above 1. inf if a flag, a token or
         its logit is not exactly the row's; of rows that are not finite only the flag is compared.
     """
-    return max((_error(exact_summary(row), one) for row, one in zip(logits, summaries, strict=True)), default=0.0)
+    return max((_error(row, one) for row, one in zip(logits, summaries, strict=True)), default=0.0)
 
 
-def _error(expected: RowSummary, got: RowSummary) -> float:
+def _error(row: FloatArray, got: RowSummary) -> float:
+    expected = exact_summary(row)
     if got.finite != expected.finite:
         return math.inf
     if not expected.finite:
         return 0.0
-    same = np.array_equal(got.ids, expected.ids) and np.array_equal(got.logits, expected.logits)
-    if not same or not math.isfinite(got.logsumexp):
+    ids = np.asarray(got.ids)
+    valid = (
+        ids.shape == expected.ids.shape and len(np.unique(ids)) == len(ids) and 0 <= ids.min() <= ids.max() < len(row)
+    )
+    if not valid or not np.array_equal(got.logits, expected.logits) or not np.array_equal(row[ids], got.logits):
+        return math.inf
+    if not math.isfinite(got.logsumexp):
         return math.inf
     return abs(got.logsumexp - expected.logsumexp) / max(1.0, abs(expected.logsumexp))
