@@ -31,8 +31,9 @@ Output                    Shape           Type     Meaning
 ``tokens``                (B, T)          int32    ``input_ids`` with each candidate replaced by its token id.
 ``argmax``                (B, R)          int32    Most likely next token at each of ``logit_rows``.
 ``logits``                (B, R, V)       float32  Logits at each of ``logit_rows``.
-``top_ids``               (B, S, K)       int32    The K most likely tokens at each of ``summary_rows``: descending by
-                                                   logit, tokens of equal logits by ascending id.
+``top_ids``               (B, S, K)       int32    The K most likely tokens at each of ``summary_rows``, descending by
+                                                   logit. Equal logits are in any order, and where they reach beyond
+                                                   the last entry, any of them are there.
 ``top_logits``            (B, S, K)       float32  The logits of ``top_ids``.
 ``logsumexp``             (B, S)          float32  The natural logarithm of the sum of exp(logit) over all V tokens.
 ``finite``                (B, S)          bool     Whether all V logits are finite. Where they are not, the three

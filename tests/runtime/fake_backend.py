@@ -49,9 +49,9 @@ def logits_of(states):
 
 
 def summary_of(logits):
-    """The exact summary of a row (V,): the most likely tokens, of equal logits those of lower ids first."""
+    """A summary of a row (V,) with the most inconvenient ties: of equal logits those of higher ids first."""
     wide, count = logits.astype(np.float64), summary_tokens(len(logits))
-    ids = np.lexsort((np.arange(len(logits)), -wide))[:count].astype(np.int32)
+    ids = np.lexsort((-np.arange(len(logits)), -wide))[:count].astype(np.int32)
     finite = bool(np.isfinite(logits).all())
     logsumexp = wide.max() + np.log(np.exp(wide - wide.max()).sum()) if finite else np.nan
     return RowSummary(ids, logits[ids], float(logsumexp), finite)

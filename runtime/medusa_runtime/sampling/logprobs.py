@@ -8,6 +8,7 @@ import numpy as np
 
 from medusa_runtime.results import Logprob, TokenLogprobs
 from medusa_runtime.sampling.ranking import top_ids
+from medusa_runtime.sampling.summaries import certain_entries, in_order
 
 if TYPE_CHECKING:
     from medusa_runtime.backends.base import RowSummary
@@ -27,7 +28,7 @@ def token_logprobs(rows: RowReader, row: int, token: int, count: int) -> TokenLo
         InvalidLogitsError: A logit of the row is not finite.
     """
     summary = rows.summary(row)
-    if summary is not None and summary.finite and count <= len(summary.ids):
+    if summary is not None and summary.finite:
         found = _from_summary(summary, token, count)
         if found is not None:
             return found
@@ -44,9 +45,10 @@ def token_logprobs(rows: RowReader, row: int, token: int, count: int) -> TokenLo
 
 
 def _from_summary(summary: RowSummary, token: int, count: int) -> TokenLogprobs | None:
-    """Return the log-probabilities, or None if the token is not in the summary."""
+    """Return the log-probabilities, or None if the summary lacks the token or leaves the most likely ones open."""
+    summary = in_order(summary)
     place = np.flatnonzero(summary.ids == token)
-    if len(place) == 0:
+    if len(place) == 0 or count > certain_entries(summary):
         return None
     values = summary.logits.astype(np.float64) - summary.logsumexp
     top = zip(summary.ids[:count].tolist(), values[:count].tolist(), strict=True)

@@ -10,7 +10,7 @@ import numpy as np
 from medusa_runtime.sampling.filters import Filters
 from medusa_runtime.sampling.noise import draw, draw_key
 from medusa_runtime.sampling.processors import Processors
-from medusa_runtime.sampling.summaries import kept_of_summary
+from medusa_runtime.sampling.summaries import certain_entries, in_order, kept_of_summary
 from medusa_runtime.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -83,10 +83,11 @@ class Sampler:
 
     def _from_summary(self, summary: RowSummary, position: int) -> int | None:
         """Return the token that the whole row would give, or None if the summary does not determine it."""
-        if self._filters is None:
-            return int(summary.ids[0])
-        if not self._filters.active:
+        if self._filters is not None and not self._filters.active:
             return None
+        summary = in_order(summary)
+        if self._filters is None:
+            return int(summary.ids[0]) if certain_entries(summary) else None
         counts = kept_of_summary(self._filters, summary, self._vocab_size)
         if counts is None:
             return None

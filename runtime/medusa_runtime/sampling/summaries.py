@@ -1,9 +1,13 @@
-"""Filters on the summary of a row: how many of its most likely tokens they keep, at least and at most.
+"""What the summary of a row determines: the order of its tokens, and how many of the first ones filters keep.
 
-Where the two numbers are equal, the whole row would give the same tokens; where they differ, a draw from the larger
-set that falls into the smaller one is the draw from every set in between. What is not known is the mass of the tokens
-behind the summary at another temperature than 1, where its logsumexp was taken. With x_i = exp(l_i - max l) of these n
-tokens, none of which is above the last x of the summary, M = Σ x_i and q = 1 / T:
+A summary has equal logits in any order, and `in_order` sorts them by their ids, as rules on whole rows do. It may have
+any of the tokens whose logits equal the last entry's, so only the entries above that are certain (`certain_entries`).
+
+Filters keep at least and at most so many of the first tokens. Where the two numbers are equal, the whole row would give
+the same tokens; where they differ, a draw from the larger set that falls into the smaller one is the draw from every
+set in between. What is not known is the mass of the tokens behind the summary at another temperature than 1, where its
+logsumexp was taken. With x_i = exp(l_i - max l) of these n tokens, none of which is above the last x of the summary,
+M = Σ x_i and q = 1 / T:
 
 - q ≥ 1: n · (M / n)**q ≤ Σ x_i**q ≤ M · x**(q - 1), by convexity and as x_i ≤ x;
 - q < 1: M · x**(q - 1) ≤ Σ x_i**q ≤ n · (M / n)**q, by the same two arguments with their signs changed.
@@ -25,14 +29,31 @@ _MARGIN = 1e-4  # relative error of a mass: float32 logsumexp on a device, float
 _ROUNDING = 2.0**-21  # relative rounding of the logsumexp itself
 
 
+def in_order(summary: RowSummary) -> RowSummary:
+    """Return the summary with tokens of equal logits in ascending order of their ids."""
+    logits = summary.logits
+    if not (logits[1:] == logits[:-1]).any():
+        return summary
+    order = np.lexsort((summary.ids, -logits))
+    return summary._replace(ids=summary.ids[order], logits=logits[order])
+
+
+def certain_entries(summary: RowSummary) -> int:
+    """Return how many of the first entries of an ordered summary are those of the row, in the same order.
+
+    The logits of the others equal the last entry's, as may those of tokens that are not in the summary.
+    """
+    return int(np.count_nonzero(summary.logits > summary.logits[-1]))
+
+
 def kept_of_summary(filters: Filters, summary: RowSummary, vocab_size: int) -> tuple[int, int] | None:
-    """Return how many of the summary's first tokens the filters keep, at least and at most.
+    """Return how many of the summary's first tokens, in order, the filters keep, at least and at most.
 
     None if they may keep a token that is not in the summary.
 
     Args:
         filters: The filters; at least one should be active, as otherwise all tokens are kept.
-        summary: The summary of a row without processors.
+        summary: The summary of a row without processors; equal logits may be in any order.
         vocab_size: V.
     """
     ranked = summary.logits
@@ -57,7 +78,8 @@ def kept_of_summary(filters: Filters, summary: RowSummary, vocab_size: int) -> t
     most = filters.top_p * (float(masses[-1]) + upper) * (1 + _MARGIN)
     if masses[-1] < most:
         return None
-    return nucleus_size(masses, fewest), nucleus_size(masses, most)
+    larger = nucleus_size(masses, most)
+    return (nucleus_size(masses, fewest), larger) if larger <= certain_entries(summary) else None
 
 
 def _tail(filters: Filters, summary: RowSummary, rest: int) -> tuple[float, float]:

@@ -7,9 +7,13 @@ from medusa_runtime.errors import InvalidLogitsError
 SUMMARY = 64
 
 
-def summary_of(logits, entries=SUMMARY):
-    """The summary of a row as a graph computes it: descending, equal logits by id; logsumexp in float32."""
-    ids = np.argsort(-logits, kind="stable")[:entries]
+def summary_of(logits, entries=SUMMARY, rng=None):
+    """A summary of a row as a graph may compute it: descending, equal logits in an inconvenient order.
+
+    That is by descending id, or in the order of `rng`; the logsumexp is in float32.
+    """
+    ties = -np.arange(len(logits)) if rng is None else rng.permutation(len(logits))
+    ids = np.lexsort((ties, -logits))[:entries]
     wide = logits.astype(np.float64)
     finite = bool(np.isfinite(logits).all())
     with np.errstate(invalid="ignore"):

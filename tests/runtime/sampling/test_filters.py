@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from medusa_runtime.sampling.filters import Filters
 from medusa_runtime.sampling.ranking import kth_largest, top_ids
-from medusa_runtime.sampling.summaries import kept_of_summary
+from medusa_runtime.sampling.summaries import certain_entries, in_order, kept_of_summary
 from medusa_runtime.sampling_params import SamplingParams
 
 from .reference import filtered
@@ -56,13 +56,35 @@ def test_a_summary_encloses_what_the_row_keeps_or_asks_for_it(size):
         params, row = random_filters(rng), random_row(rng, size)
         if not Filters.of(params).active:
             continue
-        summary = summary_of(row)
+        summary = in_order(summary_of(row, rng=rng))
         counts = kept_of_summary(Filters.of(params), summary, size)
         if counts is not None:
             decided += counts[0] == counts[1]
             smaller, larger = (set(summary.ids[:count].tolist()) for count in counts)
             assert smaller <= set(kept(params, row)) <= larger, (seed, params)
     assert decided > 60
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("entries", [1, 7, SUMMARY])
+def test_the_certain_entries_of_an_ordered_summary_are_the_first_of_the_row(size, entries):
+    for seed in range(60):
+        rng = np.random.default_rng([size, seed])
+        row = random_row(rng, size)
+        row[row == 0] = rng.choice([0.0, -0.0], np.count_nonzero(row == 0))
+        summary = summary_of(row, entries, rng)
+        ordered = in_order(summary)
+        certain = certain_entries(ordered)
+        assert ordered.ids[:certain].tolist() == np.argsort(-row, kind="stable")[:certain].tolist()
+        np.testing.assert_array_equal(ordered.logits, row[ordered.ids])
+        assert sorted(ordered.ids) == sorted(summary.ids) and ordered.ids.dtype == np.int32
+        assert certain == np.count_nonzero(row > ordered.logits[-1])
+        assert ordered[2:] == summary[2:]
+
+
+def test_a_summary_without_ties_is_not_copied():
+    summary = summary_of(np.arange(100, dtype=np.float32))
+    assert in_order(summary) is summary and certain_entries(summary) == SUMMARY - 1
 
 
 def test_a_summary_decides_where_it_can():
@@ -94,8 +116,11 @@ def test_equal_logits_at_the_border_of_top_p_are_kept_by_their_ids():
     assert kept(SamplingParams(temperature=1.0, top_p=0.25), row) == [*range(248), 500]
     assert kept(SamplingParams(temperature=1.0, top_p=1e-12), row) == [500]
     small = SamplingParams(temperature=1.0, top_p=0.02)
-    assert kept_of_summary(Filters.of(small), summary_of(row), 1000) == (19, 19)
     assert len(kept(small, row)) == 19
+    assert kept_of_summary(Filters.of(small), summary_of(row), 1000) is None  # they may be any of the equal ones
+    row[10:300:10] = 0.5
+    assert kept_of_summary(Filters.of(small), summary_of(row), 1000) == (12, 12)
+    assert kept(small, row) == [*range(10, 120, 10), 500]
 
 
 def test_the_mass_of_top_p_is_that_of_the_tokens_that_the_other_filters_left():

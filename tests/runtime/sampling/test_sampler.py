@@ -76,11 +76,40 @@ def test_rows_are_read_only_where_the_summary_does_not_suffice():
     assert read(temperature=1.3, top_p=0.9) == 0
     assert read(temperature=1.0) == 1
     assert read(temperature=1.0, top_k=64) == 1  # the 64th logit is that of all others
+    assert read(temperature=8.0, top_p=0.11) == 1  # which of them is the fourth is not known
     assert read(frequency_penalty=1.0) == 1
     assert read(output=(5, 6), words=[(6, 7)], bad_words=["x"]) == 1
     assert read(output=(6, 5), words=[(6, 7)], bad_words=["x"]) == 0
     assert read(output=(6,), min_tokens=2, ends=(8,)) == 1
     assert read(output=(6, 5), min_tokens=2, ends=(8,)) == 0
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 20])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"temperature": 0.8, "top_k": 20},
+        {"temperature": 1.2, "top_k": 64, "top_p": 0.6},
+        {"temperature": 0.6, "top_p": 0.05},
+        {"temperature": 1.0, "top_p": 0.3},
+        {"temperature": 1.5, "top_p": 1e-9},
+        {"temperature": 1.0, "min_p": 0.3, "top_p": 0.9},
+        {"temperature": 1.0, "min_p": 1.0},
+    ],
+)
+def test_rows_of_equal_logits_give_the_same_tokens_whatever_the_order_of_their_summaries(params, levels):
+    summarised = 0
+    for seed in range(60):
+        rng = np.random.default_rng([levels, seed])
+        row = rng.integers(0, levels, V) * rng.choice([0.0, 0.7, 2.0, -0.0])
+        row[rng.permutation(V)[: rng.integers(0, 90)]] += 3
+        whole, summaries = ScriptedRows([row]), ScriptedRows([row], entries=64)
+        assert sampler(seed=seed, **params).choose(whole, 0, ()) == sampler(seed=seed, **params).choose(
+            summaries, 0, ()
+        )
+        summarised += not summaries.read
+    assert summarised > 10
 
 
 def test_greedy_takes_the_most_likely_token_after_the_processors_and_the_first_of_equal_ones():
