@@ -32,7 +32,7 @@ import numpy as np
 import onnx_ir as ir
 from medusa_exporter.compare.row_summaries import SUMMARY_ERROR, exact_summary, summary_error
 from medusa_exporter.graph.cleanup import strip_metadata
-from medusa_exporter.graph.row_summaries import TOPK_GROUP, summarise_rows
+from medusa_exporter.graph.row_summaries import summarise_rows
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime import contract
 from medusa_runtime.backends import load_backend
@@ -43,7 +43,7 @@ from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.threads import default_threads
 from medusa_runtime.tree_step import TreeStep
 from numpy.typing import NDArray
-from row_summary_operators import compare_operators
+from row_summary_operators import compare_operators, pattern_rows
 
 WARM = 5  # runs of each shape: the first one is plain, the second captures a CUDA graph
 CPU_ROWS = (1, 3, 8, 64)
@@ -136,15 +136,9 @@ def error_of(backend: Backend, rows: int) -> float:
 
 def check_patterns(V: int) -> float:
     """Run the operators alone on a GPU, on rows with ties and on rows that are not finite; return the largest error."""
-    rng = np.random.default_rng(1)
-    ties = rng.integers(0, 40, (6, V)) * rng.integers(0, 2, (6, V))
-    few = np.where(rng.random((6, V)) < 100 / V, 9.0, rng.normal(size=(6, V)))  # about 100 equal largest ones
-    broken = rng.normal(size=(6, V))
-    broken[np.arange(6), rng.integers(0, V, 6)] = [np.nan, np.inf, -np.inf, np.nan, np.inf, -np.inf]
-    broken[3:] = broken[3:].max(axis=1, keepdims=True)  # nothing else in the row
-    logits = np.concatenate([ties, few, broken, np.zeros((2, V))]).astype(np.float32)
+    logits = pattern_rows(V, 24)
     providers: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
-    run = operators(V, TOPK_GROUP, "gpu", providers)
+    run = operators(V, "gpu", providers)
     worst = max(summary_error(logits, run(logits)), summary_error(logits[:1], run(logits[:1])))
     assert run(logits[:0]) == []  # noqa: S101 -- no rows
     print(f"{len(logits)} rows with equal logits, NaN or inf: largest error {worst:.2g}")
@@ -155,11 +149,11 @@ def on_cpu(V: int, rounds: int) -> None:
     """Print the milliseconds of ONNX Runtime's operators and of numpy's work on full rows, in turns."""
     rng, threads = np.random.default_rng(0), default_threads()
     ways: list[Callable[[Floats], object]] = [
-        *(operators(V, group, "cpu", ["CPUExecutionProvider"]) for group in (None, TOPK_GROUP)),
+        operators(V, "cpu", ["CPUExecutionProvider"]),
         lambda logits: [exact_summary(row) for row in logits],
     ]
     print(f"V = {V}, {threads} threads; milliseconds")
-    print(f"{'rows':>5}{'TopK of any size':>20}{f'TopK of {TOPK_GROUP}':>20}{'numpy':>20}")
+    print(f"{'rows':>5}{'operators':>20}{'numpy':>20}")
     for rows in CPU_ROWS:
         logits = rng.normal(scale=3, size=(rows, V)).astype(np.float32)
         seconds: list[list[float]] = [[] for _ in ways]
@@ -172,7 +166,7 @@ def on_cpu(V: int, rounds: int) -> None:
         print(f"{rows:5}" + "".join(f"{1e3 * median(spent):20.3f}" for spent in seconds), flush=True)
 
 
-def operators(V: int, group: int | None, extra: str, providers: list[Any]) -> Callable[[Floats], list[RowSummary]]:
+def operators(V: int, extra: str, providers: list[Any]) -> Callable[[Floats], list[RowSummary]]:
     """Return a function that summarises rows (R, V) by the operators of a graph alone, in ONNX Runtime."""
     onnxruntime = import_onnxruntime(extra)
     if extra == "gpu" and hasattr(onnxruntime, "preload_dlls"):
@@ -184,7 +178,7 @@ def operators(V: int, group: int | None, extra: str, providers: list[Any]) -> Ca
     )
     copy = ir.node("Identity", [logits], outputs=[same])
     graph = ir.Graph([rows, logits], [same], nodes=[copy], name="summaries", opset_imports={"": 23})
-    summarise_rows(graph, V, {"B": 1}, group)
+    summarise_rows(graph, V, {"B": 1})
     model = ir.Model(graph, ir_version=10)
     strip_metadata(model)
     options = onnxruntime.SessionOptions()

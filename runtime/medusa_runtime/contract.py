@@ -36,8 +36,9 @@ Output                    Shape           Type     Meaning
                                                    the last entry, any of them are there.
 ``top_logits``            (B, S, K)       float32  The logits of ``top_ids``.
 ``logsumexp``             (B, S)          float32  The natural logarithm of the sum of exp(logit) over all V tokens.
-``finite``                (B, S)          bool     Whether all V logits are finite. Where they are not, the three
-                                                   outputs above are unspecified.
+``finite``                (B, S)          bool     True only if all V logits are finite; may be false where just
+                                                   their sum overflows in fp32. Where it is false, the three outputs
+                                                   above are unspecified.
 ``hidden``                (B, T, E)       float32  Hidden state after the final norm, then what tapped layers read.
 ``new_key_i``             (B, T, W)       float    Keys of this step's nodes; ``new_value_i`` holds the values.
 ========================  ==============  =======  ================================================================
@@ -107,7 +108,7 @@ LOGITS = "logits"  # (B, R, V) float
 TOP_IDS = "top_ids"  # (B, S, K) int32: most likely tokens at each of the summary rows, descending
 TOP_LOGITS = "top_logits"  # (B, S, K) float: their logits
 LOGSUMEXP = "logsumexp"  # (B, S) float: log of the sum of exp(logit) over the vocabulary
-FINITE = "finite"  # (B, S) bool: all logits of the row are finite
+FINITE = "finite"  # (B, S) bool: true only if all logits of the row are finite
 SUMMARY_OUTPUTS = (TOP_IDS, TOP_LOGITS, LOGSUMEXP, FINITE)
 HIDDEN = "hidden"  # (B, T, E) float: the hidden state after the final norm, then what the tapped layers read
 NEW = "new"  # (B, T, 2 * layers * W) float, stacked: this step's keys of all layers, then its values

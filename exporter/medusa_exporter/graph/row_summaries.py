@@ -1,25 +1,23 @@
 """Adds row summaries to a graph for a GPU: the top K logits of a row, their logsumexp, and whether all are finite.
 
-The top K = 64 are found in stages, since a GPU searches a long row with one block of threads:
+For ONNX Runtime, one TopK searches the whole row. Its CUDA kernel sorts parts of some 3,000 values at once, each in a
+block of threads of its own, and merges their winners; version 1.31 has it for K up to 256 and any length of a
+vocabulary. A search in stages needs more kernels, each of which sorts as many values again. It would also read logits
+by places that a TopK computed, which are outside the row where a row has too many NaNs.
 
-1. The row is cut into blocks of 64 tokens, of which the maxima are computed.
-2. The 64 blocks with the largest maxima are found, and sorted by their place in the row.
+For TensorRT, the top K are found in stages:
+
+1. The row is divided into blocks of 64 tokens, of which the maxima are computed.
+2. The 64 blocks with the largest maxima are found.
 3. The top 64 of the tokens in these blocks are the top 64 of the row.
 
-A row that has at most 64 blocks skips the first two stages. The result is exact, also where logits are equal: of equal
-logits those of lower ids are kept and come first. Suppose that a block X is not among the 64 blocks, and holds a token
-with logit v. Each of the 64 blocks has a maximum of at least v. Where a maximum is equal to v, it is X's maximum too,
-so that block was preferred to X for its lower place, and all its ids are lower. So 64 tokens precede X's.
+If a token is in none of the 64 blocks, each of them has a maximum of at least the token's logit, so 64 other tokens
+have logits that are not below it. Equal logits are in no certain order (`medusa_runtime.contract`). A row of at most 64
+blocks skips the first two stages.
 
-This holds only if TopK itself prefers the lower index of equal values, as ONNX specifies. On a CUDA GPU, ONNX Runtime
-1.31 does so for at most 256 values, which it sorts in shared memory; its kernel for more of them orders equal values by
-thread. So values are searched in groups of 256 (`TOPK_GROUP`): the top 64 of each of 16 groups, then of each of 4
-groups of these, then of the last 256. All groups are full, because the kernel pads a smaller one with the lowest finite
-value, which would come before a logit of -inf, with an index that does not exist.
-
-Graphs for a CPU have no summaries. On two cores these operators take 0.15 ms for one row of 49,152 logits, 1.0 ms for 8
-rows and more than 12 ms for 64; numpy takes 0.24 ms for one row, and an answer visits about three rows of a step, which
-are in the host's memory anyway (`benchmarks/row_summaries.py`).
+Graphs for a CPU have no summaries. On two cores these operators take 0.11 ms for one row of 49,152 logits, 0.9 ms for 8
+rows and 22 ms for 64; numpy takes 0.2 ms for one row, and an answer visits about three rows of a step, which are in the
+host's memory anyway (`benchmarks/row_summaries.py`).
 """
 
 from __future__ import annotations
@@ -33,20 +31,19 @@ from medusa_runtime import contract
 
 from medusa_exporter.graph.edit import BranchBuilder
 
-TOPK_GROUP = 256  # values among which ONNX Runtime's CUDA kernel of TopK prefers the lower index
 BLOCK = 64  # tokens of a block
 BOOL, FLOAT, INT32, INT64 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
 
 
 class _Top(NamedTuple):
-    """The largest values of each row, descending (B, S, n), and their places or ids."""
+    """The largest logits of each row, descending (B, S, K), and their ids."""
 
-    values: ir.Value
+    logits: ir.Value
     ids: ir.Value
 
 
 def summarise_rows(
-    graph: ir.Graph, vocab_size: int, sizes: Mapping[str, int] | None = None, group: int | None = TOPK_GROUP
+    graph: ir.Graph, vocab_size: int, sizes: Mapping[str, int] | None = None, *, tensorrt: bool = False
 ) -> None:
     """Add the input `summary_rows` and the outputs of summaries (`contract.summary_specs`) to a graph, in place.
 
@@ -54,7 +51,7 @@ def summarise_rows(
         graph: A graph with the output `logits` in fp32.
         vocab_size: V.
         sizes: Those of B, R and S that are fixed.
-        group: Values among which a TopK searches at most; None for any number.
+        tensorrt: Whether the graph is for TensorRT, not for ONNX Runtime.
     """
     fixed = sizes or {}
     [logits] = [value for value in graph.outputs if value.name == contract.LOGITS]
@@ -65,7 +62,7 @@ def summarise_rows(
         shape=ir.Shape([fixed.get(size, size) for size in ("B", "S")]),
     )
     graph.inputs.insert(names.index(contract.LOGIT_ROWS) + 1, rows)
-    results = _Summariser(graph, vocab_size, group).summarise(logits, rows, fixed)
+    results = _Summariser(graph, vocab_size, tensorrt).summarise(logits, rows, fixed)
     place = list(graph.outputs).index(logits) + 1
     for offset, (spec, result) in enumerate(zip(contract.summary_specs(vocab_size), results, strict=True)):
         result.name = spec.name
@@ -76,32 +73,20 @@ def summarise_rows(
 class _Summariser:
     """Appends the operators to a graph; all values have the leading dimensions (B, S)."""
 
-    def __init__(self, graph: ir.Graph, vocab_size: int, group: int | None) -> None:
-        self._graph, self._V, self._group = graph, vocab_size, group
+    def __init__(self, graph: ir.Graph, vocab_size: int, tensorrt: bool) -> None:
+        self._graph, self._V, self._tensorrt = graph, vocab_size, tensorrt
+        self._K = contract.summary_tokens(vocab_size)
         self._add = BranchBuilder(graph, graph.append)
         self._last = self._add.ints(-1)
 
     def summarise(self, logits: ir.Value, rows: ir.Value, fixed: Mapping[str, int]) -> tuple[ir.Value, ...]:
         """Return the summaries of some of the rows of logits (B, R, V), in the order of the contract."""
-        add, V, K = self._add, self._V, contract.summary_tokens(self._V)
         picked = self._select(logits, rows, fixed)  # (B, S, V)
-        if V > K * BLOCK:
-            count = -(-V // BLOCK)
-            padded = self._pad(picked, count * BLOCK - V)
-            blocks = self._reshape(padded, FLOAT, count, BLOCK)
-            maxima = add("ReduceMax", blocks, self._last, dtype=FLOAT, keepdims=0)
-            best, _ = self._topk(self._top(maxima, count, K).ids, K, largest=False)
-            starts = add("Mul", best, add.ints(BLOCK))
-            places = add.constant(f"summary.places.{BLOCK}", np.arange(BLOCK))
-            ids = add("Add", self._reshape(starts, INT64, K, 1), places)  # (B, S, K, BLOCK)
-            ids = self._reshape(ids, INT64, K * BLOCK)
-            candidates = add("GatherElements", padded, ids, dtype=FLOAT, axis=-1)
-            top = self._top(candidates, K * BLOCK, K, ids)
-            least = self._least(blocks, 2) if padded is picked else self._least(picked)
-        else:
-            top, least = self._top(picked, V, K), self._least(picked)
-        logsumexp = self._logsumexp(picked, top.values)
-        return add("Cast", top.ids, dtype=INT32, to=INT32), top.values, logsumexp, self._finite(least, logsumexp)
+        in_blocks = self._tensorrt and self._V > self._K * BLOCK
+        top = self._top_of_blocks(picked) if in_blocks else _Top(*self._topk(picked))
+        logsumexp = self._logsumexp(picked, top.logits)
+        finite = self._least_is_finite(picked, logsumexp) if self._tensorrt else self._sum_is_finite(picked)
+        return self._add("Cast", top.ids, dtype=INT32, to=INT32), top.logits, logsumexp, finite
 
     def _select(self, logits: ir.Value, rows: ir.Value, fixed: Mapping[str, int]) -> ir.Value:
         """Return the rows of logits that are summarised: (B, R, V) by (B, S) -> (B, S, V)."""
@@ -120,33 +105,26 @@ class _Summariser:
         flat = add("Reshape", logits, add.ints(-1, self._V), dtype=FLOAT)
         return add("Gather", flat, add("Add", rows, first, dtype=INT32), dtype=FLOAT, axis=0)
 
-    def _top(self, values: ir.Value, count: int, K: int, ids: ir.Value | None = None) -> _Top:
-        """Return the K largest of the `count` values of each row; ids are their places where none are passed."""
-        add, group = self._add, self._group
-        if group is not None:
-            full = 1 << (count - 1).bit_length()  # a power of two fills groups at every level
-            values, count = self._pad(values, full - count), full
-        while group is not None and count > group:
-            groups = count // group
-            best, places = self._topk(self._reshape(values, FLOAT, groups, group), K)
-            if ids is None:
-                starts = add.constant(f"summary.groups.{groups}", group * np.arange(groups)[:, None])
-                chosen = add("Add", places, starts)
-            else:
-                chosen = add("GatherElements", self._reshape(ids, INT64, groups, group), places, axis=-1)
-            count = groups * K
-            values, ids = self._reshape(best, FLOAT, count), self._reshape(chosen, INT64, count)
-        best, places = self._topk(values, K)
-        return _Top(best, places if ids is None else add("GatherElements", ids, places, axis=-1))
-
-    def _topk(self, values: ir.Value, K: int, *, largest: bool = True) -> tuple[ir.Value, ir.Value]:
-        """Return the K first values along the last axis, in order, and their places."""
-        attributes = {"axis": -1, "largest": int(largest), "sorted": 1}
-        node = ir.node("TopK", [values, self._add.ints(K)], attributes=attributes, num_outputs=2)
+    def _topk(self, values: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return the K largest values along the last axis, descending, and their places."""
+        attributes = {"axis": -1, "largest": 1, "sorted": 1}
+        node = ir.node("TopK", [values, self._add.ints(self._K)], attributes=attributes, num_outputs=2)
         best, places = node.outputs
         best.type, places.type = values.type, ir.TensorType(INT64)
         self._graph.append(node)
         return best, places
+
+    def _top_of_blocks(self, rows: ir.Value) -> _Top:
+        """Search the K blocks with the largest maxima; block i of n has the tokens i, i + n, i + 2n and so on."""
+        add, K = self._add, self._K
+        count = -(-self._V // BLOCK)
+        padded = self._pad(rows, count * BLOCK - self._V)
+        maxima = add("ReduceMax", self._reshape(padded, FLOAT, BLOCK, count), add.ints(-2), dtype=FLOAT, keepdims=0)
+        _, best = self._topk(maxima)
+        offsets = add.constant(f"summary.offsets.{count}", count * np.arange(BLOCK)[:, None])
+        ids = self._reshape(add("Add", self._reshape(best, INT64, 1, K), offsets), INT64, BLOCK * K)
+        logits, places = self._topk(add("GatherElements", padded, ids, dtype=FLOAT, axis=-1))
+        return _Top(logits, add("GatherElements", ids, places, axis=-1))
 
     def _logsumexp(self, rows: ir.Value, top: ir.Value) -> ir.Value:
         """Return log Σ exp of each row (B, S), by way of its largest value so that no exponential overflows.
@@ -159,27 +137,34 @@ class _Summariser:
         total = add("ReduceSum", shares, self._last, dtype=FLOAT, keepdims=0)
         return add("Add", add("Log", total, dtype=FLOAT), add("Squeeze", largest, self._last, dtype=FLOAT), dtype=FLOAT)
 
-    def _least(self, rows: ir.Value, axes: int = 1) -> ir.Value:
-        """Return the least logit of each row (B, S), of rows whose logits are along the last one or two axes."""
-        for _ in range(axes):
-            rows = self._add("ReduceMin", rows, self._last, dtype=FLOAT, keepdims=0)
-        return rows
-
-    def _finite(self, least: ir.Value, logsumexp: ir.Value) -> ir.Value:
-        """Return whether all logits are finite: with NaN or inf among them, the logsumexp is NaN or inf."""
+    def _sum_is_finite(self, rows: ir.Value) -> ir.Value:
+        """Return whether the sum of each row (B, S) is finite, which it is only if all logits are."""
         add = self._add
-        above, below = (add.constant(f"summary.{sign}inf", np.array(float(f"{sign}inf"), np.float32)) for sign in "-+")
-        return add(
-            "And", add("Greater", least, above, dtype=BOOL), add("Less", logsumexp, below, dtype=BOOL), dtype=BOOL
-        )
+        total = add("ReduceSum", rows, self._last, dtype=FLOAT, keepdims=0)
+        return add("Less", add("Abs", total, dtype=FLOAT), self._infinity("+"), dtype=BOOL)
+
+    def _least_is_finite(self, rows: ir.Value, logsumexp: ir.Value) -> ir.Value:
+        """Return whether all logits of each row (B, S) are finite: the logsumexp shows NaN and inf, the least -inf.
+
+        An engine may compute in 16 bits, where the sum of a row could overflow.
+        """
+        add, least = self._add, rows
+        if self._V % BLOCK == 0:
+            blocks = self._reshape(rows, FLOAT, BLOCK, self._V // BLOCK)
+            least = add("ReduceMin", blocks, add.ints(-2), dtype=FLOAT, keepdims=0)
+        least = add("ReduceMin", least, self._last, dtype=FLOAT, keepdims=0)
+        above = add("Greater", least, self._infinity("-"), dtype=BOOL)
+        return add("And", above, add("Less", logsumexp, self._infinity("+"), dtype=BOOL), dtype=BOOL)
+
+    def _infinity(self, sign: str) -> ir.Value:
+        return self._add.constant(f"summary.{sign}inf", np.array(float(f"{sign}inf"), np.float32))
 
     def _pad(self, values: ir.Value, count: int) -> ir.Value:
-        """Append `count` times -inf to each row, which loses against every logit, by its place also against -inf."""
+        """Append `count` times -inf to each row, which is below every finite logit."""
         add = self._add
         if not count:
             return values
-        lowest = add.constant("summary.-inf", np.array(-np.inf, np.float32))
-        return add("Pad", values, add.ints(0, 0, 0, 0, 0, count), lowest, dtype=FLOAT, mode="constant")
+        return add("Pad", values, add.ints(0, 0, 0, 0, 0, count), self._infinity("-"), dtype=FLOAT, mode="constant")
 
     def _reshape(self, values: ir.Value, dtype: ir.DataType, *sizes: int) -> ir.Value:
         """Return (B, S, …) as (B, S, *sizes)."""

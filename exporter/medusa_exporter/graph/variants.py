@@ -163,7 +163,7 @@ class GpuVariants:
         graph = freeze_shapes(self._with_merged_matmuls(precision), size.sizes)
         stack_layers(graph.graph, self._traced.facts.layers)
         two_stage_topk(graph.graph)
-        summarise_rows(graph.graph, self._traced.facts.vocab_size, size.sizes, group=None)
+        summarise_rows(graph.graph, self._traced.facts.vocab_size, size.sizes, tensorrt=True)
         if fused:
             if any(softcap_of(node) for node in graph.graph):  # TensorRT's own attention does not support it
                 decompose_attention(graph, size.nodes)
