@@ -28,14 +28,16 @@ async def answer(engine: AsyncEngine, reader: asyncio.StreamReader, writer: asyn
 
     try:
         request = json.loads(await reader.readline())
-        params = SamplingParams.from_dict(request.get("params", {}))
+        params = SamplingParams.from_dict(request.get("params") or {})
         async with await engine.submit(request["prompt"], params, timeout=60, sanitize=True) as handle:
             async for chunk in handle:
                 await send({"text": chunk.text, "finish_reason": chunk.finish_reason})
             usage = (await handle.result()).usage
         await send({"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens})
-    except (MedusaError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except MedusaError as error:
         await send({"error": f"{type(error).__name__}: {error}"})
+    except (ValueError, KeyError, AttributeError):
+        await send({"error": 'expected one line with a JSON object like {"prompt": "…", "params": {…}}'})
     except ConnectionError:
         pass
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import secrets
 import time
 import weakref
@@ -18,6 +17,7 @@ from medusa_runtime.arguments import as_int
 from medusa_runtime.errors import ArgumentError, CapacityError
 from medusa_runtime.handle import RequestHandle
 from medusa_runtime.loading import LoadedBundle, load_bundle
+from medusa_runtime.parameter_checks import as_seconds
 from medusa_runtime.profile_choice import find_profile
 from medusa_runtime.prompt_encoder import Prompt
 from medusa_runtime.prompt_options import PromptOptions
@@ -39,7 +39,8 @@ class Engine:
     """Answers requests. One thread of its own does all work on the backend; callers submit requests and read answers.
 
     Requests are answered one after the other, in order of arrival. All methods may be called from any thread. An engine
-    belongs to the process that loaded it: in a forked child every call raises ForkedProcessError.
+    belongs to the process that loaded it: in a forked child requests, their handles and `stats` raise
+    ForkedProcessError.
 
     Example::
 
@@ -189,10 +190,10 @@ class Engine:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise ArgumentError(f"params is {params!r:.80}, of type {type(params).__name__}; expected SamplingParams")
-        deadline = _deadline(timeout)
+        seconds = as_seconds("timeout", timeout)
         params.check_vocabulary(self.bundle.model.vocab_size)
         tree = self._tree(params.profile)
-        ids = self._truncate(self.prompt_encoder.encode(prompt, **options), params)
+        ids = self._truncate(self.encode(prompt, **options), params)
         request = Request(
             number=next(self._numbers),
             prompt=tuple(ids),
@@ -200,7 +201,7 @@ class Engine:
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             tree=tree,
             bad_words=bad_word_ids(params.bad_words, self.tokenizer),
-            deadline=deadline,
+            deadline=None if seconds is None else time.monotonic() + seconds,
             submitted=submitted,
             worker=self._runner,
         )
@@ -210,6 +211,12 @@ class Engine:
 
     def encode(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> list[int]:
         """Return a prompt's token ids; arguments and errors are those of `PromptEncoder.encode`."""
+        for name in options:
+            if name not in PromptOptions.__annotations__:
+                raise ArgumentError(
+                    f"unknown option {name!r}; expected some of {', '.join(PromptOptions.__annotations__)}: limits and "
+                    "sampling are fields of SamplingParams, and Engine.submit streams"
+                )
         return self.prompt_encoder.encode(prompt, **options)
 
     def warm_up(self) -> None:
@@ -225,7 +232,8 @@ class Engine:
         call.wait()
 
     def stats(self) -> Stats:
-        """Return the counters since the engine was loaded."""
+        """Return the counters since the engine was loaded. Raises ForkedProcessError in a child process."""
+        self._scheduler.check_process()
         cache = self._decoder.cache
         return self._stats.snapshot(
             waiting=self._scheduler.waiting,
@@ -274,12 +282,3 @@ class Engine:
                 "set truncate_prompt_tokens"
             )
         return kept
-
-
-def _deadline(timeout: object) -> float | None:
-    """Return the time of `time.monotonic` that is `timeout` seconds from now."""
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-        raise ArgumentError(f"timeout is {timeout!r:.80}; expected a finite number of seconds above 0, or None")
-    return time.monotonic() + timeout

@@ -44,10 +44,6 @@ class QueueFullError(MedusaError):
     """The engine's queue of waiting requests is full. Nothing was started; try again later."""
 
 
-class EngineClosedError(MedusaError):
-    """The engine was closed before or while it worked on a request."""
-
-
 class ForkedProcessError(MedusaError):
     """An engine was used in a child process of the one that loaded it; its thread does not exist there."""
 
@@ -56,7 +52,7 @@ class RequestError(MedusaError):
     """A request ended before its answer was complete.
 
     Attributes:
-        result: What was generated before.
+        result: What was generated before; its first answer may have no token. None where there was no request yet.
     """
 
     def __init__(self, message: str, result: GenerationResult | None = None) -> None:
@@ -66,6 +62,10 @@ class RequestError(MedusaError):
 
 class RequestCancelledError(RequestError):
     """A request was cancelled by its caller."""
+
+
+class EngineClosedError(RequestError):
+    """The engine was closed before or while it worked on a request."""
 
 
 class DeadlineError(RequestError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
+from medusa_runtime.parameter_checks import as_number
 from medusa_runtime.request import Request
 from medusa_runtime.results import Chunk, GenerationResult
 from medusa_runtime.scheduler import Scheduler
@@ -86,7 +88,11 @@ class RequestHandle(Iterator[Chunk]):
             MedusaError: As iterating does. `RequestError.result` has what was generated before.
         """
         self._scheduler.check_process()
-        return self._request.mailbox.result(timeout)
+        seconds = None if timeout is None else as_number("timeout", timeout, 0, math.inf)
+        return self._request.mailbox.result(seconds)
+
+    def __repr__(self) -> str:
+        return f"<RequestHandle {self.number}, {'done' if self.is_done else 'in progress'}>"
 
     def cancel(self) -> None:
         """Cancel the request: at once if it waits, otherwise before its next step or part of the prompt.

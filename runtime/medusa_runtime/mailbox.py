@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from types import TracebackType
 
 from medusa_runtime.results import Chunk, GenerationResult
 
@@ -17,6 +18,7 @@ class Mailbox:
         self._chunks: deque[Chunk] = deque()
         self._result: GenerationResult | None = None
         self._error: BaseException | None = None
+        self._traceback: TracebackType | None = None  # of the error where it occurred
         self._listener: Callable[[], None] | None = None
 
     @property
@@ -40,7 +42,7 @@ class Mailbox:
         """Set the error; nothing may follow. The first end counts."""
         with self._changed:
             if not self.is_done:
-                self._error = error
+                self._error, self._traceback = error, error.__traceback__
                 self._notify()
 
     def take(self) -> Chunk | None:
@@ -48,8 +50,7 @@ class Mailbox:
         with self._changed:
             if self._chunks:
                 return self._chunks.popleft()
-            if self._error is not None:
-                raise self._error
+            self._raise_error()
             return None
 
     def wait_for_chunk(self) -> None:
@@ -70,8 +71,7 @@ class Mailbox:
         with self._changed:
             if not self._changed.wait_for(lambda: self.is_done, timeout):
                 raise TimeoutError(f"the request was not done within {timeout} seconds; it goes on: ask again")
-            if self._error is not None:
-                raise self._error
+            self._raise_error()
             assert self._result is not None  # noqa: S101 -- is_done
             return self._result
 
@@ -80,6 +80,11 @@ class Mailbox:
         with self._changed:
             self._listener = listener
             self._notify()
+
+    def _raise_error(self) -> None:
+        """Raise the request's error, if there is one; its traceback does not grow with each reader."""
+        if self._error is not None:
+            raise self._error.with_traceback(self._traceback)
 
     def _notify(self) -> None:
         self._changed.notify_all()

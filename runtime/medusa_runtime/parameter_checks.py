@@ -76,14 +76,35 @@ def as_allowed_ids(value: object) -> tuple[int, ...]:
     return found
 
 
-def as_bias(value: object) -> dict[int, float]:
-    """Return a mapping from token ids, which may be texts as in JSON, to numbers; raise ArgumentError otherwise."""
+def as_bias(value: object) -> tuple[tuple[int, float], ...]:
+    """Return pairs of token ids and numbers, of a mapping whose ids may be texts as in JSON, or of such pairs.
+
+    Raises:
+        ArgumentError: It is neither, an id is there twice, or a number is out of range.
+    """
+    if isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+        value = dict(value)
     if not isinstance(value, Mapping):
         raise ArgumentError(
             f"logit_bias is {value!r:.80}, of type {type(value).__name__}; expected a mapping from token ids to numbers"
         )
-    found = {}
+    found: dict[int, float] = {}
     for key, bias in value.items():
         token = int(key) if isinstance(key, str) and JSON_ID.fullmatch(key) else key
-        found[as_int("a token id in logit_bias", token, 0)] = as_number(f"logit_bias[{key}]", bias, -MAX_BIAS, MAX_BIAS)
-    return found
+        token = as_int("a token id in logit_bias", token, 0)
+        if token in found:
+            raise ArgumentError(
+                f"logit_bias has the token id {token} twice, as a number and as a text; expected it once"
+            )
+        found[token] = as_number(f"logit_bias[{token}]", bias, -MAX_BIAS, MAX_BIAS)
+    return tuple(found.items())
+
+
+def as_seconds(what: str, value: object) -> float | None:
+    """Return None, or a finite number of seconds above 0; raise ArgumentError otherwise."""
+    if value is None:
+        return None
+    seconds = as_float(what, value)
+    if not 0 < seconds < math.inf:
+        raise ArgumentError(f"{what} is {value!r:.80}; expected a finite number of seconds above 0, or None")
+    return seconds

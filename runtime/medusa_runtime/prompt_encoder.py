@@ -97,7 +97,7 @@ class PromptEncoder:
             _refuse("a prompt of token ids", for_template | {"sanitize": sanitize})
             return self._checked_ids(prompt)
         if isinstance(prompt, str):
-            if not prompt.strip():
+            if not prompt:
                 raise PromptError("the prompt is empty: give some text")
             self._check_length(len(prompt))
             if raw:

@@ -50,6 +50,20 @@ class _Answer:
         )
 
 
+NO_ANSWER = Choice(
+    index=0,
+    text="",
+    token_ids=(),
+    finish_reason=None,
+    stop_reason=None,
+    logprobs=None,
+    steps=0,
+    accepted_by_depth=(),
+    drafted_by_depth=(),
+    decode_seconds=0.0,
+)
+
+
 class RequestRunner:
     """Runs requests on a decoder; see `medusa_runtime.request.RequestWorker`.
 
@@ -73,9 +87,7 @@ class RequestRunner:
             checkpoint()
             run.generate(checkpoint)
         except BaseException as error:
-            if isinstance(error, RequestError):
-                error.result = run.result()
-            self.fail(request, error)
+            self._fail(request, error, run.result())
             if not isinstance(error, Exception):
                 raise
         else:
@@ -85,10 +97,15 @@ class RequestRunner:
             self._decoder.abort()
 
     def fail(self, request: Request, error: BaseException) -> None:
-        """End a request with an error."""
-        is_cancelled = isinstance(error, (RequestCancelledError, DeadlineError))
-        is_expected = is_cancelled or isinstance(error, EngineClosedError)
-        self._stats.add(**{"cancelled" if is_cancelled else "failed": 1})
+        """End a request that was not begun with an error."""
+        self._fail(request, error, _Run(request, self._decoder, self._tokenizer, self._stats).result())
+
+    def _fail(self, request: Request, error: BaseException, result: GenerationResult) -> None:
+        """End a request with an error, and with what was generated before."""
+        if isinstance(error, RequestError):
+            error.result = result
+        is_expected = isinstance(error, (RequestCancelledError, DeadlineError, EngineClosedError))
+        self._stats.add(**{"cancelled" if is_expected else "failed": 1})
         level = logging.DEBUG if is_expected else logging.WARNING
         LOGGER.log(level, "request %d ended with %s", request.number, type(error).__name__)
         request.mailbox.fail(error)
@@ -103,11 +120,11 @@ class _Run:
         self._started = perf_counter()
         self._prefill_seconds = 0.0
         self._end_ids = end_ids(request.params, decoder.backend.model)
-        stats.add(queue_seconds=self._started - request.submitted)
 
     def generate(self, checkpoint: Checkpoint) -> None:
         """Generate the answers, one after the other; their prompt is computed once."""
         request, decoder = self._request, self._decoder
+        self._stats.add(queue_seconds=self._started - request.submitted)
         decoder.set_profile(request.tree)
         for index in range(request.params.n):
             answer = self._new_answer(index)
@@ -126,7 +143,7 @@ class _Run:
     def result(self) -> GenerationResult:
         """Return what was generated so far."""
         request, now = self._request, perf_counter()
-        choices = tuple(answer.to_choice() for answer in self._answers)
+        choices = tuple(answer.to_choice() for answer in self._answers) or (NO_ANSWER,)
         return GenerationResult(
             prompt_token_ids=request.prompt,
             choices=choices,

@@ -121,7 +121,7 @@ class GenerationResult:
 
     Args:
         prompt_token_ids: Tokens of the prompt, as the model read it.
-        choices: The answers, by index.
+        choices: The answers, by index, at least one.
         seed: The seed that was used; the same one gives the same answers again.
         profile: Name of the tree.
         acceptance: "lossless" or "typical" (lossy).
@@ -164,6 +164,16 @@ class GenerationResult:
     def steps(self) -> int:
         """Steps of the first answer."""
         return self.choices[0].steps
+
+    @property
+    def accepted_by_depth(self) -> tuple[int, ...]:
+        """Element d is the number of the first answer's steps that accepted a candidate of depth d + 1."""
+        return self.choices[0].accepted_by_depth
+
+    @property
+    def drafted_by_depth(self) -> tuple[int, ...]:
+        """Element d is the number of the first answer's steps whose tree had candidates of depth d + 1."""
+        return self.choices[0].drafted_by_depth
 
     @property
     def usage(self) -> Usage:

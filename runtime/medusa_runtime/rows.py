@@ -23,7 +23,10 @@ class RowReader(Protocol):
         """Return the logits at row `row`, (V,) float32, all finite; valid until the next step."""
 
     def summary(self, row: int, /) -> RowSummary | None:
-        """Return the summary of row `row`, whose logits are all finite; None if the backend computed none."""
+        """Return the summary of row `row`, None if the backend computed none.
+
+        All logits of the row are finite. Where `finite` is false, only their sum overflows.
+        """
 
 
 class StepRows:
@@ -62,9 +65,10 @@ class StepRows:
         """Return the summary of row `row`, None without one. Raises InvalidLogitsError if a logit is not finite."""
         found = self._backend.read_summary(row)
         if found is not None and row not in self._checked:
-            if not found.finite:
-                raise self._error(row, "that are not all finite")
-            self._checked.add(row)
+            if found.finite:
+                self._checked.add(row)
+            else:
+                self(row)  # raises where a logit is not finite, as opposed to the sum of all
         return found
 
     def check(self, row: int) -> None:

@@ -66,7 +66,7 @@ class SamplingParams:
         min_p: Least probability of a token that is considered, relative to the most likely token's; from 0 to 1.
         seed: A number from 0 to 2**64 - 1. The same seed gives the same answer, with every tree. None draws one, which
             the result states.
-        n: Number of answers.
+        n: Number of answers; more than one needs a temperature above 0, as greedy answers are equal.
         stop: Texts that end the answer; one text or several.
         stop_token_ids: Token ids that end the answer, in addition to the model's own.
         include_stop_str_in_output: Keep the stop string, or the text of the stop token, in the answer's text.
@@ -78,7 +78,7 @@ class SamplingParams:
             positive, and multiplied where negative.
         presence_penalty: Is subtracted from the logit of every token of the answer so far; from -2 to 2.
         frequency_penalty: The same, times the number of its occurrences; from -2 to 2.
-        logit_bias: Is added to the logits of token ids; from -100 to 100.
+        logit_bias: Is added to the logits of token ids, from -100 to 100; a mapping, which becomes a tuple of pairs.
         allowed_token_ids: The only token ids that may be chosen.
         bad_words: Words that the answer should not contain; `docs/concepts/sampling.md` says how they are found.
         truncate_prompt_tokens: Keep only so many tokens from the end of the prompt; -1 keeps what the context has room
@@ -108,7 +108,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] | None = None
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] | None = None
     allowed_token_ids: Collection[int] | None = None
     bad_words: Collection[str] = ()
     truncate_prompt_tokens: int | None = None
@@ -158,6 +158,10 @@ class SamplingParams:
                 f"min_tokens is {self.min_tokens} and max_tokens {self.max_tokens}; expected min_tokens to be at most "
                 "max_tokens"
             )
+        if self.n > 1 and self.is_greedy:
+            raise ArgumentError(
+                f"n is {self.n} with temperature 0; expected n=1, as all answers would be equal: set a temperature"
+            )
         if not isinstance(self.acceptance, Typical):
             return
         for name in _LOSSLESS_ONLY:
@@ -176,6 +180,10 @@ class SamplingParams:
         Raises:
             ArgumentError: A field is unknown, not supported, or invalid; the message names it.
         """
+        if not isinstance(fields, Mapping):
+            raise ArgumentError(
+                f"the parameters are {fields!r:.80}, of type {type(fields).__name__}; expected a JSON object"
+            )
         for name in fields:
             if name in UNSUPPORTED:
                 raise ArgumentError(f"{name!r} is a parameter that medusa-export does not support; leave it out")
@@ -212,7 +220,8 @@ class SamplingParams:
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise ArgumentError where a token id is outside a vocabulary of `vocab_size` tokens."""
         for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
-            for token in getattr(self, name) or ():
+            for entry in getattr(self, name) or ():
+                token = entry[0] if name == "logit_bias" else entry
                 if token >= vocab_size:
                     raise ArgumentError(
                         f"{name} has the token id {token}; expected one from 0 to {vocab_size - 1}: was another "

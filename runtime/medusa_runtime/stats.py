@@ -14,7 +14,7 @@ class Stats:
         waiting: Requests that wait now.
         running: Requests at work now.
         finished: Requests that were answered completely.
-        cancelled: Requests that were cancelled or whose deadline passed.
+        cancelled: Requests that were cancelled, whose deadline passed, or that ended with the engine.
         failed: Requests that ended with another error.
         prompt_tokens: Tokens of the prompts that were computed.
         completion_tokens: Tokens of all answers.

@@ -61,7 +61,8 @@ def test_a_request_is_cancelled_while_it_waits_and_while_it_works(gate: Any) -> 
     waiting.cancel()
     with pytest.raises(RequestCancelledError) as found:
         waiting.result(SECONDS)
-    assert found.value.result is None
+    assert found.value.result.text == "" and found.value.result.finish_reason is None
+    assert found.value.result.prompt_token_ids == tuple(PROMPT)
     assert not working.is_done
     working.cancel()
     backend.open.set()
@@ -114,8 +115,9 @@ def test_deadlines_end_requests_that_wait_and_that_work(gate: Any) -> None:
     time.sleep(0.06)
     backend.open.set()
     for handle in (working, waiting):
-        with pytest.raises(DeadlineError, match="deadline"):
+        with pytest.raises(DeadlineError, match="deadline") as found:
             handle.result(SECONDS)
+        assert found.value.result is not None and len(found.value.result.text) <= 1
     assert engine.generate(PROMPT, GREEDY, timeout=SECONDS).finish_reason is not None
 
 
@@ -167,6 +169,8 @@ def test_an_error_in_a_with_block_ends_everything_at_once() -> None:
     with pytest.raises(EngineClosedError) as found:
         handle.result(SECONDS)
     assert "while it worked" in str(found.value)
+    assert found.value.result is not None and found.value.result.token_ids
+    assert (engine.stats().cancelled, engine.stats().failed) == (1, 0)
 
 
 def test_an_engine_that_nobody_refers_to_ends_its_thread_but_not_before_its_handles() -> None:
@@ -256,10 +260,11 @@ def test_a_forked_child_gets_an_error_that_names_the_processes(gate: Any) -> Non
         ):
             with pytest.raises(ForkedProcessError, match=message):
                 entry()
+        with pytest.raises(ForkedProcessError, match=message):
+            engine.stats()
         engine.close()
-        engine.stats()
 
-    with handle._request.mailbox._changed:
+    with handle._request.mailbox._changed, engine._stats._lock:
         assert in_child(use) == 0
     backend.open.set()
     assert list(handle.result(SECONDS).token_ids) == plain_answer(PROMPT, 20, (EOS,), 4096)[0]

@@ -39,9 +39,7 @@ def test_a_row_that_is_not_finite_is_named(value, summaries, how):
     if how == "summary" and not summaries:
         assert read(1) is None
         return
-    with pytest.raises(
-        InvalidLogitsError, match=r"computed logits .* at row 1 of step 7 in exact: expected finite"
-    ):
+    with pytest.raises(InvalidLogitsError, match=r"computed logits .* at row 1 of step 7 in exact: expected finite"):
         read(1)
 
 

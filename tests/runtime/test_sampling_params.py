@@ -53,13 +53,29 @@ def test_every_field_can_be_read_from_json() -> None:
     assert set(FULL) == {field.name for field in dataclasses.fields(SamplingParams)}
     params = SamplingParams.from_dict(json.loads(json.dumps(FULL)))
     assert params == SamplingParams(**FULL)
-    assert params.logit_bias == {7: 1.0, 8: -100.0} and params.stop == ("a", "b") and params.stop_token_ids == (1, 2)
+    assert (
+        params.logit_bias == ((7, 1.0), (8, -100.0)) and params.stop == ("a", "b") and params.stop_token_ids == (1, 2)
+    )
     assert SamplingParams.from_dict(dict.fromkeys(FULL)) == SamplingParams()
+    assert dataclasses.replace(params, seed=3) == SamplingParams(**FULL | {"seed": 3})
+
+
+@pytest.mark.parametrize("fields", [None, 5, [], "x", [("seed", 1)]], ids=repr)
+def test_json_that_is_no_object_is_refused(fields: Any) -> None:
+    with pytest.raises(ArgumentError, match="expected a JSON object"):
+        SamplingParams.from_dict(fields)
+
+
+@pytest.mark.parametrize("more", [{}, {"acceptance": "typical"}], ids=str)
+def test_several_equal_answers_are_refused_as_vllm_does(more: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="n is 2 with temperature 0; expected n=1"):
+        SamplingParams(n=2, **more)
 
 
 @pytest.mark.parametrize("field", FULL)
 def test_parameters_do_not_change(field: str) -> None:
     params = SamplingParams(**FULL)
+    assert hash(params) == hash(SamplingParams(**FULL))
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(params, field, None)
     assert pickle.loads(pickle.dumps(params)) == copy.deepcopy(params) == params
@@ -70,7 +86,7 @@ def test_lists_are_copied() -> None:
     params = SamplingParams(stop=stop, logit_bias=bias)
     stop.append("b")
     bias[4] = 2.0
-    assert params.stop == ("a",) and params.logit_bias == {3: 1.0}
+    assert params.stop == ("a",) and params.logit_bias == ((3, 1.0),)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +133,7 @@ WRONG: dict[str, list[Any]] = {
     "repetition_penalty": [0, -1, math.inf],
     "presence_penalty": [2.1, -2.1],
     "frequency_penalty": [3, "1"],
-    "logit_bias": [[1], {"x": 1}, {-1: 1}, {1: 101}, {1: "1"}, {"9" * 5000: 1}, {1.5: 1}, {True: 1}],
+    "logit_bias": [[1], {"x": 1}, {-1: 1}, {1: 101}, {1: "1"}, {"9" * 5000: 1}, {1.5: 1}, {True: 1}, {"5": 1, 5: 2}],
     "allowed_token_ids": [[], [-1], 5],
     "bad_words": [[""], "word"],
     "truncate_prompt_tokens": [0, -2, 1.5],

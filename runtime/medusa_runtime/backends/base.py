@@ -61,10 +61,12 @@ class RowSummary(NamedTuple):
     """The most likely next tokens at one row, and two facts about all V logits of the row.
 
     Args:
-        ids: (K,) token ids, descending by logit; tokens of equal logits by ascending id.
+        ids: (K,) token ids, descending by logit; tokens of equal logits in any order, and any of those whose logits
+            equal the last entry's.
         logits: (K,) their logits.
         logsumexp: Natural logarithm of the sum of exp(logit) over all V tokens.
-        finite: Whether all V logits are finite. If not, the other fields are unspecified.
+        finite: True only if all V logits are finite; it may be false where just their sum overflows. Where it is false,
+            the other fields are unspecified.
     """
 
     ids: IntArray

@@ -52,8 +52,9 @@ class Processors:
             if len(words) > 1 and words[-1] < vocab_size:
                 prefix = [int(token) for token in words[:-1]]
                 self._bad_endings.setdefault(prefix[-1], []).append((prefix, int(words[-1])))
-        self._bias_ids = _ids(params.logit_bias or (), vocab_size)
-        self._bias = np.array([(params.logit_bias or {})[token] for token in self._bias_ids.tolist()], dtype=np.float32)
+        bias = dict(params.logit_bias or ())
+        self._bias_ids = _ids(bias, vocab_size)
+        self._bias = np.array([bias[token] for token in self._bias_ids.tolist()], dtype=np.float32)
         self._repetition = min(max(params.repetition_penalty, 1 / _MOST_FACTOR), _MOST_FACTOR)
         self._frequency, self._presence = params.frequency_penalty, params.presence_penalty
         self._counts = TokenCounts(prompt_ids) if params.has_penalties else None

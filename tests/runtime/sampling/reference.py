@@ -18,7 +18,7 @@ def processed(params, logits, prompt, output, end_ids=(), bad_word_ids=()):
     if len(output) < params.min_tokens:
         for token in end_ids:
             found[token] = -math.inf
-    for token, bias in (params.logit_bias or {}).items():
+    for token, bias in params.logit_bias or ():
         found[token] += bias
     for token in range(len(found)):
         if token in prompt or token in output:

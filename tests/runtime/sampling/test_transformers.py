@@ -45,7 +45,7 @@ def theirs(params, row, prompt, output, ends, words):
             whole, scores
         )
     if params.logit_bias:
-        bias = {(token,): value for token, value in params.logit_bias.items()}
+        bias = {(token,): value for token, value in params.logit_bias}
         scores = logits_process.SequenceBiasLogitsProcessor(bias)(whole, scores)
     if params.repetition_penalty != 1:
         scores = logits_process.RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(whole, scores)
