@@ -191,7 +191,7 @@ def test_wrong_usage(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([" "], "the prompt is empty"),
+        ([""], "the prompt is empty"),
         (["word " * 600], "the prompt has "),
         (["Hi", "--profile", "oak"], "no profile 'oak'"),
         (["Hi", "--timeout", "1e-9"], "the deadline of the request passed"),
@@ -233,3 +233,38 @@ def test_an_interrupt_keeps_what_was_printed(tiny_bundle: Path) -> None:
     assert (process.returncode, error.splitlines()[-1]) == (ExitCode.INTERRUPTED, b"interrupted")
     assert b"Traceback" not in error
     assert first and out.endswith(b"\n")
+
+
+def test_a_drawn_seed_is_reported_and_gives_the_answer_again(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [tiny_bundle, "Hello", "--max-tokens", 8, "--temperature", 1]
+    assert generate(*arguments) == 0
+    first = capsys.readouterr()
+    (seed,) = re.findall(r"drawn with --seed (\d+)", first.err)
+    assert generate(*arguments, "--seed", seed) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out and "--seed" not in again.err
+
+
+def test_log_probabilities_without_a_place_are_reported(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [tiny_bundle, "Hello", "--max-tokens", 2, "--logprobs", 1]
+    assert generate(*arguments) == 0
+    assert "only written with --json" in capsys.readouterr().err
+    assert generate(*arguments, "--json", "-") == 0
+    assert "only written" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("files", [("-", "out"), ("in", "-")], ids=str)
+def test_a_batch_has_files(
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    files: tuple[str, str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("in", "-"):
+        (tmp_path / name).write_text("")
+    assert generate(tiny_bundle, "--batch-file", files[0], "-o", files[1]) == 2
+    assert "expected their names, got -" in capsys.readouterr().err

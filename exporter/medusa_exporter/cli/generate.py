@@ -156,6 +156,8 @@ def command(
         calibration=calibration,
     )
     if batch_file is not None and output is not None:
+        if "-" in (str(batch_file), str(output)):
+            raise click.UsageError("a batch is read from a file and written to a file; expected their names, got -")
         outputs = ResponsesFile.at(output)
         outputs.check(inputs=[batch_file], bundle=bundle)
         results.check(KIND, inputs=[batch_file], outputs=[outputs.path, outputs.part], bundle=bundle)
@@ -211,7 +213,10 @@ def _answer(
         result = print_answers(handle, params.n, results)
     lossy = params.acceptance != LOSSLESS
     remark = f" (acceptance {result.acceptance}: lossy, not the answer of plain decoding)" if lossy else ""
-    note(describe(result) + remark)
+    drawn = "" if params.is_greedy or params.seed is not None else f"; drawn with --seed {result.seed}"
+    note(describe(result) + drawn + remark)
+    if params.logprobs is not None and not results.wants_json:
+        note("log-probabilities are only written with --json FILE (- is standard output)")
     content = as_json(result)
     if compare:
         same = dataclasses.replace(params, profile=PLAIN, seed=result.seed)
