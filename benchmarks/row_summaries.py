@@ -8,11 +8,6 @@ and the microseconds in which the host reads the summary and the whole row of on
 numpy's on the same rows. Before that, the operators alone run on rows with many equal logits and on rows that are not
 finite, which a model rarely computes; exit code 1 if a summary is wrong.
 
-    python benchmarks/row_summaries.py --operators 49152,151936 [--backend ort-cpu]
-
-This compares variants of the operators alone, on random logits with these vocabularies, in turns and with CUDA graphs;
-it needs no bundle.
-
 With a bundle and `--backend ort-cpu` no step is run, since graphs for a CPU have no summaries. The table compares what
 they would cost with what the host does instead, for 1 row, 3 rows (which an answer visits in a step) and more: ONNX
 Runtime's operators on all rows, and numpy's work on the full rows.
@@ -43,7 +38,6 @@ from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.threads import default_threads
 from medusa_runtime.tree_step import TreeStep
 from numpy.typing import NDArray
-from row_summary_operators import compare_operators, pattern_rows
 
 WARM = 5  # runs of each shape: the first one is plain, the second captures a CUDA graph
 CPU_ROWS = (1, 3, 8, 64)
@@ -53,19 +47,13 @@ Floats = NDArray[np.float32]
 def main() -> None:
     """Parse the command line, measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="?", help="Bundle folder.")
-    parser.add_argument("--operators", help="Vocabulary sizes, separated by commas: compare variants of the operators.")
+    parser.add_argument("bundle", type=Path, help="Bundle folder.")
     parser.add_argument("--backend", default="ort-cuda", help="Backend to measure (default: ort-cuda).")
     parser.add_argument("--precision", help="Precision of the graph; needed where the bundle has several.")
     parser.add_argument("--profile", action="append", help="Tree to run, repeatable (default: tree-16 and tree-64).")
     parser.add_argument("--past", type=int, default=256, help="Tokens of the random prompt (default: 256).")
     parser.add_argument("--rounds", type=int, default=200, help="Runs of each shape (default: 200).")
     options = parser.parse_args()
-    if options.operators:
-        worst = compare_operators(options.backend, [int(V) for V in options.operators.split(",")], options.rounds)
-        sys.exit(0 if worst <= SUMMARY_ERROR else 1)
-    if options.bundle is None:
-        parser.error("got no bundle, expected a bundle's folder or --operators V[,V…]")
     bundle = Bundle.open(options.bundle)
     if options.backend == "ort-cpu":
         on_cpu(bundle.model.vocab_size, options.rounds)
@@ -192,6 +180,35 @@ def operators(V: int, extra: str, providers: list[Any]) -> Callable[[Floats], li
         return [RowSummary(*one) for one in zip(*(column[0] for column in columns), strict=True)]
 
     return run
+
+
+def pattern_rows(V: int, count: int) -> Floats:
+    """Return rows with many equal logits, rows of extreme logits, and rows with NaN or inf; (count, V) float32."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(count):
+        row = rng.normal(scale=3, size=V).astype(np.float32)
+        kind, place = number % 12, rng.integers(0, V)
+        if kind == 0:  # ties everywhere, also at the last entry
+            row = (rng.integers(0, 40, V) * rng.integers(0, 2, V)).astype(np.float32)
+        elif kind == 1:  # about 100 equal largest logits
+            row[rng.random(V) < 100 / V] = 50
+        elif kind == 2:  # ties at the last entry only
+            row[rng.permutation(V)[:200]] = np.partition(row, V - 40)[V - 40]
+        elif kind == 3:
+            row = np.full(V, rng.normal(), np.float32)
+        elif kind == 4:
+            row *= np.float32(1e20)
+        elif kind == 5:
+            row = np.sort(row) if number % 2 else np.sort(row)[::-1].copy()
+        elif kind == 6:
+            row[:] = rng.choice([0.0, -0.0], V)
+        elif kind < 10:
+            row[place] = (np.nan, np.inf, -np.inf)[kind - 7]
+        elif kind == 10:
+            row[:] = (np.nan, np.inf, -np.inf)[number % 3]
+        rows.append(row)
+    return np.stack(rows)
 
 
 if __name__ == "__main__":
