@@ -177,7 +177,8 @@ def operators(V: int, extra: str, providers: list[Any]) -> Callable[[Floats], li
         index = np.arange(len(logits), dtype=np.int32)[None]
         inputs = {contract.LOGIT_ROWS: index, contract.SUMMARY_ROWS: index, "computed": logits[None]}
         columns = session.run(list(contract.SUMMARY_OUTPUTS), inputs)
-        return [RowSummary(*one) for one in zip(*(column[0] for column in columns), strict=True)]
+        finite, *others = (column[0] for column in columns)
+        return [RowSummary(*one) for one in zip(*others, finite, strict=True)]
 
     return run
 

@@ -31,14 +31,15 @@ Output                    Shape           Type     Meaning
 ``tokens``                (B, T)          int32    ``input_ids`` with each candidate replaced by its token id.
 ``argmax``                (B, R)          int32    Most likely next token at each of ``logit_rows``.
 ``logits``                (B, R, V)       float32  Logits at each of ``logit_rows``.
+``finite``                (B, R)          bool     True only if all V logits of the row are finite; may be false where
+                                                   just their sum overflows in fp32. Graphs for a GPU only, as are
+                                                   the next three.
 ``top_ids``               (B, S, K)       int32    The K most likely tokens at each of ``summary_rows``, descending by
                                                    logit. Equal logits are in any order, and where they reach beyond
                                                    the last entry, any of them are there.
 ``top_logits``            (B, S, K)       float32  The logits of ``top_ids``.
 ``logsumexp``             (B, S)          float32  The natural logarithm of the sum of exp(logit) over all V tokens.
-``finite``                (B, S)          bool     True only if all V logits are finite; may be false where just
-                                                   their sum overflows in fp32. Where it is false, the three outputs
-                                                   above are unspecified.
+                                                   Unspecified, as the two above, where the row is not finite.
 ``hidden``                (B, T, E)       float32  Hidden state after the final norm, then what tapped layers read.
 ``new_key_i``             (B, T, W)       float    Keys of this step's nodes; ``new_value_i`` holds the values.
 ========================  ==============  =======  ================================================================
@@ -105,11 +106,11 @@ MAX_SUMMARY_TOKENS = 64
 TOKENS = "tokens"  # (B, T) int32: input_ids with the candidates filled in
 ARGMAX = "argmax"  # (B, R) int32: most likely next token at each of the logit rows
 LOGITS = "logits"  # (B, R, V) float
+FINITE = "finite"  # (B, R) bool: true only if all logits of the row are finite
 TOP_IDS = "top_ids"  # (B, S, K) int32: most likely tokens at each of the summary rows, descending
 TOP_LOGITS = "top_logits"  # (B, S, K) float: their logits
 LOGSUMEXP = "logsumexp"  # (B, S) float: log of the sum of exp(logit) over the vocabulary
-FINITE = "finite"  # (B, S) bool: true only if all logits of the row are finite
-SUMMARY_OUTPUTS = (TOP_IDS, TOP_LOGITS, LOGSUMEXP, FINITE)
+SUMMARY_OUTPUTS = (FINITE, TOP_IDS, TOP_LOGITS, LOGSUMEXP)
 HIDDEN = "hidden"  # (B, T, E) float: the hidden state after the final norm, then what the tapped layers read
 NEW = "new"  # (B, T, 2 * layers * W) float, stacked: this step's keys of all layers, then its values
 
@@ -159,13 +160,13 @@ def summary_tokens(vocab_size: int) -> int:
 
 
 def summary_specs(vocab_size: int) -> tuple[TensorSpec, ...]:
-    """Return the outputs of summaries, in order."""
+    """Return the outputs that describe rows, in order: the finite flag of all of them, and the summaries of some."""
     K = summary_tokens(vocab_size)
     return (
+        TensorSpec(FINITE, "bool", ("B", "R")),
         TensorSpec(TOP_IDS, "int32", ("B", "S", K)),
         TensorSpec(TOP_LOGITS, "float32", ("B", "S", K)),
         TensorSpec(LOGSUMEXP, "float32", ("B", "S")),
-        TensorSpec(FINITE, "bool", ("B", "S")),
     )
 
 

@@ -54,31 +54,31 @@ class StepRows:
     def __call__(self, row: int, /) -> FloatArray:
         """Return the logits at row `row`, (V,) float32. Raises InvalidLogitsError if one is not finite."""
         logits = self._backend.read_logits(row)
-        if row not in self._checked:
+        if row not in self._checked and not self._is_finite(row):
             least, most = logits.min(), logits.max()
             if not (-np.inf < least and most < np.inf):
                 raise self._error(row, f"from {least} to {most}")
             self._checked.add(row)
         return logits
 
+    def _is_finite(self, row: int) -> bool:
+        """Whether the backend has found that all logits of a row are finite."""
+        if self._backend.read_finite(row):
+            self._checked.add(row)
+            return True
+        return False
+
     def summary(self, row: int, /) -> RowSummary | None:
         """Return the summary of row `row`, None without one. Raises InvalidLogitsError if a logit is not finite."""
         found = self._backend.read_summary(row)
-        if found is not None and row not in self._checked:
-            if found.finite:
-                self._checked.add(row)
-            else:
-                self(row)  # raises where a logit is not finite, as opposed to the sum of all
+        if found is not None:
+            self.check(row)
         return found
 
     def check(self, row: int) -> None:
-        """Raise InvalidLogitsError if a logit of row `row` is not finite, where finding out copies no row."""
-        if row in self._checked:
-            return
-        if self._backend.logits_on_host:
+        """Raise InvalidLogitsError if a logit of row `row` is not finite; a backend with flags copies no row for it."""
+        if row not in self._checked and not self._is_finite(row):
             self(row)
-        else:
-            self.summary(row)
 
     def check_prompt(self, prompt: Sequence[int]) -> None:
         """Check the logits after a prompt.

@@ -201,6 +201,10 @@ class FakeBackend:
         self.read_rows.append(row)
         return self._ran[2][sequence, row]
 
+    def read_finite(self, row, sequence=0):
+        logits = self._ran[2][sequence, row]
+        return bool(np.isfinite(logits).all()) if self.summaries else None
+
     def read_summary(self, row, sequence=0):
         logits = self._ran[2][sequence, row]
         if not (self.summaries and self.steps[-1].summaries):

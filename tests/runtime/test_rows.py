@@ -9,19 +9,22 @@ from .fake_backend import FakeBackend, summary_of
 
 
 class Rows(FakeBackend):
-    """A backend whose last step has given rows; `read` and `summarised` list what was asked for."""
+    """A backend whose last step has given rows; `read` and `flagged` list the rows that were asked for."""
 
     def __init__(self, rows, summaries=False):
         super().__init__(summaries=summaries)
-        self.rows, self.read, self.summarised = np.asarray(rows, dtype=np.float32), [], []
+        self.rows, self.read, self.flagged = np.asarray(rows, dtype=np.float32), [], []
 
     def read_logits(self, row, sequence=0):
         self.read.append(row)
         return self.rows[row]
 
     def read_summary(self, row, sequence=0):
-        self.summarised.append(row)
         return summary_of(self.rows[row]) if self.summaries else None
+
+    def read_finite(self, row, sequence=0):
+        self.flagged.append(row)
+        return bool(np.isfinite(self.rows[row].sum())) if self.summaries else None
 
 
 GOOD = [[1, 2, 3], [0, 5, 1]]
@@ -61,7 +64,7 @@ def test_a_device_is_not_asked_for_whole_rows_to_check_them():
     rows = StepRows(backend)
     rows.begin("of step 1")
     rows.check(1)
-    assert (backend.read, backend.summarised) == ([], [1])
+    assert (backend.read, backend.flagged) == ([], [1])
     assert rows.summary(1).ids.tolist() == [1, 2, 0]
 
 
@@ -83,3 +86,13 @@ def test_a_saved_row_does_not_change(summaries):
     assert saved(0).tolist() == [0, 5, 1]
     summary = saved.summary(0)
     assert (summary.ids.tolist() == [1, 2, 0]) if summaries else (summary is None)
+
+
+def test_a_row_whose_sum_alone_overflows_is_read_and_is_valid():
+    backend = Rows(np.full((1, 40), 3e38, np.float32) * np.linspace(0.9, 1, 40, dtype=np.float32), summaries=True)
+    rows = StepRows(backend)
+    rows.begin("of step 1")
+    with np.errstate(over="ignore"):
+        rows.check(0)
+        assert backend.read == [0]
+        assert rows.summary(0).ids[0] == 39

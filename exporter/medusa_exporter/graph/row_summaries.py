@@ -1,4 +1,4 @@
-"""Adds row summaries to a graph for a GPU: the top K logits of a row, their logsumexp, and whether all are finite.
+"""Adds to a graph for a GPU whether the logits of each row are finite, and of some rows the top K and the logsumexp.
 
 For ONNX Runtime, one TopK searches the whole row. Its CUDA kernel sorts parts of some 3,000 values at once, each in a
 block of threads of its own, and merges their winners; version 1.31 has it for K up to 256 and any length of a
@@ -85,8 +85,8 @@ class _Summariser:
         in_blocks = self._tensorrt and self._V > self._K * BLOCK
         top = self._top_of_blocks(picked) if in_blocks else _Top(*self._topk(picked))
         logsumexp = self._logsumexp(picked, top.logits)
-        finite = self._least_is_finite(picked, logsumexp) if self._tensorrt else self._sum_is_finite(picked)
-        return self._add("Cast", top.ids, dtype=INT32, to=INT32), top.logits, logsumexp, finite
+        finite = self._least_is_finite(picked, logsumexp) if self._tensorrt else self._sum_is_finite(logits)
+        return finite, self._add("Cast", top.ids, dtype=INT32, to=INT32), top.logits, logsumexp
 
     def _select(self, logits: ir.Value, rows: ir.Value, fixed: Mapping[str, int]) -> ir.Value:
         """Return the rows of logits that are summarised: (B, R, V) by (B, S) -> (B, S, V)."""
@@ -138,7 +138,7 @@ class _Summariser:
         return add("Add", add("Log", total, dtype=FLOAT), add("Squeeze", largest, self._last, dtype=FLOAT), dtype=FLOAT)
 
     def _sum_is_finite(self, rows: ir.Value) -> ir.Value:
-        """Return whether the sum of each row (B, S) is finite, which it is only if all logits are."""
+        """Return whether the sum of each row (B, R) is finite, which it is only if all logits are."""
         add = self._add
         total = add("ReduceSum", rows, self._last, dtype=FLOAT, keepdims=0)
         return add("Less", add("Abs", total, dtype=FLOAT), self._infinity("+"), dtype=BOOL)
@@ -146,7 +146,7 @@ class _Summariser:
     def _least_is_finite(self, rows: ir.Value, logsumexp: ir.Value) -> ir.Value:
         """Return whether all logits of each row (B, S) are finite: the logsumexp shows NaN and inf, the least -inf.
 
-        An engine may compute in 16 bits, where the sum of a row could overflow.
+        An engine may compute in 16 bits, where the sum of a row could overflow. It summarises all rows in order.
         """
         add, least = self._add, rows
         if self._V % BLOCK == 0:

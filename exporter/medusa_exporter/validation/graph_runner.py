@@ -194,9 +194,11 @@ def _step_result(results: dict[str, Array], new: Array, sequence: int, n: int, l
     argmax, tokens = results[contract.ARGMAX][sequence, :R], results[contract.TOKENS][sequence, :n]
     summaries = None
     if contract.FINITE in results:
-        columns = (results[name][sequence, ::-1][:R] for name in contract.SUMMARY_OUTPUTS)
+        finite, *columns = (results[name][sequence] for name in contract.SUMMARY_OUTPUTS)
+        columns = [column[::-1][:R] for column in columns]
         summaries = [
-            RowSummary(ids, top, float(total), bool(flag)) for ids, top, total, flag in zip(*columns, strict=True)
+            RowSummary(ids, top, float(total), bool(flag))
+            for ids, top, total, flag in zip(*columns, finite[:R], strict=True)
         ]
     return StepResult(Rows(keys, values, hidden, logits), logit_rows, argmax, tokens, summaries)
 

@@ -263,6 +263,17 @@ class Backend(Protocol):
             sequence: Index of the sequence.
         """
 
+    def read_finite(self, row: int, sequence: int = 0) -> bool | None:
+        """Return whether all logits of one row are finite, which copies nothing from a device.
+
+        None where the backend computes no flags, as on a CPU. False may also mean that just the sum of the logits
+        overflows. Raises as `read_tokens` does.
+
+        Args:
+            row: Index into `logit_rows`, from 0 to R - 1.
+            sequence: Index of the sequence.
+        """
+
     def read_outputs(self) -> StepOutputs:
         """Return copies of all outputs of the last run, for comparisons; the decoding loop does not need it.
 

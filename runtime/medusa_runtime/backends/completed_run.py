@@ -55,6 +55,13 @@ class CompletedRun:
         _check_index("row", row, binding.host.sizes[1])
         return binding.host.read_summary(row, sequence)
 
+    def read_finite(self, row: int, sequence: int) -> bool:
+        """Return whether all logits of one row are finite, from pinned host memory."""
+        binding = self.binding
+        _check_index("sequence", sequence, binding.shape.B)
+        _check_index("row", row, binding.host.sizes[1])
+        return binding.host.read_finite(row, sequence)
+
     def read_outputs(self) -> StepOutputs:
         """Copy all outputs from the device, without the padding."""
         shape, host, memory = self.binding.shape, self.binding.host, self.binding.memory

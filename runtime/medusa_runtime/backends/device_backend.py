@@ -131,6 +131,10 @@ class DeviceBackend(ABC):
         """Return the summary of one row from pinned host memory; None if the step did not ask for summaries."""
         return self._last_run().read_summary(row, sequence)
 
+    def read_finite(self, row: int, sequence: int = 0) -> bool:
+        """Return whether all logits of one row are finite, from pinned host memory."""
+        return self._last_run().read_finite(row, sequence)
+
     def read_outputs(self) -> StepOutputs:
         """Copy all outputs of the last run from the device."""
         return self._last_run().read_outputs()

@@ -47,7 +47,7 @@ class HostBuffers:
             contract.TOP_IDS: (INT32, (B, S, K)),
             contract.TOP_LOGITS: (_FLOAT, (B, S, K)),
             contract.LOGSUMEXP: (_FLOAT, (B, S)),
-            contract.FINITE: (BOOL, (B, S)),
+            contract.FINITE: (BOOL, (B, R)),
         }
         offsets, end = {}, 0
         for name, (onnx_type, sizes) in (inputs | outputs).items():
@@ -106,10 +106,14 @@ class HostBuffers:
         """Return the summary of one row; None if the step did not ask for summaries."""
         if not self._summarised:
             return None
-        ids, logits, logsumexp, finite = self._summaries
+        finite, ids, logits, logsumexp = self._summaries
         return RowSummary(
             ids[sequence, row], logits[sequence, row], float(logsumexp[sequence, row]), bool(finite[sequence, row])
         )
+
+    def read_finite(self, row: int, sequence: int) -> bool:
+        """Return whether all logits of one row are finite."""
+        return bool(self._summaries[0][sequence, row])
 
 
 def _byte_count(onnx_type: int, sizes: tuple[int, ...]) -> int:

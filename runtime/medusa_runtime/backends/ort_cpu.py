@@ -191,6 +191,10 @@ class OrtCpuBackend:
         self._last_run().logits[sequence, row]  # raises for a row that does not exist
         return None
 
+    def read_finite(self, row: int, sequence: int = 0) -> None:
+        """Return None: the graph computes no flags, since the rows can be read."""
+        self._last_run().logits[sequence, row]  # raises for a row that does not exist
+
     def read_outputs(self) -> StepOutputs:
         """Return copies of all outputs of the last run; its keys and values are in the arena, behind the past."""
         bound, layers = self._last_run(), self.model.layers

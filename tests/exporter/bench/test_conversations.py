@@ -164,7 +164,9 @@ def test_backends_alternate_on_the_first_backend_s_conversation(loaded: LoadedBu
     assert isinstance(second, dict)
     said = loaded.tokenizer.decode(run(3, 2, 0.1, first=ord("A")).tokens)
     messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": said}]
-    assert second["C"].question.ids == tuple(loaded.prompt_encoder.encode([*messages, {"role": "user", "content": "and then?"}]))
+    assert second["C"].question.ids == tuple(
+        loaded.prompt_encoder.encode([*messages, {"role": "user", "content": "and then?"}])
+    )
 
 
 def test_other_backends_continue_after_a_failure_until_all_have_failed() -> None:

@@ -46,7 +46,8 @@ def compare(
     numbers = {contract.PAST_ROWS: np.arange(BOUND, dtype=np.int32), contract.SUMMARY_ROWS: summarised}
     found = run(session, inputs | numbers, buffers)
     expected = traced.run(**inputs, **{name: rows(buffer, 0, length).copy() for name, buffer in exact.items()})
-    check([found[name] for name in contract.SUMMARY_OUTPUTS], found[contract.LOGITS][:, summarised[0]])
+    logits = found[contract.LOGITS]
+    check([found[name] for name in contract.SUMMARY_OUTPUTS], logits[:, summarised[0]], logits)
     np.testing.assert_array_equal(found[contract.TOKENS], expected[contract.TOKENS])
     near = 0.004 * max(1.0, float(np.abs(expected[contract.LOGITS]).max()))
     for name in (contract.LOGITS, contract.HIDDEN):

@@ -83,7 +83,7 @@ def run(graph: ir.Model, folder: Path, given: dict[str, np.ndarray], *, rounded:
         made |= {new: part for (_, new), part in zip(order, parts, strict=True)}
     summaries = [made.pop(name) for name in contract.SUMMARY_OUTPUTS]
     if not rounded:
-        check(summaries, np.take_along_axis(made["logits"], rows[..., None], axis=1))
+        check(summaries, np.take_along_axis(made["logits"], rows[..., None], axis=1), made["logits"])
     return made
 
 

@@ -91,13 +91,14 @@ class Run:
             argmax[b] = sums[rows[b]] % VOCAB
             logits[b, np.arange(self.shape.R), argmax[b]] = 1
         hidden[:] = tokens[..., None]
-        ids, top, sums, finite = (
+        finite, ids, top, sums = (
             self.array(name, dtype)
-            for name, dtype in zip(contract.SUMMARY_OUTPUTS, (np.int32, np.float32, np.float32, np.bool_), strict=True)
+            for name, dtype in zip(contract.SUMMARY_OUTPUTS, (np.bool_, np.int32, np.float32, np.float32), strict=True)
         )
+        finite[:] = np.isfinite(logits).all(-1)
         for b, row in np.ndindex(*sums.shape):
             found = summary_of(logits[b, self.array(contract.SUMMARY_ROWS)[b, row]])
-            ids[b, row], top[b, row], sums[b, row], finite[b, row] = found
+            ids[b, row], top[b, row], sums[b, row], _ = found
         self.array(contract.new_key(0), np.float32)[:, :, 0] = tokens
         self.array(contract.new_value(0), np.float32)[:, :, 0] = -tokens
 

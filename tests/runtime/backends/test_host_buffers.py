@@ -64,7 +64,7 @@ def test_the_summary_of_a_row_is_read_where_the_device_wrote_it() -> None:
     rows = buffers.inputs[contract.SUMMARY_ROWS]
     assert at(rows.address, rows.shape, np.int32).tolist() == [[0, 1, 2]] * B
     written = {}
-    for name, dtype in zip(contract.SUMMARY_OUTPUTS, (np.int32, np.float32, np.float32, np.bool_), strict=True):
+    for name, dtype in zip(contract.SUMMARY_OUTPUTS, (np.bool_, np.int32, np.float32, np.float32), strict=True):
         tensor = buffers.outputs[name]
         shape = (B, R, 64) if name in (contract.TOP_IDS, contract.TOP_LOGITS) else (B, R)
         assert tensor.shape == shape and tensor.address % 4 == 0
@@ -76,19 +76,21 @@ def test_the_summary_of_a_row_is_read_where_the_device_wrote_it() -> None:
     for sequence, row in ((0, 0), (1, 1)):
         found = buffers.read_summary(row, sequence)
         assert isinstance(found, RowSummary)
-        for value, name in zip(found, contract.SUMMARY_OUTPUTS, strict=True):
+        for value, name in zip((found.finite, *found[:3]), contract.SUMMARY_OUTPUTS, strict=True):
             np.testing.assert_array_equal(value, written[name][sequence, row])
         assert (type(found.logsumexp), type(found.finite)) == (float, bool)
+        assert buffers.read_finite(row, sequence) is found.finite
     buffers.write(replace(one, summaries=False))
     assert buffers.read_summary(0, 0) is None
+    assert buffers.read_finite(1, 0) is True and buffers.read_finite(0, 0) is False
 
 
 def test_a_shape_without_summaries_has_no_rows_of_them() -> None:
     buffers = HostBuffers(HostDevice(), StepShape(1, 4, 3, draft=False, P=256), 30)
     assert buffers.inputs[contract.SUMMARY_ROWS].shape == (1, 0)
     assert [buffers.outputs[name].shape for name in contract.SUMMARY_OUTPUTS] == [
+        (1, 3),
         (1, 0, 30),
         (1, 0, 30),
-        (1, 0),
         (1, 0),
     ]
