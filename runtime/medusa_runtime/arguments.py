@@ -12,12 +12,20 @@ from numpy.typing import NDArray
 from medusa_runtime.errors import ArgumentError, MedusaError, PromptError
 
 
+def shown(value: object) -> str:
+    """Return the first 80 characters of a value's repr; an integer of thousands of digits has none."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return "too long to show"
+
+
 def as_int(what: str, value: object, least: int, error: type[MedusaError] = ArgumentError) -> int:
     """Return an int or numpy integer as an int; raise `error` for other types, bool included, and below `least`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise error(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a whole number: pass an int")
     if value < least:
-        raise error(f"{what} is {value}; expected at least {least}: pass a larger one")
+        raise error(f"{what} is {shown(value)}; expected at least {least}: pass a larger one")
     return int(value)
 
 

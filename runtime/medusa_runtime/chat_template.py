@@ -46,7 +46,7 @@ class ChatTemplate:
         try:
             TEMPLATE_PROCESS.render({"source": source, "names": None})
         except PromptError as error:
-            raise PromptError(f"the chat template is not valid: {error}") from None
+            raise type(error)(f"the chat template is not valid: {error}") from None
         self.source = source
         self._special_tokens = dict(special_tokens)
         self.reserved_names = frozenset((*_SET, *_FUNCTIONS, *_TOKENS, *special_tokens))
@@ -122,7 +122,7 @@ class ChatTemplate:
         try:
             return TEMPLATE_PROCESS.render(request)
         except PromptError as error:
-            raise PromptError(f"the chat template cannot render this conversation: {error}") from None
+            raise type(error)(f"the chat template cannot render this conversation: {error}") from None
 
 
 def _check_messages(messages: list[dict[str, Any]]) -> None:

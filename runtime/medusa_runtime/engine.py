@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 import time
 import weakref
@@ -10,14 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
 from medusa_profiles.profile import TreeProfile
 
 from medusa_runtime.answer_rule import answer_rule
-from medusa_runtime.arguments import as_int
+from medusa_runtime.arguments import as_bool, as_int
 from medusa_runtime.errors import ArgumentError, CapacityError
 from medusa_runtime.handle import RequestHandle
 from medusa_runtime.loading import LoadedBundle, load_bundle
-from medusa_runtime.parameter_checks import as_seconds
+from medusa_runtime.parameter_checks import as_number, as_seconds
 from medusa_runtime.profile_choice import find_profile
 from medusa_runtime.prompt_encoder import Prompt
 from medusa_runtime.prompt_options import PromptOptions
@@ -75,8 +77,7 @@ class Engine:
         self._scheduler = Scheduler(as_int("max_waiting", max_waiting, 1))
         self._numbers = itertools.count(1)
         self._trees: dict[str, TreeProfile] = {}
-        # Runs too when nothing refers to the engine any more, and when the program ends.
-        self._finalizer = weakref.finalize(self, Scheduler.close, self._scheduler, drain=False)
+        weakref.finalize(self, Scheduler.abort_without_waiting, self._scheduler)
 
     @classmethod
     def load(
@@ -193,7 +194,15 @@ class Engine:
         seconds = as_seconds("timeout", timeout)
         params.check_vocabulary(self.bundle.model.vocab_size)
         tree = self._tree(params.profile)
-        ids = self._truncate(self.encode(prompt, **options), params)
+        keep = self._kept_tokens(params)
+        if (
+            keep is not None
+            and not isinstance(prompt, str)
+            and len(prompt)
+            and isinstance(prompt[0], (int, np.integer))
+        ):
+            prompt = prompt[-keep:]  # token ids, of which there may be more than the encoder accepts
+        ids = self._truncate(self.encode(prompt, **options), keep)
         request = Request(
             number=next(self._numbers),
             prompt=tuple(ids),
@@ -249,7 +258,8 @@ class Engine:
             drain: Answer all requests that were submitted; otherwise they end with EngineClosedError.
             timeout: Seconds to wait at most; None waits as long as it takes.
         """
-        self._scheduler.close(drain=drain, timeout=timeout)
+        seconds = None if timeout is None else as_number("timeout", timeout, 0, math.inf)
+        self._scheduler.close(drain=as_bool("drain", drain), timeout=seconds)
 
     def __enter__(self) -> Engine:
         return self
@@ -269,11 +279,14 @@ class Engine:
             self._trees[profile] = find_profile(self.bundle, profile)
         return self._trees[profile]
 
-    def _truncate(self, ids: list[int], params: SamplingParams) -> list[int]:
-        """Return the tokens of the prompt to keep, after `truncate_prompt_tokens`; raise CapacityError for too many."""
-        keep = params.truncate_prompt_tokens
-        if keep == -1:
-            keep = max(1, self.context - (params.max_tokens or 1))
+    def _kept_tokens(self, params: SamplingParams) -> int | None:
+        """Return how many tokens of the prompt `truncate_prompt_tokens` keeps; None for all."""
+        if params.truncate_prompt_tokens == -1:
+            return max(1, self.context - (params.max_tokens or 1))
+        return params.truncate_prompt_tokens
+
+    def _truncate(self, ids: list[int], keep: int | None) -> list[int]:
+        """Return the last `keep` tokens of a prompt, all if it is None; raise CapacityError for too many."""
         kept = ids if keep is None else ids[-keep:]
         if len(kept) >= self.context:
             raise CapacityError(

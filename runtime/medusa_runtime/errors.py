@@ -32,6 +32,10 @@ class PromptError(MedusaError):
     """A prompt is empty or invalid, or the chat template cannot render it."""
 
 
+class TemplateProcessError(PromptError):
+    """The process that renders chat templates cannot be started, or was ended from outside."""
+
+
 class ArgumentError(MedusaError):
     """An argument has another type than documented, or is out of range."""
 

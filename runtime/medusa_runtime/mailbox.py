@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
+from medusa_runtime.log import LOGGER
 from medusa_runtime.results import Chunk, GenerationResult
 
 
@@ -14,7 +15,9 @@ class Mailbox:
     """Chunks of one request, then its result or its error. The scheduler's thread writes, any thread reads."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        # `with` uses the lock itself: an interrupt within a Condition's methods, Python code, could leave it locked.
+        self._lock = threading.RLock()  # reentrant, for signal handlers
+        self._changed = threading.Condition(self._lock)
         self._chunks: deque[Chunk] = deque()
         self._result: GenerationResult | None = None
         self._error: BaseException | None = None
@@ -28,34 +31,44 @@ class Mailbox:
 
     def put(self, chunk: Chunk) -> None:
         """Add a chunk."""
-        with self._changed:
+        with self._lock:
             self._chunks.append(chunk)
-            self._notify()
+            self._changed.notify_all()
+        self._call_listener()
 
-    def finish(self, result: GenerationResult) -> None:
-        """Set the result; nothing may follow."""
-        with self._changed:
+    def finish(self, result: GenerationResult) -> bool:
+        """Set the result, and return True, unless there was an end before."""
+        with self._lock:
+            if self.is_done:
+                return False
             self._result = result
-            self._notify()
+            self._changed.notify_all()
+        self._call_listener()
+        return True
 
-    def fail(self, error: BaseException) -> None:
-        """Set the error; nothing may follow. The first end counts."""
-        with self._changed:
-            if not self.is_done:
-                self._error, self._traceback = error, error.__traceback__
-                self._notify()
+    def fail(self, error: BaseException) -> bool:
+        """Set the error, and return True, unless there was an end before."""
+        with self._lock:
+            if self.is_done:
+                return False
+            self._error, self._traceback = error, error.__traceback__
+            self._changed.notify_all()
+        self._call_listener()
+        return True
 
     def take(self) -> Chunk | None:
         """Return the next chunk, or None if there is none now. Raises the request's error behind the last chunk."""
-        with self._changed:
+        with self._lock:
             if self._chunks:
                 return self._chunks.popleft()
+            is_failed = self._error is not None
+        if is_failed:  # nothing may follow, so no chunk has come since
             self._raise_error()
-            return None
+        return None
 
     def wait_for_chunk(self) -> None:
         """Wait until there is a chunk, the result or an error."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: bool(self._chunks) or self.is_done)
 
     def result(self, timeout: float | None = None) -> GenerationResult:
@@ -68,25 +81,31 @@ class Mailbox:
             TimeoutError: The request is not done yet; it goes on.
             BaseException: The request's error.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.is_done, timeout):
+        seconds = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+        with self._lock:
+            if not self._changed.wait_for(lambda: self.is_done, seconds):
                 raise TimeoutError(f"the request was not done within {timeout} seconds; it goes on: ask again")
-            self._raise_error()
-            assert self._result is not None  # noqa: S101 -- is_done
-            return self._result
+        self._raise_error()
+        assert self._result is not None  # noqa: S101 -- is_done
+        return self._result
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` in the writing thread after every change from now on, and once now."""
-        with self._changed:
-            self._listener = listener
-            self._notify()
+        """Call `listener` after every change from now on, in the thread that makes it, and once now.
+
+        No lock is held meanwhile; what the listener raises is logged.
+        """
+        self._listener = listener
+        self._call_listener()
 
     def _raise_error(self) -> None:
         """Raise the request's error, if there is one; its traceback does not grow with each reader."""
         if self._error is not None:
             raise self._error.with_traceback(self._traceback)
 
-    def _notify(self) -> None:
-        self._changed.notify_all()
-        if self._listener is not None:
-            self._listener()
+    def _call_listener(self) -> None:
+        listener = self._listener
+        if listener is not None:
+            try:
+                listener()
+            except Exception:
+                LOGGER.exception("a listener of a request failed")

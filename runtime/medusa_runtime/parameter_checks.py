@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from medusa_runtime.arguments import as_int
+from medusa_runtime.arguments import as_int, shown
 from medusa_runtime.errors import ArgumentError
 
 MAX_TEXTS = 256  # stop strings, and bad words, of one request
@@ -41,7 +41,7 @@ def as_int_between(what: str, value: object, least: int, most: int) -> int:
     """Return an integer from `least` to `most`; raise ArgumentError otherwise."""
     number = as_int(what, value, least)
     if number > most:
-        raise ArgumentError(f"{what} is {number}; expected at most {most}: pass a smaller one")
+        raise ArgumentError(f"{what} is {shown(number)}; expected at most {most}: pass a smaller one")
     return number
 
 
@@ -60,6 +60,12 @@ def as_texts(what: str, value: object) -> tuple[str, ...]:
     for text in found:
         if not isinstance(text, str) or not 0 < len(text) <= MAX_TEXT_LENGTH:
             raise ArgumentError(f"{what} holds {text!r:.80}; expected texts of 1 to {MAX_TEXT_LENGTH} characters")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ArgumentError(
+                f"{what} holds {text!r:.80}, which is not valid Unicode; expected other texts"
+            ) from None
     return found  # type: ignore[return-value]
 
 
@@ -106,5 +112,5 @@ def as_seconds(what: str, value: object) -> float | None:
         return None
     seconds = as_float(what, value)
     if not 0 < seconds < math.inf:
-        raise ArgumentError(f"{what} is {value!r:.80}; expected a finite number of seconds above 0, or None")
+        raise ArgumentError(f"{what} is {shown(value)}; expected a finite number of seconds above 0, or None")
     return seconds

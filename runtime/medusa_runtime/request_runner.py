@@ -81,34 +81,36 @@ class RequestRunner:
 
         What ends it early, of whatever kind, is reported to the request; the next request starts anew.
         """
-        run = _Run(request, self._decoder, self._tokenizer, self._stats)
+        run = None
         LOGGER.debug("request %d: %d tokens of prompt", request.number, len(request.prompt))
         try:
+            run = _Run(request, self._decoder, self._tokenizer, self._stats)
             checkpoint()
             run.generate(checkpoint)
+            if request.mailbox.finish(run.result()):
+                self._stats.add(finished=1)
         except BaseException as error:
-            self._fail(request, error, run.result())
+            self._fail(request, error, run)
             if not isinstance(error, Exception):
                 raise
-        else:
-            self._stats.add(finished=1)
-            request.mailbox.finish(run.result())
         finally:
             self._decoder.abort()
 
     def fail(self, request: Request, error: BaseException) -> None:
         """End a request that was not begun with an error."""
-        self._fail(request, error, _Run(request, self._decoder, self._tokenizer, self._stats).result())
+        self._fail(request, error, None)
 
-    def _fail(self, request: Request, error: BaseException, result: GenerationResult) -> None:
-        """End a request with an error, and with what was generated before."""
+    def _fail(self, request: Request, error: BaseException, run: _Run | None) -> None:
+        """End a request with an error, and with what was generated before; the first end counts."""
         if isinstance(error, RequestError):
-            error.result = result
+            run = run or _Run(request, self._decoder, self._tokenizer, self._stats)
+            error.result = run.result()
+        if not request.mailbox.fail(error):
+            return
         is_expected = isinstance(error, (RequestCancelledError, DeadlineError, EngineClosedError))
         self._stats.add(**{"cancelled" if is_expected else "failed": 1})
         level = logging.DEBUG if is_expected else logging.WARNING
         LOGGER.log(level, "request %d ended with %s", request.number, type(error).__name__)
-        request.mailbox.fail(error)
 
 
 class _Run:
@@ -183,12 +185,12 @@ class _Run:
         tree = decoder.last_tree
         answer.steps += 1
         answer.seconds += seconds
-        answer.depths.add(len(tokens) - 1, tree.depth)
-        self._stats.add_step(seconds, len(tokens), tree.size, tree.depth)
-        self._add(answer, tokens)
+        kept = self._add(answer, tokens)
+        answer.depths.add(kept - 1, tree.depth)
+        self._stats.add_step(seconds, kept, tree.size, tree.depth)
 
-    def _add(self, answer: _Answer, tokens: list[int]) -> None:
-        """Add the tokens of a step to an answer: find where it ends, and report a chunk."""
+    def _add(self, answer: _Answer, tokens: list[int]) -> int:
+        """Add the tokens of a step to an answer: find where it ends, report a chunk, and return how many are kept."""
         params, decoder = self._request.params, self._decoder
         reason = answer.sequence.finish_reason
         if match := answer.text.push(tokens, ends_with_stop_token=reason == "stop"):
@@ -211,3 +213,4 @@ class _Run:
         self._request.mailbox.put(
             Chunk(answer.index, answer.text.take(), tuple(tokens), logprobs, answer.finish_reason, answer.stop_reason)
         )
+        return len(tokens)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from medusa_profiles.profile import TreeProfile
 
 from medusa_runtime.accept import Typical
-from medusa_runtime.arguments import as_bool, as_int, as_optional_int
+from medusa_runtime.arguments import as_bool, as_int, as_optional_int, shown
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.parameter_checks import as_allowed_ids, as_bias, as_id_tuple, as_int_between, as_number, as_texts
 
@@ -224,7 +224,7 @@ class SamplingParams:
                 token = entry[0] if name == "logit_bias" else entry
                 if token >= vocab_size:
                     raise ArgumentError(
-                        f"{name} has the token id {token}; expected one from 0 to {vocab_size - 1}: was another "
+                        f"{name} has the token id {shown(token)}; expected one from 0 to {vocab_size - 1}: was another "
                         "tokenizer used?"
                     )
 
@@ -257,10 +257,10 @@ def _truncation(value: object) -> int | None:
 
 
 def _acceptance(value: object) -> str | Typical:
-    if isinstance(value, Typical) or value == LOSSLESS:
+    if isinstance(value, Typical):
         return value
-    if value == TYPICAL:
-        return Typical()
+    if isinstance(value, str) and value in (LOSSLESS, TYPICAL):
+        return value if value == LOSSLESS else Typical()
     raise ArgumentError(
         f"acceptance is {value!r:.80}; expected {LOSSLESS!r}, {TYPICAL!r} or an object of medusa_runtime.accept.Typical"
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from weakref import WeakSet
 
 from medusa_runtime.errors import (
+    CapacityError,
     DeadlineError,
     EngineClosedError,
     ForkedProcessError,
@@ -19,6 +22,12 @@ from medusa_runtime.log import LOGGER
 from medusa_runtime.request import Checkpoint, Job
 
 THREAD_NAME = "medusa-scheduler"
+IDLE_SECONDS = (
+    1.0  # after which an idle thread looks for work that it was not notified of, as its caller was interrupted
+)
+EXIT_SECONDS = 10.0  # that the end of the program waits for the work in progress
+
+_OPEN: WeakSet[Scheduler] = WeakSet()
 
 
 class Scheduler:
@@ -33,12 +42,15 @@ class Scheduler:
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._changed = threading.Condition()
+        # `with` uses the lock itself: an interrupt within a Condition's methods, Python code, could leave it locked.
+        self._lock = threading.RLock()  # reentrant, for signal handlers
+        self._changed = threading.Condition(self._lock)
         self._waiting: deque[Job] = deque()
         self._current: Job | None = None
         self._closed = self._aborting = False
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
+        _OPEN.add(self)
 
     @property
     def waiting(self) -> int:
@@ -68,28 +80,43 @@ class Scheduler:
             ForkedProcessError: This is a child process.
         """
         self.check_process()
-        with self._changed:
+        now = time.monotonic()
+        with self._lock:
             if self._closed:
                 raise EngineClosedError("the engine is closed; expected requests before close: load it again")
-            if len(self._waiting) >= self._max_waiting:
-                self._drop_ended(time.monotonic())
-            if len(self._waiting) >= self._max_waiting:
+            waiting = len(self._waiting)
+            if waiting >= self._max_waiting:
+                waiting = sum(_end_of(job, now) is None for job in self._waiting)
+            if waiting >= self._max_waiting:
                 raise QueueFullError(
-                    f"{len(self._waiting)} requests wait, expected at most {self._max_waiting} (max_waiting of "
-                    "Engine.load); try again later"
+                    f"{waiting} requests wait, expected at most {self._max_waiting} (max_waiting of Engine.load); try "
+                    "again later"
                 )
+            self._start_thread()
             self._waiting.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
-                self._thread.start()
             self._changed.notify_all()
+
+    def _start_thread(self) -> None:
+        """Start the thread unless it was started before; on failure the next job tries again."""
+        if self._thread is not None:
+            return
+        thread = self._thread = threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._thread = None
+            raise CapacityError(
+                f"the engine's thread cannot be started: {error}; end other threads, or allow the process more of them"
+            ) from None
 
     def cancel(self, job: Job) -> None:
         """Cancel a job: at once if it waits, otherwise at its next checkpoint."""
         self.check_process()
         job.is_cancelled = True
-        with self._changed:
-            self._drop_ended(time.monotonic())
+        with self._lock:
+            is_waiting = job in self._waiting
+        if is_waiting:  # the thread takes it out of the queue later
+            job.fail(_cancelled())
 
     def abandon(self, job: Job) -> None:
         """Cancel a job without a lock, as a finaliser may run anywhere; a waiting job is dropped later."""
@@ -99,90 +126,109 @@ class Scheduler:
         """Refuse new jobs and end the thread. It may be called more than once, from any thread.
 
         Args:
-            drain: Do all jobs first; otherwise those that wait fail at once, and the one at work at its next
-                checkpoint, with EngineClosedError.
+            drain: Do all jobs first; otherwise those that wait, and the one at work, fail at its next checkpoint with
+                EngineClosedError.
             timeout: Seconds to wait for the thread at most; None waits as long as it takes.
         """
         if os.getpid() != self._process:
             return
-        with self._changed:
-            self._closed = True
-            if not drain:
-                self._aborting = True
-                self._fail_waiting("the engine was closed before it began to work on this request")
+        self._aborting = self._aborting or not drain
+        self._closed = True
+        with self._lock:
             thread = self._thread
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
+            thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+
+    def abort_without_waiting(self) -> None:
+        """Refuse new jobs and end those that there are, without a lock, as a finaliser may run anywhere."""
+        self._aborting = self._closed = True
 
     def _work(self) -> None:
         try:
             while (job := self._next()) is not None:
-                job.run(self._checkpoint(job))
-                with self._changed:
-                    self._current = None
+                try:
+                    job.run(self._checkpoint(job))
+                except Exception as error:  # a bug, or no memory: it ends this job only
+                    LOGGER.exception("work of the engine failed")
+                    job.fail(error)
+                self._current = None
                 del job  # an idle thread keeps no request alive
         except BaseException:
             LOGGER.exception("the thread of the engine ended; the engine has to be loaded again")
         finally:
-            with self._changed:
-                self._closed = True
-                if self._current is not None:
-                    self._current.fail(EngineClosedError("the engine's thread ended; load the engine again"))
-                self._current = None
-                self._fail_waiting("the engine's thread has ended; load the engine again")
+            self._closed = self._aborting = True
+            if self._current is not None:
+                self._current.fail(EngineClosedError("the engine's thread ended; load the engine again"))
+            self._current = None
+            self._drop_ended()
 
     def _next(self) -> Job | None:
         """Wait for a job and return it; None when the scheduler is closed and nothing waits."""
-        with self._changed:
-            while True:
-                self._drop_ended(time.monotonic())
+        while True:
+            self._drop_ended()
+            with self._lock:
                 if self._waiting:
                     self._current = self._waiting.popleft()
                     return self._current
                 if self._closed:
                     return None
-                self._changed.wait()
+                self._changed.wait(IDLE_SECONDS)
 
     def _checkpoint(self, job: Job) -> Checkpoint:
         def check() -> None:
-            now = time.monotonic()
-            if error := _end_of(job, now):
+            if error := self._reason_to_end(job, time.monotonic()):
                 raise error
-            if self._aborting:
-                raise EngineClosedError("the engine was closed while it worked on this request")
             if self._waiting:
-                with self._changed:
-                    self._drop_ended(now)
+                self._drop_ended()
 
         return check
 
-    def _drop_ended(self, now: float) -> None:
-        """Take jobs that were cancelled, or whose deadline has passed, out of the queue and report it to them."""
-        for job in [job for job in self._waiting if job.is_cancelled or _is_late(job, now)]:
-            self._waiting.remove(job)
-            if error := _end_of(job, now):
+    def _drop_ended(self) -> None:
+        """Report to waiting jobs that they have ended, then take them out of the queue; only the thread calls it."""
+        now = time.monotonic()
+        with self._lock:
+            waiting = list(self._waiting)
+        ended = []
+        for job in waiting:
+            if error := self._reason_to_end(job, now):
                 job.fail(error)
+                ended.append(job)
+        if ended:
+            with self._lock:
+                kept = [job for job in self._waiting if not any(job is one for one in ended)]
+                self._waiting.clear()
+                self._waiting.extend(kept)
 
-    def _fail_waiting(self, reason: str) -> None:
-        while self._waiting:
-            self._waiting.popleft().fail(EngineClosedError(reason))
+    def _reason_to_end(self, job: Job, now: float) -> Exception | None:
+        """Return the error that ends a job now, if there is one."""
+        error = _end_of(job, now)
+        if error is None and self._aborting:
+            error = EngineClosedError("the engine was closed before the answer of this request was complete")
+        return error
 
 
-def _is_late(job: Job, now: float) -> bool:
-    return job.deadline is not None and now >= job.deadline
+def _cancelled() -> RequestCancelledError:
+    return RequestCancelledError("the request was cancelled before its answer was complete")
 
 
 def _end_of(job: Job, now: float) -> Exception | None:
-    """Return the error that ends a job now, if there is one."""
+    """Return the error that its caller or its deadline ends a job with now, if there is one."""
     if job.is_cancelled:
-        return RequestCancelledError("the request was cancelled before its answer was complete")
-    if _is_late(job, now):
+        return _cancelled()
+    if job.deadline is not None and now >= job.deadline:
         return DeadlineError(
             "the deadline of the request passed before its answer was complete; allow more time (timeout), ask for "
             "fewer tokens, or send fewer requests at once"
         )
     return None
+
+
+@atexit.register
+def _close_all() -> None:
+    """End the threads before the libraries that they call are unloaded."""
+    for scheduler in list(_OPEN):
+        scheduler.close(drain=False, timeout=EXIT_SECONDS)
 
 
 class Call:

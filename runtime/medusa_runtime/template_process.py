@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from medusa_runtime import template_worker
-from medusa_runtime.errors import PromptError
+from medusa_runtime.errors import PromptError, TemplateProcessError
 
 SECONDS = 30  # wall-clock limit of one rendering, including process start; CPU time is limited separately
 _KEPT = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment
@@ -72,7 +72,7 @@ class TemplateProcess:
                 return _exchange(process, data)
             except (OSError, EOFError, ValueError):
                 code = process.poll() if _has_ended(process) else None
-                raise PromptError(_explain_exit(code)) from None
+                raise _exit_error(code, is_late=timer.finished.is_set()) from None
             finally:
                 timer.cancel()
         except BaseException:
@@ -128,7 +128,7 @@ def _start_process() -> subprocess.Popen[bytes]:
             env=environment,
         )
     except OSError as error:
-        raise PromptError(
+        raise TemplateProcessError(
             f"the process that renders chat templates cannot be started: {error}; expected {executable!r} to be a "
             "Python interpreter: name one with multiprocessing.set_executable()"
         ) from None
@@ -157,13 +157,20 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _explain_exit(code: int | None) -> str:
-    """Explain why a process sent no response; `code` is its exit code, None if it is still running."""
+def _exit_error(code: int | None, *, is_late: bool) -> PromptError:
+    """Return the error of a process that sent no response.
+
+    Args:
+        code: Its exit code; None if it is still running.
+        is_late: Whether it was ended because its time was over.
+    """
+    if is_late:
+        return PromptError(f"it takes more than {SECONDS} seconds")
     if code == -getattr(signal, "SIGXCPU", 0):
-        return f"it takes more than {template_worker.CPU_SECONDS} seconds of processor time"
-    if code == -getattr(signal, "SIGKILL", 0):
-        return f"it takes more than {SECONDS} seconds, or more memory than there is"
-    return f"the process that renders it ended with code {code}"
+        return PromptError(f"it takes more than {template_worker.CPU_SECONDS} seconds of processor time")
+    return TemplateProcessError(
+        f"the process that renders it ended with code {code}, perhaps for want of memory; try again"
+    )
 
 
 TEMPLATE_PROCESS = TemplateProcess()

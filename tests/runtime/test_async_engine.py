@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -165,7 +164,7 @@ def test_a_loop_that_ended_stops_nothing_else() -> None:
     assert list(engine.generate(PROMPT, GREEDY).token_ids) == EXPECTED
     assert engine.stats().finished == 2
     engine.close()
-    assert all(thread.name != "medusa-scheduler" or not thread.is_alive() for thread in threading.enumerate())
+    assert not engine._scheduler._thread.is_alive()
 
 
 def test_a_real_bundle(tiny_bundle: Path) -> None:

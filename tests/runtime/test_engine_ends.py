@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from medusa_profiles import TreeProfile
+from medusa_runtime import request_runner
 from medusa_runtime.errors import (
+    ArgumentError,
     DeadlineError,
     EngineClosedError,
     ForkedProcessError,
@@ -22,7 +24,7 @@ from medusa_runtime.errors import (
 from medusa_runtime.sampling_params import SamplingParams
 
 from .fake_backend import EOS, FakeBackend, plain_answer
-from .test_scheduler import in_child
+from .test_scheduler import held, in_child
 from .toy_engine import toy_engine
 
 SECONDS = 20  # that nothing here may take
@@ -43,6 +45,13 @@ class Gate(FakeBackend):
         self.entered.set()
         assert self.open.wait(SECONDS)
         super().run(step)
+
+
+@pytest.fixture
+def engine() -> Any:
+    made = toy_engine()
+    yield made
+    made.close(drain=False, timeout=SECONDS)
 
 
 @pytest.fixture
@@ -168,7 +177,7 @@ def test_an_error_in_a_with_block_ends_everything_at_once() -> None:
         raise KeyError
     with pytest.raises(EngineClosedError) as found:
         handle.result(SECONDS)
-    assert "while it worked" in str(found.value)
+    assert "was closed before the answer" in str(found.value)
     assert found.value.result is not None and found.value.result.token_ids
     assert (engine.stats().cancelled, engine.stats().failed) == (1, 0)
 
@@ -176,8 +185,9 @@ def test_an_error_in_a_with_block_ends_everything_at_once() -> None:
 def test_an_engine_that_nobody_refers_to_ends_its_thread_but_not_before_its_handles() -> None:
     handle = toy_engine().submit(PROMPT, GREEDY)
     assert handle.result(SECONDS).finish_reason is not None
-    (thread,) = [one for one in threading.enumerate() if one.name == "medusa-scheduler"]
+    thread = handle._scheduler._thread
     del handle
+    gc.collect()
     thread.join(SECONDS)
     assert not thread.is_alive()
 
@@ -264,7 +274,7 @@ def test_a_forked_child_gets_an_error_that_names_the_processes(gate: Any) -> Non
             engine.stats()
         engine.close()
 
-    with handle._request.mailbox._changed, engine._stats._lock:
+    with held(handle._request.mailbox._lock, engine._stats._lock, engine._scheduler._lock):
         assert in_child(use) == 0
     backend.open.set()
     assert list(handle.result(SECONDS).token_ids) == plain_answer(PROMPT, 20, (EOS,), 4096)[0]
@@ -287,3 +297,65 @@ def test_a_thousand_cancels_at_random_steps_harm_nobody() -> None:
                 assert list(engine.generate(PROMPT, GREEDY).token_ids) == expected
         assert engine.stats().cancelled == 1000
         gc.collect()
+
+
+@pytest.mark.parametrize("broken", ["_Run", "Times", "GenerationResult", "Chunk"])
+def test_no_memory_for_any_part_of_a_request_ends_that_request_alone(
+    engine: Any, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_arguments: Any, **_named: Any) -> None:
+        raise MemoryError(broken)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(request_runner, broken, fails)
+        with pytest.raises(MemoryError, match=broken):
+            engine.generate(PROMPT, GREEDY)
+    assert engine.generate(PROMPT, GREEDY).token_ids == tuple(plain_answer(PROMPT, 20, (EOS,), 4096)[0])
+    assert (engine.stats().failed, engine.stats().finished) == (1, 1)
+
+
+def test_a_listener_that_fails_or_uses_the_engine_harms_nobody(engine: Any, caplog: Any) -> None:
+    handles = [engine.submit(PROMPT, GREEDY) for _ in range(3)]
+
+    def fails() -> None:
+        handles[1].cancel()
+        engine.stats()
+        raise ValueError("a listener's own")
+
+    handles[0].listen(fails)
+    assert handles[0].result(SECONDS).token_ids == tuple(plain_answer(PROMPT, 20, (EOS,), 4096)[0])
+    assert handles[2].result(SECONDS).token_ids == handles[0].result().token_ids
+    assert "a listener of a request failed" in caplog.text
+
+
+def test_what_a_stop_string_cuts_off_is_not_counted() -> None:
+    text = "".join("abcdefghijklmnopqrstuvwxyz .,!?"[token] for token in plain_answer(PROMPT, 30, (), 4096)[0])
+    with toy_engine(FakeBackend(hit_rate=1.0)) as engine:
+        for end in range(2, 20):
+            stop = text[end - 2 : end]
+            result = engine.generate(PROMPT, SamplingParams(max_tokens=30, ignore_eos=True, stop=[stop]))
+            assert len(result.token_ids) == 1 + result.steps + sum(result.accepted_by_depth)
+        stats = engine.stats()
+        assert stats.completion_tokens == stats.finished + stats.steps + stats.accepted_tokens
+
+
+def test_dropping_an_engine_does_not_wait_for_its_step(gate: Any) -> None:
+    backend = Gate()
+    engine = toy_engine(backend)
+    handle = engine.submit(PROMPT, GREEDY)
+    assert backend.entered.wait(SECONDS)
+    started = time.monotonic()
+    del engine, handle
+    gc.collect()
+    assert time.monotonic() - started < 5
+    backend.open.set()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"timeout": -1}, {"timeout": "1"}, {"timeout": float("nan")}, {"drain": "no"}], ids=str
+)
+def test_closing_with_wrong_arguments_closes_nothing(engine: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError):
+        engine.close(**wrong)
+    assert engine.generate(PROMPT, GREEDY, timeout=1e300).finish_reason is not None
+    assert engine.submit(PROMPT, GREEDY).result(1e300).finish_reason is not None

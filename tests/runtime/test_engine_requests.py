@@ -222,6 +222,13 @@ def test_prompts_are_truncated_from_the_left(keep: int | None, expected: list[in
         assert list(result.prompt_token_ids) == expected
 
 
+def test_more_token_ids_than_the_context_has_are_truncated() -> None:
+    with toy_engine(FakeBackend(context=16)) as engine:
+        for prompt in ([1, 2] * 20, tuple([1, 2] * 20), np.array([1, 2] * 20)):
+            result = engine.generate(prompt, SamplingParams(max_tokens=3, truncate_prompt_tokens=4))
+            assert list(result.prompt_token_ids) == [1, 2, 1, 2]
+
+
 def test_a_prompt_that_leaves_no_room_is_refused_at_once() -> None:
     with toy_engine(FakeBackend(context=16)) as engine:
         with pytest.raises(CapacityError, match=r"the prompt has 16 tokens, .*set truncate_prompt_tokens"):

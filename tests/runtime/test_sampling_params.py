@@ -116,13 +116,13 @@ def test_values_have_a_normal_form(given: dict[str, Any], normal: tuple[str, Any
 
 
 WRONG: dict[str, list[Any]] = {
-    "max_tokens": [0, -1, 1.5, "3", True],
+    "max_tokens": [0, -1, 1.5, "3", True, -(10**5000)],
     "min_tokens": [-1, None, 2.0, 257],
     "temperature": [-0.1, math.nan, math.inf, "1", None, True, 10**400],
     "top_p": [0, -1, 1.01, math.nan, None],
     "top_k": [-2, 1.5, "3"],
     "min_p": [-0.1, 1.1],
-    "seed": [-1, 2**64, 1.0, "3"],
+    "seed": [-1, 2**64, 1.0, "3", 10**5000],
     "n": [0, 129, None],
     "stop": [[""], [3], b"x", 5, {"a": 1}, ["a"] * 257, ["x" * 1025], "", ["a", None]],
     "stop_token_ids": [[-1], ["3"], [1.0], "12", [True], {1: 2}],
@@ -135,14 +135,18 @@ WRONG: dict[str, list[Any]] = {
     "frequency_penalty": [3, "1"],
     "logit_bias": [[1], {"x": 1}, {-1: 1}, {1: 101}, {1: "1"}, {"9" * 5000: 1}, {1.5: 1}, {True: 1}, {"5": 1, 5: 2}],
     "allowed_token_ids": [[], [-1], 5],
-    "bad_words": [[""], "word"],
+    "bad_words": [[""], "word", ["\ud800"]],
     "truncate_prompt_tokens": [0, -2, 1.5],
     "profile": ["", 3, ["tree-4"]],
-    "acceptance": ["greedy", None, 3],
+    "acceptance": ["greedy", None, 3, np.array(["lossless"])],
 }
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field in WRONG for value in WRONG[field]], ids=repr)
+def name_of(value: Any) -> str:
+    return "a long number" if isinstance(value, int) and abs(value) > 10**100 else f"{value!r:.60}"
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field in WRONG for value in WRONG[field]], ids=name_of)
 def test_wrong_values_are_refused_by_the_field_s_name(field: str, value: Any) -> None:
     with pytest.raises(ArgumentError, match=rf"{field}.*expected"):
         SamplingParams(**{field: value})

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import random
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from medusa_runtime.errors import (
+    CapacityError,
     DeadlineError,
     EngineClosedError,
     ForkedProcessError,
@@ -111,7 +115,7 @@ def test_jobs_that_nobody_waits_for_make_room_in_a_full_queue(scheduler: Schedul
         scheduler.submit(work)
     {"cancelled": scheduler.cancel, "abandoned": scheduler.abandon}[how](waiting[1])
     scheduler.submit(Work())
-    assert waiting[1].ended.is_set() and isinstance(waiting[1].error, RequestCancelledError)
+    assert waiting[1].ended.wait(SECONDS) and isinstance(waiting[1].error, RequestCancelledError)
     assert waiting[1].thread is None
     first.may_go_on.set()
     assert waiting[2].ended.wait(SECONDS) and waiting[2].error is None
@@ -241,6 +245,26 @@ def in_child(work: Callable[[], None]) -> int:
     return 99
 
 
+@contextlib.contextmanager
+def held(*locks: Any) -> Iterator[None]:
+    """Let another thread hold locks, which a child process then inherits without that thread."""
+    taken, may_go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with contextlib.ExitStack() as stack:
+            for lock in locks:
+                stack.enter_context(lock)
+            taken.set()
+            assert may_go_on.wait(SECONDS)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert taken.wait(SECONDS)
+    yield
+    may_go_on.set()
+    thread.join(SECONDS)
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("locked", [False, True])
@@ -255,9 +279,101 @@ def test_a_forked_child_is_refused_by_name_and_never_hangs(scheduler: Scheduler,
         scheduler.close()
         scheduler.close(drain=False)
 
-    if locked:  # by another thread at the moment of the fork
-        with scheduler._changed:
-            assert in_child(use) == 0
-    else:
+    with held(scheduler._lock) if locked else contextlib.nullcontext():
         assert in_child(use) == 0
     assert not work.ended.is_set()
+
+
+def test_a_thread_that_cannot_be_started_leaves_no_job_behind(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fails)
+        with pytest.raises(CapacityError, match="the engine's thread cannot be started: can't start new thread"):
+            scheduler.submit(Work())
+    assert scheduler.waiting == 0
+    scheduler.submit(work := Work())
+    assert work.ended.wait(SECONDS) and work.error is None
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("a bug")])
+def test_a_job_that_fails_in_a_way_it_does_not_expect_ends_alone(
+    scheduler: Scheduler, error: Exception, caplog: Any
+) -> None:
+    class Broken(Work):
+        def run(self, checkpoint: Callable[[], None]) -> None:
+            raise error
+
+    scheduler.submit(broken := Broken())
+    scheduler.submit(good := Work())
+    assert broken.ended.wait(SECONDS) and broken.error is error
+    assert good.ended.wait(SECONDS) and good.error is None
+    assert "work of the engine failed" in caplog.text
+
+
+class Bare:
+    """A job without locks of its own, which an interrupt could leave locked."""
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline, self.is_cancelled, self.has_ended = deadline, False, False
+
+    def run(self, checkpoint: Callable[[], None]) -> None:
+        self.has_ended = True
+
+    def fail(self, error: BaseException) -> None:
+        self.has_ended = True
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_interrupts_leave_nothing_locked_and_lose_no_other_caller_s_job() -> None:
+    """Ctrl-C at random moments of one caller's calls, while another caller asks for work of its own."""
+    scheduler, stop = Scheduler(4), threading.Event()
+    lost: list[Bare] = []
+    answered = 0
+
+    def other() -> None:
+        nonlocal answered
+        while not stop.is_set():
+            try:
+                scheduler.submit(work := Bare(time.monotonic() + answered % 2 * SECONDS))
+            except QueueFullError:
+                continue
+            until = time.monotonic() + SECONDS
+            while not work.has_ended:
+                time.sleep(1e-4)
+                if time.monotonic() > until:
+                    lost.append(work)
+                    return
+            answered += 1
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    thread = threading.Thread(target=other, daemon=True)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    rng, interrupts = random.Random(0), 0
+    thread.start()
+    try:
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-5, 3e-4))
+                while True:
+                    work = Bare()
+                    with contextlib.suppress(QueueFullError):
+                        scheduler.submit(work)
+                    scheduler.cancel(work)
+            except KeyboardInterrupt:
+                interrupts += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    stop.set()
+    thread.join(2 * SECONDS)
+    assert not thread.is_alive() and not lost
+    assert interrupts > 100 and answered > 10
+    scheduler.close(timeout=SECONDS)
+    assert scheduler.running == scheduler.waiting == 0

@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,14 @@ from medusa_runtime.openai_format import ResponseFacts, TokenTexts, error_body, 
 from medusa_runtime.sampling_params import SamplingParams
 
 from medusa_exporter.batch.identity import BatchIdentity, seed_of
-from medusa_exporter.batch.requests_file import BatchError, BatchRequest, check_requests, read_requests
+from medusa_exporter.batch.requests_file import (
+    BatchError,
+    BatchFacts,
+    BatchRequest,
+    check_requests,
+    digest_of,
+    read_requests,
+)
 from medusa_exporter.batch.responses_file import Finished, ResponsesFile, count_finished, encode_line
 from medusa_exporter.console import Bar, Progress, note
 
@@ -121,7 +129,7 @@ def answer_batch(plan: BatchPlan, bundle: Bundle, load: Callable[[], Engine], *,
         summary = BatchSummary(finished.statuses, finished.count)
         if finished.count < facts.requests:
             with load() as engine:
-                summary = _Run(plan, identity, engine, file).answer(finished, facts.requests)
+                summary = _Run(plan, identity, engine, file).answer(finished, facts)
         output.publish(file)
     return summary
 
@@ -153,13 +161,29 @@ class _Run:
         self._statuses = Counter[int]()
         self._failures: list[int] = []  # sizes of the file before each of the last responses, if they are failures
 
-    def answer(self, finished: Finished, total: int) -> BatchSummary:
-        """Answer all requests behind the finished ones."""
+    def answer(self, finished: Finished, facts: BatchFacts) -> BatchSummary:
+        """Answer all requests behind the finished ones.
+
+        Raises:
+            BatchError: The file of requests changed meanwhile; the output stays unfinished.
+        """
         progress, engine = Progress(), self._engine
         self._statuses.update(finished.statuses)
-        with progress.bar("answering", total, "requests") as bar:
+        whole = blake2b()
+
+        def requests() -> Iterator[BatchRequest]:
+            for request in read_requests(self._plan.file):
+                whole.update(digest_of(request))
+                yield request
+
+        with progress.bar("answering", facts.requests, "requests") as bar:
             bar.advance(finished.count)
-            self._answer_all(islice(read_requests(self._plan.file), finished.count, None), bar)
+            self._answer_all(islice(requests(), finished.count, None), bar)
+        if whole.digest() != facts.digest:
+            raise BatchError(
+                f"{self._plan.file} changed while its requests were answered; expected the same {facts.requests} "
+                "requests to the end: repeat the command, with --force if lines before the last ones have changed"
+            )
         stats = engine.stats()
         return BatchSummary(
             self._statuses,

@@ -49,10 +49,12 @@ class BatchFacts:
     Attributes:
         requests: Number of requests, at least 1.
         first_chat_line: Number of the first line for `/v1/chat/completions`; None if there is none.
+        digest: Of all requests, in their order (`digest_of`).
     """
 
     requests: int
     first_chat_line: int | None
+    digest: bytes
 
 
 def read_requests(file: Path) -> Iterator[BatchRequest]:
@@ -81,8 +83,9 @@ def check_requests(file: Path) -> BatchFacts:
         raise BatchError(
             f"{file} is not a regular file; expected one, because it is read more than once: save it first"
         )
-    lines, digests, first_chat = array("Q"), bytearray(), None
+    lines, digests, first_chat, whole = array("Q"), bytearray(), None, blake2b()
     for request in read_requests(file):
+        whole.update(digest_of(request))
         lines.append(request.line)
         digests += blake2b(request.custom_id.encode(), digest_size=_DIGEST).digest()
         if request.url == CHAT and first_chat is None:
@@ -92,7 +95,12 @@ def check_requests(file: Path) -> BatchFacts:
     if pair := _find_equal(np.frombuffer(digests, dtype=f"V{_DIGEST}")):
         first, second = (lines[index] for index in pair)
         raise BatchError(f"{file}:{second}: the custom_id is that of line {first}; expected one that no other line has")
-    return BatchFacts(len(lines), first_chat)
+    return BatchFacts(len(lines), first_chat, whole.digest())
+
+
+def digest_of(request: BatchRequest) -> bytes:
+    """Return a digest of one request's line."""
+    return blake2b(request.data).digest()
 
 
 def _find_equal(digests: np.ndarray[Any, Any]) -> tuple[int, int] | None:

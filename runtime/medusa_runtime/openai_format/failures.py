@@ -8,10 +8,12 @@ from medusa_runtime.errors import (
     ArgumentError,
     CapacityError,
     DeadlineError,
+    EngineClosedError,
     MedusaError,
     PromptError,
     RequestCancelledError,
     RequestError,
+    TemplateProcessError,
 )
 
 BAD_REQUEST, SERVER_ERROR = 400, 500
@@ -40,7 +42,10 @@ def status_of(error: BaseException, *, generating: bool = False) -> int:
     if isinstance(error, CapacityError):
         return SERVER_ERROR if generating else BAD_REQUEST
     if isinstance(error, RequestError):  # the base class itself: the parameters forbid every token
-        return SERVER_ERROR if isinstance(error, (DeadlineError, RequestCancelledError)) else BAD_REQUEST
+        ended = isinstance(error, (DeadlineError, EngineClosedError, RequestCancelledError))
+        return SERVER_ERROR if ended else BAD_REQUEST
+    if isinstance(error, TemplateProcessError):
+        return SERVER_ERROR
     return BAD_REQUEST if isinstance(error, (ArgumentError, PromptError)) else SERVER_ERROR
 
 
