@@ -367,3 +367,28 @@ def test_json_on_standard_output_is_alone_there(
     shown = capsys.readouterr()
     assert json.loads(shown.out)["answered"] == 4
     assert shown.err == ""
+
+
+@pytest.mark.parametrize("change", ["emptied", "shortened", "extended", "reordered"])
+def test_an_input_that_changes_meanwhile_is_not_published(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    requests = [chat(f"c{number}", f"prompt {number}", max_tokens=2) for number in range(4)]
+    changed = {
+        "emptied": [],
+        "shortened": requests[:2],
+        "extended": [*requests, chat("c9", "more", max_tokens=2)],
+        "reordered": requests[::-1],
+    }[change]
+    file, output = write(tmp_path / "in.jsonl", requests), tmp_path / "out.jsonl"
+    check = answering.check_requests
+
+    def check_then_change(path: Path) -> answering.BatchFacts:
+        found = check(path)
+        write(path, changed)
+        return found
+
+    monkeypatch.setattr(answering, "check_requests", check_then_change)
+    assert answer(tiny_bundle, file, output) == ExitCode.FAILURE
+    assert "changed while its requests were answered; expected the same 4 requests" in capsys.readouterr().err
+    assert not output.exists()

@@ -10,10 +10,12 @@ from medusa_runtime.errors import (
     BundleError,
     CapacityError,
     DeadlineError,
+    EngineClosedError,
     InvalidLogitsError,
     PromptError,
     RequestCancelledError,
     RequestError,
+    TemplateProcessError,
 )
 from medusa_runtime.openai_format import CHAT, COMPLETIONS, ResponseFacts, error_body, response_body, status_of
 from medusa_runtime.results import Choice, GenerationResult, Logprob, Times, TokenLogprobs
@@ -139,6 +141,8 @@ def test_without_most_likely_tokens_the_chosen_one_is_there() -> None:
         (RequestError("x"), True, 400, None),
         (DeadlineError("x"), True, 500, None),
         (RequestCancelledError("x"), True, 500, None),
+        (EngineClosedError("x"), True, 500, None),
+        (TemplateProcessError("x"), False, 500, None),
         (BundleError("x"), False, 500, None),
         (BackendError("x"), True, 500, None),
         (InvalidLogitsError("x"), True, 500, None),
