@@ -7,18 +7,14 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medusa_runtime.engine import Engine
 from medusa_runtime.handle import RequestHandle
 from medusa_runtime.prompt_encoder import Prompt
-from medusa_runtime.prompt_options import PromptOptions
 from medusa_runtime.results import Chunk, GenerationResult
 from medusa_runtime.sampling_params import SamplingParams
 from medusa_runtime.stats import Stats
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class AsyncEngine:
@@ -48,7 +44,7 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
-        **options: Unpack[PromptOptions],
+        **options: Any,
     ) -> GenerationResult:
         """Answer a prompt and return the whole result; arguments and errors are those of `Engine.submit`."""
         handle = await self.submit(prompt, params, timeout=timeout, **options)
@@ -60,7 +56,7 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
-        **options: Unpack[PromptOptions],
+        **options: Any,
     ) -> AsyncIterator[Chunk]:
         """Answer a prompt and yield a chunk for every step; arguments and errors are those of `Engine.submit`.
 
@@ -76,7 +72,7 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
-        **options: Unpack[PromptOptions],
+        **options: Any,
     ) -> AsyncRequestHandle:
         """Queue a request; arguments and errors are those of `Engine.submit`, which runs in another thread."""
         submit = partial(self.engine.submit, prompt, params, timeout=timeout, **options)

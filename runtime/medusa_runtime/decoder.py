@@ -117,10 +117,9 @@ class Decoder:
     def warm_up(self) -> None:
         """Run a step of every shape that answers can need, so that no request waits while one is prepared.
 
-        These are plain decoding and the current tree behind pasts of every length, and prompts. On an H100, where each
-        shape becomes a CUDA graph, it takes some seconds; on a CPU, two steps of each tree. An answer in
-        progress is discarded. Call it in the thread that will decode: a backend may be bound to the first thread that
-        runs a step.
+        These are plain decoding and the current tree behind pasts of every length, and prompts. On a GPU each shape becomes
+        a CUDA graph, which takes some seconds. An answer in progress is discarded. Call it in the thread that will decode:
+        a backend may be bound to the first thread that runs a step.
 
         Raises:
             BusyError: Another thread is decoding.

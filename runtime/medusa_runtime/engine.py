@@ -9,7 +9,7 @@ import time
 import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from medusa_profiles.profile import TreeProfile
@@ -30,9 +30,6 @@ from medusa_runtime.sampling.bad_words import bad_word_ids
 from medusa_runtime.sampling_params import SamplingParams
 from medusa_runtime.scheduler import Call, Scheduler
 from medusa_runtime.stats import Stats, StatsCollector
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 MAX_WAITING = 256  # requests in the queue, unless the caller chooses
 
@@ -151,7 +148,7 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
-        **options: Unpack[PromptOptions],
+        **options: Any,
     ) -> GenerationResult:
         """Answer a prompt and return the whole result; arguments and errors are those of `submit`, and of its handle.
 
@@ -166,7 +163,7 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
-        **options: Unpack[PromptOptions],
+        **options: Any,
     ) -> RequestHandle:
         """Queue a request and return at once.
 
@@ -218,7 +215,7 @@ class Engine:
         self._scheduler.submit(request)
         return RequestHandle(request, self._scheduler, self)
 
-    def encode(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> list[int]:
+    def encode(self, prompt: Prompt, **options: Any) -> list[int]:
         """Return a prompt's token ids; arguments and errors are those of `PromptEncoder.encode`."""
         for name in options:
             if name not in PromptOptions.__annotations__:

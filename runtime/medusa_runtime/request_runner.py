@@ -87,8 +87,10 @@ class RequestRunner:
             run = _Run(request, self._decoder, self._tokenizer, self._stats)
             checkpoint()
             run.generate(checkpoint)
-            if request.mailbox.finish(run.result()):
-                self._stats.add(finished=1)
+            result = run.result()
+            if not request.mailbox.is_done:
+                self._stats.add(finished=1)  # first, so that a reader of the result finds it counted
+                request.mailbox.finish(result)
         except BaseException as error:
             self._fail(request, error, run)
             if not isinstance(error, Exception):
@@ -105,12 +107,13 @@ class RequestRunner:
         if isinstance(error, RequestError):
             run = run or _Run(request, self._decoder, self._tokenizer, self._stats)
             error.result = run.result()
-        if not request.mailbox.fail(error):
+        if request.mailbox.is_done:
             return
         is_expected = isinstance(error, (RequestCancelledError, DeadlineError, EngineClosedError))
         self._stats.add(**{"cancelled" if is_expected else "failed": 1})
         level = logging.DEBUG if is_expected else logging.WARNING
         LOGGER.log(level, "request %d ended with %s", request.number, type(error).__name__)
+        request.mailbox.fail(error)
 
 
 class _Run:

@@ -65,11 +65,11 @@ def test_exit_codes(arguments: list[str], code: ExitCode) -> None:
 
 def test_a_check_that_does_not_pass_is_a_failure(tiny_bundle: Path, prompts: Path, tmp_path: Path) -> None:
     code = (
-        "from medusa_runtime import accept\n"
+        "from medusa_runtime import Decoder, accept, loading\n"
         "from medusa_exporter.cli import main\n"
         "def wrongly(tree, tokens, argmax, logits):\n"
-        "    return ([0, 1], argmax[1]) if tree.size > 1 else greedy(tree, tokens, argmax, logits)\n"
-        "greedy, accept.ACCEPT_RULES['greedy'] = accept.ACCEPT_RULES['greedy'], wrongly\n"
+        "    return ([0, 1], argmax[1]) if tree.size > 1 else accept.greedy(tree, tokens, argmax, logits)\n"
+        "loading.Decoder = lambda backend, profile: Decoder(backend, profile, wrongly)\n"
         "main()\n"
     )
     arguments = ["verify", tiny_bundle, "--prompts", prompts, "--profile", "tree-4", "--max-new-tokens", 8]

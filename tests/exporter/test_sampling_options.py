@@ -45,7 +45,7 @@ def test_without_options_the_parameters_are_the_defaults() -> None:
         (["--top-k", "-1"], {"top_k": 0}),
         (["--min-p", "0.1"], {"min_p": 0.1}),
         (["--seed", str(2**64 - 1)], {"seed": 2**64 - 1}),
-        (["--n", "3"], {"n": 3}),
+        (["--n", "3", "--temperature", "1"], {"n": 3, "temperature": 1.0}),
         (["--stop", "a,b", "--stop", r"\n\t\\n\r"], {"stop": ("a,b", "\n\t\\n\r")}),
         (["--stop-token-ids", "1,2", "--stop-token-ids", "3"], {"stop_token_ids": (1, 2, 3)}),
         (["--include-stop-str-in-output"], {"include_stop_str_in_output": True}),

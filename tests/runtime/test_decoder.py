@@ -155,8 +155,7 @@ def test_without_a_hidden_state_the_next_step_is_plain():
 
 
 def test_greedy_reads_no_logits_from_a_device_and_on_the_host_those_that_decided():
-    backend = FakeBackend()
-    backend.logits_on_host = False
+    backend = FakeBackend(summaries=True)
     decode(Decoder(backend, CHAIN), [5, 6], 40)
     assert backend.read_rows == [0]  # of the prompt, to see that they are numbers
     backend = FakeBackend(hit_rate=0.5)
