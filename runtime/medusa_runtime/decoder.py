@@ -117,9 +117,8 @@ class Decoder:
     def warm_up(self) -> None:
         """Run a step of every shape that answers can need, so that no request waits while one is prepared.
 
-        These are plain decoding and the current tree behind pasts of every length, and prompts. On a GPU each shape becomes
-        a CUDA graph, which takes some seconds. An answer in progress is discarded. Call it in the thread that will decode:
-        a backend may be bound to the first thread that runs a step.
+        These are plain decoding and the current tree behind pasts of every length, and prompts; on a GPU each becomes a
+        CUDA graph. An answer in progress is discarded. A backend may be bound to the thread that calls it.
 
         Raises:
             BusyError: Another thread is decoding.
