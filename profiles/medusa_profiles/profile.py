@@ -200,7 +200,7 @@ def _check_name(name: object) -> None:
         raise ProfileError(f"a tree's name must be a string, got {_kind(name)}")
     if not NAME_PATTERN.fullmatch(name):
         raise ProfileError(
-            f"tree name {_shown(name)} is not allowed: use 1 to 64 lower-case letters, digits, '.', '_' and '-', "
+            f"tree name {shown(name)} is not allowed: use 1 to 64 lower-case letters, digits, '.', '_' and '-', "
             "starting with a letter or digit"
         )
 
@@ -210,7 +210,7 @@ def _check_source(name: str, source: object) -> None:
     if not isinstance(source, str):
         raise ProfileError(f"tree '{name}': source must be a string, got {_kind(source)}")
     if not source.isprintable():
-        raise ProfileError(f"tree '{name}': source must be one line of printable text, got {_shown(source)}")
+        raise ProfileError(f"tree '{name}': source must be one line of printable text, got {shown(source)}")
 
 
 def _check_candidates(name: str, candidates: object) -> None:
@@ -219,7 +219,7 @@ def _check_candidates(name: str, candidates: object) -> None:
         raise ProfileError(f"tree '{name}': candidates must be a string, got {_kind(candidates)}")
     if candidates not in CANDIDATES:
         raise ProfileError(
-            f"tree '{name}': candidates is {_shown(candidates)}; expected one of {', '.join(map(repr, CANDIDATES))}"
+            f"tree '{name}': candidates is {shown(candidates)}; expected one of {', '.join(map(repr, CANDIDATES))}"
         )
 
 
@@ -254,16 +254,16 @@ def _rank(where: str, rank: object) -> int:
     if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
         raise ProfileError(f"{where} must be an integer, got {_kind(rank)}")
     if not 0 <= rank <= MAX_RANK:
-        raise ProfileError(f"{where} must be a rank from 0 to {MAX_RANK}, got {_shown(rank)}")
+        raise ProfileError(f"{where} must be a rank from 0 to {MAX_RANK}, got {shown(rank)}")
     return int(rank)
 
 
 def _kind(value: object) -> str:
     """Describe a value of the wrong type for an error message."""
-    return f"{type(value).__name__} {_shown(value)}"
+    return f"{type(value).__name__} {shown(value)}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Return the first 80 characters of a value's repr; an integer of thousands of digits has none."""
     try:
         return f"{value!r:.80}"

@@ -7,17 +7,10 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from medusa_profiles.profile import shown
 from numpy.typing import NDArray
 
 from medusa_runtime.errors import ArgumentError, MedusaError, PromptError
-
-
-def shown(value: object) -> str:
-    """Return the first 80 characters of a value's repr; an integer of thousands of digits has none."""
-    try:
-        return f"{value!r:.80}"
-    except ValueError:
-        return "too long to show"
 
 
 def as_int(what: str, value: object, least: int, error: type[MedusaError] = ArgumentError) -> int:

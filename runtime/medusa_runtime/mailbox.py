@@ -36,25 +36,23 @@ class Mailbox:
             self._changed.notify_all()
         self._call_listener()
 
-    def finish(self, result: GenerationResult) -> bool:
-        """Set the result, and return True, unless there was an end before."""
+    def finish(self, result: GenerationResult) -> None:
+        """Set the result, unless there was an end before."""
         with self._lock:
             if self.is_done:
-                return False
+                return
             self._result = result
             self._changed.notify_all()
         self._call_listener()
-        return True
 
-    def fail(self, error: BaseException) -> bool:
-        """Set the error, and return True, unless there was an end before."""
+    def fail(self, error: BaseException) -> None:
+        """Set the error, unless there was an end before."""
         with self._lock:
             if self.is_done:
-                return False
+                return
             self._error, self._traceback = error, error.__traceback__
             self._changed.notify_all()
         self._call_listener()
-        return True
 
     def take(self) -> Chunk | None:
         """Return the next chunk, or None if there is none now. Raises the request's error behind the last chunk."""

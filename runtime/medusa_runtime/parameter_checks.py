@@ -8,8 +8,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
+from medusa_profiles.profile import shown
 
-from medusa_runtime.arguments import as_int, shown
+from medusa_runtime.arguments import as_int
 from medusa_runtime.errors import ArgumentError
 
 MAX_TEXTS = 256  # stop strings, and bad words, of one request

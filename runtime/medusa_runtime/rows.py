@@ -62,15 +62,15 @@ class StepRows:
         return logits
 
     def _is_finite(self, row: int) -> bool:
-        """Whether the backend has found that all logits of a row are finite."""
-        if self._backend.read_finite(row):
-            self._checked.add(row)
-            return True
-        return False
+        """Whether the device has found that all logits of a row are finite; the host has no such flags."""
+        if self._backend.logits_on_host or not self._backend.read_finite(row):
+            return False
+        self._checked.add(row)
+        return True
 
     def summary(self, row: int, /) -> RowSummary | None:
         """Return the summary of row `row`, None without one. Raises InvalidLogitsError if a logit is not finite."""
-        found = self._backend.read_summary(row)
+        found = None if self._backend.logits_on_host else self._backend.read_summary(row)
         if found is not None:
             self.check(row)
         return found

@@ -11,10 +11,10 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from medusa_profiles.profile import TreeProfile
+from medusa_profiles.profile import TreeProfile, shown
 
 from medusa_runtime.accept import Typical
-from medusa_runtime.arguments import as_bool, as_int, as_optional_int, shown
+from medusa_runtime.arguments import as_bool, as_int, as_optional_int
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.parameter_checks import as_allowed_ids, as_bias, as_id_tuple, as_int_between, as_number, as_texts
 

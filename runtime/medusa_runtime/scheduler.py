@@ -22,9 +22,8 @@ from medusa_runtime.log import LOGGER
 from medusa_runtime.request import Checkpoint, Job
 
 THREAD_NAME = "medusa-scheduler"
-IDLE_SECONDS = (
-    1.0  # after which an idle thread looks for work that it was not notified of, as its caller was interrupted
-)
+# After so long an idle thread looks for work that it was not notified of, as the caller was interrupted.
+IDLE_SECONDS = 1.0
 EXIT_SECONDS = 10.0  # that the end of the program waits for the work in progress
 
 _OPEN: WeakSet[Scheduler] = WeakSet()

@@ -267,11 +267,7 @@ class Backend(Protocol):
         """Return whether all logits of one row are finite, which copies nothing from a device.
 
         None where the backend computes no flags, as on a CPU. False may also mean that just the sum of the logits
-        overflows. Raises as `read_tokens` does.
-
-        Args:
-            row: Index into `logit_rows`, from 0 to R - 1.
-            sequence: Index of the sequence.
+        overflows. Arguments and errors are those of `read_logits`.
         """
 
     def read_outputs(self) -> StepOutputs:
