@@ -17,12 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_runtime.backends.base import FloatArray
-from medusa_runtime.sampling.noise import DoubleArray, clamped, weights
+from medusa_runtime.sampling.noise import DoubleArray, clamped, round_down, weights
 from medusa_runtime.sampling.ranking import kth_largest
 from medusa_runtime.sampling.scratch import thread_scratch
 from medusa_runtime.sampling_params import SamplingParams
 
 IdArray = NDArray[np.intp]
+
+LARGE = 16_384  # candidates of a nucleus beyond which a token is drawn before they are ranked
+FEW = 1024  # tokens that are ranked all
+_MARGIN = 1e-4  # relative error of a mass that is summed in float32
 
 
 @dataclass(frozen=True)
@@ -53,60 +57,88 @@ class Filters:
 
     def least_logit(self, largest: float) -> float:
         """Return the smallest float32 logit that min_p keeps, given the largest logit; -inf without min_p."""
-        return _round_up(largest + self.temperature * math.log(self.min_p)) if self.min_p > 0 else -math.inf
+        if self.min_p == 0:
+            return -math.inf
+        return -float(round_down(-(largest + self.temperature * math.log(self.min_p))))
 
     def masses(self, ranked: FloatArray) -> DoubleArray:
         """Return the cumulative masses exp((l - max l) / T) of logits in descending order, (n,) float64."""
         shifted = (ranked.astype(np.float64) - float(ranked[0])) / self.temperature
         return np.cumsum(np.exp(shifted))
 
-    def kept(self, logits: FloatArray) -> IdArray | None:
-        """Return the ids that the filters keep, ascending; None if none is left out.
+    def left(self, logits: FloatArray) -> IdArray | None:
+        """Return the ids that min_p and top_k keep, ascending; None if none is left out.
 
         Args:
             logits: (V,) logits after the processors; at least one must be above -inf.
         """
-        largest = float(logits.max())
-        least = self.least_logit(largest)
+        least = self.least_logit(float(logits.max()))
         if 0 < self.top_k < len(logits):
             least = max(least, kth_largest(logits, self.top_k))
-        if least > -math.inf:
-            ids = np.flatnonzero(logits >= np.float32(least))
-            return ids if self.top_p == 1 else ids[self._nucleus(logits[ids], 0.0)]
-        if self.top_p == 1:
-            return None
-        ratios = weights(logits, self.temperature, thread_scratch(len(logits)).weights[: len(logits)])
-        total = float(ratios.sum(dtype=np.float64))
-        # The tokens below this logit together have half of the mass that top_p leaves out, at most.
-        least = largest + self.temperature * math.log((1 - self.top_p) * total / (2 * len(logits)))
-        ids = np.flatnonzero(logits >= np.float32(_round_up(least)))
-        behind = max(0.0, total - float(ratios[ids].sum(dtype=np.float64)))
-        return ids[self._nucleus(logits[ids], behind)]
+        return np.flatnonzero(logits >= np.float32(least)) if least > -math.inf else None
 
-    def _nucleus(self, logits: FloatArray, behind: float) -> IdArray:
-        """Return the indices, ascending, of those logits that top_p keeps.
+    def kept(self, logits: FloatArray) -> IdArray | None:
+        """Return the ids that all filters keep, ascending; arguments and result are those of `left`."""
+        ids = self.left(logits)
+        if self.top_p == 1:
+            return ids
+        inside = Nucleus(logits if ids is None else logits[ids], self).indices()
+        return inside if ids is None else ids[inside]
+
+
+class Nucleus:
+    """The tokens that top_p keeps.
+
+    Args:
+        logits: (n,) logits of the tokens that the other filters left, in the order of their ids.
+        filters: The filters.
+    """
+
+    def __init__(self, logits: FloatArray, filters: Filters) -> None:
+        n, self._logits, self._filters = len(logits), logits, filters
+        if n <= FEW:
+            self._candidates = np.arange(n)
+            return
+        largest, temperature = float(logits.max()), filters.temperature
+        self._weights = weights(logits, temperature, largest, thread_scratch(n).weights[:n])
+        self._total = float(self._weights.sum(dtype=np.float64))
+        # The tokens below this logit together have half of the mass that top_p leaves out, at most.
+        least = largest + temperature * math.log((1 - filters.top_p) * self._total / (2 * n))
+        self._candidates = np.flatnonzero(logits >= -round_down(-least))
+
+    @property
+    def is_large(self) -> bool:
+        """Whether so many tokens may be in it that drawing from all is faster than finding out which are."""
+        return len(self._candidates) > LARGE
+
+    def surely_has(self, index: int) -> bool:
+        """Return whether a token is in it for certain: the tokens above it and its equals before it have less mass.
 
         Args:
-            logits: (n,) in the order of their ids.
-            behind: The mass of all further tokens, which have smaller logits, relative to the largest.
+            index: Index of the token among the logits.
         """
+        before = self._logits > self._logits[index]
+        before[:index] |= self._logits[:index] == self._logits[index]
+        mass = float(np.dot(self._weights, before.astype(np.float32)))
+        return mass < self._filters.top_p * self._total * (1 - _MARGIN)
+
+    def indices(self) -> IdArray:
+        """Return the indices of its tokens among the logits, ascending."""
+        logits = self._logits[self._candidates]
+        behind = 0.0  # mass of the tokens that are no candidates
+        if len(logits) < len(self._logits):
+            behind = max(0.0, self._total - float(self._weights[self._candidates].sum(dtype=np.float64)))
         ranked = np.sort(logits)[::-1]
-        masses = self.masses(ranked)
-        count = nucleus_size(masses, self.top_p * (float(masses[-1]) + behind))
+        masses = self._filters.masses(ranked)
+        count = nucleus_size(masses, self._filters.top_p * (float(masses[-1]) + behind))
         last = ranked[count - 1]
         inside = logits > last
         border = np.flatnonzero(logits == last)[: count - int(inside.sum())]
         inside[border] = True
-        return np.flatnonzero(inside)
+        kept: IdArray = self._candidates[inside]
+        return kept
 
 
 def nucleus_size(masses: DoubleArray, wanted: float) -> int:
     """Return how many of the first tokens reach a mass; all if they do not."""
     return min(int(np.searchsorted(masses, wanted)) + 1, len(masses))
-
-
-def _round_up(value: float) -> float:
-    """Return the smallest float32 that is at least `value`, so that float32 logits compare with it exactly."""
-    with np.errstate(over="ignore"):
-        rounded = np.float32(value)
-    return float(rounded if rounded >= value else np.nextafter(rounded, np.float32(np.inf)))

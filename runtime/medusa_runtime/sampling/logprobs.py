@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medusa_runtime.results import Logprob, TokenLogprobs
+from medusa_runtime.sampling.noise import weights
 from medusa_runtime.sampling.ranking import top_ids
+from medusa_runtime.sampling.scratch import thread_scratch
 from medusa_runtime.sampling.summaries import certain_entries, in_order
 
 if TYPE_CHECKING:
@@ -33,9 +36,9 @@ def token_logprobs(rows: RowReader, row: int, token: int, count: int) -> TokenLo
         if found is not None:
             return found
     logits = rows(row)
-    wide = logits.astype(np.float64)
     largest = float(logits.max())
-    normaliser = largest + float(np.log(np.exp(wide - largest).sum()))
+    masses = weights(logits, 1.0, largest, thread_scratch(len(logits)).weights[: len(logits)])
+    normaliser = largest + math.log(float(masses.sum(dtype=np.float64)))
     top = top_ids(logits, min(count, len(logits)))
     return TokenLogprobs(
         token,

@@ -8,13 +8,14 @@ between the two best scores change it.
 
 Cost: E = -log(1 - v) with v = (h + f) / 2**32, where h is a hash of 32 bits and f, from 0 to 1, another one. As E ≥ v ≥
 h / 2**32, the quotient w · 2**32 / h is an upper bound of the score. So h is computed for all tokens, in integers, and
-the score only for those that can win: likely tokens, and others whose h is so small that they could reach the score of
-the most likely one.
+the score only for those that can win: likely tokens, and others whose h is so small that they could reach the best
+score so far. Tokens are taken in blocks, so that each block begins with the best score of those before.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,9 @@ DoubleArray = NDArray[np.float64]
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-30, 1e30  # beyond, logits divided by it leave float32's range
 FEW = 512  # tokens whose scores are computed without looking for rivals first
-UNLIKELY = 64  # tokens below 64 / n of the largest weight can win only with a hash that about 64 of them have
+SMALL_HASHES = 64  # so many of all tokens, on average, have hashes with which unlikely tokens may win
+FIRST_BLOCK = 8192  # tokens of the first block, whose best score excludes most tokens of the others
+BLOCK = 65_536  # tokens of the others: their arrays fit the CPU's caches and are not allocated anew
 SLACK = 1e-3  # relative error of the bounds, which float32 keeps below 1e-4
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # the increment of splitmix64
@@ -117,10 +120,10 @@ def clamped(temperature: float) -> float:
     return min(max(temperature, LEAST_TEMPERATURE), MOST_TEMPERATURE)
 
 
-def weights(logits: FloatArray, temperature: float, out: FloatArray | None = None) -> FloatArray:
-    """Return exp((l - max l) / T) in float32, in `out` if given; l may be -inf, the largest must not be."""
+def weights(logits: FloatArray, temperature: float, largest: float, out: FloatArray | None = None) -> FloatArray:
+    """Return exp((l - largest) / T) in float32, in `out` if it is an array; l may be -inf, the largest must not be."""
     with np.errstate(over="ignore", under="ignore"):  # of differences beyond float32, whose weight is 0
-        out = np.subtract(logits, logits.max(), out=out)
+        out = np.subtract(logits, np.float32(largest), out=out)
         np.multiply(out, np.float32(1 / clamped(temperature)), out=out)
         np.exp(out, out=out)
     return out
@@ -150,33 +153,57 @@ def draw(logits: FloatArray, ids: NDArray[np.intp] | None, temperature: float, k
         key: The key of this draw.
     """
     n = len(logits)
-    scratch = thread_scratch(n)
-    words = scratch.ids[:n] if ids is None else ids.astype(np.uint32)
+    words = thread_scratch(n).ids[:n] if ids is None else ids.astype(np.uint32)
     race = _Race(float(logits.max()), clamped(temperature), key)
     if n <= FEW:
         return int(words[race.scores(logits, words).argmax()])
-    hashes = hash_ids(words, key.of_h, scratch.hashes[:n], scratch.shifted[:n])
-    rivals = _rivals(logits, words, hashes, race)
+    top = int(logits.argmax())
+    best, winner = float(race.scores(logits[top : top + 1], words[top : top + 1])[0]), int(words[top])
+    for start, stop in pairwise([0, *range(FIRST_BLOCK, n, BLOCK), n]):
+        block, names = logits[start:stop], words[start:stop]
+        rivals = _rivals(block, names, race, best, n)
+        if len(rivals) > 0:
+            scores = race.scores(block[rivals], names[rivals])
+            place = int(scores.argmax())
+            if scores[place] > best:
+                best, winner = float(scores[place]), int(names[rivals[place]])
+    return winner
+
+
+def _rivals(logits: FloatArray, words: WordArray, race: _Race, best: float, n: int) -> NDArray[np.intp]:
+    """Return the indices of the tokens of a block that may have a larger score than `best`.
+
+    Args:
+        logits: (m,) logits of the block.
+        words: (m,) their ids.
+        race: What the scores have in common.
+        best: The largest score so far.
+        n: Number of tokens of all blocks.
+    """
+    m, scratch = len(logits), thread_scratch(len(logits))
+    hashes = hash_ids(words, race.key.of_h, scratch.hashes[:m], scratch.shifted[:m])
+    # A token of a smaller logit can win only with a hash below the limit, which about SMALL_HASHES of n tokens have.
+    limit = SMALL_HASHES / n
+    possible = hashes <= np.uint32(limit * 2.0**32)
+    possible |= logits >= round_down(race.largest + race.temperature * (math.log(limit * (1 - SLACK)) + best))
+    rivals = np.flatnonzero(possible)
     if len(rivals) > FEW:
-        rivals = rivals[_reaching(logits[rivals], words[rivals], hashes[rivals], race)]
-    return int(words[rivals[race.scores(logits[rivals], words[rivals]).argmax()]])
+        rivals = rivals[_reaching(logits[rivals], words[rivals], hashes[rivals], race, best)]
+    return rivals
 
 
-def _rivals(logits: FloatArray, words: WordArray, hashes: WordArray, race: _Race) -> NDArray[np.intp]:
-    """Return the indices of the tokens that can win: the likely ones, and those with a small hash."""
-    top = slice(int(logits.argmax()), int(logits.argmax()) + 1)
-    score = float(race.scores(logits[top], words[top])[0])
-    unlikely = UNLIKELY / len(logits) * (1 - SLACK)  # the weight that divides likely tokens from the others
-    largest_hash = min(UNLIKELY / len(logits) * math.exp(-score) * 2.0**32, 2.0**32 - 1)
-    possible = hashes <= np.uint32(largest_hash)
-    possible |= logits >= np.float32(race.largest + race.temperature * math.log(unlikely))
-    return np.flatnonzero(possible)
-
-
-def _reaching(logits: FloatArray, words: WordArray, hashes: WordArray, race: _Race) -> NDArray[np.intp]:
-    """Return the indices of the tokens whose upper bound reaches the score of the one with the largest bound."""
+def _reaching(logits: FloatArray, words: WordArray, hashes: WordArray, race: _Race, best: float) -> NDArray[np.intp]:
+    """Return the indices of the tokens whose upper bound reaches `best`, and the score of the token of the largest."""
     bounds = np.maximum(hashes.astype(np.float32), _LEAST_HASH)
-    np.divide(weights(logits, race.temperature), bounds, out=bounds)
+    np.divide(weights(logits, race.temperature, race.largest), bounds, out=bounds)
     top = slice(int(bounds.argmax()), int(bounds.argmax()) + 1)
-    score = float(race.scores(logits[top], words[top])[0])
-    return np.flatnonzero(bounds >= np.float32(math.exp(score) * 2.0**-32 * (1 - SLACK)))
+    best = max(best, float(race.scores(logits[top], words[top])[0]))
+    return np.flatnonzero(bounds >= np.float32(math.exp(best) * 2.0**-32 * (1 - SLACK)))
+
+
+def round_down(value: float) -> np.float32:
+    """Return the largest float32 that is at most `value`, so that float32 logits compare with it exactly."""
+    with np.errstate(over="ignore"):
+        rounded = np.float32(value)
+    below: np.float32 = np.nextafter(rounded, np.float32(-np.inf))
+    return rounded if rounded <= value else below

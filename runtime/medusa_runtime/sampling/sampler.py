@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medusa_runtime.sampling.filters import Filters
-from medusa_runtime.sampling.noise import draw, draw_key
+from medusa_runtime.sampling.filters import Filters, Nucleus
+from medusa_runtime.sampling.noise import DrawKey, draw, draw_key
 from medusa_runtime.sampling.processors import Processors
 from medusa_runtime.sampling.summaries import certain_entries, in_order, kept_of_summary
 from medusa_runtime.sampling_params import SamplingParams
@@ -77,9 +77,7 @@ class Sampler:
     def _from_row(self, logits: FloatArray, position: int) -> int:
         if self._filters is None:
             return int(logits.argmax())
-        kept = self._filters.kept(logits)
-        key = draw_key(self._seed, self._choice, position)
-        return draw(logits if kept is None else logits[kept], kept, self._filters.temperature, key)
+        return draw_filtered(logits, self._filters, draw_key(self._seed, self._choice, position))
 
     def _from_summary(self, summary: RowSummary, position: int) -> int | None:
         """Return the token that the whole row would give, or None if the summary does not determine it."""
@@ -96,3 +94,27 @@ class Sampler:
         ids, logits = summary.ids[:most][order].astype(np.intp), summary.logits[:most][order]
         token = draw(logits, ids, self._filters.temperature, draw_key(self._seed, self._choice, position))
         return token if fewest == most or token in summary.ids[:fewest] else None
+
+
+def draw_filtered(logits: FloatArray, filters: Filters, key: DrawKey) -> int:
+    """Draw a token id from those that the filters keep.
+
+    If a token that is drawn from more tokens is among the kept ones, then it is what a draw from these alone gives,
+    since it has the best score of all. So a large nucleus is rarely ranked.
+
+    Args:
+        logits: (V,) logits after the processors; at least one must be above -inf.
+        filters: The filters.
+        key: The key of this draw.
+    """
+    ids = filters.left(logits)
+    left = logits if ids is None else logits[ids]
+    if filters.top_p < 1:
+        nucleus = Nucleus(left, filters)
+        if nucleus.is_large:
+            token = draw(left, ids, filters.temperature, key)
+            if nucleus.surely_has(token if ids is None else int(np.searchsorted(ids, token))):
+                return token
+        inside = nucleus.indices()
+        ids, left = inside if ids is None else ids[inside], left[inside]
+    return draw(left, ids, filters.temperature, key)

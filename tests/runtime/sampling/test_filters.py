@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
-from medusa_runtime.sampling.filters import Filters
+from medusa_runtime.sampling.filters import LARGE, Filters
+from medusa_runtime.sampling.noise import draw, draw_key
 from medusa_runtime.sampling.ranking import kth_largest, top_ids
+from medusa_runtime.sampling.sampler import draw_filtered
 from medusa_runtime.sampling.summaries import certain_entries, in_order, kept_of_summary
 from medusa_runtime.sampling_params import SamplingParams
 
@@ -46,6 +48,19 @@ def test_filters_keep_what_their_definitions_keep(size):
             row[rng.permutation(size)[: size // 2]] = -np.inf
         found = set(kept(params, row)) & set(np.flatnonzero(row > -np.inf).tolist())
         assert found == set(filtered(params, row.tolist())), (seed, params)
+
+
+@pytest.mark.parametrize("size", [300, 5000, 2 * LARGE])
+def test_a_draw_before_the_nucleus_is_ranked_is_the_draw_from_its_tokens(size):
+    """A flat row has a large nucleus, which most draws do not rank; the border and equal logits are the hard cases."""
+    for seed in range(60):
+        rng = np.random.default_rng([size, seed])
+        row = rng.normal(scale=rng.choice([0.0, 0.3, 1.0]), size=size)
+        row = (np.round(4 * row) / 4 if seed % 3 == 0 else row).astype(np.float32)
+        top_p, top_k = float(rng.choice([0.999, 0.9, 0.5, 0.1])), int(rng.choice([0, size // 4 * 3]))
+        filters, key = Filters(1.3, top_p=top_p, top_k=top_k), draw_key(seed, 0, 0)
+        ids = filters.kept(row)
+        assert draw_filtered(row, filters, key) == draw(row[ids], ids, 1.3, key), (seed, filters)
 
 
 @pytest.mark.parametrize("size", SIZES)
