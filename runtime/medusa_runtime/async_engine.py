@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from medusa_runtime.engine import Engine
+from medusa_runtime.errors import MedusaError
 from medusa_runtime.handle import RequestHandle
 from medusa_runtime.prompt_encoder import Prompt
 from medusa_runtime.results import Chunk, GenerationResult
@@ -102,14 +103,14 @@ class AsyncEngine:
 class AsyncRequestHandle:
     """A request that was submitted: iterate over its chunks with `async for`, or await `result()`.
 
-    It belongs to the event loop in which it was created. If the task that waits for it is cancelled, so is the request.
+    It belongs to the event loop in which it was created; to wait for it in another one raises MedusaError. If the task
+    that waits for it is cancelled, so is the request.
     """
 
     def __init__(self, handle: RequestHandle) -> None:
         """Wrap a handle in the running event loop."""
-        self._handle = handle
-        self._changed = asyncio.Event()
-        loop, event = asyncio.get_running_loop(), self._changed
+        self._handle, self._loop, self._changed = handle, asyncio.get_running_loop(), asyncio.Event()
+        loop, event = self._loop, self._changed
 
         def notify() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits
@@ -125,6 +126,9 @@ class AsyncRequestHandle:
     def cancel(self) -> None:
         """Cancel the request (`RequestHandle.cancel`)."""
         self._handle.cancel()
+
+    def __repr__(self) -> str:
+        return f"<AsyncRequestHandle {self._handle.number}, {'done' if self.is_done else 'in progress'}>"
 
     def __aiter__(self) -> AsyncRequestHandle:
         return self
@@ -149,6 +153,11 @@ class AsyncRequestHandle:
             await self._wait()
 
     async def _wait(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:  # which would never be notified
+            raise MedusaError(
+                "the request belongs to the event loop in which it was submitted and is awaited in another one; submit "
+                "and await it in the same loop, or use an Engine in threads"
+            )
         try:
             await self._changed.wait()
         except asyncio.CancelledError:

@@ -53,6 +53,7 @@ class Decoder:
         rows: Reads the logits that the last accepted tokens were chosen from.
         last_tree: The tree of the last step, plain decoding where no tree could be drafted.
         last_path: Its accepted nodes; token i of what `step` returned was chosen at row `last_path[i]`.
+        last_accepted: Number of candidates on the path before it was cut at the answer's end.
     """
 
     def __init__(self, backend: Backend, profile: TreeProfile | None = None, accept: AcceptRule = greedy) -> None:
@@ -78,7 +79,7 @@ class Decoder:
         self._steps.get(self.profile)
         self._step_rows = StepRows(backend)
         self.rows: RowReader = self._step_rows
-        self.last_tree, self.last_path = PLAIN, [0]
+        self.last_tree, self.last_path, self.last_accepted = PLAIN, [0], 0
         self._prompt: tuple[tuple[int, ...], SavedRow] | None = None  # the prompt in the cache and its last row
         self.cache = KvCache(backend)  # last, so that a failed constructor does not occupy the backend
         self.sequence: SequenceState | None = None
@@ -114,14 +115,12 @@ class Decoder:
             self.sequence.check_owner(self.backend.name)
 
     @strictly_exclusive
-    def warm_up(self) -> None:
+    def warm_up(self, checkpoint: Callable[[], None] | None = None) -> None:
         """Run a step of every shape that answers can need, so that no request waits while one is prepared.
 
         These are plain decoding and the current tree behind pasts of every length, and prompts; on a GPU each becomes a
-        CUDA graph. An answer in progress is discarded. A backend may be bound to the thread that calls it.
-
-        Raises:
-            BusyError: Another thread is decoding.
+        CUDA graph. An answer in progress is discarded. A backend may be bound to the thread that calls it. `checkpoint`
+        is called before each step; what it raises ends the preparation. Raises BusyError if another thread is decoding.
         """
         self._check_owner()
         self.sequence = self._prompt = None
@@ -130,6 +129,8 @@ class Decoder:
         trees = [self._steps.get(tree, summaries) for tree in (PLAIN, self.profile) for summaries in kinds]
         for step in warm_up_steps(self.backend, self.cache, trees):
             for _ in range(WARM_UP_RUNS):
+                if checkpoint is not None:
+                    checkpoint()
                 self.backend.run(step)
 
     def start(self, prompt: Ids[int], max_new_tokens: int = 128, stop_ids: Collection[int] | None = None) -> list[int]:
@@ -214,7 +215,7 @@ class Decoder:
 
     def _accept_first(self, sequence: SequenceState, rows: RowReader, argmax: list[int]) -> None:
         """Accept the first token of an answer, from the row behind its prompt."""
-        self.rows, self.last_tree, self.last_path = rows, PLAIN, [0]
+        self.rows, self.last_tree, self.last_path, self.last_accepted = rows, PLAIN, [0], 0
         _, token = (sequence.rule or greedy)(PLAIN, [sequence.last_token], argmax, rows)
         sequence.extend([token])
         sequence.owner = threading.current_thread()
@@ -283,13 +284,12 @@ class Decoder:
         cache.reserve(length + tree.size)  # an in-place backend writes all of the tree's rows there
         inputs.update(sequence.last_token, length)
         self.backend.run(inputs.step)
-        rows = self._step_rows
+        self.rows = rows = self._step_rows
         rows.begin(f"of step {self.steps + 1}")
-        self.rows = rows
         tokens = self.backend.read_tokens()
-        accept = sequence.rule or self.accept
-        path, next_token = accept(tree, tokens, self.backend.read_argmax(), rows)
+        path, next_token = (sequence.rule or self.accept)(tree, tokens, self.backend.read_argmax(), rows)
         accepted = sequence.clip([tokens[node] for node in path[1:]] + [next_token])
+        self.last_accepted = len(path) - 1
         path = path[: len(accepted)]
         for row in path:
             rows.check(row)

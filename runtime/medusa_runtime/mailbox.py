@@ -36,21 +36,26 @@ class Mailbox:
             self._changed.notify_all()
         self._call_listener()
 
-    def finish(self, result: GenerationResult) -> None:
-        """Set the result, unless there was an end before."""
-        with self._lock:
-            if self.is_done:
-                return
-            self._result = result
-            self._changed.notify_all()
-        self._call_listener()
+    def finish(self, result: GenerationResult, count: Callable[[], None]) -> None:
+        """Set the result, unless there was an end before.
 
-    def fail(self, error: BaseException) -> None:
-        """Set the error, unless there was an end before."""
+        Args:
+            result: The result.
+            count: Called once if this is the end, before a reader sees it; it must not wait for a reader.
+        """
+        self._end(result, None, count)
+
+    def fail(self, error: BaseException, count: Callable[[], None]) -> None:
+        """Set the error, unless there was an end before; `count` is as in `finish`."""
+        self._end(None, error, count)
+
+    def _end(self, result: GenerationResult | None, error: BaseException | None, count: Callable[[], None]) -> None:
         with self._lock:
             if self.is_done:
                 return
-            self._error, self._traceback = error, error.__traceback__
+            count()
+            self._traceback = None if error is None else error.__traceback__
+            self._result, self._error = result, error
             self._changed.notify_all()
         self._call_listener()
 
@@ -90,7 +95,7 @@ class Mailbox:
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` after every change from now on, in the thread that makes it, and once now.
 
-        No lock is held meanwhile; what the listener raises is logged.
+        No lock is held meanwhile. What the listener raises is logged; only in the main thread an interrupt goes on.
         """
         self._listener = listener
         self._call_listener()
@@ -107,3 +112,7 @@ class Mailbox:
                 listener()
             except Exception:
                 LOGGER.exception("a listener of a request failed")
+            except BaseException:
+                LOGGER.exception("a listener of a request ended")
+                if threading.current_thread() is threading.main_thread():
+                    raise

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 
 from medusa_runtime.answer_rule import answer_rule, end_ids, stop_ids
@@ -87,10 +87,7 @@ class RequestRunner:
             run = _Run(request, self._decoder, self._tokenizer, self._stats)
             checkpoint()
             run.generate(checkpoint)
-            result = run.result()
-            if not request.mailbox.is_done:
-                self._stats.add(finished=1)  # first, so that a reader of the result finds it counted
-                request.mailbox.finish(result)
+            request.mailbox.finish(run.result(), partial(self._stats.add, finished=1, queue_seconds=run.queue_seconds))
         except BaseException as error:
             self._fail(request, error, run)
             if not isinstance(error, Exception):
@@ -107,13 +104,12 @@ class RequestRunner:
         if isinstance(error, RequestError):
             run = run or _Run(request, self._decoder, self._tokenizer, self._stats)
             error.result = run.result()
-        if request.mailbox.is_done:
-            return
         is_expected = isinstance(error, (RequestCancelledError, DeadlineError, EngineClosedError))
-        self._stats.add(**{"cancelled" if is_expected else "failed": 1})
-        level = logging.DEBUG if is_expected else logging.WARNING
-        LOGGER.log(level, "request %d ended with %s", request.number, type(error).__name__)
-        request.mailbox.fail(error)
+        if not (is_expected or request.mailbox.is_done):
+            LOGGER.warning("request %d ended with %s", request.number, type(error).__name__)
+        queue_seconds = perf_counter() - request.submitted if run is None else run.queue_seconds
+        amounts = {"cancelled" if is_expected else "failed": 1, "queue_seconds": queue_seconds}
+        request.mailbox.fail(error, partial(self._stats.add, **amounts))
 
 
 class _Run:
@@ -123,13 +119,13 @@ class _Run:
         self._request, self._decoder, self._tokenizer, self._stats = request, decoder, tokenizer, stats
         self._answers: list[_Answer] = []
         self._started = perf_counter()
+        self.queue_seconds = self._started - request.submitted
         self._prefill_seconds = 0.0
         self._end_ids = end_ids(request.params, decoder.backend.model)
 
     def generate(self, checkpoint: Checkpoint) -> None:
         """Generate the answers, one after the other; their prompt is computed once."""
         request, decoder = self._request, self._decoder
-        self._stats.add(queue_seconds=self._started - request.submitted)
         decoder.set_profile(request.tree)
         for index in range(request.params.n):
             answer = self._new_answer(index)
@@ -156,7 +152,7 @@ class _Run:
             profile=request.tree.name,
             acceptance=LOSSLESS if request.params.acceptance == LOSSLESS else TYPICAL,
             times=Times(
-                queue=self._started - request.submitted,
+                queue=self.queue_seconds,
                 prefill=self._prefill_seconds,
                 decode=sum(choice.decode_seconds for choice in choices),
                 total=now - request.submitted,
@@ -181,16 +177,18 @@ class _Run:
         return _Answer(index, sequence, text, logprobs=None if params.logprobs is None else [])
 
     def _step(self, answer: _Answer) -> None:
-        decoder = self._decoder
+        decoder, room = self._decoder, answer.sequence.room
         started = perf_counter()
         tokens = decoder.step(answer.sequence)
         seconds = perf_counter() - started
-        tree = decoder.last_tree
         answer.steps += 1
         answer.seconds += seconds
         kept = self._add(answer, tokens)
-        answer.depths.add(kept - 1, tree.depth)
-        self._stats.add_step(seconds, kept, tree.size, tree.depth)
+        # Candidates beyond the answer's end, which plain decoding would not have reached either, were not drafted.
+        depth = min(decoder.last_tree.depth, kept if answer.finish_reason == "stop" else room)
+        accepted = min(decoder.last_accepted, kept)
+        answer.depths.add(accepted, depth)
+        self._stats.add_step(seconds, kept, accepted, decoder.last_tree.size, depth)
 
     def _add(self, answer: _Answer, tokens: list[int]) -> int:
         """Add the tokens of a step to an answer: find where it ends, report a chunk, and return how many are kept."""

@@ -64,7 +64,8 @@ class Choice:
         logprobs: One for each token; None if the request asked for none.
         steps: Steps of the decoder; the prefill, which gives the first token, does not count.
         accepted_by_depth: Element d is the number of steps that accepted the tree's candidate of depth d + 1.
-        drafted_by_depth: Element d is the number of steps whose tree had candidates of depth d + 1.
+        drafted_by_depth: Element d is the number of steps whose tree had candidates of depth d + 1 within the answer:
+            those behind its limit or its end do not count.
         decode_seconds: Duration of the steps.
     """
 

@@ -231,12 +231,16 @@ def _close_all() -> None:
 
 
 class Call:
-    """A function call as a job, whose return is waited for."""
+    """A function call as a job, whose return is waited for.
+
+    Args:
+        function: Called with the checkpoint of the job, which it calls between parts of its work.
+    """
 
     deadline: float | None = None
     is_cancelled = False
 
-    def __init__(self, function: Callable[[], None]) -> None:
+    def __init__(self, function: Callable[[Checkpoint], None]) -> None:
         self._function = function
         self._done = threading.Event()
         self._error: BaseException | None = None
@@ -245,7 +249,7 @@ class Call:
         """Call the function and keep its error."""
         try:
             checkpoint()
-            self._function()
+            self._function(checkpoint)
         except Exception as error:
             self._error = error
         finally:

@@ -50,6 +50,11 @@ class SequenceState:
         return None if len(answer) < self._limit else "length"
 
     @property
+    def room(self) -> int:
+        """How many tokens the limits allow the answer to gain."""
+        return self._limit - len(self.answer)
+
+    @property
     def length(self) -> int:
         """Number of tokens of prompt and answer together."""
         return len(self.prompt) + len(self.answer)
@@ -63,7 +68,7 @@ class SequenceState:
         """Return a step's tokens up to a stop token or the limit, where plain decoding would have ended too."""
         if self.finish_reason is not None:
             return []
-        kept = list(tokens[: self._limit - len(self.answer)])
+        kept = list(tokens[: self.room])
         if self.stop_ids.isdisjoint(kept):
             return kept
         end = next(index for index, token in enumerate(kept) if token in self.stop_ids)

@@ -19,12 +19,14 @@ class Stats:
         prompt_tokens: Tokens of the prompts that were computed.
         completion_tokens: Tokens of all answers.
         steps: Steps; prefills do not count.
+        step_tokens: Tokens of all steps; the first token of an answer is of its prefill.
         drafts: Steps with a tree; the others were plain decoding.
         draft_tokens: Candidates in these trees.
         accepted_tokens: Candidates that were accepted.
         accepted_by_depth: Element d is the number of steps that accepted a candidate of depth d + 1.
-        drafted_by_depth: Element d is the number of steps whose tree had candidates of depth d + 1.
-        queue_seconds: Time that requests waited, all together.
+        drafted_by_depth: Element d is the number of steps whose tree had candidates of depth d + 1 within the answer:
+            those behind its limit or its end do not count.
+        queue_seconds: Time that all requests that have ended had waited before their prefill, or before their end.
         prefill_seconds: Duration of all prefills.
         step_seconds: Duration of all steps.
         kv_rows: Rows of the KV cache in use.
@@ -39,6 +41,7 @@ class Stats:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     steps: int = 0
+    step_tokens: int = 0
     drafts: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
@@ -53,7 +56,7 @@ class Stats:
     @property
     def tokens_per_step(self) -> float:
         """Mean tokens per step: the accepted candidates, and one that the decoder chose itself."""
-        return (self.accepted_tokens + self.steps) / self.steps if self.steps else 0.0
+        return self.step_tokens / self.steps if self.steps else 0.0
 
 
 @dataclass
@@ -84,19 +87,19 @@ class StatsCollector:
         with self._lock:
             self._add(amounts)
 
-    def add_step(self, seconds: float, tokens: int, nodes: int, depth: int) -> None:
+    def add_step(self, seconds: float, tokens: int, accepted: int, nodes: int, depth: int) -> None:
         """Add one step.
 
         Args:
             seconds: Its duration.
-            tokens: Tokens that it gave: the accepted candidates and one more.
+            tokens: Tokens that the answer gained.
+            accepted: How many of them were candidates.
             nodes: Nodes of its tree, the root included.
-            depth: Depth of its tree.
+            depth: Depth of its tree within the answer.
         """
-        accepted = tokens - 1
         with self._lock:
             self._depths.add(accepted, depth)
-            self._add({"steps": 1, "step_seconds": seconds, "accepted_tokens": accepted})
+            self._add({"steps": 1, "step_seconds": seconds, "step_tokens": tokens, "accepted_tokens": accepted})
             if nodes > 1:
                 self._add({"drafts": 1, "draft_tokens": nodes - 1})
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from medusa_runtime.async_engine import AsyncEngine
-from medusa_runtime.errors import DeadlineError, EngineClosedError, QueueFullError, RequestCancelledError
+from medusa_runtime.errors import DeadlineError, EngineClosedError, MedusaError, QueueFullError, RequestCancelledError
 from medusa_runtime.sampling_params import SamplingParams
 
 from .fake_backend import EOS, plain_answer
@@ -30,6 +30,24 @@ def run(work: Callable[[AsyncEngine], Coroutine[Any, Any, None]], engine: Any = 
             await asyncio.wait_for(work(wrapped), SECONDS)
 
     asyncio.run(main())
+
+
+def test_a_request_cannot_be_awaited_in_another_event_loop() -> None:
+    backend = Gate()
+    engine = AsyncEngine(toy_engine(backend))
+
+    async def begin() -> Any:
+        return await engine.submit(PROMPT, GREEDY)
+
+    handle = asyncio.run(begin())
+    assert "AsyncRequestHandle 1, in progress" in repr(handle)
+    for wait in (handle.result, handle.__anext__):
+        with pytest.raises(MedusaError, match="belongs to the event loop in which it was submitted"):
+            asyncio.run(asyncio.wait_for(wait(), SECONDS))
+    backend.open.set()
+    engine.engine.close(timeout=SECONDS)
+    assert list(asyncio.run(handle.result()).token_ids) == EXPECTED  # it is there, so nothing is waited for
+    assert "done" in repr(handle)
 
 
 def test_a_stream_is_the_whole_answer() -> None:

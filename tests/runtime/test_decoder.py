@@ -56,7 +56,9 @@ def test_warming_up_runs_every_shape_twice_and_forgets_what_was_decoded(monkeypa
     decoder.step()
     with monkeypatch.context() as patched:
         patched.setattr(backend, "run", note)
-        decoder.warm_up()
+        decoder.warm_up(lambda: ran.append("checkpoint"))
+    assert ran[::2] == ["checkpoint"] * (len(ran) // 2)
+    ran = ran[1::2]
     assert decoder.sequence is None and decoder.cache.length() == 0
     T = CHAIN.size
     trees = [(size, min(past, 100 - size), size == T) for past in (32, 64, 100) for size in (1, T)]

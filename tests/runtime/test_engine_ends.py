@@ -328,17 +328,6 @@ def test_a_listener_that_fails_or_uses_the_engine_harms_nobody(engine: Any, capl
     assert "a listener of a request failed" in caplog.text
 
 
-def test_what_a_stop_string_cuts_off_is_not_counted() -> None:
-    text = "".join("abcdefghijklmnopqrstuvwxyz .,!?"[token] for token in plain_answer(PROMPT, 30, (), 4096)[0])
-    with toy_engine(FakeBackend(hit_rate=1.0)) as engine:
-        for end in range(2, 20):
-            stop = text[end - 2 : end]
-            result = engine.generate(PROMPT, SamplingParams(max_tokens=30, ignore_eos=True, stop=[stop]))
-            assert len(result.token_ids) == 1 + result.steps + sum(result.accepted_by_depth)
-        stats = engine.stats()
-        assert stats.completion_tokens == stats.finished + stats.steps + stats.accepted_tokens
-
-
 def test_dropping_an_engine_does_not_wait_for_its_step(gate: Any) -> None:
     backend = Gate()
     engine = toy_engine(backend)

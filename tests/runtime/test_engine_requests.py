@@ -189,7 +189,7 @@ def test_steps_and_acceptance_by_depth_add_up(engine: Any) -> None:
     results = [engine.generate(PROMPT, params) for _ in range(3)]
     choices = [choice for result in results for choice in result.choices]
     for choice in choices:
-        assert len(choice.token_ids) == 1 + choice.steps + sum(choice.accepted_by_depth)
+        assert 0 <= 1 + choice.steps + sum(choice.accepted_by_depth) - len(choice.token_ids) <= 1  # the end of a path
         assert all(a <= d for a, d in zip(choice.accepted_by_depth, choice.drafted_by_depth, strict=True))
         assert list(choice.accepted_by_depth) == sorted(choice.accepted_by_depth, reverse=True)
         assert choice.drafted_by_depth[0] <= choice.steps and choice.decode_seconds > 0
@@ -206,9 +206,10 @@ def test_steps_and_acceptance_by_depth_add_up(engine: Any) -> None:
     assert stats.steps == sum(choice.steps for choice in choices)
     depths = [sum(choice.accepted_by_depth[d] for choice in choices) for d in range(3)]
     assert list(stats.accepted_by_depth) == depths and stats.accepted_tokens == sum(depths)
-    assert stats.drafts == stats.drafted_by_depth[0] and stats.draft_tokens == 3 * stats.drafts
+    assert stats.drafts >= stats.drafted_by_depth[0] and stats.draft_tokens == 3 * stats.drafts
     assert 0 < stats.kv_rows <= stats.kv_capacity
-    assert stats.tokens_per_step == pytest.approx((sum(depths) + stats.steps) / stats.steps)
+    assert stats.step_tokens == stats.completion_tokens - len(choices)
+    assert stats.tokens_per_step == pytest.approx(stats.step_tokens / stats.steps)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_jobs_are_done_in_order_by_one_thread(scheduler: Scheduler) -> None:
     done: list[int] = []
     first = running(scheduler)
     for number in range(3):
-        scheduler.submit(Call(lambda number=number: done.append(number)))  # type: ignore[misc]
+        scheduler.submit(Call(lambda _, number=number: done.append(number)))  # type: ignore[misc]
     assert (scheduler.running, scheduler.waiting) == (1, 3)
     assert done == []
     first.may_go_on.set()
@@ -211,17 +211,30 @@ def test_an_idle_thread_keeps_no_job_alive(scheduler: Scheduler) -> None:
 
 
 def test_a_call_returns_errors_to_its_caller(scheduler: Scheduler) -> None:
-    def fails() -> None:
+    def fails(_: object) -> None:
         raise MedusaError("no")
 
     scheduler.submit(call := Call(fails))
     with pytest.raises(MedusaError, match="no"):
         call.wait()
-    scheduler.submit(good := Call(lambda: None))
+    scheduler.submit(good := Call(lambda _: None))
     good.wait()
     scheduler.close()
     with pytest.raises(EngineClosedError):
-        scheduler.submit(Call(lambda: None))
+        scheduler.submit(Call(lambda _: None))
+
+
+def test_jobs_that_wait_for_a_long_call_end_at_their_deadline(scheduler: Scheduler) -> None:
+    late = Work(deadline=time.monotonic() + 0.05)
+
+    def long(checkpoint: Callable[[], None]) -> None:
+        scheduler.submit(late)
+        while not late.ended.is_set():
+            checkpoint()
+
+    scheduler.submit(call := Call(long))
+    call.wait()
+    assert isinstance(late.error, DeadlineError) and not late.began.is_set()
 
 
 def in_child(work: Callable[[], None]) -> int:
