@@ -30,7 +30,7 @@ DoubleArray = NDArray[np.float64]
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-30, 1e30  # beyond, logits divided by it leave float32's range
 FEW = 512  # tokens whose scores are computed without looking for rivals first
 SMALL_HASHES = 64  # so many of all tokens, on average, have hashes with which unlikely tokens may win
-FIRST_BLOCK = 8192  # tokens of the first block, whose best score excludes most tokens of the others
+FIRST_BLOCK = 8192  # tokens of a flat row's first block, whose best score excludes most tokens of the others
 BLOCK = 65_536  # tokens of the others: their arrays fit the CPU's caches and are not allocated anew
 SLACK = 1e-3  # relative error of the bounds, which float32 keeps below 1e-4
 _MASK = 2**64 - 1
@@ -142,6 +142,10 @@ class _Race(NamedTuple):
         result: DoubleArray = scaled - np.log(exponentials(words, self.key))
         return result
 
+    def unlikely(self, best: float, n: int) -> np.float32:
+        """Return the logit below which one of n tokens beats a score only with a hash of the SMALL_HASHES smallest."""
+        return round_down(self.largest + self.temperature * (math.log(SMALL_HASHES / n * (1 - SLACK)) + best))
+
 
 def draw(logits: FloatArray, ids: NDArray[np.intp] | None, temperature: float, key: DrawKey) -> int:
     """Draw a token id with probabilities in proportion to exp(l / T).
@@ -159,7 +163,8 @@ def draw(logits: FloatArray, ids: NDArray[np.intp] | None, temperature: float, k
         return int(words[race.scores(logits, words).argmax()])
     top = int(logits.argmax())
     best, winner = float(race.scores(logits[top : top + 1], words[top : top + 1])[0]), int(words[top])
-    for start, stop in pairwise([0, *range(FIRST_BLOCK, n, BLOCK), n]):
+    is_flat = np.count_nonzero(logits >= race.unlikely(best, n)) > FEW
+    for start, stop in pairwise([0, *range(FIRST_BLOCK if is_flat else BLOCK, n, BLOCK), n]):
         block, names = logits[start:stop], words[start:stop]
         rivals = _rivals(block, names, race, best, n)
         if len(rivals) > 0:
@@ -182,10 +187,8 @@ def _rivals(logits: FloatArray, words: WordArray, race: _Race, best: float, n: i
     """
     m, scratch = len(logits), thread_scratch(len(logits))
     hashes = hash_ids(words, race.key.of_h, scratch.hashes[:m], scratch.shifted[:m])
-    # A token of a smaller logit can win only with a hash below the limit, which about SMALL_HASHES of n tokens have.
-    limit = SMALL_HASHES / n
-    possible = hashes <= np.uint32(limit * 2.0**32)
-    possible |= logits >= round_down(race.largest + race.temperature * (math.log(limit * (1 - SLACK)) + best))
+    possible = hashes <= np.uint32(SMALL_HASHES / n * 2.0**32)
+    possible |= logits >= race.unlikely(best, n)
     rivals = np.flatnonzero(possible)
     if len(rivals) > FEW:
         rivals = rivals[_reaching(logits[rivals], words[rivals], hashes[rivals], race, best)]
