@@ -16,7 +16,15 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import BundleError, EngineClosedError, MedusaError
 from medusa_runtime.handle import RequestHandle
-from medusa_runtime.openai_format import ResponseFacts, TokenTexts, error_body, read_request, response_body, status_of
+from medusa_runtime.openai_format import (
+    OpenAIRequest,
+    ResponseFacts,
+    TokenTexts,
+    error_body,
+    read_request,
+    response_body,
+    status_of,
+)
 from medusa_runtime.sampling_params import SamplingParams
 
 from medusa_exporter.batch.identity import BatchIdentity, seed_of
@@ -147,7 +155,7 @@ class _Pending:
 
     request: BatchRequest
     request_id: str
-    model: str | None = None
+    read: OpenAIRequest | None = None
     handle: RequestHandle | None = None
     error: MedusaError | None = None
 
@@ -230,7 +238,7 @@ class _Run:
             raise
         except MedusaError as error:
             return _Pending(request, request_id, error=error)
-        return _Pending(request, request_id, read.model, handle)
+        return _Pending(request, request_id, read, handle)
 
     def _write(self, pending: _Pending) -> None:
         """Wait for a response and write it."""
@@ -250,8 +258,8 @@ class _Run:
 
     def _response(self, pending: _Pending) -> tuple[int, dict[str, Any]]:
         error: MedusaError
-        if pending.handle is None:
-            assert pending.error is not None  # noqa: S101 -- one of the two is there
+        if pending.handle is None or pending.read is None:
+            assert pending.error is not None  # noqa: S101 -- there is either an error or a handle
             error, status = pending.error, status_of(pending.error)
         else:
             try:
@@ -264,8 +272,10 @@ class _Run:
                 facts = ResponseFacts(
                     id=pending.request_id,
                     created=int(time.time()),
-                    model=pending.model or self._engine.bundle.model.name,
+                    model=pending.read.model or self._engine.bundle.model.name,
                     system_fingerprint=self._identity.bundle[:FINGERPRINT],
                 )
-                return 200, response_body(pending.request.url, result, facts, self._texts)
+                skips_special = pending.read.params.skip_special_tokens
+                url, texts = pending.request.url, self._texts
+                return 200, response_body(url, result, facts, texts, skip_special_tokens=skips_special)
         return status, error_body(error, status)

@@ -9,14 +9,29 @@ from medusa_runtime.errors import (
     CapacityError,
     DeadlineError,
     EngineClosedError,
-    MedusaError,
+    InvalidLogitsError,
     PromptError,
+    QueueFullError,
     RequestCancelledError,
     RequestError,
     TemplateProcessError,
 )
 
-BAD_REQUEST, SERVER_ERROR = 400, 500
+BAD_REQUEST, TOO_MANY_REQUESTS, SERVER_ERROR, UNAVAILABLE, TIMED_OUT = 400, 429, 500, 503, 504
+
+_STATUSES: tuple[tuple[tuple[type[Exception], ...], int], ...] = (  # the first that fits
+    ((QueueFullError,), TOO_MANY_REQUESTS),
+    ((EngineClosedError,), UNAVAILABLE),
+    ((DeadlineError,), TIMED_OUT),
+    ((RequestCancelledError, TemplateProcessError), SERVER_ERROR),
+    ((ArgumentError, PromptError, RequestError), BAD_REQUEST),  # RequestError itself: parameters forbid every token
+)
+_TYPES = {BAD_REQUEST: "invalid_request_error", TOO_MANY_REQUESTS: "rate_limit_error"}
+_CODES = {TOO_MANY_REQUESTS: "queue_full", UNAVAILABLE: "engine_closed", TIMED_OUT: "deadline_exceeded"}
+
+# Errors of a server whose messages the runtime writes itself. Those of all others may show its paths: they come from
+# libraries, name files of the bundle, or are bugs.
+_SHOWN = (CapacityError, InvalidLogitsError, QueueFullError, RequestError)
 
 
 class BodyError(ArgumentError):
@@ -32,7 +47,10 @@ class BodyError(ArgumentError):
 
 
 def status_of(error: BaseException, *, generating: bool = False) -> int:
-    """Return the HTTP status of an error: 400 if the request has to be changed, otherwise 500.
+    """Return the HTTP status of an error.
+
+    It is 400 if the request has to be changed, 429 if too many others wait, 503 if the engine was closed, 504 if the
+    deadline passed, and 500 for everything else.
 
     Args:
         error: The error.
@@ -41,29 +59,27 @@ def status_of(error: BaseException, *, generating: bool = False) -> int:
     """
     if isinstance(error, CapacityError):
         return SERVER_ERROR if generating else BAD_REQUEST
-    if isinstance(error, RequestError):  # the base class itself: the parameters forbid every token
-        ended = isinstance(error, (DeadlineError, EngineClosedError, RequestCancelledError))
-        return SERVER_ERROR if ended else BAD_REQUEST
-    if isinstance(error, TemplateProcessError):
-        return SERVER_ERROR
-    return BAD_REQUEST if isinstance(error, (ArgumentError, PromptError)) else SERVER_ERROR
+    return next((status for kinds, status in _STATUSES if isinstance(error, kinds)), SERVER_ERROR)
 
 
 def error_body(error: BaseException, status: int) -> dict[str, Any]:
-    """Return the body that describes an error.
+    """Return the body that describes an error to a client.
+
+    Messages of errors of the server (status 500) that may have paths or texts of libraries are left out: the body names
+    the kind of the error, and whoever runs the server should log it.
 
     Args:
         error: The error.
         status: Its HTTP status, from `status_of`.
     """
-    is_bad_request = status == BAD_REQUEST
-    too_long = is_bad_request and isinstance(error, CapacityError)
-    known = isinstance(error, MedusaError)
+    message, too_long = str(error), status == BAD_REQUEST and isinstance(error, CapacityError)
+    if status >= SERVER_ERROR and not isinstance(error, _SHOWN):
+        message = f"the server failed to answer ({type(error).__name__}); ask its operator for the reason"
     return {
         "error": {
-            "message": str(error) if known else f"unexpected {type(error).__name__}: {error}",
-            "type": "invalid_request_error" if is_bad_request else "server_error",
+            "message": message,
+            "type": _TYPES.get(status, "server_error"),
             "param": error.param if isinstance(error, BodyError) else None,
-            "code": "context_length_exceeded" if too_long else None,
+            "code": "context_length_exceeded" if too_long else _CODES.get(status),
         }
     }

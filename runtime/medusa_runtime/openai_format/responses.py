@@ -9,6 +9,7 @@ from medusa_runtime.openai_format.fields import CHAT
 from medusa_runtime.openai_format.token_texts import TokenTexts
 from medusa_runtime.results import Choice, GenerationResult, TokenLogprobs
 
+_PLAIN = frozenset(map(chr, range(0x20, 0x7F))) - {"\\"}  # characters that stand for themselves in a name of bytes
 LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's and vLLM's value for impossible tokens
 
 
@@ -29,7 +30,14 @@ class ResponseFacts:
     system_fingerprint: str
 
 
-def response_body(url: str, result: GenerationResult, facts: ResponseFacts, texts: TokenTexts) -> dict[str, Any]:
+def response_body(
+    url: str,
+    result: GenerationResult,
+    facts: ResponseFacts,
+    texts: TokenTexts,
+    *,
+    skip_special_tokens: bool = True,
+) -> dict[str, Any]:
     """Return the body of a response: a `chat.completion` or a `text_completion`.
 
     Args:
@@ -37,15 +45,18 @@ def response_body(url: str, result: GenerationResult, facts: ResponseFacts, text
         result: The result.
         facts: What else the response states.
         texts: Texts of the tokens of log-probabilities.
+        skip_special_tokens: The request's `SamplingParams.skip_special_tokens`, which decides where in the text the
+            tokens of log-probabilities stand.
     """
     is_chat = url == CHAT
+    write = _chat_choice if is_chat else _completion_choice
     usage = result.usage
     return {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{facts.id}",
         "object": "chat.completion" if is_chat else "text_completion",
         "created": facts.created,
         "model": facts.model,
-        "choices": [(_chat_choice if is_chat else _completion_choice)(choice, texts) for choice in result.choices],
+        "choices": [write(choice, texts, skip_special_tokens) for choice in result.choices],
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
@@ -55,58 +66,73 @@ def response_body(url: str, result: GenerationResult, facts: ResponseFacts, text
     }
 
 
-def _chat_choice(choice: Choice, texts: TokenTexts) -> dict[str, Any]:
-    logprobs = None if choice.logprobs is None else [_chat_logprobs(one, texts) for one in choice.logprobs]
+def _chat_choice(choice: Choice, texts: TokenTexts, skips_special: bool) -> dict[str, Any]:
+    logprobs = None
+    if choice.logprobs is not None:
+        places = texts.places(choice.token_ids, skip_special_tokens=skips_special)
+        content = [
+            _chat_logprobs(found, place.is_first, texts) for found, place in zip(choice.logprobs, places, strict=True)
+        ]
+        logprobs = {"content": content, "refusal": None}
     return {
         "index": choice.index,
         "message": {"role": "assistant", "content": choice.text, "refusal": None},
-        "logprobs": None if logprobs is None else {"content": logprobs, "refusal": None},
+        "logprobs": logprobs,
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
     }
 
 
-def _chat_logprobs(found: TokenLogprobs, texts: TokenTexts) -> dict[str, Any]:
-    return {
-        **_chat_token(found.token_id, found.logprob, texts),
-        "top_logprobs": [_chat_token(one.token_id, one.logprob, texts) for one in found.top],
-    }
+def _chat_logprobs(found: TokenLogprobs, is_first: bool, texts: TokenTexts) -> dict[str, Any]:
+    def token(token_id: int, logprob: float) -> dict[str, Any]:
+        text, data = texts(token_id, is_first=is_first)
+        return {"token": text, "bytes": list(data), "logprob": max(logprob, LEAST_LOGPROB)}
+
+    return {**token(found.token_id, found.logprob), "top_logprobs": [token(*one) for one in found.top]}
 
 
-def _chat_token(token_id: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
-    text, data = texts(token_id)
-    return {"token": text, "bytes": list(data), "logprob": max(logprob, LEAST_LOGPROB)}
-
-
-def _completion_choice(choice: Choice, texts: TokenTexts) -> dict[str, Any]:
+def _completion_choice(choice: Choice, texts: TokenTexts, skips_special: bool) -> dict[str, Any]:
     return {
         "index": choice.index,
         "text": choice.text,
-        "logprobs": None if choice.logprobs is None else _completion_logprobs(choice.logprobs, texts),
+        "logprobs": None if choice.logprobs is None else _completion_logprobs(choice, texts, skips_special),
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
     }
 
 
-def _completion_logprobs(found: tuple[TokenLogprobs, ...], texts: TokenTexts) -> dict[str, Any]:
-    """Return four lists with one element for each token; offsets are in the tokens' joined texts."""
-    tokens = [texts(one.token_id)[0] for one in found]
-    offsets, offset = [], 0
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
+def _completion_logprobs(choice: Choice, texts: TokenTexts, skips_special: bool) -> dict[str, Any]:
+    """Return four lists with one element for each token; offsets are in the text of the answer.
+
+    A part of a character has the offset of the character, and a token that is not in the text that of what follows.
+    """
+    places = texts.places(choice.token_ids, skip_special_tokens=skips_special)
+    pairs = list(zip(choice.logprobs or (), places, strict=True))
     return {
-        "tokens": tokens,
-        "token_logprobs": [max(one.logprob, LEAST_LOGPROB) for one in found],
-        "top_logprobs": [_top(one, texts) for one in found],
-        "text_offset": offsets,
+        "tokens": [_name(found.token_id, place.is_first, texts) for found, place in pairs],
+        "token_logprobs": [max(found.logprob, LEAST_LOGPROB) for found, _ in pairs],
+        "top_logprobs": [_top(found, place.is_first, texts) for found, place in pairs],
+        "text_offset": [min(place.offset, len(choice.text)) for place in places],  # a stop string may cut the text
     }
 
 
-def _top(found: TokenLogprobs, texts: TokenTexts) -> dict[str, float]:
-    """Return the most likely tokens and the chosen one by their texts; of tokens with one text, the most likely."""
-    pairs = [(one.token_id, one.logprob) for one in found.top] + [(found.token_id, found.logprob)]
+def _top(found: TokenLogprobs, is_first: bool, texts: TokenTexts) -> dict[str, float]:
+    """Return the most likely tokens and the chosen one by their names.
+
+    Different tokens may have the same text. Then the chosen token's value is returned, otherwise the most likely one's.
+    """
     top: dict[str, float] = {}
-    for token_id, logprob in pairs:
-        top.setdefault(texts(token_id)[0], max(logprob, LEAST_LOGPROB))
+    for token_id, logprob in found.top:
+        top.setdefault(_name(token_id, is_first, texts), max(logprob, LEAST_LOGPROB))
+    top[_name(found.token_id, is_first, texts)] = max(found.logprob, LEAST_LOGPROB)
     return top
+
+
+def _name(token_id: int, is_first: bool, texts: TokenTexts) -> str:
+    r"""Return the text of a token, or its bytes like `bytes:\xf0\x9f`, as OpenAI does, if they are no text alone."""
+    text, data = texts(token_id, is_first=is_first)
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(chr(byte) if chr(byte) in _PLAIN else f"\\x{byte:02x}" for byte in data)
+    return text

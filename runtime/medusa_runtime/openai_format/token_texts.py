@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
-from medusa_runtime.detokenizer import REPLACEMENT
+from medusa_runtime.detokenizer import REPLACEMENT, IncrementalDetokenizer
 from medusa_runtime.tokenizer import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CACHED = 1 << 14  # tokens
+
+
+class TokenPlace(NamedTuple):
+    """Where a token stands in an answer.
+
+    Attributes:
+        offset: Number of characters of the answer's text that earlier tokens have completed.
+        is_first: Whether no earlier token is part of the text.
+    """
+
+    offset: int
+    is_first: bool
 
 
 class TokenTexts:
@@ -23,21 +37,47 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._read = lru_cache(_CACHED)(self._read_token)
 
-    def __call__(self, token_id: int) -> tuple[str, bytes]:
-        """Return the text that a token has behind other tokens, and its bytes in UTF-8.
+    def __call__(self, token_id: int, *, is_first: bool = False) -> tuple[str, bytes]:
+        """Return the text of a token, and its bytes in UTF-8.
 
-        A token that is a part of a character has U+FFFD in its text; its bytes are the part's, so that the bytes of an
-        answer's tokens, joined, are those of its text.
+        A token that is a part of a character has U+FFFD in its text; its bytes are the part's. So the bytes of a text's
+        tokens, joined, are those of the text, if the tokenizer is byte-level, or one of SentencePiece's kinds. Other
+        decoders may change a token for the sake of its neighbours, as WordPiece's does with punctuation.
+
+        Args:
+            token_id: The token.
+            is_first: Read the token as the first one of a text (`TokenPlace.is_first`), where decoders like Llama 2's
+                drop the space that it begins with.
 
         Raises:
             BundleError: The tokenizer's library fails on the token.
         """
-        return self._read(token_id)
+        return self._read(token_id, is_first)
 
-    def _read_token(self, token_id: int) -> tuple[str, bytes]:
+    def places(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> list[TokenPlace]:
+        """Return where each token of an answer stands.
+
+        Args:
+            token_ids: All tokens of the answer.
+            skip_special_tokens: Whether the answer's text leaves special tokens out, as `SamplingParams` says.
+
+        Raises:
+            BundleError: The tokenizer's library fails on the tokens.
+        """
+        detokenizer = IncrementalDetokenizer(self._tokenizer, skip_special_tokens=skip_special_tokens)
+        found, offset, is_first = [], 0, True
+        for token_id in token_ids:
+            found.append(TokenPlace(offset, is_first))
+            offset += len(detokenizer.push([token_id]))
+            is_first = is_first and not self._tokenizer.token(token_id, skip_special_tokens=skip_special_tokens)
+        return found
+
+    def _read_token(self, token_id: int, is_first: bool) -> tuple[str, bytes]:
         alone = self._tokenizer.decode([token_id], skip_special_tokens=False)
         if REPLACEMENT in alone:
             return alone, self._read_bytes(token_id, alone)
+        if is_first:
+            return alone, alone.encode()
         # Some decoders drop the space that a text begins with, so the token is read behind itself.
         twice = self._tokenizer.decode([token_id, token_id], skip_special_tokens=False)
         text = twice[len(alone) :] if twice.startswith(alone) else alone
