@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from medusa_profiles.profile import shown
@@ -12,14 +14,21 @@ from numpy.typing import NDArray
 
 from medusa_runtime.errors import ArgumentError, MedusaError, PromptError
 
+MAX_INT = 2**64 - 1  # no argument has a use for a larger number, and Python cannot print one of thousands of digits
 
-def as_int(what: str, value: object, least: int, error: type[MedusaError] = ArgumentError) -> int:
-    """Return an int or numpy integer as an int; raise `error` for other types, bool included, and below `least`."""
+
+def as_int(
+    what: str, value: object, least: int, error: type[MedusaError] = ArgumentError, *, most: int = MAX_INT
+) -> int:
+    """Return an int or numpy integer from `least` to `most` as an int; raise `error` otherwise, for bool too."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise error(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a whole number: pass an int")
-    if value < least:
-        raise error(f"{what} is {shown(value)}; expected at least {least}: pass a larger one")
-    return int(value)
+        raise error(f"{what} is {shown(value)}, of type {type(value).__name__}; expected a whole number: pass an int")
+    number = int(value)
+    if number < least:
+        raise error(f"{what} is {shown(number)}; expected at least {least}: pass a larger one")
+    if number > most:
+        raise error(f"{what} is {shown(number)}; expected at most {most}: pass a smaller one")
+    return number
 
 
 def as_optional_int(what: str, value: object, least: int) -> int | None:
@@ -30,7 +39,7 @@ def as_optional_int(what: str, value: object, least: int) -> int | None:
 def as_bool(what: str, value: object) -> bool:
     """Return a bool or numpy bool as a bool; raise ArgumentError otherwise."""
     if not isinstance(value, (bool, np.bool_)):
-        raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected True or False")
+        raise ArgumentError(f"{what} is {shown(value)}, of type {type(value).__name__}; expected True or False")
     return bool(value)
 
 
@@ -38,7 +47,7 @@ def as_text(what: str, value: object) -> str:
     """Return a str that is not empty; raise ArgumentError otherwise."""
     if not isinstance(value, str) or not value:
         raise ArgumentError(
-            f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a name: pass a str that is not empty"
+            f"{what} is {shown(value)}, of type {type(value).__name__}; expected a name: pass a str that is not empty"
         )
     return value
 
@@ -55,7 +64,7 @@ def as_path(what: str, value: object) -> Path:
     except TypeError:
         found = None
     if not isinstance(found, str) or not found:
-        raise ArgumentError(f"{what} is {value!r:.80}, of type {type(value).__name__}; expected a path: pass a str")
+        raise ArgumentError(f"{what} is {shown(value)}, of type {type(value).__name__}; expected a path: pass a str")
     return Path(found)
 
 
@@ -66,7 +75,7 @@ def as_token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:
     """
     if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (str, bytes, bytearray)):
         raise PromptError(
-            f"the prompt is {prompt!r:.80}, of type {type(prompt).__name__}; expected one flat list of token ids: "
+            f"the prompt is {shown(prompt)}, of type {type(prompt).__name__}; expected one flat list of token ids: "
             "encode a text first"
         )
     if isinstance(prompt, np.ndarray) and prompt.ndim != 1:
@@ -81,23 +90,33 @@ def as_token_ids(prompt: object, vocabulary: int) -> NDArray[np.int64]:
     low, high = map(int, ends)  # checked before they are converted to 64 bits
     if low < 0 or high >= vocabulary:
         raise PromptError(
-            f"the prompt has token ids outside 0 … {vocabulary - 1}, from {low} to {high}; was another tokenizer used?"
+            f"the prompt has token ids outside 0 … {vocabulary - 1}, from {shown(low)} to {shown(high)}; was "
+            "another tokenizer used?"
         )
     return np.asarray(prompt, dtype=np.int64)
 
 
 def as_stop_ids(stop_ids: object) -> frozenset[int]:
     """Return a collection of token ids as a set; raise PromptError otherwise."""
-    if not isinstance(stop_ids, Collection) or isinstance(stop_ids, (str, bytes, bytearray)):
-        raise PromptError(f"stop_ids is {stop_ids!r:.80}; expected a set or list of token ids, () for none")
-    _check_ids("stop_ids", stop_ids)
-    return frozenset(int(one) for one in stop_ids)
+    ids = read_items(stop_ids)
+    if ids is None:
+        raise PromptError(f"stop_ids is {shown(stop_ids)}; expected a set or list of token ids, () for none")
+    _check_ids("stop_ids", ids)
+    return frozenset(int(one) for one in ids)
+
+
+def read_items(value: object) -> tuple[Any, ...] | None:
+    """Return the items of a collection; None for a text, a mapping, and anything else, such as an array of no axes."""
+    if isinstance(value, Collection) and not isinstance(value, (str, bytes, bytearray, Mapping)):
+        with contextlib.suppress(TypeError):  # an array of no axes has the methods of a collection, but no items
+            return tuple(value)
+    return None
 
 
 def _check_ids(what: str, ids: Iterable[object]) -> None:
     for index, one in enumerate(ids):
         if isinstance(one, (bool, np.bool_)) or not isinstance(one, (int, np.integer)):
             raise PromptError(
-                f"{what} holds {one!r:.80}, of type {type(one).__name__}, at place {index}; expected one flat list of "
+                f"{what} holds {shown(one)}, of type {type(one).__name__}, at place {index}; expected one flat list of "
                 "token ids, whole numbers"
             )

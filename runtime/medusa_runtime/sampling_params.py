@@ -14,9 +14,17 @@ from dataclasses import dataclass
 from medusa_profiles.profile import TreeProfile, shown
 
 from medusa_runtime.accept import Typical
-from medusa_runtime.arguments import as_bool, as_int, as_optional_int
+from medusa_runtime.arguments import MAX_INT, as_bool, as_int, as_optional_int
 from medusa_runtime.errors import ArgumentError
-from medusa_runtime.parameter_checks import as_allowed_ids, as_bias, as_id_tuple, as_int_between, as_number, as_texts
+from medusa_runtime.parameter_checks import (
+    as_allowed_ids,
+    as_bias,
+    as_id_tuple,
+    as_number,
+    as_optional_count,
+    as_texts,
+)
+from medusa_runtime.parameter_names import check_names, checked_names
 
 MAX_CHOICES = 128  # of one request
 MAX_LOGPROBS = 64  # most likely tokens per position; as many as the graph's row summaries have
@@ -29,6 +37,7 @@ UNSUPPORTED = (
     "allowed_tokens",
     "best_of",
     "detokenize",
+    "early_stopping",
     "extra_args",
     "flat_logprobs",
     "guided_decoding",
@@ -36,6 +45,7 @@ UNSUPPORTED = (
     "logits_processors",
     "logprob_token_ids",
     "output_kind",
+    "priority",
     "prompt_logprobs",
     "repetition_detection",
     "spaces_between_special_tokens",
@@ -45,6 +55,7 @@ UNSUPPORTED = (
 )
 
 
+@checked_names(UNSUPPORTED)
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     r"""The parameters of one request; immutable and checked when it is created.
@@ -78,17 +89,19 @@ class SamplingParams:
             positive, and multiplied where negative.
         presence_penalty: Is subtracted from the logit of every token of the answer so far; from -2 to 2.
         frequency_penalty: The same, times the number of its occurrences; from -2 to 2.
-        logit_bias: Is added to the logits of token ids, from -100 to 100; a mapping, which becomes a tuple of pairs.
+        logit_bias: Is added to the logits of token ids, from -100 to 100; a mapping, or a list of pairs, which becomes
+            a tuple of pairs.
         allowed_token_ids: The only token ids that may be chosen.
         bad_words: Words that the answer should not contain; `docs/concepts/sampling.md` says how they are found.
-        truncate_prompt_tokens: Keep only so many tokens from the end of the prompt; -1 keeps what the context has room
-            for.
+        truncate_prompt_tokens: Keep only so many tokens from the end of the prompt. -1 cuts only a prompt that leaves
+            no room for an answer: it keeps the end, and leaves `max_tokens` for the answer, but at most a quarter of
+            the context.
         profile: The tree: a name in the bundle, "plain", or a tree of your own. None is the engine's.
         acceptance: "lossless" keeps the distribution of plain decoding; "typical" is the Medusa paper's rule, which is
             LOSSY: pass a `medusa_runtime.accept.Typical` for other thresholds than its defaults.
 
     Raises:
-        ArgumentError: A value has a wrong type or is out of range, or two contradict each other.
+        ArgumentError: A name is no field, a value has a wrong type or is out of range, or two contradict each other.
     """
 
     max_tokens: int | None = 256
@@ -124,11 +137,15 @@ class SamplingParams:
             "top_p": as_number("top_p", self.top_p, 0, 1),
             "top_k": max(0, as_int("top_k", self.top_k, -1)),
             "min_p": as_number("min_p", self.min_p, 0, 1),
-            "seed": as_int_between("seed", self.seed, 0, 2**64 - 1) if self.seed is not None else None,
-            "n": as_int_between("n", self.n, 1, MAX_CHOICES),
-            "stop": as_texts("stop", (self.stop,) if isinstance(self.stop, str) else self.stop),
+            "seed": as_optional_count(
+                "seed", self.seed, MAX_INT, "a random seed; expected a number from 0 up, or None, which draws one"
+            ),
+            "n": as_int("n", self.n, 1, most=MAX_CHOICES),
+            "stop": as_texts("stop", (self.stop,) if isinstance(self.stop, str) else self.stop, _STOP),
             "stop_token_ids": as_id_tuple("stop_token_ids", self.stop_token_ids),
-            "logprobs": None if self.logprobs is None else as_int_between("logprobs", self.logprobs, 0, MAX_LOGPROBS),
+            "logprobs": as_optional_count(
+                "logprobs", self.logprobs, MAX_LOGPROBS, f"all tokens; expected at most {MAX_LOGPROBS}, or None"
+            ),
             "repetition_penalty": as_number("repetition_penalty", self.repetition_penalty, 0, math.inf),
             "presence_penalty": as_number("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY),
             "frequency_penalty": as_number("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY),
@@ -147,7 +164,7 @@ class SamplingParams:
                 raise ArgumentError(f"{name} is 0; expected a number above 0: 1 switches it off")
         if self.profile is not None and not (isinstance(self.profile, TreeProfile) or _is_name(self.profile)):
             raise ArgumentError(
-                f"profile is {self.profile!r:.80}, of type {type(self.profile).__name__}; expected the name of a tree "
+                f"profile is {shown(self.profile)}, of type {type(self.profile).__name__}; expected the name of a tree "
                 "in the bundle, 'plain', or a TreeProfile"
             )
         self._check_together()
@@ -158,38 +175,44 @@ class SamplingParams:
                 f"min_tokens is {self.min_tokens} and max_tokens {self.max_tokens}; expected min_tokens to be at most "
                 "max_tokens"
             )
+        is_typical = isinstance(self.acceptance, Typical)
+        if self.n > 1 and is_typical:
+            raise ArgumentError(
+                f"n is {self.n} with acceptance 'typical'; expected 1, as this rule draws nothing and all answers "
+                "would be equal: leave n out, or use acceptance 'lossless' with a temperature"
+            )
         if self.n > 1 and self.is_greedy:
             raise ArgumentError(
                 f"n is {self.n} with temperature 0; expected n=1, as all answers would be equal: set a temperature"
             )
-        if not isinstance(self.acceptance, Typical):
+        if not is_typical:
             return
         for name in _LOSSLESS_ONLY:
             value = getattr(self, name)
             if value != _DEFAULTS[name]:
                 raise ArgumentError(
-                    f"{name} is {value!r:.80} with acceptance 'typical'; expected the default {_DEFAULTS[name]!r}, as "
+                    f"{name} is {shown(value)} with acceptance 'typical'; expected the default {_DEFAULTS[name]!r}, as "
                     "this rule has a temperature of its own and no processors: use acceptance 'lossless', or leave "
                     f"{name} out"
                 )
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> SamplingParams:
-        """Create parameters from untrusted JSON; a field that is null has its default.
+        """Create parameters from untrusted JSON.
+
+        A field that is null has its default, and one that is not supported may be null too.
 
         Raises:
             ArgumentError: A field is unknown, not supported, or invalid; the message names it.
         """
         if not isinstance(fields, Mapping):
             raise ArgumentError(
-                f"the parameters are {fields!r:.80}, of type {type(fields).__name__}; expected a JSON object"
+                f"the parameters are {shown(fields)}, of type {type(fields).__name__}; expected a JSON object"
             )
-        for name in fields:
-            if name in UNSUPPORTED:
-                raise ArgumentError(f"{name!r} is a parameter that medusa-export does not support; leave it out")
-            if name not in _DEFAULTS:
-                raise ArgumentError(f"unknown parameter {name!r:.80}; expected some of {', '.join(sorted(_DEFAULTS))}")
-        return cls(**{name: value for name, value in fields.items() if value is not None})  # type: ignore[arg-type]
+        may_be_null = {*_DEFAULTS, *UNSUPPORTED}
+        stated = {name: value for name, value in fields.items() if value is not None or name not in may_be_null}
+        check_names(stated, _DEFAULTS, UNSUPPORTED)
+        return cls(**stated)  # type: ignore[arg-type]
 
     @property
     def is_greedy(self) -> bool:
@@ -229,6 +252,7 @@ class SamplingParams:
                     )
 
 
+_STOP = "one text, or a list of texts"
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
 _LOSSLESS_ONLY = (
     "temperature",
@@ -260,7 +284,8 @@ def _acceptance(value: object) -> str | Typical:
     if isinstance(value, Typical):
         return value
     if isinstance(value, str) and value in (LOSSLESS, TYPICAL):
-        return value if value == LOSSLESS else Typical()
+        return LOSSLESS if value == LOSSLESS else Typical()
     raise ArgumentError(
-        f"acceptance is {value!r:.80}; expected {LOSSLESS!r}, {TYPICAL!r} or an object of medusa_runtime.accept.Typical"
+        f"acceptance is {shown(value)}; expected {LOSSLESS!r}, {TYPICAL!r} or an object of "
+        "medusa_runtime.accept.Typical"
     )

@@ -90,7 +90,7 @@ def test_every_field_has_an_option() -> None:
         (["--top-p", "1.5"], "top_p is 1.5; expected a number from 0 to 1"),
         (["--temperature", "nan"], "temperature is nan"),
         (["--temperature", "warm"], "'warm' is not a valid float"),
-        (["--seed", "-1"], "seed is -1; expected at least 0"),
+        (["--seed", "-1"], "seed is -1, which vLLM reads as a random seed; expected"),
         (["--n", "129"], "n is 129; expected at most 128"),
         (["--min-tokens", "9", "--max-tokens", "5"], "min_tokens is 9 and max_tokens 5"),
         (["--stop", ""], "stop holds ''"),

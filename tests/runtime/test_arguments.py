@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medusa_runtime.accept import greedy
-from medusa_runtime.arguments import as_optional_int, as_token_ids
+from medusa_runtime.arguments import as_bool, as_optional_int, as_path, as_stop_ids, as_text, as_token_ids
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.engine import Engine
@@ -89,10 +89,26 @@ def test_max_new_tokens_is_a_whole_number_of_at_least_one(value: Any) -> None:
     assert decoder.start([1], np.int64(2))
 
 
-@pytest.mark.parametrize("value", ["</s>", 5, ["</s>"], [2.0], [True], [None]], ids=repr)
+@pytest.mark.parametrize("value", ["</s>", 5, ["</s>"], [2.0], [True], [None], np.array(5), {5: 6}], ids=repr)
 def test_stop_ids_are_a_collection_of_whole_numbers(value: Any) -> None:
     with pytest.raises(PromptError, match="stop_ids"):
         Decoder(FakeBackend(), CHAIN).start([1], 5, value)
+
+
+def test_numbers_of_thousands_of_digits_are_refused_in_words() -> None:
+    for digits in (4000, 5000):
+        huge = 10**digits
+        for prompt in ([huge], [-huge], [1, huge], [[huge]], {huge}):
+            with pytest.raises(PromptError, match=r"one flat list of token ids|token ids outside") as found:
+                as_token_ids(prompt, 32)
+            assert len(str(found.value)) < 400
+        for call in (as_bool, as_text, as_path, lambda what, value: as_optional_int(what, value, 1)):
+            for value in (huge, -huge, [huge]):
+                with pytest.raises(ArgumentError, match=r"it is .*expected") as refused:
+                    call("it", value)
+                assert len(str(refused.value)) < 400
+        with pytest.raises(PromptError, match="stop_ids is"):
+            as_stop_ids(huge)
 
 
 @pytest.mark.parametrize("profile", ["tree-8", 8, ((0,),), {"name": "x"}], ids=repr)
