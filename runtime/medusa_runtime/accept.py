@@ -103,8 +103,9 @@ class Typical:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        """Check every threshold and keep it as the float that was checked."""
         for name in ("epsilon", "delta", "temperature"):
-            as_float(name, getattr(self, name))
+            object.__setattr__(self, name, as_float(name, getattr(self, name)))
         if not 0 <= self.epsilon <= 1:
             raise ArgumentError(f"epsilon is {self.epsilon}, expected a probability, from 0 to 1")
         if not 0 <= self.delta < math.inf:

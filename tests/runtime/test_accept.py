@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -226,6 +227,19 @@ def test_parameters_may_lie_at_their_limits():
 def test_log_softmax_of_large_logits():
     row = np.array([1e4, 1e4, -1e4, 0], dtype=np.float32)
     np.testing.assert_allclose(np.exp(log_softmax(row)), [0.5, 0.5, 0, 0])
+
+
+@pytest.mark.parametrize("name", ["epsilon", "delta", "temperature"])
+def test_thresholds_are_kept_as_the_numbers_that_were_checked(name):
+    """Python compares whole numbers and fractions that the arithmetic of the rule cannot convert."""
+    for huge in (10**400, -(10**400), 10**5000, -(10**5000), Fraction(10**5000), [10**5000]):
+        with pytest.raises(ArgumentError, match=f"{name} is") as found:
+            Typical(**{name: huge})
+        assert len(str(found.value)) < 300
+    for value in (1, Fraction(1, 2), np.float32(0.5), np.int8(1)):
+        rule = Typical(**{name: value})
+        assert type(getattr(rule, name)) is float and getattr(rule, name) == value
+        assert rule == Typical(**{name: float(value)})
 
 
 @pytest.mark.parametrize("wrong", [{"epsilon": "0.1"}, {"delta": None}, {"temperature": True}], ids=str)
