@@ -5,7 +5,7 @@ from medusa_runtime.errors import ArgumentError, PromptError
 from medusa_runtime.sampling import bad_word_ids
 from medusa_runtime.tokenizer import Tokenizer
 from tokenizers import Tokenizer as Core
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 
 def tokenizer(*tokens):
@@ -51,9 +51,21 @@ def test_several_words_keep_their_order():
     assert sequences([]) == []
 
 
-def test_words_without_tokens_are_refused():
+@pytest.mark.parametrize("word", ["   ", "\n", "\n\n", "\t \u3000"])
+def test_white_space_is_refused_although_it_has_tokens(word):
     made, _ = tokenizer()
-    with pytest.raises(ArgumentError, match=r"^bad_words holds '   ', which has no tokens; expected a word"):
-        bad_word_ids(["a", "   "], made)
+    with pytest.raises(
+        ArgumentError, match=r"^bad_words holds .* which is white space only.*logit_bias of -100"
+    ) as error:
+        bad_word_ids(["a", word], made)
+    assert f"holds {word!r}, which" in str(error.value)
+
+
+def test_words_without_tokens_are_refused():
+    core = Core(models.BPE({"a": 0}, []))
+    core.normalizer = normalizers.Replace("x", "")
+    made = Tokenizer(core.to_str().encode(), "a test")
+    with pytest.raises(ArgumentError, match=r"^bad_words holds 'xx', which has no tokens; expected a word"):
+        bad_word_ids(["a", "xx"], made)
     with pytest.raises(PromptError, match="not valid Unicode"):
         bad_word_ids(["\ud800"], made)
