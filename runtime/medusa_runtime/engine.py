@@ -11,18 +11,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from medusa_profiles.profile import TreeProfile
+from medusa_profiles.profile import TreeProfile, shown
 
 from medusa_runtime.answer_rule import answer_rule
-from medusa_runtime.arguments import as_bool, as_int
-from medusa_runtime.errors import ArgumentError, CapacityError
+from medusa_runtime.arguments import as_bool, as_int, as_token_ids
+from medusa_runtime.errors import ArgumentError
+from medusa_runtime.facts import PLAIN
 from medusa_runtime.handle import RequestHandle
 from medusa_runtime.loading import LoadedBundle, load_bundle
 from medusa_runtime.parameter_checks import as_number, as_seconds
 from medusa_runtime.profile_choice import find_profile
-from medusa_runtime.prompt_encoder import Prompt
+from medusa_runtime.prompt_encoder import Prompt, is_token_ids
 from medusa_runtime.prompt_options import PromptOptions
+from medusa_runtime.prompt_truncation import check_room, truncate_prompt
 from medusa_runtime.request import Request
 from medusa_runtime.request_runner import RequestRunner
 from medusa_runtime.results import GenerationResult
@@ -176,8 +177,8 @@ class Engine:
         Raises:
             PromptError: The prompt is empty, has a wrong type, or the template rejects it.
             CapacityError: The prompt does not fit the context.
-            ArgumentError: A parameter has a wrong type or does not fit the model.
-            BundleError: The bundle has no such tree.
+            ArgumentError: A parameter has a wrong type or does not fit the model, or the bundle has no such tree.
+            BundleError: The tree's file is damaged.
             ProfileError: The tree needs more heads or candidates than the bundle has.
             QueueFullError: `max_waiting` requests wait.
             EngineClosedError: The engine was closed.
@@ -187,19 +188,16 @@ class Engine:
         self._scheduler.check_process()
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
-            raise ArgumentError(f"params is {params!r:.80}, of type {type(params).__name__}; expected SamplingParams")
+            raise ArgumentError(f"params is {shown(params)}, of type {type(params).__name__}; expected SamplingParams")
         seconds = as_seconds("timeout", timeout)
-        params.check_vocabulary(self.bundle.model.vocab_size)
+        vocabulary = self.bundle.model.vocab_size
+        params.check_vocabulary(vocabulary)
         tree = self._tree(params.profile)
-        keep = self._kept_tokens(params)
-        if (
-            keep is not None
-            and not isinstance(prompt, str)
-            and len(prompt)
-            and isinstance(prompt[0], (int, np.integer))
-        ):
-            prompt = prompt[-keep:]  # token ids, of which there may be more than the encoder accepts
-        ids = self._truncate(self.encode(prompt, **options), keep)
+        if params.truncate_prompt_tokens is not None and is_token_ids(prompt):
+            # there may be more token ids than the encoder accepts, and those that are cut off must be valid, too
+            prompt = truncate_prompt(as_token_ids(prompt, vocabulary), params, self.context)
+        ids = truncate_prompt(self.encode(prompt, **options), params, self.context)
+        check_room(ids, params, self.context)
         request = Request(
             number=next(self._numbers),
             prompt=tuple(ids),
@@ -219,9 +217,10 @@ class Engine:
         """Return a prompt's token ids; arguments and errors are those of `PromptEncoder.encode`."""
         for name in options:
             if name not in PromptOptions.__annotations__:
+                expected = ", ".join(PromptOptions.__annotations__)
                 raise ArgumentError(
-                    f"unknown option {name!r}; expected some of {', '.join(PromptOptions.__annotations__)}: limits and "
-                    "sampling are fields of SamplingParams, and Engine.submit streams"
+                    f"unknown option {shown(name)}; expected some of {expected}: limits and sampling are fields of "
+                    "SamplingParams, and Engine.submit streams"
                 )
         return self.prompt_encoder.encode(prompt, **options)
 
@@ -258,6 +257,11 @@ class Engine:
         seconds = None if timeout is None else as_number("timeout", timeout, 0, math.inf)
         self._scheduler.close(drain=as_bool("drain", drain), timeout=seconds)
 
+    def __repr__(self) -> str:
+        """Return the name of the bundle's folder, the backend, the precision and the tree."""
+        backend = self._decoder.backend
+        return f"<Engine {self.bundle.root.resolve().name}, {backend.name}, {backend.precision}, {self.profile.name}>"
+
     def __enter__(self) -> Engine:
         return self
 
@@ -273,22 +277,11 @@ class Engine:
             profile.check_fits(self.bundle.heads.count, self.bundle.heads.top_k)
             return profile
         if profile not in self._trees:
+            names = self.bundle.manifest.profiles
+            if profile != PLAIN and profile not in names:
+                raise ArgumentError(
+                    f"profile is {shown(profile)}; expected one of the bundle's trees, {', '.join((*names, PLAIN))}: "
+                    "pass one of these names, or a TreeProfile"
+                )
             self._trees[profile] = find_profile(self.bundle, profile)
         return self._trees[profile]
-
-    def _kept_tokens(self, params: SamplingParams) -> int | None:
-        """Return how many tokens of the prompt `truncate_prompt_tokens` keeps; None for all."""
-        if params.truncate_prompt_tokens == -1:
-            return max(1, self.context - (params.max_tokens or 1))
-        return params.truncate_prompt_tokens
-
-    def _truncate(self, ids: list[int], keep: int | None) -> list[int]:
-        """Return the last `keep` tokens of a prompt, all if it is None; raise CapacityError for too many."""
-        kept = ids if keep is None else ids[-keep:]
-        if len(kept) >= self.context:
-            raise CapacityError(
-                f"the prompt has {len(kept)} tokens, which leaves no room for an answer in the context of "
-                f"{self.context} tokens (the bundle's context, or max_length); shorten it, allow a longer context, or "
-                "set truncate_prompt_tokens"
-            )
-        return kept

@@ -89,11 +89,11 @@ class PromptEncoder:
         raw, sanitize = as_bool("raw", raw), as_bool("sanitize", sanitize)
         continued = as_bool("continue_final_message", continue_final_message)
         for_template = {
-            "tools": bool(tools),
-            "chat_template_arguments": bool(chat_template_arguments),
+            "tools": _is_set(tools),
+            "chat_template_arguments": _is_set(chat_template_arguments),
             "continue_final_message": continued,
         }
-        if _is_token_ids(prompt):
+        if is_token_ids(prompt):
             _refuse("a prompt of token ids", for_template | {"sanitize": sanitize})
             return self._checked_ids(prompt)
         if isinstance(prompt, str):
@@ -167,13 +167,18 @@ class PromptEncoder:
             )
 
 
-def _is_token_ids(prompt: object) -> bool:
+def is_token_ids(prompt: object) -> bool:
     """Whether a prompt is meant as token ids, judged by its first element."""
     if isinstance(prompt, np.ndarray):
         return True
     if not isinstance(prompt, Sequence) or isinstance(prompt, (str, bytes, bytearray)) or not prompt:
         return False
     return isinstance(prompt[0], (int, float, np.generic))
+
+
+def _is_set(option: object) -> bool:
+    """Whether an option was passed: None, and an empty list or mapping, mean that it was left out."""
+    return option is not None and not (isinstance(option, (Sequence, Mapping)) and len(option) == 0)
 
 
 def _refuse(what: str, options: Mapping[str, bool]) -> None:

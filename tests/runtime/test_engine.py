@@ -162,8 +162,11 @@ def test_the_bundle_names_the_tree_to_take_by_default(tiny_bundle: Path) -> None
 def test_unknown_names_are_refused_with_what_there_is(tiny_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"no profile 'tree-9'.*tree-8"):
         Engine.load(tiny_bundle, profile="tree-9")
-    with pytest.raises(BundleError, match=r"no profile 'tree-9'.*tree-8"):
-        Engine.load(tiny_bundle, threads=1).submit("Hi", SamplingParams(profile="tree-9"))
+    engine = Engine.load(tiny_bundle, threads=1)
+    with pytest.raises(ArgumentError, match=r"profile is 'tree-9'; .*tree-8") as found:
+        engine.submit("Hi", SamplingParams(profile="tree-9"))
+    assert str(tiny_bundle) not in str(found.value)
+    assert repr(engine) == f"<Engine {tiny_bundle.name}, ort-cpu, fp32, {engine.profile.name}>"
 
 
 def test_the_lossy_rule_is_chosen_by_name(engine: Engine) -> None:

@@ -11,7 +11,6 @@ from medusa_profiles import ProfileError, TreeProfile
 from medusa_runtime.accept import Typical
 from medusa_runtime.errors import (
     ArgumentError,
-    CapacityError,
     MedusaError,
 )
 from medusa_runtime.sampling_params import SamplingParams
@@ -212,35 +211,23 @@ def test_steps_and_acceptance_by_depth_add_up(engine: Any) -> None:
     assert stats.tokens_per_step == pytest.approx(stats.step_tokens / stats.steps)
 
 
-@pytest.mark.parametrize(
-    ("keep", "expected"), [(None, list(range(9))), (3, [6, 7, 8]), (100, list(range(9))), (-1, [3, 4, 5, 6, 7, 8])]
-)
-def test_prompts_are_truncated_from_the_left(keep: int | None, expected: list[int]) -> None:
-    with toy_engine(FakeBackend(context=16)) as engine:
-        result = engine.generate(
-            list(range(9)), SamplingParams(max_tokens=10 if keep == -1 else 3, truncate_prompt_tokens=keep)
-        )
-        assert list(result.prompt_token_ids) == expected
+def test_an_unknown_tree_is_refused_with_those_that_there_are(engine: Any) -> None:
+    for name in ("zz", "z" * 10**6):
+        with pytest.raises(
+            ArgumentError, match=r"^profile is 'z.*expected one of the bundle's trees, chain, plain"
+        ) as found:
+            engine.submit(PROMPT, SamplingParams(profile=name))
+        assert "toy-bundle" not in str(found.value) and len(str(found.value)) < 300
 
 
-def test_more_token_ids_than_the_context_has_are_truncated() -> None:
-    with toy_engine(FakeBackend(context=16)) as engine:
-        for prompt in ([1, 2] * 20, tuple([1, 2] * 20), np.array([1, 2] * 20)):
-            result = engine.generate(prompt, SamplingParams(max_tokens=3, truncate_prompt_tokens=4))
-            assert list(result.prompt_token_ids) == [1, 2, 1, 2]
-
-
-def test_a_prompt_that_leaves_no_room_is_refused_at_once() -> None:
-    with toy_engine(FakeBackend(context=16)) as engine:
-        with pytest.raises(CapacityError, match=r"the prompt has 16 tokens, .*set truncate_prompt_tokens"):
-            engine.submit([1] * 16)
-        result = engine.generate([1] * 40, SamplingParams(truncate_prompt_tokens=-1, max_tokens=None, ignore_eos=True))
-        assert (len(result.prompt_token_ids), len(result.token_ids)) == (15, 1)
-        assert engine.stats().failed == 0
+def test_an_engine_says_what_it_runs(engine: Any) -> None:
+    assert repr(engine) == "<Engine toy-bundle, fake, exact, chain>"
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a number": ({"params": 3}, "params is 3, of type int; expected SamplingParams"),
+    "a long number": ({"params": 10**5000}, "params is too long to show, of type int; expected SamplingParams"),
+    "a long time": ({"timeout": 10**5000}, "timeout is too long to show; expected a finite number of seconds"),
     "no time": ({"timeout": 0}, "timeout is 0; expected a finite number of seconds"),
     "endless": ({"timeout": math.inf}, "timeout is inf"),
     "a text": ({"timeout": "1"}, "timeout is '1'"),

@@ -1,5 +1,6 @@
 """An engine over the toy model: a real scheduler, sampler and tokenizer, and answers that can be spelt out."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,7 +41,13 @@ class ToyEncoder:
 def toy_engine(backend=None, profile=CHAIN, **arguments):
     backend = FakeBackend(hit_rate=0.8, spread=2) if backend is None else backend
     trees = {"chain": CHAIN}
-    bundle = SimpleNamespace(model=backend.model, heads=backend.heads, profile=trees.__getitem__)
+    bundle = SimpleNamespace(
+        root=Path("toy-bundle"),
+        manifest=SimpleNamespace(profiles=tuple(trees)),
+        model=backend.model,
+        heads=backend.heads,
+        profile=trees.__getitem__,
+    )
     encoder = ToyEncoder()
     loaded = SimpleNamespace(
         bundle=bundle, decoder=Decoder(backend, profile), prompt_encoder=encoder, tokenizer=encoder.tokenizer

@@ -143,7 +143,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "truncate_prompt_tokens",
         click.INT,
         "TOKENS",
-        "Keep only so many tokens from the end of the prompt; -1 keeps what the context has room for.",
+        "Keep only so many tokens from the end of the prompt; -1 cuts only a prompt that leaves no room for an answer.",
     ),
     click.option(
         "--acceptance",
