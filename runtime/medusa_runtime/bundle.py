@@ -18,6 +18,7 @@ from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import DIGEST, GraphFacts, HeadFacts, ModelFacts
 from medusa_runtime.manifest import FILE_NAME, MAX_BYTES, REMEDY, Manifest
 from medusa_runtime.manifest_writer import is_unchanged, rewrite_manifest, write_manifest
+from medusa_runtime.strict_json import describe_json_error
 from medusa_runtime.verified_file import FileStamp, VerifiedFile, is_stamped
 
 __all__ = [
@@ -182,9 +183,10 @@ class Bundle:
             BundleError: There is no such tree (the message lists those there are), or it is invalid.
         """
         if name not in self.manifest.profiles:
+            names = ", ".join(self.manifest.profiles)
+            has = f"it has {names}; name one of these" if names else "it has none; choose plain"
             raise BundleError(
-                f"{self.root} has no profile {name!r}; it has {', '.join(self.manifest.profiles) or 'none'}; "
-                "name one of these, or build the bundle again with --profile NAME"
+                f"{self.root} has no profile {name!r:.80}; {has}, or build the bundle again with --profile NAME"
             )
         path = f"profiles/{name}.toml"
         try:
@@ -221,10 +223,10 @@ class Bundle:
     def named_chat_template(self, name: str) -> str:
         """Return one of the model's named chat templates; raise BundleError listing the names otherwise."""
         if name not in self.chat_template_names:
-            has = ", ".join(self.chat_template_names) or "none by name"
+            names = self.chat_template_names
+            has = f"it has {', '.join(names)}; name one of these" if names else "it has none with a name; leave it out"
             raise BundleError(
-                f"{self.root} has no chat template {name!r}; it has {has}; name one of these, or build the bundle "
-                "again with --chat-template"
+                f"{self.root} has no chat template {name!r:.80}; {has}, or build the bundle again with --chat-template"
             )
         return self._read_text(named_template_path(name), MAX_TEMPLATE)
 
@@ -236,7 +238,9 @@ class Bundle:
         try:
             content = json.loads(self._read_text(SPECIAL_TOKENS, MAX_SPECIAL_TOKENS))
         except (ValueError, RecursionError, MemoryError) as error:
-            raise BundleError(f"{self.root / SPECIAL_TOKENS} is not valid JSON: {error!r:.200}; {REMEDY}") from None
+            raise BundleError(
+                f"{self.root / SPECIAL_TOKENS} is not valid JSON: {describe_json_error(error)}; {REMEDY}"
+            ) from None
         if not isinstance(content, dict) or not all(isinstance(token, str) for token in content.values()):
             raise BundleError(f"{self.root / SPECIAL_TOKENS} must map names to texts; {REMEDY}")
         return content

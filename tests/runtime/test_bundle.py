@@ -104,6 +104,21 @@ def test_profiles(folder):
         bundle.profile("x")
 
 
+def test_what_is_missing_is_named_and_nothing_else_is_offered_where_there_is_nothing(tmp_path):
+    content = {name: data for name, data in CONTENT.items() if not name.startswith("profiles/")}
+    build(tmp_path / "none", content)
+    none = Bundle.open(tmp_path / "none")
+    with pytest.raises(BundleError, match=r"no chat template 'x'; it has none with a name; leave it out, or build"):
+        none.named_chat_template("x")
+    with pytest.raises(BundleError, match=r"no profile 'x'; it has none; choose plain, or build"):
+        none.profile("x")
+    build(tmp_path / "one", {**CONTENT, "tokenizer/chat_templates/rag.jinja": b"a"})
+    one = Bundle.open(tmp_path / "one")
+    assert one.named_chat_template("rag") == "a"
+    with pytest.raises(BundleError, match=r"no chat template 'x'; it has rag; name one of these, or build"):
+        one.named_chat_template("x")
+
+
 @pytest.mark.parametrize(
     "text", ["paths = [[0, 0, 0, 0]]", "paths = [[10]]", "paths = 3", "name =", "\xff", "name = 'b'"]
 )

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from medusa_profiles.profile import shown
 from medusa_runtime.errors import BundleError, MedusaError
 from medusa_runtime.openai_format import CHAT, COMPLETIONS
 from medusa_runtime.strict_json import parse_json
 
 MAX_LINE = 64 << 20  # bytes
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+KEYS = "custom_id, method, url and body"  # of every request
 _DIGEST = 16  # bytes that stand for a custom_id where all of them are compared
 
 
@@ -91,7 +93,7 @@ def check_requests(file: Path) -> BatchFacts:
         if request.url == CHAT and first_chat is None:
             first_chat = request.line
     if not lines:
-        raise BatchError(f"{file} holds no requests; expected one JSON object a line, with custom_id, url and body")
+        raise BatchError(f"{file} holds no requests; expected one JSON object a line, with {KEYS}")
     if pair := _find_equal(np.frombuffer(digests, dtype=f"V{_DIGEST}")):
         first, second = (lines[index] for index in pair)
         raise BatchError(f"{file}:{second}: the custom_id is that of line {first}; expected one that no other line has")
@@ -116,20 +118,26 @@ def _find_equal(digests: np.ndarray[Any, Any]) -> tuple[int, int] | None:
 
 def _read_request(where: str, number: int, data: bytes) -> BatchRequest:
     try:
-        content = parse_json(where, data, MAX_LINE)
+        return _checked(where, number, data)
     except BundleError as error:
         raise BatchError(f"{error}; expected one JSON object a line") from None
+    except RecursionError:
+        raise BatchError(f"{where}: too many lists and objects are inside one another; expected fewer") from None
+
+
+def _checked(where: str, number: int, data: bytes) -> BatchRequest:
+    content = parse_json(where, data, MAX_LINE)
     if not isinstance(content, dict):
-        raise BatchError(f"{where}: the line is {content!r:.80}; expected a JSON object with custom_id, url and body")
-    custom_id, url, body = content.get("custom_id"), content.get("url"), content.get("body")
+        raise BatchError(f"{where}: the line is {shown(content)}; expected a JSON object with {KEYS}")
+    custom_id, method, url, body = (content.get(key) for key in ("custom_id", "method", "url", "body"))
     if not isinstance(custom_id, str) or not custom_id or not _is_unicode(custom_id):
-        raise BatchError(f"{where}: custom_id is {custom_id!r:.80}; expected a text that no other line has")
-    if content.get("method") != "POST":
-        raise BatchError(f"{where}: method is {content.get('method')!r:.80}; expected 'POST'")
+        raise BatchError(f"{where}: custom_id is {shown(custom_id)}; expected a text that no other line has")
+    if method != "POST":
+        raise BatchError(f"{where}: method is {shown(method)}; expected 'POST'")
     if url not in (CHAT, COMPLETIONS):
-        raise BatchError(f"{where}: url is {url!r:.80}; expected {CHAT!r} or {COMPLETIONS!r}")
+        raise BatchError(f"{where}: url is {shown(url)}; expected {CHAT!r} or {COMPLETIONS!r}")
     if not isinstance(body, dict):
-        raise BatchError(f"{where}: body is {body!r:.80}; expected a JSON object, the body of the request")
+        raise BatchError(f"{where}: body is {shown(body)}; expected a JSON object, the body of the request")
     return BatchRequest(number, data, custom_id, str(url), body)
 
 

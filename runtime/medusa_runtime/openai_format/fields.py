@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from medusa_profiles.profile import shown
+
 from medusa_runtime.openai_format.failures import BodyError
 from medusa_runtime.sampling_params import UNSUPPORTED
 
@@ -80,14 +82,22 @@ _NOT_SUPPORTED = {
     "web_search_options",
     *UNSUPPORTED,
 } - set(_ONLY)
+_OF_THE_OPERATOR = ("acceptance", "profile")  # options of the command line that no body may set
+
+MAX_DEPTH = 100  # lists and objects inside one another; more than a prompt's values may have
 
 
 def check_fields(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a body that are to be read; null means that a field was left out.
 
     Raises:
-        BodyError: A field is unknown, or asks for what is not supported; the message names it.
+        BodyError: The body is no object or too deep, or a field is unknown, or asks for what is not supported; the
+            message names it.
     """
+    if not isinstance(body, Mapping):
+        raise BodyError(f"the body is {shown(body)}, of type {type(body).__name__}; expected a JSON object")
+    if _is_deeper(body, MAX_DEPTH):
+        raise BodyError(f"the body has lists and objects more than {MAX_DEPTH} deep; expected fewer: simplify it")
     read = ("model", *PARAMETERS, *_READ[url])
     found = {}
     for name, value in body.items():
@@ -98,13 +108,30 @@ def check_fields(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
             only = _ONLY[name]
             if value is not None and not (type(value) is type(only) and value == only):
                 raise BodyError(
-                    f"{name} is {value!r:.80}, which medusa-export does not support; expected {only!r}: leave it out",
+                    f"{name} is {shown(value)}, which medusa-export does not support; expected {only!r}: leave it out",
                     name,
                 )
         elif name in _NOT_SUPPORTED:
             if value is not None:
                 raise BodyError(f"{name!r} is a parameter that medusa-export does not support; leave it out", name)
+        elif name in _OF_THE_OPERATOR:
+            raise BodyError(
+                f"{name!r} is not a field of a request, but an option of the command that answers it: leave it out, "
+                f"and choose it with --{name}",
+                name,
+            )
         elif name not in _IGNORED:
             expected = ", ".join(sorted((*read, *_IGNORED)))
-            raise BodyError(f"unknown parameter {name!r:.80}; expected some of {expected}", f"{name:.80}")
+            raise BodyError(f"unknown parameter {shown(name)}; expected some of {expected}", f"{name!s:.80}")
     return found
+
+
+def _is_deeper(body: Mapping[str, Any], most: int) -> bool:
+    """Whether a body has more than `most` lists and objects inside one another; no recursion, which has a limit."""
+    level: list[Any] = [body]
+    for _ in range(most):
+        values = (one.values() if isinstance(one, Mapping) else one for one in level)
+        level = [value for inner in values for value in inner if isinstance(value, (Mapping, list, tuple))]
+        if not level:
+            return False
+    return True

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from medusa_profiles.profile import shown
 
 from medusa_runtime.arguments import as_bool
 from medusa_runtime.errors import ArgumentError
@@ -56,12 +59,12 @@ def read_request(
         sanitize: Encode control tokens in texts as ordinary text (`PromptEncoder.encode`).
 
     Raises:
-        BodyError: A field is unknown, asks for what is not supported, or is invalid. Messages, tools and token ids are
-            checked by `Engine.submit`, because the model decides about them.
+        BodyError: The body is no object, or a field is unknown, asks for what is not supported, or is invalid.
+            Messages, tools and token ids are checked by `Engine.submit`, because the model decides about them.
         ArgumentError: The URL is another one.
     """
     if url not in (CHAT, COMPLETIONS):
-        raise ArgumentError(f"the URL is {url!r:.80}; expected {CHAT} or {COMPLETIONS}")
+        raise ArgumentError(f"the URL is {shown(url)}; expected {CHAT} or {COMPLETIONS}")
     fields = check_fields(url, body)
     model = _read_text("model", fields["model"]) if "model" in fields else None
     if url == CHAT:
@@ -82,12 +85,12 @@ def read_request(
 def _read_chat(fields: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[Prompt, PromptOptions]:
     messages = fields.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
-        raise BodyError(f"messages is {messages!r:.80}; expected a list of messages, objects with 'role'", "messages")
+        raise BodyError(f"messages is {shown(messages)}; expected a list of messages, objects with 'role'", "messages")
     options: PromptOptions = {}
     named = fields.get("chat_template_kwargs", {})
     if not isinstance(named, Mapping):
         raise BodyError(
-            f"chat_template_kwargs is {named!r:.80}; expected an object of names and values", "chat_template_kwargs"
+            f"chat_template_kwargs is {shown(named)}; expected an object of names and values", "chat_template_kwargs"
         )
     if arguments or named:
         options["chat_template_arguments"] = {**arguments, **named}
@@ -102,7 +105,7 @@ def _read_tool_choice(fields: Mapping[str, Any]) -> str:
     choice = fields.get("tool_choice", "auto")
     if choice not in ("auto", "none"):
         raise BodyError(
-            f"tool_choice is {choice!r:.80}; expected 'auto', or 'none', which leaves the tools out: medusa-export "
+            f"tool_choice is {shown(choice)}; expected 'auto', or 'none', which leaves the tools out: medusa-export "
             "cannot make a model call a tool",
             "tool_choice",
         )
@@ -131,7 +134,7 @@ def _read_prompt(fields: Mapping[str, Any]) -> tuple[Prompt, PromptOptions]:
     if isinstance(prompt, list) and not any(isinstance(one, (str, list, Mapping)) for one in prompt):
         return prompt, {}
     raise BodyError(
-        f"prompt is {prompt!r:.80}; expected one text or one list of token ids: send a request for each prompt",
+        f"prompt is {shown(prompt)}; expected one text or one list of token ids: send a request for each prompt",
         "prompt",
     )
 
@@ -140,8 +143,8 @@ def _read_limit(fields: Mapping[str, Any]) -> _Parameters:
     found = {name: fields[name] for name in ("max_completion_tokens", "max_tokens") if name in fields}
     if len(found) == 2 and found["max_completion_tokens"] != found["max_tokens"]:
         raise BodyError(
-            f"max_tokens is {found['max_tokens']!r:.80} and max_completion_tokens "
-            f"{found['max_completion_tokens']!r:.80}; expected one of them: they are two names of one limit",
+            f"max_tokens is {shown(found['max_tokens'])} and max_completion_tokens "
+            f"{shown(found['max_completion_tokens'])}; expected one of them: they are two names of one limit",
             "max_tokens",
         )
     return {"max_tokens": next(iter(found.items()))} if found else {}
@@ -152,7 +155,7 @@ def _read_chat_logprobs(fields: Mapping[str, Any]) -> _Parameters:
     if "logprobs" in fields and _read_bool("logprobs", fields["logprobs"]):
         return {"logprobs": ("top_logprobs", top)}
     if top != 0 or isinstance(top, bool):
-        raise BodyError(f"top_logprobs is {top!r:.80} without logprobs; expected logprobs: true", "top_logprobs")
+        raise BodyError(f"top_logprobs is {shown(top)} without logprobs; expected logprobs: true", "top_logprobs")
     return {"logprobs": ("logprobs", None)} if "logprobs" in fields else {}
 
 
@@ -161,7 +164,18 @@ def _read_parameters(defaults: SamplingParams, fields: _Parameters) -> SamplingP
     try:
         return dataclasses.replace(defaults, **{name: value for name, (_, value) in fields.items()})
     except ArgumentError as error:
-        raise BodyError(str(error), _find_field(defaults, fields, str(error))) from None
+        message = str(error)
+        raise BodyError(_with_names_sent(message, fields), _find_field(defaults, fields, message)) from None
+
+
+def _with_names_sent(message: str, fields: _Parameters) -> str:
+    """Return a message about parameters with the names that the fields of the body have."""
+    for name, (field, _) in fields.items():
+        if name != field and message.startswith(name):
+            return field + message.removeprefix(name)
+        if name != field and re.match(rf"min_tokens is \d+ and {name} ", message):
+            return re.sub(rf"\b{name}\b", field, message)
+    return message
 
 
 def _find_field(defaults: SamplingParams, fields: _Parameters, message: str) -> str | None:
@@ -184,5 +198,5 @@ def _read_bool(name: str, value: object) -> bool:
 
 def _read_text(name: str, value: object) -> str:
     if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
-        raise BodyError(f"{name} is {value!r:.80}, of type {type(value).__name__}; expected a text", name)
+        raise BodyError(f"{name} is {shown(value)}, of type {type(value).__name__}; expected a text", name)
     return value

@@ -15,6 +15,7 @@ from medusa_exporter.batch.requests_file import BatchError, check_requests, read
 from .batches import chat, completion, write
 
 GOOD = chat("a", "Hi")
+DEPTHS = range(700, 1000, 10)  # some of them can be parsed, but not shown
 
 
 def test_requests_are_read_in_order_and_blank_lines_are_skipped(tmp_path: Path) -> None:
@@ -37,11 +38,12 @@ def test_requests_are_read_in_order_and_blank_lines_are_skipped(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "is not valid JSON"),
-        ("[1]", r"the line is \[1\]; expected a JSON object"),
+        ("{", "is not valid JSON: expected property name enclosed in double quotes at column 2; expected one JSON"),
+        ("[1]", r"the line is \[1\]; expected a JSON object with custom_id, method, url and body"),
         ('{"a": 1, "a": 2}', "same key twice"),
         ('{"a": NaN}', "NaN is not a number"),
-        ("[" * 100_000, "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON: too many lists and objects are inside one another"),
+        *((f'{{"custom_id": {"[" * depth}1{"]" * depth}}}', "custom_id is|inside one another") for depth in DEPTHS),
         (GOOD | {"custom_id": 5}, "custom_id is 5; expected a text"),
         (GOOD | {"custom_id": ""}, "custom_id is ''; expected a text"),
         (GOOD | {"custom_id": "\ud800"}, "custom_id is .*; expected a text"),
@@ -63,9 +65,10 @@ def test_a_bad_line_is_named(tmp_path: Path, line: Any, reason: str) -> None:
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_bytes(b'{"custom_id": "\xff"}\n')
-    with pytest.raises(BatchError, match=r"in\.jsonl:1 is not valid JSON"):
+    (tmp_path / "in.jsonl").write_bytes(b'{"custom_id": "secret \xff"}\n')
+    with pytest.raises(BatchError, match=r"in\.jsonl:1 is not valid JSON: byte 23 is not UTF-8; expected") as caught:
         check_requests(tmp_path / "in.jsonl")
+    assert "secret" not in str(caught.value)
 
 
 def test_the_first_repeated_id_of_many_is_named(tmp_path: Path) -> None:
@@ -78,7 +81,7 @@ def test_the_first_repeated_id_of_many_is_named(tmp_path: Path) -> None:
 def test_files_without_requests_are_refused(tmp_path: Path) -> None:
     for content in ("", "\n \n"):
         (tmp_path / "in.jsonl").write_text(content)
-        with pytest.raises(BatchError, match="holds no requests"):
+        with pytest.raises(BatchError, match=r"holds no requests; .* with custom_id, method, url and body$"):
             check_requests(tmp_path / "in.jsonl")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BatchError, match="is not a regular file; expected one, because it is read more than once"):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.openai_format import CHAT, COMPLETIONS, BodyError, error_body, read_request, status_of
-from medusa_runtime.openai_format.fields import _IGNORED, _NOT_SUPPORTED, _ONLY, _READ, PARAMETERS
+from medusa_runtime.openai_format.fields import _IGNORED, _NOT_SUPPORTED, _OF_THE_OPERATOR, _ONLY, _READ, PARAMETERS
 from medusa_runtime.sampling_params import SamplingParams
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -125,10 +125,16 @@ def test_options_of_a_chats_prompt() -> None:
         (CHAT, {"tool_choice": "required"}, "tool_choice", "expected 'auto', or 'none'"),
         (CHAT, {"tool_choice": {"type": "function"}}, "tool_choice", "expected 'auto', or 'none'"),
         (CHAT, {"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "two names of one limit"),
-        (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens", "max_tokens is 0; expected at least 1"),
+        (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens", "max_completion_tokens is 0; expected at"),
+        (CHAT, {"max_completion_tokens": 5, "min_tokens": 6}, None, "6 and max_completion_tokens 5; expected"),
+        (CHAT, {"max_completion_tokens": 5, "min_tokens": "max_tokens"}, "min_tokens", "is 'max_tokens', of type str"),
         (CHAT, {"logprobs": 5}, "logprobs", "logprobs is 5, of type int; expected True or False"),
         (CHAT, {"top_logprobs": 5}, "top_logprobs", "expected logprobs: true"),
-        (CHAT, {"logprobs": True, "top_logprobs": 65}, "top_logprobs", "logprobs is 65; expected at most 64"),
+        (CHAT, {"logprobs": True, "top_logprobs": 65}, "top_logprobs", "top_logprobs is 65; expected at most 64"),
+        (CHAT, {"logprobs": True, "top_logprobs": "x"}, "top_logprobs", "top_logprobs is 'x'"),
+        (CHAT, {"profile": "tree-4"}, "profile", "an option of the command that answers it: leave it out, and choose "
+            "it with --profile"),
+        (COMPLETIONS, {"acceptance": "typical"}, "acceptance", "leave it out, and choose it with --acceptance"),
         (CHAT, {"logprobs": True, "top_logprobs": True}, "top_logprobs", "expected a whole number"),
         (CHAT, {"add_generation_prompt": False}, "add_generation_prompt", "both false"),
         (CHAT, {"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt", "both true"),
@@ -168,8 +174,38 @@ def test_what_is_harmless_is_accepted() -> None:
 
 def test_every_field_has_one_meaning() -> None:
     for read in _READ.values():
-        groups = [{"model", *PARAMETERS}, set(read), set(_IGNORED), set(_ONLY), set(_NOT_SUPPORTED)]
+        groups = [
+            {"model", *PARAMETERS},
+            set(read),
+            set(_IGNORED),
+            set(_ONLY),
+            set(_NOT_SUPPORTED),
+            set(_OF_THE_OPERATOR),
+        ]
         assert sum(map(len, groups)) == len(set().union(*groups))
+
+
+@pytest.mark.parametrize("body", [[1], None, "x", 5, True, b"{}"])
+@pytest.mark.parametrize("url", [CHAT, COMPLETIONS])
+def test_a_body_is_an_object(url, body) -> None:
+    error = refused(url, body)
+    assert str(error).startswith("the body is ") and str(error).endswith("; expected a JSON object")
+    assert error.param is None
+
+
+def test_names_that_are_no_texts_are_refused() -> None:
+    error = refused(CHAT, {1: 2})
+    assert (str(error)[:19], error.param) == ("unknown parameter 1", "1")
+
+
+@pytest.mark.parametrize("field", ["temperature", "stop", "logit_bias", "messages", "prompt", "response_format", "new"])
+def test_bodies_that_are_too_deep_to_be_shown_are_refused(field) -> None:
+    for depth in (101, 900, 5000):
+        value = []
+        for _ in range(depth):
+            value = [value]
+        assert "more than 100 deep" in str(refused(CHAT, {field: value}))
+        assert "more than 100 deep" in str(refused(COMPLETIONS, {field: {"a": value}}))
 
 
 def test_another_url_is_refused() -> None:
