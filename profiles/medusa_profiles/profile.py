@@ -268,4 +268,4 @@ def shown(value: object) -> str:
     try:
         return f"{value!r:.80}"
     except ValueError:
-        return "too long to show"
+        return "a value too long to show"

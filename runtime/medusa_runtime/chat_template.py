@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medusa_profiles.profile import shown
+
 from medusa_runtime.errors import PromptError
 from medusa_runtime.template_process import TEMPLATE_PROCESS
 from medusa_runtime.template_worker import MAX_LENGTH
@@ -132,7 +134,7 @@ def _check_messages(messages: list[dict[str, Any]]) -> None:
     for index, message in enumerate(messages):
         texts = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None,)
         if not all(isinstance(text, str) for text in texts):
-            raise PromptError(f"message {index} must have texts for 'role' and 'content', got {message!r:.80}")
+            raise PromptError(f"message {index} must have texts for 'role' and 'content', got {shown(message)}")
         written += sum(len(value) for value in message.values() if isinstance(value, str))
     if written > MAX_LENGTH:
         raise PromptError(f"the conversation has {written} characters, expected at most {MAX_LENGTH}; shorten it")

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Ids
 
-from medusa_profiles.profile import TreeProfile
+from medusa_profiles.profile import TreeProfile, shown
 
 from medusa_runtime.accept import AcceptRule, greedy
 from medusa_runtime.arguments import as_int, as_stop_ids, as_token_ids
@@ -71,7 +71,7 @@ class Decoder:
         """
         if not callable(accept):
             raise ArgumentError(
-                f"the accept rule is {accept!r:.80}; expected a function: pass one of accept.ACCEPT_RULES"
+                f"the accept rule is {shown(accept)}; expected a function: pass one of accept.ACCEPT_RULES"
             )
         self.backend, self.accept = backend, accept
         self._steps = StepCache(backend.heads)

@@ -6,12 +6,14 @@ import re
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from medusa_profiles.profile import shown
+
 from medusa_runtime.errors import BundleError
 
 
 def refuse(what: str, got: object, expected: str) -> NoReturn:
     """Raise BundleError for the field `what`, with the value found and a description of the expected one."""
-    raise BundleError(f"{what} is {got!r:.80}, expected {expected}")
+    raise BundleError(f"{what} is {shown(got)}, expected {expected}")
 
 
 def check_int(what: str, value: object, least: int, most: int) -> None:

@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from medusa_profiles.profile import shown
+
 from medusa_runtime.errors import PromptError
 
 
@@ -25,7 +27,7 @@ class FinalMessage:
     def __init__(self, messages: Sequence[dict[str, Any]]) -> None:
         last = messages[-1]
         if last["role"] != "assistant" or "tool_calls" in last:
-            got = "one with tool calls" if "tool_calls" in last else f"one of the role {last['role']!r:.80}"
+            got = "one with tool calls" if "tool_calls" in last else f"one of the role {shown(last['role'])}"
             raise PromptError(
                 f"the last message is {got}; with continue_final_message, expected a text of the assistant for the "
                 "model to continue"
@@ -47,7 +49,7 @@ class FinalMessage:
         kept = text[:at] if text.startswith(self._mark + " ", at) or not content else text[:at].rstrip()
         if at < 0 or not kept.rstrip().endswith(content):
             raise PromptError(
-                f"the last message, {self._content!r:.80}, is not in the text that the chat template writes, or was "
+                f"the last message, {shown(self._content)}, is not in the text that the chat template writes, or was "
                 "changed by it, so it cannot be continued; pass another message, or continue_final_message=False"
             )
         return kept

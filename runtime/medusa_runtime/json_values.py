@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medusa_profiles.profile import shown
+
 from medusa_runtime.errors import PromptError
 from medusa_runtime.tokenizer import check_unicode
 
+MAX_BITS = 1024  # of an integer, as many as of a float
 MAX_DEPTH = 64  # lists and mappings inside one another
 MAX_VALUES = 1 << 20  # values of one prompt, so that lists that contain one list many times end, too
 
@@ -37,7 +40,7 @@ class JsonCopier:
                 f"{what} holds more than {MAX_VALUES} values, or lists and mappings more than {MAX_DEPTH} deep; "
                 "shorten it"
             )
-        if value is None or isinstance(value, (bool, int)):
+        if value is None or (isinstance(value, int) and value.bit_length() <= MAX_BITS):
             return value
         if isinstance(value, str):
             return self.text(value)
@@ -48,14 +51,14 @@ class JsonCopier:
         if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
             return [self.copy(what, one, depth + 1) for one in value]
         raise PromptError(
-            f"{what} holds a value that JSON cannot represent: {value!r:.80}, of type {type(value).__name__}; expected "
-            "texts, finite numbers, booleans, None, lists and mappings: pass these only"
+            f"{what} holds a value that JSON cannot represent: {shown(value)}, of type {type(value).__name__}; "
+            "expected texts, finite numbers, booleans, None, lists and mappings: pass these only"
         )
 
     def _key(self, what: str, key: object) -> str:
         if not isinstance(key, str):
             raise PromptError(
-                f"{what} holds a mapping with the key {key!r:.80}, of type {type(key).__name__}; expected texts as "
+                f"{what} holds a mapping with the key {shown(key)}, of type {type(key).__name__}; expected texts as "
                 "keys, as JSON has them"
             )
         return self.text(key)

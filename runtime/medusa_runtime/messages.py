@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from medusa_profiles.profile import shown
+
 from medusa_runtime.errors import PromptError
 from medusa_runtime.json_values import JsonCopier
 
@@ -27,8 +29,8 @@ def read_messages(prompt: object, copier: JsonCopier) -> list[dict[str, Any]]:
     """
     if not isinstance(prompt, Sequence) or isinstance(prompt, (str, bytes, bytearray)):
         raise PromptError(
-            f"the prompt is {prompt!r:.80}, of type {type(prompt).__name__}; expected a text, or a list of messages or "
-            "of token ids: pass one of these"
+            f"the prompt is {shown(prompt)}, of type {type(prompt).__name__}; expected a text, or a list of messages "
+            "or of token ids: pass one of these"
         )
     if not prompt:
         raise PromptError("the prompt is empty: give at least one message")
@@ -38,7 +40,7 @@ def read_messages(prompt: object, copier: JsonCopier) -> list[dict[str, Any]]:
 def _read_message(what: str, message: object, copier: JsonCopier) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise PromptError(
-            f"{what} is {message!r:.80}, of type {type(message).__name__}; expected a mapping with texts for 'role' "
+            f"{what} is {shown(message)}, of type {type(message).__name__}; expected a mapping with texts for 'role' "
             "and 'content': pass one text, or such messages"
         )
     role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
@@ -62,7 +64,7 @@ def _read_message(what: str, message: object, copier: JsonCopier) -> dict[str, A
 
 def _malformed(what: str, message: Mapping[Any, Any]) -> PromptError:
     return PromptError(
-        f"{what} must have texts for 'role' and 'content', got {dict(message)!r:.80}; a content may also be a list of "
+        f"{what} must have texts for 'role' and 'content', got {shown(dict(message))}; a content may also be a list of "
         "parts of text, or None in a message of the assistant with tool calls"
     )
 
@@ -73,17 +75,17 @@ def _join_parts(what: str, parts: Sequence[object]) -> str:
         where = f"part {index} of the content of {what}"
         if not isinstance(part, Mapping):
             raise PromptError(
-                f"{where} is {part!r:.80}, of type {type(part).__name__}; expected a mapping like "
+                f"{where} is {shown(part)}, of type {type(part).__name__}; expected a mapping like "
                 '{"type": "text", "text": "…"}'
             )
         if part.get("type") != "text":
             raise PromptError(
-                f"{where} is of type {part.get('type')!r:.80}; expected 'text', since the model reads text only: "
+                f"{where} is of type {shown(part.get('type'))}; expected 'text', since the model reads text only: "
                 "remove the part"
             )
         if not isinstance(text := part.get("text"), str):
             raise PromptError(
-                f"{where} has {text!r:.80} under 'text', of type {type(text).__name__}; expected a text: pass a str"
+                f"{where} has {shown(text)} under 'text', of type {type(text).__name__}; expected a text: pass a str"
             )
         texts.append(text)
     if not texts:
@@ -95,14 +97,14 @@ def _read_calls(what: str, calls: object) -> None:
     """Check copied tool calls, and turn their arguments into mappings in place."""
     if not isinstance(calls, list):
         raise PromptError(
-            f"'tool_calls' of {what} are {calls!r:.80}, of type {type(calls).__name__}; expected a list of tool calls"
+            f"'tool_calls' of {what} are {shown(calls)}, of type {type(calls).__name__}; expected a list of tool calls"
         )
     for index, call in enumerate(calls):
         where = f"tool call {index} of {what}"
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise PromptError(
-                f"{where} is {call!r:.80}; expected a mapping with a 'function' that has a text as its 'name': pass "
+                f"{where} is {shown(call)}; expected a mapping with a 'function' that has a text as its 'name': pass "
                 '{"type": "function", "function": {"name": "…", "arguments": "{…}"}}'
             )
         function["arguments"] = _read_arguments(where, function.get("arguments"))
@@ -116,12 +118,14 @@ def _read_arguments(where: str, arguments: object) -> dict[str, Any]:
             JsonCopier().copy(where, found)
         except (ValueError, RecursionError, PromptError) as error:
             raise PromptError(
-                f"the arguments of {where} are {arguments!r:.80}, not valid JSON: {error!s:.200}; pass a JSON object"
+                f"the arguments of {where} are {shown(arguments)}, not valid JSON: {error!s:.200}; pass a JSON object"
             ) from None
     elif arguments is None or isinstance(arguments, str):
         found = {}
     if not isinstance(found, dict):
-        raise PromptError(f"the arguments of {where} are {arguments!r:.80}; expected a JSON object, as text or mapping")
+        raise PromptError(
+            f"the arguments of {where} are {shown(arguments)}; expected a JSON object, as text or mapping"
+        )
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from medusa_profiles.profile import TreeProfile
+from medusa_profiles.profile import TreeProfile, shown
 
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.facts import HeadFacts
@@ -46,7 +46,7 @@ class StepCache:
             return last
         if not isinstance(profile, TreeProfile):
             raise ArgumentError(
-                f"the profile is {profile!r:.80}, of type {type(profile).__name__}; expected a TreeProfile: pass "
+                f"the profile is {shown(profile)}, of type {type(profile).__name__}; expected a TreeProfile: pass "
                 "Bundle.profile(name), or None for plain decoding"
             )
         kind = _Kind(profile, summaries)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from medusa_profiles.profile import shown
+
 from medusa_runtime.errors import PromptError
 from medusa_runtime.json_values import JsonCopier
 
@@ -19,14 +21,14 @@ def read_tools(tools: object, copier: JsonCopier) -> list[dict[str, Any]] | None
         return None
     if not isinstance(tools, Sequence) or isinstance(tools, (str, bytes, bytearray)):
         raise PromptError(
-            f"tools is {tools!r:.80}, of type {type(tools).__name__}; expected a list of tool definitions: pass a list"
+            f"tools is {shown(tools)}, of type {type(tools).__name__}; expected a list of tool definitions: pass a list"
         )
     for index, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
             name = getattr(tool, "__name__", None)
-            shown = f"the function {name}" if callable(tool) and name else repr(tool)[:80]
+            got = f"the function {name}" if callable(tool) and name else shown(tool)
             raise PromptError(
-                f"tools[{index}] is {shown}, of type {type(tool).__name__}; expected a definition in OpenAI's form: "
+                f"tools[{index}] is {got}, of type {type(tool).__name__}; expected a definition in OpenAI's form: "
                 'pass {"type": "function", "function": {"name": "…", "parameters": {…}}}'
             )
     return [copier.copy(f"tools[{index}]", tool) for index, tool in enumerate(tools)] or None
@@ -47,13 +49,13 @@ def read_template_arguments(arguments: object, reserved: Collection[str], copier
         return {}
     if not isinstance(arguments, Mapping):
         raise PromptError(
-            f"chat_template_arguments is {arguments!r:.80}, of type {type(arguments).__name__}; expected a mapping "
+            f"chat_template_arguments is {shown(arguments)}, of type {type(arguments).__name__}; expected a mapping "
             "from names to values: pass a dict"
         )
     for name in arguments:
         if not isinstance(name, str) or not name.isidentifier():
             raise PromptError(
-                f"chat_template_arguments has the name {name!r:.80}; expected names of variables of the template"
+                f"chat_template_arguments has the name {shown(name)}; expected names of variables of the template"
             )
         if name in reserved:
             raise PromptError(

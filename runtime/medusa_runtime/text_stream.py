@@ -7,6 +7,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from medusa_profiles.profile import shown
+
 from medusa_runtime.detokenizer import IncrementalDetokenizer
 from medusa_runtime.errors import ArgumentError, MedusaError
 from medusa_runtime.tokenizer import Tokenizer
@@ -41,7 +43,7 @@ class StopStrings:
 
     def __init__(self, strings: Sequence[str]) -> None:
         if isinstance(strings, str) or not strings or not all(strings):
-            raise ArgumentError(f"stop is {strings!r:.80}; expected a list of texts that are not empty")
+            raise ArgumentError(f"stop is {shown(strings)}; expected a list of texts that are not empty")
         self._sorted = sorted(strings)
         self._longest = max(map(len, strings))
         self._by_end: dict[str, list[tuple[int, str]]] = {}  # last characters to places in the list and strings

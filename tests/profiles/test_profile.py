@@ -173,7 +173,7 @@ def test_require_names_tree_path_and_what_the_bundle_has(heads, top_k, message):
         ([[0], []], "tree 'x': paths[1] is empty; the root is not listed"),
         ([[0], [0, -1]], "tree 'x': paths[1][1] must be a rank from 0 to 4095, got -1"),
         ([[0], [4096]], "tree 'x': paths[1][0] must be a rank from 0 to 4095, got 4096"),
-        ([[16**9999]], "tree 'x': paths[0][0] must be a rank from 0 to 4095, got too long to show"),
+        ([[16**9999]], "tree 'x': paths[0][0] must be a rank from 0 to 4095, got a value too long to show"),
         ([[0], [True]], "tree 'x': paths[1][0] must be an integer, got bool True"),
         ([[0.0]], "tree 'x': paths[0][0] must be an integer, got float 0.0"),
         ([["0"]], "tree 'x': paths[0][0] must be an integer, got str '0'"),

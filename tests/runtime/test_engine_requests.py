@@ -226,8 +226,8 @@ def test_an_engine_says_what_it_runs(engine: Any) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a number": ({"params": 3}, "params is 3, of type int; expected SamplingParams"),
-    "a long number": ({"params": 10**5000}, "params is too long to show, of type int; expected SamplingParams"),
-    "a long time": ({"timeout": 10**5000}, "timeout is too long to show; expected a finite number of seconds"),
+    "a long number": ({"params": 10**5000}, "params is a value too long to show, of type int; expected SamplingParams"),
+    "a long time": ({"timeout": 10**5000}, "timeout is a value too long to show; expected a finite number of seconds"),
     "no time": ({"timeout": 0}, "timeout is 0; expected a finite number of seconds"),
     "endless": ({"timeout": math.inf}, "timeout is inf"),
     "a text": ({"timeout": "1"}, "timeout is '1'"),

@@ -47,6 +47,8 @@ def test_no_tools_are_none(tools: Any) -> None:
         ([TOOL, get_weather], r"tools\[1\] is the function get_weather, of type function; expected a definition"),
         ([print], r"tools\[0\] is the function print"),
         (["f"], r"tools\[0\] is 'f', of type str"),
+        pytest.param(10**5000, "tools is a value too long to show, of type int", id="long"),
+        pytest.param([10**5000], r"tools\[0\] is a value too long to show", id="long in a list"),
         ([{"type": {1}}], r"tools\[0\] holds a value that JSON cannot represent"),
         ([TOOL, {"type": get_weather}], r"tools\[1\] holds a value that JSON cannot represent"),
     ],
@@ -86,6 +88,15 @@ def test_names_of_the_renderer_are_refused(name: str) -> None:
         ("x", "of type str; expected a mapping"),
         ({1: 2}, "has the name 1; expected names of variables"),
         ({"a b": 2}, "has the name 'a b'"),
+        pytest.param(10**5000, "chat_template_arguments is a value too long to show, of type int", id="long"),
+        pytest.param(
+            {"a": [10**5000]}, "chat_template_arguments holds a value that JSON cannot represent", id="long value"
+        ),
+        pytest.param(
+            {"a": {10**5000: 1}},
+            "chat_template_arguments holds a mapping with the key a value too long to show",
+            id="long key",
+        ),
         ({"a": {1}}, "chat_template_arguments holds a value that JSON cannot represent"),
         ({"a": get_weather}, "chat_template_arguments holds a value that JSON cannot represent"),
         ({"a": float("inf")}, "chat_template_arguments holds a value that JSON cannot represent"),

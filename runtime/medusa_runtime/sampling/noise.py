@@ -208,5 +208,5 @@ def round_down(value: float) -> np.float32:
     """Return the largest float32 that is at most `value`, so that float32 logits compare with it exactly."""
     with np.errstate(over="ignore"):
         rounded = np.float32(value)
-    below: np.float32 = np.nextafter(rounded, np.float32(-np.inf))
+        below: np.float32 = np.nextafter(rounded, np.float32(-np.inf))
     return rounded if rounded <= value else below
