@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from medusa_exporter.cli.answers import describe_comparison
 from medusa_exporter.cli.exit_codes import ExitCode
-from medusa_runtime import Engine, SamplingParams
+from medusa_runtime import Engine, GenerationResult, SamplingParams
+from medusa_runtime.results import Choice, Times
 
 from .bench.in_process import run
 
@@ -113,6 +115,25 @@ def test_compared_with_plain_decoding_a_lossless_answer_is_the_same(
     assert texts[0] == texts[1]
 
 
+def test_figures_that_do_not_exist_are_left_out(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(tiny_bundle, "Hi", "--max-tokens", 1, "--profile", "plain", "--compare") == 0
+    figures, again, compared = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"\[plain\] 1 token; prompt of \d+ tokens in [\d.]+ s", figures)
+    assert again.startswith("[plain] 1 token; ")
+    assert compared == "the same tokens; too few of them to compare the speed"
+    assert generate(tiny_bundle, "Hi", "--max-tokens", 2, "--profile", "plain") == 0
+    assert "] 2 tokens, 1 step, 1.00 tokens/step, " in capsys.readouterr().err
+
+
+def test_the_speed_of_answers_of_different_lengths_is_compared_per_token() -> None:
+    def answered(tokens: int, seconds: float) -> GenerationResult:
+        choice = Choice(0, "", tuple(range(tokens)), "stop", None, None, 9, (), (), seconds)
+        return GenerationResult((1,), (choice,), 0, "tree-4", "typical", Times(0, 0, seconds, seconds))
+
+    plain, result = answered(101, 2.0), answered(21, 0.25)  # 50 and 80 tokens per second
+    assert "; 1.60 times as fast as plain decoding" in describe_comparison(plain, result)
+
+
 def test_a_lossy_answer_is_marked(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "out.json"
     lossy = ["--acceptance", "typical", "--typical-epsilon", 0, "--typical-delta", 0]  # accepts every candidate
@@ -156,7 +177,7 @@ def test_options_of_the_prompt_reach_the_engine(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "got none of them, expected one of PROMPT, --messages FILE and --batch-file FILE"),
+        ([], "no prompt, expected one of PROMPT, --messages FILE and --batch-file FILE"),
         (["Hi", "--messages", "FILE"], "got PROMPT and --messages, expected one of"),
         (["Hi", "--batch-file", "FILE", "-o", "OUT"], "got PROMPT and --batch-file, expected one of"),
         (["Hi", "-o", "OUT"], "--output needs --batch-file FILE; leave it out"),
@@ -167,7 +188,13 @@ def test_options_of_the_prompt_reach_the_engine(
         (["--batch-file", "FILE", "-o", "OUT", "--tools", "FILE"], "--tools does not go with --batch-file"),
         (["--batch-file", "FILE", "-o", "OUT", "--timeout", "5"], "--timeout does not go with --batch-file"),
         (["Hi", "--timeout", "0"], "0.0 is not in the range x>0"),
-        (["Hi", "--timeout", "inf"], "timeout is inf; expected a finite number of seconds"),
+        (["Hi", "--timeout", "inf"], "timeout is inf; expected a finite number of seconds above 0, or leave it out\n"),
+        (["Hi", "--seed", "-1"], "expected a number from 0 up, or leave it out, which draws one\n"),
+        (["Hi", "--n", "2"], "expected --n 1, as all answers would be equal"),
+        (["--messages", "FILE", "--raw"], "--messages does not go with --raw, which uses no chat template; leave out"),
+        (["Hi", "--tools", "FILE", "--raw"], "--tools does not go with --raw"),
+        (["Hi", "--chat-template-argument", "a=1", "--raw"], "--chat-template-argument does not go with --raw"),
+        (["Hi", "--continue-final-message", "--raw"], "--continue-final-message does not go with --raw"),
         (["Hi", "--max-tokens", "2", "--max-new-tokens", "3"], "--max-tokens is given 2 times, expected once"),
         (["Hi", "--chat-template-argument", "a"], "expected a name and a JSON value"),
         (["Hi", "--chat-template-argument", "=1"], "expected a name and a JSON value"),
@@ -197,9 +224,11 @@ def test_wrong_usage(
         (["Hi", "--timeout", "1e-9"], "the deadline of the request passed"),
         (["Hi", "--tools", '{"a": 1}'], "expected a list of tools, which are JSON objects"),
         (["--messages", "[1]"], "expected a list of messages, which are JSON objects"),
-        (["--messages", "[" * 100_000], "is not valid JSON"),
+        (["--messages", "[" * 100_000], "is not valid JSON: too many lists and objects are inside one another"),
+        (["--messages", "[" * 900 + "]" * 900], "expected a list of messages"),
+        (["--messages", '[{"role": "user", "content": 5}]'], "or null in a message of the assistant"),
         (["--messages", '[{"role": "user"}]'], "message 0 must have texts for 'role' and 'content'"),
-        (["--messages", "\udcff"], "is not valid JSON"),
+        (["--messages", "\udcff"], "is not valid JSON: byte 1 is not UTF-8; expected a list of messages"),
     ],
 )
 def test_what_fails_is_one_line(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
+from io import FileIO
 from itertools import islice
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import BundleError, EngineClosedError, MedusaError
 from medusa_runtime.handle import RequestHandle
+from medusa_runtime.log import LOGGER
 from medusa_runtime.openai_format import (
-    OpenAIRequest,
     ResponseFacts,
     TokenTexts,
     error_body,
@@ -25,9 +27,11 @@ from medusa_runtime.openai_format import (
     response_body,
     status_of,
 )
-from medusa_runtime.sampling_params import SamplingParams
+from medusa_runtime.openai_format.failures import SERVER_ERROR
+from medusa_runtime.results import GenerationResult
 
 from medusa_exporter.batch.identity import BatchIdentity, seed_of
+from medusa_exporter.batch.plan import BatchPlan, BatchSummary
 from medusa_exporter.batch.requests_file import (
     BatchError,
     BatchFacts,
@@ -37,69 +41,13 @@ from medusa_exporter.batch.requests_file import (
     read_requests,
 )
 from medusa_exporter.batch.responses_file import Finished, ResponsesFile, count_finished, encode_line
-from medusa_exporter.console import Bar, Progress, note
+from medusa_exporter.console import Bar, Progress, note, warn
+from medusa_exporter.wording import counted
 
 QUEUED = 8  # requests that the engine has at a time, so that prompts are encoded while answers are generated
 MAX_FAILURES = 8  # requests in a row that may fail, before the engine and not the requests is at fault
+END_OF_REQUEST = "request %d ended with "  # the start of a warning of the runtime
 FINGERPRINT = 16  # hexadecimal digits of the bundle's digest in `system_fingerprint`
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """What a batch is: which requests are answered, with what, and to where.
-
-    Attributes:
-        file: The file of requests.
-        output: The file of responses.
-        params: Sampling parameters of fields that a body leaves out.
-        chat_template_arguments: Names for the chat template that a body does not set.
-        sanitize: Whether control tokens in texts are encoded as ordinary text.
-        settings: What else the responses depend on, JSON values: backend, precision, chat template and so on.
-    """
-
-    file: Path
-    output: Path
-    params: SamplingParams
-    chat_template_arguments: Mapping[str, Any] = field(default_factory=dict)
-    sanitize: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def identity(self, bundle: Bundle) -> BatchIdentity:
-        """Return what the responses depend on."""
-        parameters = dataclasses.asdict(self.params)
-        settings = {
-            "parameters": parameters,
-            "chat_template_arguments": dict(self.chat_template_arguments),
-            "sanitize": self.sanitize,
-            **self.settings,
-        }
-        return BatchIdentity(bundle.manifest.digest, settings)
-
-
-@dataclass(frozen=True)
-class BatchSummary:
-    """What a run has done.
-
-    Attributes:
-        statuses: Number of responses in the output by their status code.
-        resumed: Number of these that an earlier run has written.
-        prompt_tokens: Tokens of the prompts that this run computed.
-        completion_tokens: Tokens that this run generated.
-        tokens_per_step: Mean tokens per step of this run.
-        seconds: Duration of the answers of this run.
-    """
-
-    statuses: Counter[int]
-    resumed: int
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    tokens_per_step: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def requests(self) -> int:
-        """Number of requests."""
-        return self.statuses.total()
 
 
 def answer_batch(plan: BatchPlan, bundle: Bundle, load: Callable[[], Engine], *, force: bool = False) -> BatchSummary:
@@ -128,16 +76,15 @@ def answer_batch(plan: BatchPlan, bundle: Bundle, load: Callable[[], Engine], *,
             "for /v1/completions only, or build the bundle with --chat-template"
         )
     if not force and (done := output.is_up_to_date(read_requests(plan.file), identity)):
-        note(f"{plan.output} is up to date, {done.count} responses; --force answers all requests anew")
+        note(f"{plan.output} is up to date, {counted(done.count, 'response')}; --force answers all requests anew")
         return BatchSummary(done.statuses, done.count)
     with output.open_part() as file:
         finished = Finished() if force else _count(output, plan, identity)
-        file.truncate(finished.size)
-        file.seek(finished.size)
+        output.cut(file, finished.size)
         summary = BatchSummary(finished.statuses, finished.count)
         if finished.count < facts.requests:
-            with load() as engine:
-                summary = _Run(plan, identity, engine, file).answer(finished, facts)
+            with load() as engine, _ends_are_not_logged():
+                summary = _Run(plan, identity, engine, output, file).answer(finished, facts)
         output.publish(file)
     return summary
 
@@ -145,26 +92,43 @@ def answer_batch(plan: BatchPlan, bundle: Bundle, load: Callable[[], Engine], *,
 def _count(output: ResponsesFile, plan: BatchPlan, identity: BatchIdentity) -> Finished:
     finished = count_finished(output.part, output.part, read_requests(plan.file), identity)
     if finished.count:
-        note(f"resuming behind {finished.count} responses in {output.part}")
+        note(f"resuming behind {counted(finished.count, 'response')} in {output.part}")
     return finished
+
+
+@contextlib.contextmanager
+def _ends_are_not_logged() -> Iterator[None]:
+    """Leave out the runtime's warnings of requests that have ended: the responses have the reasons, by custom_id."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(END_OF_REQUEST)
+
+    LOGGER.addFilter(is_other)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(is_other)
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A request that was submitted, or the error that it was refused with."""
+    """A request that was read, and its handle, or the error that it was refused with."""
 
     request: BatchRequest
     request_id: str
-    read: OpenAIRequest | None = None
-    handle: RequestHandle | None = None
-    error: MedusaError | None = None
+    outcome: RequestHandle | MedusaError
+    model: str | None = None
+    skip_special_tokens: bool = True
 
 
 class _Run:
     """Answers the requests that are left, and writes the responses in their order."""
 
-    def __init__(self, plan: BatchPlan, identity: BatchIdentity, engine: Engine, file: BinaryIO) -> None:
-        self._plan, self._identity, self._engine, self._file = plan, identity, engine, file
+    def __init__(
+        self, plan: BatchPlan, identity: BatchIdentity, engine: Engine, output: ResponsesFile, file: FileIO
+    ) -> None:
+        self._plan, self._identity, self._engine = plan, identity, engine
+        self._output, self._file = output, file
         self._texts = TokenTexts(engine.tokenizer)
         self._statuses = Counter[int]()
         self._failures: list[int] = []  # sizes of the file before each of the last responses, if they are failures
@@ -188,9 +152,10 @@ class _Run:
             bar.advance(finished.count)
             self._answer_all(islice(requests(), finished.count, None), bar)
         if whole.digest() != facts.digest:
+            count = counted(facts.requests, "request")
             raise BatchError(
-                f"{self._plan.file} changed while its requests were answered; expected the same {facts.requests} "
-                "requests to the end: repeat the command, with --force if lines before the last ones have changed"
+                f"{self._plan.file} changed while its requests were answered; expected the same {count} to the "
+                "end: repeat the command, with --force if lines before the last ones have changed"
             )
         stats = engine.stats()
         return BatchSummary(
@@ -217,8 +182,8 @@ class _Run:
                 bar.advance()
         finally:
             for one in pending:
-                if one.handle is not None:
-                    one.handle.cancel()
+                if isinstance(one.outcome, RequestHandle):
+                    one.outcome.cancel()
 
     def _submit(self, request: BatchRequest) -> _Pending:
         plan, request_id = self._plan, self._identity.request_id(request.data)
@@ -237,45 +202,50 @@ class _Run:
         except EngineClosedError:
             raise
         except MedusaError as error:
-            return _Pending(request, request_id, error=error)
-        return _Pending(request, request_id, read, handle)
+            return _Pending(request, request_id, error)
+        return _Pending(request, request_id, handle, read.model, params.skip_special_tokens)
 
     def _write(self, pending: _Pending) -> None:
         """Wait for a response and write it."""
-        size = self._file.tell()
-        status, body = self._response(pending)
-        self._file.write(encode_line(pending.request, pending.request_id, status, body))
-        self._file.flush()
+        size, request, status = self._file.tell(), pending.request, 200
+        found = self._wait(pending.outcome)
+        if isinstance(found, MedusaError):
+            status = status_of(found, generating=isinstance(pending.outcome, RequestHandle))
+            body = error_body(found, status)
+        else:
+            body = self._body(pending, found)
+        self._output.append(self._file, encode_line(request, pending.request_id, status, body))
         self._statuses[status] += 1
-        self._failures = [*self._failures, size] if status >= 500 else []
+        if status < SERVER_ERROR:
+            self._failures = []
+            return
+        warn(f"{self._plan.file}:{request.line} failed: {found}")
+        self._failures.append(size)
         if len(self._failures) >= MAX_FAILURES:
-            self._file.truncate(self._failures[0])
+            self._output.cut(self._file, self._failures[0])
             raise BatchError(
-                f"the last {MAX_FAILURES} requests failed, up to line {pending.request.line} of {self._plan.file}: "
-                f"{body['error']['message']}; the responses before them are kept: mend the cause, then repeat the "
-                "command"
+                f"the last {MAX_FAILURES} requests failed, up to line {request.line} of {self._plan.file}: {found}; "
+                "the responses before them are kept: mend the cause, then repeat the command"
             )
 
-    def _response(self, pending: _Pending) -> tuple[int, dict[str, Any]]:
-        error: MedusaError
-        if pending.handle is None or pending.read is None:
-            assert pending.error is not None  # noqa: S101 -- there is either an error or a handle
-            error, status = pending.error, status_of(pending.error)
-        else:
-            try:
-                result = pending.handle.result()
-            except EngineClosedError:
-                raise
-            except MedusaError as found:
-                error, status = found, status_of(found, generating=True)
-            else:
-                facts = ResponseFacts(
-                    id=pending.request_id,
-                    created=int(time.time()),
-                    model=pending.read.model or self._engine.bundle.model.name,
-                    system_fingerprint=self._identity.bundle[:FINGERPRINT],
-                )
-                skips_special = pending.read.params.skip_special_tokens
-                url, texts = pending.request.url, self._texts
-                return 200, response_body(url, result, facts, texts, skip_special_tokens=skips_special)
-        return status, error_body(error, status)
+    def _wait(self, outcome: RequestHandle | MedusaError) -> GenerationResult | MedusaError:
+        """Return the result of a request, or the error that it was refused or ended with."""
+        if isinstance(outcome, MedusaError):
+            return outcome
+        try:
+            return outcome.result()
+        except EngineClosedError:
+            raise
+        except MedusaError as error:
+            return error
+
+    def _body(self, pending: _Pending, result: GenerationResult) -> dict[str, Any]:
+        facts = ResponseFacts(
+            id=pending.request_id,
+            created=int(time.time()),
+            model=pending.model or self._engine.bundle.model.name,
+            system_fingerprint=self._identity.bundle[:FINGERPRINT],
+        )
+        return response_body(
+            pending.request.url, result, facts, self._texts, skip_special_tokens=pending.skip_special_tokens
+        )

@@ -9,15 +9,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from medusa_profiles.profile import shown
 from medusa_runtime.errors import BusyError
 
 from medusa_exporter.batch.identity import BatchIdentity, line_id
 from medusa_exporter.batch.requests_file import BatchError, BatchRequest
 from medusa_exporter.output_kinds import BATCH, BATCH_PART
 from medusa_exporter.overwrite_check import check_output_file
+from medusa_exporter.wording import counted
 
 if sys.platform != "win32":
     import fcntl
@@ -84,39 +87,64 @@ class ResponsesFile:
         remaining = iter(requests)
         finished = count_finished(self.path, self.shown, remaining, identity)
         if not finished.is_whole or next(remaining, None) is not None:
+            count = counted(finished.count, "response")
             raise BatchError(
-                f"{self.shown} has {finished.count} responses, expected one to each request: it was damaged, or is of "
-                f"another input; {REMEDY}"
+                f"{self.shown} has {count}, expected one to each request: it was damaged, or is of another input; "
+                f"{REMEDY}"
             )
         return finished
 
     @contextmanager
-    def open_part(self) -> Iterator[BinaryIO]:
+    def open_part(self) -> Iterator[FileIO]:
         """Open and lock the unfinished output; an empty one is removed at the end.
 
         Raises:
             BusyError: Another command is writing to it.
-            OSError: It cannot be written.
+            BatchError: It cannot be opened.
         """
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        with self.part.open("ab+") as file:
+        with self._failures_are_explained():
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            opened = self.part.open("ab+", buffering=0)  # a write that failed is not tried again when it is closed
+        with opened as file:
             self._lock(file)
             try:
                 yield file
             finally:
                 if not file.closed:
-                    file.flush()
                     self._remove_empty(file)
 
-    def publish(self, file: BinaryIO) -> None:
-        """Give the finished output, which `open_part` has opened, its name. Raises OSError."""
-        file.flush()
-        os.fsync(file.fileno())
-        if sys.platform == "win32":  # which renames no open file
-            file.close()
-        self.part.replace(self.path)
+    def append(self, file: FileIO, line: bytes) -> None:
+        """Write a response to the unfinished output; raise BatchError if that fails."""
+        with self._failures_are_explained():
+            while line:
+                line = line[file.write(line) :]
 
-    def _lock(self, file: BinaryIO) -> None:
+    def cut(self, file: FileIO, size: int) -> None:
+        """Drop what is behind the first `size` bytes of the unfinished output; raise BatchError if that fails."""
+        with self._failures_are_explained():
+            file.truncate(size)
+            file.seek(size)
+
+    def publish(self, file: FileIO) -> None:
+        """Give the finished output, which `open_part` has opened, its name; raise BatchError if that fails."""
+        with self._failures_are_explained():
+            os.fsync(file.fileno())
+            if sys.platform == "win32":  # which renames no open file
+                file.close()
+            self.part.replace(self.path)
+
+    @contextmanager
+    def _failures_are_explained(self) -> Iterator[None]:
+        """Turn an error of the file system, such as a full disk, into one that says what stays and what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise BatchError(
+                f"{self.part} cannot be written as the output {self.shown}: {error.strerror or error}; the responses "
+                "that it has are kept: mend the cause, such as a full disk, then repeat the command to resume it"
+            ) from error
+
+    def _lock(self, file: FileIO) -> None:
         if sys.platform == "win32":
             return
         try:
@@ -133,14 +161,14 @@ class ResponsesFile:
                 "it has ended, then run this again, or give another output"
             )
 
-    def _is_current(self, file: BinaryIO) -> bool:
+    def _is_current(self, file: FileIO) -> bool:
         """Whether the file has not been renamed or removed since it was opened."""
         try:
             return os.path.samestat(self.part.stat(), os.fstat(file.fileno()))
         except FileNotFoundError:
             return False
 
-    def _remove_empty(self, file: BinaryIO) -> None:
+    def _remove_empty(self, file: FileIO) -> None:
         if os.fstat(file.fileno()).st_size == 0 and self._is_current(file):
             if sys.platform == "win32":  # which removes no open file
                 file.close()
@@ -194,7 +222,10 @@ def _read_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _difference(content: dict[str, Any], request: BatchRequest, identity: BatchIdentity) -> str | None:
+    """Describe what else a response belongs to; None if it is the one to the request."""
     expected, found = line_id(identity.request_id(request.data)), str(content.get("id"))
+    if found == expected and content.get("custom_id") != request.custom_id:
+        return f"the custom_id {shown(content.get('custom_id'))} in place of {shown(request.custom_id)}"
     return identity.describe_difference(found.removeprefix(line_id("")), expected.removeprefix(line_id("")))
 
 

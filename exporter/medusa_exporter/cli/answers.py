@@ -10,6 +10,7 @@ from medusa_runtime.results import Choice, GenerationResult, TokenLogprobs
 
 from medusa_exporter.answer_differences import first_difference
 from medusa_exporter.cli.results import Results
+from medusa_exporter.wording import counted
 
 
 def print_answers(handle: RequestHandle, count: int, results: Results) -> GenerationResult:
@@ -38,13 +39,15 @@ def print_answers(handle: RequestHandle, count: int, results: Results) -> Genera
 
 
 def describe(result: GenerationResult) -> str:
-    """Return a line with the number of tokens and steps and the speed."""
-    tokens, steps = result.usage.completion_tokens, sum(choice.steps for choice in result.choices)
-    return (
-        f"[{result.profile}] {tokens} tokens, {steps} steps, {result.tokens_per_step:.2f} tokens/step, "
-        f"{tokens_per_second(result):.1f} tokens/s; prompt of {result.usage.prompt_tokens} tokens in "
-        f"{result.times.prefill:.2f} s"
-    )
+    """Return a line with the number of tokens, and of steps and their speed where the answers needed any."""
+    usage, steps = result.usage, sum(choice.steps for choice in result.choices)
+    figures = [counted(usage.completion_tokens, "token")]
+    if steps:
+        figures += [counted(steps, "step"), f"{result.tokens_per_step:.2f} tokens/step"]
+    if speed := tokens_per_second(result):
+        figures.append(f"{speed:.1f} tokens/s")
+    prompt = counted(usage.prompt_tokens, "token")
+    return f"[{result.profile}] {', '.join(figures)}; prompt of {prompt} in {result.times.prefill:.2f} s"
 
 
 def describe_comparison(plain: GenerationResult, result: GenerationResult) -> str:
@@ -59,8 +62,10 @@ def describe_comparison(plain: GenerationResult, result: GenerationResult) -> st
         index, where = differing[0]
         which = "the answer" if len(result.choices) == 1 else f"answer {index + 1}"
         same = f"DIFFERENT tokens from {which}'s token {where} on"
-    speedup = plain.times.decode / result.times.decode if result.times.decode else float("nan")
-    return f"{same}; {speedup:.2f} times as fast as plain decoding (one request: `bench` measures)"
+    speed, plain_speed = tokens_per_second(result), tokens_per_second(plain)
+    if not speed or not plain_speed:
+        return f"{same}; too few of them to compare the speed"
+    return f"{same}; {speed / plain_speed:.2f} times as fast as plain decoding (one request: `bench` measures)"
 
 
 def tokens_per_second(result: GenerationResult) -> float:

@@ -16,7 +16,8 @@ from medusa_runtime.prompt_encoder import Prompt
 from medusa_runtime.prompt_options import PromptOptions
 from medusa_runtime.sampling_params import LOSSLESS, SamplingParams
 
-from medusa_exporter.batch.answering import BatchPlan, BatchSummary, answer_batch
+from medusa_exporter.batch.answering import answer_batch
+from medusa_exporter.batch.plan import BatchPlan, BatchSummary
 from medusa_exporter.batch.responses_file import ResponsesFile
 from medusa_exporter.cli.answers import as_json, describe, describe_comparison, print_answers
 from medusa_exporter.cli.command import Command
@@ -35,6 +36,7 @@ from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.cli.sampling_options import sampling_options, wrong_arguments_are_usage
 from medusa_exporter.console import note
 from medusa_exporter.output_kinds import SUMMARIES
+from medusa_exporter.wording import counted
 
 KIND = SUMMARIES["generate"]
 PLAIN = "plain"
@@ -131,6 +133,15 @@ def command(
     With --batch-file, all requests of a file are answered into another file. The same command resumes a run that was
     interrupted, and does nothing if the output is complete.
     """
+    of_templates = {
+        "--tools": tools is not None,
+        "--continue-final-message": continue_final_message,
+        "--messages": messages is not None,
+        "--chat-template-argument": bool(chat_template_arguments),
+    }
+    if raw and any(of_templates.values()):
+        name = next(name for name, is_used in of_templates.items() if is_used)
+        raise click.UsageError(f"{name} does not go with --raw, which uses no chat template; leave out one of the two")
     _check_usage(
         {"PROMPT": prompt is not None, "--messages": messages is not None, "--batch-file": batch_file is not None},
         of_prompts={
@@ -188,7 +199,7 @@ def _check_usage(prompts: dict[str, bool], of_prompts: dict[str, bool], of_batch
     """Refuse options that exclude each other, by which of them were used."""
     used = [name for name, is_used in prompts.items() if is_used]
     if len(used) != 1:
-        got = f"got {' and '.join(used)}" if used else "got none of them"
+        got = f"got {' and '.join(used)}" if used else "no prompt"
         raise click.UsageError(f"{got}, expected one of PROMPT, --messages FILE and --batch-file FILE")
     is_batch = used == ["--batch-file"]
     unfit = of_prompts if is_batch else of_batches
@@ -237,12 +248,11 @@ def _write_summary(summary: BatchSummary, output: Path, results: Results) -> Non
     answered = summary.statuses[200]
     refused = sum(count for status, count in summary.statuses.items() if 400 <= status < 500)
     failed = summary.requests - answered - refused
-    if summary.seconds:
+    if summary.completion_tokens and summary.seconds:
         speed = summary.completion_tokens / summary.seconds
-        note(
-            f"{summary.completion_tokens} tokens in {summary.seconds:.1f} s, {speed:.1f} tokens/s, "
-            f"{summary.tokens_per_step:.2f} tokens/step"
-        )
+        steps = f", {summary.tokens_per_step:.2f} tokens/step" if summary.tokens_per_step else ""
+        tokens = counted(summary.completion_tokens, "token")
+        note(f"{tokens} in {summary.seconds:.1f} s, {speed:.1f} tokens/s{steps}")
     results.echo(f"{answered} answered, {refused} refused (status 400), {failed} failed (status 500) -> {output}")
     content = {
         "output": str(output),

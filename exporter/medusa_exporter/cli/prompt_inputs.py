@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from medusa_profiles.profile import shown
 from medusa_runtime.errors import PromptError
+from medusa_runtime.strict_json import describe_json_error
 
 from medusa_exporter.cli.options import INPUT_FILE
 
@@ -107,8 +109,9 @@ def read_list(file: Path, what: str) -> list[Any]:
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8-sig"))
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise PromptError(f"{file} holds {shown(found)}; expected a list of {what}, which are JSON objects")
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"{file} is not valid JSON ({error!s:.200}); expected a list of {what}") from None
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise PromptError(f"{file} holds {found!r:.80}; expected a list of {what}, which are JSON objects")
+        fault = describe_json_error(error)
+        raise PromptError(f"{file} is not valid JSON: {fault}; expected a list of {what}") from None
     return found

@@ -19,6 +19,7 @@ import click
 from medusa_profiles.profile import ProfileError
 from medusa_runtime.errors import MedusaError, MissingExtraError
 
+from medusa_exporter.cli.advice import for_command_line
 from medusa_exporter.cli.command import DEBUG
 from medusa_exporter.cli.exit_codes import ExitCode
 from medusa_exporter.console import Verbosity, is_utf8, set_verbosity, warn, write
@@ -83,7 +84,9 @@ def _describe(error: BaseException) -> str:
         return ""
     if not isinstance(error, MissingExtraError):
         error = missing_extra(error) or error
-    if isinstance(error, MedusaError | ProfileError | OSError):
+    if isinstance(error, MedusaError):
+        return f"error: {for_command_line(str(error))}"
+    if isinstance(error, ProfileError | OSError):
         return f"error: {error}"
     return f"error: unexpected {type(error).__name__}: {error}; run with --debug to see where"
 

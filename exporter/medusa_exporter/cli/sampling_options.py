@@ -14,6 +14,7 @@ from medusa_runtime.accept import Typical
 from medusa_runtime.errors import ArgumentError, MedusaError
 from medusa_runtime.sampling_params import LOSSLESS, TYPICAL, SamplingParams
 
+from medusa_exporter.cli.advice import for_command_line
 from medusa_exporter.cli.options import list_option
 
 Returned = TypeVar("Returned")
@@ -30,7 +31,7 @@ def wrong_arguments_are_usage() -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(for_command_line(str(error))) from None
 
 
 class _BiasType(click.ParamType):  # type: ignore[type-arg]

@@ -16,7 +16,7 @@ from medusa_exporter.batch.identity import seed_of
 from medusa_exporter.cli.exit_codes import ExitCode
 from medusa_profiles.toml import to_toml
 from medusa_runtime import Bundle, Engine, SamplingParams
-from medusa_runtime.errors import CapacityError, EngineClosedError, InvalidLogitsError
+from medusa_runtime.errors import BackendError, CapacityError, EngineClosedError, InvalidLogitsError
 from medusa_runtime.request_runner import RequestRunner
 
 from ..bench.in_process import run
@@ -113,7 +113,9 @@ def test_three_hundred_requests_with_errors_between_them(
     expected = [200 if number % 13 in good else 400 for number in range(300)]
     assert [line["response"]["status_code"] for line in found] == expected
     counts = Counter(expected)
-    summary = SUMMARY.match(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    assert "ended with" not in shown.err  # with numbers of the engine, which nobody can map
+    summary = SUMMARY.match(shown.out)
     assert summary is not None and tuple(map(int, summary.groups())) == (counts[200], counts[400], 0)
     for line, data in zip(found, file.read_bytes().splitlines(), strict=True):
         number, body = int(line["custom_id"][1:]), line["response"]["body"]
@@ -198,12 +200,16 @@ def test_a_changed_input_is_refused(tiny_bundle: Path, tmp_path: Path, capsys: p
         ([*FEW, chat("more", "Hi")], "has 5 responses, expected one to each request"),
         (FEW[:-1], "has more responses than there are requests"),
         ([*FEW[:3], FEW[4], FEW[3]], "out.jsonl:4 is of another request, expected the response to line 4"),
+        ([*FEW[:4], FEW[4] | {"custom_id": "renamed"}], "out.jsonl:5 is of another request"),
     ):
         write(file, lines)
         assert answer(tiny_bundle, file, output) == 1
         assert reason in capsys.readouterr().err
     assert output.read_bytes() == content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    output.write_bytes(content.replace(b'"custom_id": "fourth"', b'"custom_id": "forth"'))
+    assert answer(tiny_bundle, write(file, FEW), output) == 1
+    assert "out.jsonl:4 is of the custom_id 'forth' in place of 'fourth'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -285,9 +291,37 @@ def test_a_failure_is_a_line_too(
     failing(monkeypatch, error, {2, 4})
     file, output = write(tmp_path / "in.jsonl", FEW), tmp_path / "out.jsonl"
     assert answer(tiny_bundle, file, output) == 0
-    assert "2 answered, 1 refused (status 400), 2 failed (status 500)" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "2 answered, 1 refused (status 400), 2 failed (status 500)" in shown.out
+    warnings = [line for line in shown.err.splitlines() if line.startswith("warning: ")]
+    assert warnings == [f"warning: {file}:{line} failed: {error}" for line in (2, 5)]  # line 3 never reaches the engine
     body = lines_of(output)[1]["response"]["body"]
     assert body == {"error": {"message": str(error), "type": "server_error", "param": None, "code": None}}
+
+
+def test_what_may_have_paths_is_printed_and_not_written_for_clients(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, BackendError("/srv/model.onnx: a node failed"), {2})
+    file, output = write(tmp_path / "in.jsonl", FEW), tmp_path / "out.jsonl"
+    assert answer(tiny_bundle, file, output) == 0
+    assert f"warning: {file}:2 failed: /srv/model.onnx: a node failed" in capsys.readouterr().err
+    assert "/srv" not in output.read_text()
+    assert "BackendError" in lines_of(output)[1]["response"]["body"]["error"]["message"]
+
+
+def test_figures_that_do_not_exist_are_not_printed(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for lines, pattern in (
+        ([chat("a", "Hi", max_tokens=1)], r"1 token in [\d.]+ s, [\d.]+ tokens/s\n"),
+        ([chat("a", "Hi", allowed_token_ids=[2], min_tokens=1)], ""),
+        ([chat("a", "Hi", unknown=1)], ""),
+    ):
+        assert answer(tiny_bundle, write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl", "--force") == 0
+        assert re.fullmatch(pattern, capsys.readouterr().err)
+    assert answer(tiny_bundle, tmp_path / "in.jsonl", tmp_path / "out.jsonl") == 0
+    assert "out.jsonl is up to date, 1 response; --force" in capsys.readouterr().err
 
 
 def test_failures_in_a_row_end_the_batch_and_are_tried_again(

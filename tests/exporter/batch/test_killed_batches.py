@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from medusa_exporter.batch import responses_file
 from medusa_exporter.cli.exit_codes import ExitCode
 
 from .batches import answer, chat, completion, without_time, write
@@ -48,12 +48,26 @@ def whole(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out.jsonl"
 
 
-def struck(bundle: Path, folder: Path, after: int, number: signal.Signals, *options: str) -> tuple[int, str]:
-    """Run the command in a process that gets a signal; return its exit code and what it printed to standard error."""
+def struck(
+    bundle: Path, folder: Path, after: int, number: signal.Signals, *options: str, size: int = resource.RLIM_INFINITY
+) -> tuple[int, str]:
+    """Run the command in a process that gets a signal; return its exit code and what it printed to standard error.
+
+    Its files may have `size` bytes.
+    """
     words = ["generate", str(bundle), "--batch-file", str(folder / "in.jsonl"), "-o", str(folder / "out.jsonl")]
     command = [sys.executable, "-c", CODE, str(after), str(int(number)), *words, "--threads", "1", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)),
+    )
     return done.returncode, done.stderr
 
 
@@ -133,23 +147,20 @@ def test_another_command_does_not_resume_the_batch(
     assert output.read_bytes().startswith(begun)
 
 
-def test_a_write_that_was_cut_off_is_not_a_line(
-    tiny_bundle: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_may_not_grow_ends_the_batch_and_is_resumed(
+    tiny_bundle: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A full disk."""
-    file, output = write(tmp_path / "in.jsonl", LINES), tmp_path / "out.jsonl"
-    encode, calls = responses_file.encode_line, []
-
-    def cut(*arguments: object) -> bytes:
-        calls.append(1)
-        if len(calls) == 3:
-            with (tmp_path / "out.jsonl.part").open("ab") as part:
-                part.write(encode(*arguments)[:40])  # type: ignore[arg-type]
-            raise OSError(28, "No space left on device")
-        return encode(*arguments)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patched:
-        patched.setattr("medusa_exporter.batch.answering.encode_line", cut)
-        assert answer(tiny_bundle, file, output) == 1
+    """As on a full disk, at every kind of place: in the first line, within a line, and at the end of one."""
+    file, output, part = write(tmp_path / "in.jsonl", LINES), tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    lines = whole.read_bytes().splitlines(keepends=True)
+    begun = len(b"".join(lines[:2]))
+    for size in (100, begun, begun + 50):
+        found, error = struck(tiny_bundle, tmp_path, 99, signal.SIGTERM, size=size)
+        assert (found, error.count("Traceback")) == (ExitCode.FAILURE, 0)
+        last = error.splitlines()[-1]
+        assert last.startswith(f"error: {part} cannot be written as the output {output}: File too large; ")
+        assert "kept" in last and "repeat the command" in last
+        assert part.stat().st_size == size
     assert answer(tiny_bundle, file, output) == 0
+    assert "resuming behind 2 responses" in capsys.readouterr().err
     assert without_time(output) == without_time(whole)

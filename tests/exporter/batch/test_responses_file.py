@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import subprocess
 import sys
 from collections import Counter
@@ -97,6 +99,21 @@ def test_other_requests_are_refused(tmp_path: Path, requests: list[BatchRequest]
         count(path, requests)
 
 
+@pytest.mark.parametrize("custom_id", ["other", "", None, 5])
+def test_a_changed_custom_id_is_refused(tmp_path: Path, requests: list[BatchRequest], custom_id: object) -> None:
+    path, lines = tmp_path / "part", responses(requests)
+    content = json.loads(lines[2])
+    lines[2] = json.dumps(content | {"custom_id": custom_id}).encode() + b"\n"
+    path.write_bytes(b"".join(lines))
+    reason = rf"part:3 is of the custom_id {custom_id!r} in place of 'c', expected the response to line 3"
+    with pytest.raises(BatchError, match=reason):
+        count(path, requests)
+    del content["custom_id"]
+    path.write_bytes(b"".join(lines[:2]) + json.dumps(content).encode() + b"\n")
+    with pytest.raises(BatchError, match="part:3 is of the custom_id None in place of 'c'"):
+        count(path, requests)
+
+
 def test_an_id_depends_on_everything_and_a_seed_on_the_request() -> None:
     ids = {
         IDENTITY.request_id(b"a"),
@@ -171,6 +188,40 @@ def test_an_output_with_nothing_in_it_does_not_stay(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), output.open_part():
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    output = ResponsesFile.at(tmp_path / "out.jsonl")
+    kept = r"out\.jsonl\.part cannot be written as the output .*/out\.jsonl: {}; the responses that it has are kept: "
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with output.open_part() as file:
+        output.append(file, b"a line\n")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            with pytest.raises(BatchError, match=kept.format("File too large")):
+                output.append(file, b"another line\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert output.part.read_bytes() == b"a line\nano"  # of which the next run drops the end
+    with output.open_part() as file:
+        output.path.mkdir()
+        with pytest.raises(BatchError, match=kept.format("Is a directory")):
+            output.publish(file)
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(BatchError, match=r"out\.jsonl\.part cannot be written .*(File exists|Not a directory)"),
+        ResponsesFile.at(tmp_path / "file" / "out.jsonl").open_part(),
+    ):
+        pass
+
+
+def test_a_full_disk_is_explained(tmp_path: Path) -> None:
+    output = ResponsesFile.at(tmp_path / "out.jsonl")
+    with (
+        Path("/dev/full").open("ab", buffering=0) as full,
+        pytest.raises(BatchError, match=r"\.part .*: No space left"),
+    ):
+        output.append(full, b"a line\n")
 
 
 def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
