@@ -91,9 +91,9 @@ def test_without_prompts_the_accuracy_measured_before_is_kept(tiny_bundle: Path,
 
 def test_what_may_not_hold_is_a_warning() -> None:
     few = calibration({1: 10.0, 2: 11.0}, acceptance([[0, 0]] * 10))
-    assert [text[:19] for text in doubts(few)] == ["warning: 2 answers "]
+    assert [text[:19] for text in doubts(few)] == ["warning: only 2 ans"]
     disturbed = replace(few, steps=tuple(replace(step, spread_ms=step.ms) for step in few.steps))
-    assert [text[:19] for text in doubts(disturbed)] == ["warning: the times ", "warning: 2 answers "]
+    assert [text[:19] for text in doubts(disturbed)] == ["warning: the times ", "warning: only 2 ans"]
     assert doubts(replace(few, acceptance=None)) == []
 
 

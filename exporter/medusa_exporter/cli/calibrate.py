@@ -29,6 +29,7 @@ from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import Progress, note
 from medusa_exporter.output_kinds import CALIBRATION
 from medusa_exporter.prompts import load_prompts
+from medusa_exporter.wording import counted
 
 MOST_SPREAD = 0.25  # of the median, between the quartiles of a plain step's time on a quiet machine
 FEWEST_ANSWERS = 20
@@ -138,10 +139,10 @@ def _summary(bundle: Bundle, calibration: GraphCalibration) -> str:
         return "\n".join([*lines, "the heads were not measured: --prompts FILE finds out which tree is the fastest\n"])
     if lines_of_doubt := doubts(calibration):
         lines += ["", *lines_of_doubt]
-    samples = len(acceptance.samples()[0])
+    samples, answers = len(acceptance.samples()[0]), counted(len(acceptance.answers), "answer")
     lines += [
-        f"\nexpected of the bundle's trees, from {samples:,} tokens of {len(acceptance.answers)} answers, behind a "
-        f"past of {acceptance.past:.0f} tokens",
+        f"\nexpected of the bundle's trees, from {samples:,} tokens of {answers}, behind a past of "
+        f"{acceptance.past:.0f} tokens",
         expectations_table(expect_all(calibration, trees)),
         f"fastest: {best.profile.name}; Engine.load and generate use it on this machine",
     ]
@@ -161,7 +162,6 @@ def doubts(calibration: GraphCalibration) -> list[str]:
         )
     acceptance = calibration.acceptance
     if acceptance is not None and len(acceptance.answers) < FEWEST_ANSWERS:
-        found.append(
-            f"warning: {len(acceptance.answers)} answers are few to choose a tree by, expected {FEWEST_ANSWERS} or more"
-        )
+        answers = counted(len(acceptance.answers), "answer")
+        found.append(f"warning: only {answers} to choose a tree by, expected {FEWEST_ANSWERS} or more")
     return found

@@ -49,6 +49,7 @@ from medusa_exporter.extras import import_extra
 from medusa_exporter.output_kinds import COMPARE, REFERENCE
 from medusa_exporter.overwrite_check import check_output_file
 from medusa_exporter.prompts import load_prompts
+from medusa_exporter.wording import counted
 
 STEPS = 8
 Named = tuple[str, str | None]  # a backend and a precision; None for the default precision of the bundle
@@ -195,8 +196,8 @@ def _plan(
     longest = context - rows_needed(tree, steps)
     if longest < 1:
         raise CapacityError(
-            f"the context of {context} tokens has no room for a prompt and {steps} steps of {tree.name}; take fewer "
-            "--steps or a smaller tree with --profile"
+            f"the context of {context} tokens has no room for a prompt and {counted(steps, 'step')} of {tree.name}; "
+            "take fewer --steps or a smaller tree with --profile"
         )
     if not engines[0].prompt_encoder.has_chat_template:
         progress.report(PLAIN_TEXT)
@@ -220,7 +221,8 @@ def _reference_steps(
     for taken in run_steps(reference, plan, bundle.heads.top_k):
         if taken.inputs.prompt != prompt:
             prompt = taken.inputs.prompt
-            progress.report(f"prompt {prompt}/{len(plan.prompts)}: {len(plan.prompts[prompt - 1])} tokens")
+            length = counted(len(plan.prompts[prompt - 1]), "token")
+            progress.report(f"prompt {prompt}/{len(plan.prompts)}: {length}")
         yield taken
 
 
@@ -238,7 +240,8 @@ def _save(
                 )
             recorder.add(taken.outputs)
     size = file.stat().st_size / 1e6
-    return f"{side}: {recorder.steps} steps of {len(plan.prompts)} prompts, {plan.tree.name}, {size:.0f} MB"
+    steps, prompts = counted(recorder.steps, "step"), counted(len(plan.prompts), "prompt")
+    return f"{side}: {steps} of {prompts}, {plan.tree.name}, {size:.0f} MB"
 
 
 def _compare(
@@ -279,7 +282,5 @@ def _conclude(
     reference, other = map(str, sides)
     if worst is not None:
         raise MedusaError(formatting.mismatch(worst, outcome.first, reference, other))
-    results.echo(
-        f"{other} equals {reference} within tolerance: {outcome.steps} steps of {len(plan.prompts)} prompts, "
-        f"plain and {plan.tree.name}"
-    )
+    steps, prompts = counted(outcome.steps, "step"), counted(len(plan.prompts), "prompt")
+    results.echo(f"{other} equals {reference} within tolerance: {steps} of {prompts}, plain and {plan.tree.name}")

@@ -21,6 +21,7 @@ from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import note
 from medusa_exporter.output_kinds import DATA, REVIEW, SUMMARIES
 from medusa_exporter.overwrite_check import check_output_file, check_output_folder
+from medusa_exporter.wording import counted
 
 KIND = SUMMARIES["distill"]
 
@@ -269,7 +270,7 @@ def command(
     if review_out:
         written, foreign = write_review(found, tokenizer, review_out)
         left_out = f"; {foreign} that the chat template did not write are left out, and stay in DATA" if foreign else ""
-        note(f"{written} conversations{left_out} -> {review_out}")
+        note(f"{counted(written, 'conversation')}{left_out} -> {review_out}")
     results.write(KIND, {"output": str(output), "rows": found.rows, "tokens": len(found.tokens), "model": source.name})
 
 

@@ -14,6 +14,7 @@ from medusa_exporter.cli.options import heads_output_option
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import warn
 from medusa_exporter.output_kinds import CONVERTED, SUMMARIES
+from medusa_exporter.wording import counted
 
 if TYPE_CHECKING:
     from medusa_exporter.heads.convert import Conversion
@@ -71,11 +72,11 @@ def _found(converted: Conversion) -> str:
     facts = converted.facts
     own = f"own lm_heads of {facts.own_lm_head_size} tokens" if facts.own_lm_head_size else "the model's lm_head"
     draft = f"draft vocabulary of {facts.draft_vocabulary} tokens" if facts.draft_vocabulary else "whole vocabulary"
-    taps = f", {facts.taps} tapped layer{'' if facts.taps == 1 else 's'}" if facts.taps else ""
+    taps = f", {counted(facts.taps, 'tapped layer')}" if facts.taps else ""
     trunk = f", trunk of width {facts.trunk}" if facts.trunk else ""
     return (
-        f"found {facts.heads} head{'' if facts.heads == 1 else 's'} of {facts.layers} "
-        f"layer{'' if facts.layers == 1 else 's'}, hidden size {facts.hidden_size}, conditioning {facts.conditioning}"
+        f"found {counted(facts.heads, 'head')} of {counted(facts.layers, 'layer')}, hidden size "
+        f"{facts.hidden_size}, conditioning {facts.conditioning}"
         f"{taps}{trunk}, {draft}, {own}{' (own ones equalled it and were left out)' if converted.shared else ''}, "
         f"in {converted.layout.title}"
     )

@@ -16,6 +16,7 @@ from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.console import table
 from medusa_exporter.graph_sizes import files_of_graph, graph_sizes
 from medusa_exporter.output_kinds import SUMMARIES
+from medusa_exporter.wording import counted
 
 FP32_BYTES = 4  # size of one element of the KV cache
 
@@ -106,7 +107,7 @@ def _summary(facts: dict[str, Any]) -> str:
             f"          vocabulary of {model['vocab_size']:,} tokens, context of {model['context']:,} tokens",
             f"          end tokens: {ends}",
             f"KV cache  {facts['kv_bytes_per_token']['fp32']:,} bytes per token in fp32",
-            f"heads     {heads['count']} heads of {heads['layers']} residual blocks{trunk}",
+            f"heads     {counted(heads['count'], 'head')} of {counted(heads['layers'], 'residual block')}{trunk}",
             f"          inputs: {', '.join(inputs)}",
             f"          each proposes {heads['top_k']} of {heads['draft_vocabulary'] or model['vocab_size']:,} tokens",
         ]

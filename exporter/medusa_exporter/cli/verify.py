@@ -34,6 +34,7 @@ from medusa_exporter.prompts import load_prompts
 from medusa_exporter.quality import as_table
 from medusa_exporter.transformers_reference import TransformersReference
 from medusa_exporter.verification import measure_precisions, verify_answers
+from medusa_exporter.wording import counted
 
 
 @click.command(name="verify", cls=Command, example="medusa-export verify bundle --profile tree-4,tree-8")
@@ -136,9 +137,10 @@ def command(
     if qualities:
         results.echo(as_table(qualities))
     against = "plain decoding" if model is None else f"plain decoding, and that against {model} in transformers"
-    summary = f"{len(found.texts)} answers of {found.tokens} tokens in all, {len(trees)} trees against {against}: "
+    answers, tokens = counted(len(found.texts), "answer"), counted(found.tokens, "token")
+    summary = f"{answers} of {tokens} in all, {counted(len(trees), 'tree')} against {against}: "
     if found.skipped:
-        summary = f"{found.skipped} of {len(prompts)} prompts skipped, too long for the context; {summary}"
+        summary = f"{found.skipped} of {counted(len(prompts), 'prompt')} skipped, too long for the context; {summary}"
     if found.failures:
         raise MedusaError(summary + found.describe())
     results.echo(summary + found.describe())
