@@ -10,9 +10,17 @@ import sys
 from collections import deque
 from pathlib import Path
 
-from medusa_runtime import Engine, RequestHandle, SamplingParams
+from medusa_runtime import Engine, MedusaError, RequestHandle, SamplingParams
 
 AHEAD = 8  # requests whose prompts are encoded while earlier ones are answered
+
+
+def submit(engine: Engine, line: bytes) -> RequestHandle:
+    """Queue the prompt of a line."""
+    request = json.loads(line)
+    if not isinstance(request, dict) or "prompt" not in request:
+        raise ValueError('expected a JSON object with a prompt: {"prompt": "…"}')
+    return engine.submit(request["prompt"], SamplingParams(max_tokens=64))
 
 
 def write(handle: RequestHandle) -> None:
@@ -21,11 +29,19 @@ def write(handle: RequestHandle) -> None:
     print(json.dumps({"text": result.text, "finish_reason": result.finish_reason}), flush=True)
 
 
-with Engine.load(sys.argv[1]) as engine, Path(sys.argv[2]).open(encoding="utf-8") as lines:
+if len(sys.argv) != 3:
+    sys.exit(f"usage: python {sys.argv[0]} BUNDLE PROMPTS.jsonl")
+failure = None
+with Engine.load(sys.argv[1]) as engine, Path(sys.argv[2]).open("rb") as lines:
     handles: deque[RequestHandle] = deque()
-    for line in lines:
-        handles.append(engine.submit(json.loads(line)["prompt"], SamplingParams(max_tokens=64)))
+    for number, line in enumerate(lines, start=1):
+        try:
+            handles.append(submit(engine, line))
+        except (MedusaError, ValueError, RecursionError) as error:
+            failure = f"{sys.argv[2]}:{number}: {error}; the lines before it were answered"
+            break
         if len(handles) > AHEAD:
             write(handles.popleft())
     while handles:
         write(handles.popleft())
+sys.exit(failure)

@@ -7,6 +7,8 @@ import sys
 
 from medusa_runtime import Engine, SamplingParams
 
+if len(sys.argv) != 2:
+    sys.exit(f"usage: python {sys.argv[0]} BUNDLE")
 with Engine.load(sys.argv[1]) as engine:
     result = engine.generate("What is a hash table?", SamplingParams(max_tokens=48))
     print(result.text, result.usage, f"{result.tokens_per_step:.2f} tokens/step")

@@ -22,15 +22,29 @@ def engine(tiny_bundle: Path) -> Engine:
     return Engine.load(tiny_bundle)
 
 
-def run(name: str, *arguments: object) -> str:
+def start(name: str, *arguments: object) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, str(FOLDER / name), *map(str, arguments)]
-    found = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+    return subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+
+
+def run(name: str, *arguments: object) -> str:
+    found = start(name, *arguments)
     assert (found.returncode, found.stderr) == (0, b"")
     return found.stdout.decode()
 
 
 def test_all_examples_are_tested() -> None:
     assert {path.name for path in FOLDER.glob("*.py")} == {"embed.py", "asyncio_service.py", "batch_file.py"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("embed.py", "BUNDLE"), ("batch_file.py", "BUNDLE PROMPTS.jsonl")], ids=["embed", "batch_file"]
+)
+def test_wrong_arguments_show_the_usage(name: str, words: str) -> None:
+    for arguments in ([], ["a", "b", "c"]):
+        found = start(name, *arguments)
+        assert (found.returncode, found.stdout) == (1, b"")
+        assert found.stderr.decode() == f"usage: python {FOLDER / name} {words}\n"
 
 
 def test_embedding_takes_fifteen_lines(tiny_bundle: Path, engine: Engine) -> None:
@@ -50,6 +64,27 @@ def test_a_file_of_prompts(tiny_bundle: Path, engine: Engine, tmp_path: Path) ->
     expected = [engine.generate(prompt, SamplingParams(max_tokens=64)) for prompt in prompts]
     assert [answer["text"] for answer in answers] == [result.text for result in expected]
     assert [answer["finish_reason"] for answer in answers] == [result.finish_reason for result in expected]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"text": "Hi"}', 'expected a JSON object with a prompt: {"prompt": "…"}'),
+        ("5", "expected a JSON object with a prompt"),
+        ("{", "Expecting property name"),
+        ("[" * 100_000, "recursion"),
+        ('{"prompt": ""}', "the prompt is empty"),
+        ("\udcff", "'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_a_bad_line_is_named_behind_earlier_answers(tiny_bundle: Path, tmp_path: Path, line: str, reason: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    good = json.dumps({"prompt": "Hi"})
+    file.write_text(f"{good}\n{good}\n{line}\n{good}\n", "utf-8", "surrogateescape")
+    found = start("batch_file.py", tiny_bundle, file)
+    assert (found.returncode, found.stdout.count(b"\n")) == (1, 2)
+    error = found.stderr.decode()
+    assert error.startswith(f"{file}:3: ") and reason in error and error.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +113,23 @@ def test_a_service_streams_answers(port: int, engine: Engine) -> None:
     assert lines[-1]["completion_tokens"] == len(expected.token_ids)
 
 
-def test_a_service_outlives_bad_requests_and_clients_that_leave(port: int) -> None:
+def test_a_service_outlives_bad_requests_and_clients_that_leave(port: int, tiny_bundle: Path) -> None:
     endless = json.dumps({"prompt": "Hello", "params": {"max_tokens": 400, "ignore_eos": True}}).encode() + b"\n"
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
             connection.sendall(endless)
             connection.recv(1)
-    for request in (b"", b"[]", b"{}", b'{"prompt": 3}', b'{"prompt": "a", "params": {"best_of": 2}}', b"\xff"):
+    deep = b"[" * 900 + b"]" * 900
+    for request in (
+        b"", b"[]", b"{}", b"\xff", b"5", b'"text"', b"[" * 100_000, b"1" * 5000, b'{"prompt": 3}', b'{"prompt": {}}',
+        b'{"prompt": ""}', b'{"prompt": []}', b'{"prompt": "\\ud800"}', b'{"prompt": %s}' % deep, b'{"prompt": [{}]}',
+        b'{"prompt": "a", "params": 5}', b'{"prompt": "a", "params": %s}' % deep,
+        b'{"prompt": "a", "params": {"n": {}}}',
+        b'{"prompt": "a", "params": {"stop": %s}}' % deep, b'{"prompt": "a", "params": {"best_of": 2}}',
+        b'{"prompt": "a", "params": {"profile": "oak"}}', b'{"prompt": 3, "params": {"truncate_prompt_tokens": 2}}',
+        b'{"prompt": {"a": 1}, "params": {"truncate_prompt_tokens": 2}}', b'{"prompt": "%s"}' % (b"x" * (1 << 19)),
+    ):  # fmt: skip
         (line,) = ask(port, request)
-        assert line["error"]
+        assert line["error"]["type"] == "invalid_request_error", request[:80]
+        assert str(tiny_bundle) not in str(line)
     assert ask(port, b'{"prompt": "Hi", "params": {"max_tokens": 2}}')[-1]["completion_tokens"] == 2
