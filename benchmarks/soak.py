@@ -3,7 +3,7 @@
 A fixed set of requests (greedy and sampled, penalties, filters, stop strings, several answers) is first answered by
 plain decoding, one at a time. Then the threads ask for random ones of them, with the engine's tree: some requests are
 cancelled after a random number of chunks, some are dropped, some have a short deadline. Every answer that is completed
-must equal the first one, nothing may get stuck, and the memory must stay flat; otherwise, and if no answer was compared,
+must equal the first one, nothing may get stuck, and the memory must stay flat. Otherwise, or if no answer was compared,
 the exit code is 1.
 
     python benchmarks/soak.py BUNDLE --minutes 10 --threads 16

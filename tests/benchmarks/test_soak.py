@@ -48,11 +48,7 @@ def test_a_short_run_with_short_answers(tiny_bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [
-        (option, value)
-        for option in ("--minutes", "--threads", "--max-tokens")
-        for value in ("0", "-1", "nan", "inf", "x")
-    ],
+    [*itertools.product(("--minutes", "--threads", "--max-tokens"), ("0", "-1", "nan", "inf", "x"))],
 )
 def test_numbers_are_positive(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -274,6 +275,20 @@ def test_a_drawn_seed_is_reported_and_gives_the_answer_again(
     assert generate(*arguments, "--seed", seed) == 0
     again = capsys.readouterr()
     assert again.out == first.out and "--seed" not in again.err
+
+
+def test_a_file_of_results_that_cannot_be_written_is_named(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # as on a full disk
+    try:
+        assert generate(tiny_bundle, "Hello", "--max-tokens", 2, "--json", tmp_path / "out.json") == ExitCode.FAILURE
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path / 'out.json'} cannot be written: File too large; ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_log_probabilities_without_a_place_are_reported(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from medusa_runtime.errors import MedusaError
 
 from medusa_exporter.console import Verbosity, is_utf8, readable, verbosity, write
 from medusa_exporter.files import write_json
@@ -60,9 +61,20 @@ class Results:
             write(text, newline=newline, error=True)
 
     def save(self, kind: JsonKind, content: Mapping[str, Any]) -> None:
-        """Write what is known so far into the file, if JSON goes into a file: an interrupted command then keeps it."""
-        if self._file is not None:
+        """Write what is known so far into the file, if JSON goes into a file: an interrupted command then keeps it.
+
+        Raises:
+            MedusaError: It cannot be written.
+        """
+        if self._file is None:
+            return
+        try:
             write_json(self._file, _readable(kind.marked(content)))
+        except OSError as error:
+            raise MedusaError(
+                f"{self._file} cannot be written: {error.strerror or error}; mend the cause, such as a full disk, or "
+                "give --json another file, then repeat the command"
+            ) from error
 
     def write(self, kind: JsonKind, content: Mapping[str, Any]) -> None:
         """Write the JSON if `--json` asks for it; it names the command that wrote it."""
