@@ -120,7 +120,7 @@ def verify_answers(
     if not found.texts:
         context = loaded.decoder.cache.context
         raise MedusaError(
-            f"none of the {len(prompts)} prompts fits the context of {context} tokens; expected at "
+            f"no prompt, of {len(prompts)}, fits the context of {context} tokens; expected at "
             "least one: shorten the prompts, or build the bundle with a larger --context"
         )
     return found

@@ -264,8 +264,8 @@ def _kind(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """Return the first 80 characters of a value's repr; an integer of thousands of digits has none."""
+    """Return the first 80 characters of a value's repr; a number of thousands of digits, or a deep list, has none."""
     try:
         return f"{value!r:.80}"
-    except ValueError:
+    except (ValueError, RecursionError):
         return "a value too long to show"

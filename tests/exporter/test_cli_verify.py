@@ -202,7 +202,7 @@ def test_what_cannot_be_checked_is_refused(
 ) -> None:
     prompts.write_text(json.dumps({"turns": ["word " * 600]}))
     assert run(tiny_bundle, "--prompts", prompts, *TREES) == 1
-    assert "none of the 1 prompts fits the context of" in capsys.readouterr().err
+    assert "no prompt, of 1, fits the context of" in capsys.readouterr().err
     assert run(tiny_bundle, "--profile", "oak") == 1
     assert "no profile 'oak'" in capsys.readouterr().err
     assert run(tiny_bundle, "--model", tmp_path / "none") == 1
