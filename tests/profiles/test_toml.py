@@ -71,7 +71,7 @@ def test_windows_line_ends_are_read():
         ('name = "x"\npaths = [[true]]', "tree 'x': paths[0][0] must be an integer, got bool True"),
         (
             'name = "x"\npaths = [[0x' + "f" * 9999 + "]]",
-            "tree 'x': paths[0][0] must be a rank from 0 to 4095, got too",
+            "tree 'x': paths[0][0] must be a rank from 0 to 4095, got a value too",
         ),
         ('name = "x"\npaths = [[0, 0]]', "tree 'x': path [0, 0] has no parent, add [0]"),
     ],
