@@ -20,11 +20,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-from medusa_profiles.profile import TreeProfile
 
-from medusa_runtime.backends.base import FloatArray
+from medusa_runtime.backends.base import BoolArray, FloatArray, IntArray
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.parameter_checks import as_float
 from medusa_runtime.rows import RowReader
@@ -34,10 +34,34 @@ MIN_TEMPERATURE = 1e-6  # of `Typical`; logits divided by less soon overflow flo
 Acceptance = tuple[list[int], int]  # accepted nodes from the root on, and the next token
 
 
-AcceptRule = Callable[[TreeProfile, Sequence[int], Sequence[int], RowReader], Acceptance]
+class TokenTree(Protocol):
+    """What a rule needs to know of a tree of T nodes; node 0 is the root."""
+
+    @property
+    def size(self) -> int:
+        """Number of nodes T, including the root."""
+
+    @property
+    def depth(self) -> int:
+        """Length of the longest path, 0 for the root alone."""
+
+    @property
+    def depths(self) -> IntArray:
+        """Depth of each node, (T,) int32, 0 at the root."""
+
+    @property
+    def mask(self) -> BoolArray:
+        """Attention mask, (T, T) bool: node i attends to node j where j is i itself or an ancestor of i."""
+
+    @property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """Children of each node, T tuples of node indices in ascending order."""
 
 
-def walk(tree: TreeProfile, tokens: Sequence[int], choose: Callable[[int], int]) -> Acceptance:
+AcceptRule = Callable[[TokenTree, Sequence[int], Sequence[int], RowReader], Acceptance]
+
+
+def walk(tree: TokenTree, tokens: Sequence[int], choose: Callable[[int], int]) -> Acceptance:
     """Accept the longest path on which every token is the one that plain decoding would choose.
 
     Several nodes may hold the same token behind the same tokens, for example a head's candidate and a literal. The walk
@@ -61,7 +85,7 @@ def walk(tree: TreeProfile, tokens: Sequence[int], choose: Callable[[int], int])
 
 
 def greedy(
-    tree: TreeProfile,
+    tree: TokenTree,
     tokens: Sequence[int],
     argmax: Sequence[int],
     rows: RowReader | None = None,  # noqa: ARG001
@@ -116,9 +140,7 @@ class Typical:
                 "temperature 0 use acceptance 'lossless'"
             )
 
-    def __call__(
-        self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], rows: RowReader, /
-    ) -> Acceptance:
+    def __call__(self, tree: TokenTree, tokens: Sequence[int], argmax: Sequence[int], rows: RowReader, /) -> Acceptance:
         """Accept a path of one tree; arguments and result are those of `greedy`.
 
         The root is the decoder's own greedy choice and is always accepted. Among paths of the same length the more
@@ -127,7 +149,7 @@ class Typical:
         best = max(self._paths(tree, tokens, rows), key=lambda found: (len(found[0]), found[1]))
         return best[0], argmax[best[0][-1]]
 
-    def _paths(self, tree: TreeProfile, tokens: Sequence[int], rows: RowReader) -> Iterator[tuple[list[int], float]]:
+    def _paths(self, tree: TokenTree, tokens: Sequence[int], rows: RowReader) -> Iterator[tuple[list[int], float]]:
         """Yield every accepted path and its log-probability; logits are read only at nodes that a path has reached."""
         open_paths: list[tuple[list[int], float]] = [([0], 0.0)]
         while open_paths:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medusa_profiles.profile import TreeProfile
-
-from medusa_runtime.accept import Acceptance, AcceptRule, Typical, greedy, walk
+from medusa_runtime.accept import Acceptance, AcceptRule, TokenTree, Typical, greedy, walk
 from medusa_runtime.facts import ModelFacts
 from medusa_runtime.request import Request
 from medusa_runtime.rows import RowReader
@@ -29,7 +27,7 @@ class SampleRule:
 
     def __call__(
         self,
-        tree: TreeProfile,
+        tree: TokenTree,
         tokens: Sequence[int],
         argmax: Sequence[int],  # noqa: ARG002
         rows: RowReader,

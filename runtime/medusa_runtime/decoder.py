@@ -11,6 +11,8 @@ from medusa_profiles.profile import TreeProfile, shown
 from medusa_runtime.accept import AcceptRule, greedy
 from medusa_runtime.arguments import as_int, as_stop_ids, as_token_ids
 from medusa_runtime.backends.base import Backend
+from medusa_runtime.drafting.draft_tree import DraftTree
+from medusa_runtime.drafting.drafter import Draft
 from medusa_runtime.errors import ArgumentError, CapacityError, MedusaError, PromptError
 from medusa_runtime.exclusive import ExclusiveUse, strictly_exclusive
 from medusa_runtime.kv_cache import KvCache
@@ -51,7 +53,7 @@ class Decoder:
         steps: Steps since `start`; the prefill does not count.
         profile: The tree that the steps verify.
         rows: Reads the logits that the last accepted tokens were chosen from.
-        last_tree: The tree of the last step, plain decoding where no tree could be drafted.
+        last_tree: The tree of the last step, the root alone where nothing could be drafted.
         last_path: Its accepted nodes; token i of what `step` returned was chosen at row `last_path[i]`.
         last_accepted: Number of candidates on the path before it was cut at the answer's end.
     """
@@ -79,7 +81,7 @@ class Decoder:
         self._steps.get(self.profile)
         self._step_rows = StepRows(backend)
         self.rows: RowReader = self._step_rows
-        self.last_tree, self.last_path, self.last_accepted = PLAIN, [0], 0
+        self.last_tree, self.last_path, self.last_accepted = DraftTree(PLAIN), [0], 0
         self._prompt: tuple[tuple[int, ...], SavedRow] | None = None  # the prompt in the cache and its last row
         self.cache = KvCache(backend)  # last, so that a failed constructor does not occupy the backend
         self.sequence: SequenceState | None = None
@@ -215,7 +217,7 @@ class Decoder:
 
     def _accept_first(self, sequence: SequenceState, rows: RowReader, argmax: list[int]) -> None:
         """Accept the first token of an answer, from the row behind its prompt."""
-        self.rows, self.last_tree, self.last_path, self.last_accepted = rows, PLAIN, [0], 0
+        self.rows, self.last_tree, self.last_path, self.last_accepted = rows, DraftTree(PLAIN), [0], 0
         _, token = (sequence.rule or greedy)(PLAIN, [sequence.last_token], argmax, rows)
         sequence.extend([token])
         sequence.owner = threading.current_thread()
@@ -277,12 +279,14 @@ class Decoder:
                 f"the KV cache holds {cache.length()} tokens, expected the {length} before the last one; start the "
                 "prompt again"
             )
-        tree = self.profile
-        if not cache.can_draft() or length + tree.size > cache.context:
-            tree = PLAIN  # no hidden state to draft from, or no room left for the tree
-        inputs = self._steps.get(tree, sequence.summaries)
+        draft = Draft(self.profile) if sequence.drafter is None else sequence.drafter.next(sequence)
+        profile, literals = draft.profile if cache.can_draft() else PLAIN, draft.literals
+        if length + profile.size + len(literals) > cache.context:
+            profile, literals = PLAIN, ()  # no room left for the tree
+        inputs = self._steps.get(profile, sequence.summaries, len(literals))
+        tree = inputs.tree
         cache.reserve(length + tree.size)  # an in-place backend writes all of the tree's rows there
-        inputs.update(sequence.last_token, length)
+        inputs.update(sequence.last_token, length, literals)
         self.backend.run(inputs.step)
         self.rows = rows = self._step_rows
         rows.begin(f"of step {self.steps + 1}")
@@ -290,11 +294,13 @@ class Decoder:
         path, next_token = (sequence.rule or self.accept)(tree, tokens, self.backend.read_argmax(), rows)
         accepted = sequence.clip([tokens[node] for node in path[1:]] + [next_token])
         self.last_accepted = len(path) - 1
-        path = path[: len(accepted)]
+        whole, path = path, path[: len(accepted)]
         for row in path:
             rows.check(row)
         cache.commit(path)
         self.last_tree, self.last_path = tree, path
         self.steps += 1
         sequence.answer += accepted
+        if sequence.drafter is not None:
+            sequence.drafter.observe(tree, whole, 1e3 * self.backend.run_seconds)
         return accepted

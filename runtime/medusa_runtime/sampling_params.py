@@ -31,6 +31,7 @@ MAX_LOGPROBS = 64  # most likely tokens per position; as many as the graph's row
 MAX_PENALTY = 2.0  # OpenAI's and vLLM's range of presence and frequency penalties
 
 LOSSLESS, TYPICAL = "lossless", "typical"
+AUTO, HEADS, NGRAM = DRAFTS = ("auto", "heads", "ngram")
 
 # Fields of vLLM's class that mean something for an answer and are not implemented here.
 UNSUPPORTED = (
@@ -97,6 +98,10 @@ class SamplingParams:
             no room for an answer: it keeps the end, and leaves `max_tokens` for the answer, but at most a quarter of
             the context.
         profile: The tree: a name in the bundle, "plain", or a tree of your own. None is the engine's.
+        draft: What steps verify: "heads" is the tree, "ngram" what followed the last tokens where the text had them
+            before, "auto" whichever of these, of smaller trees and of plain decoding is expected to be the fastest.
+            None is "heads" where a tree was chosen, for the request or when the engine was loaded, otherwise "auto".
+            It changes no token of an answer.
         acceptance: "lossless" keeps the distribution of plain decoding; "typical" is the Medusa paper's rule, which is
             LOSSY: pass a `medusa_runtime.accept.Typical` for other thresholds than its defaults.
 
@@ -126,6 +131,7 @@ class SamplingParams:
     bad_words: Collection[str] = ()
     truncate_prompt_tokens: int | None = None
     profile: str | TreeProfile | None = None
+    draft: str | None = None
     acceptance: str | Typical = LOSSLESS
 
     def __post_init__(self) -> None:
@@ -167,6 +173,8 @@ class SamplingParams:
                 f"profile is {shown(self.profile)}, of type {type(self.profile).__name__}; expected the name of a tree "
                 "in the bundle, 'plain', or a TreeProfile"
             )
+        if self.draft is not None and not (isinstance(self.draft, str) and self.draft in DRAFTS):
+            raise ArgumentError(f"draft is {shown(self.draft)}; expected one of {', '.join(DRAFTS)}, or None")
         self._check_together()
 
     def _check_together(self) -> None:

@@ -11,6 +11,7 @@ from medusa_runtime.errors import BusyError
 
 if TYPE_CHECKING:
     from medusa_runtime.accept import AcceptRule
+    from medusa_runtime.drafting.drafter import Drafter
 
 
 @dataclass
@@ -26,6 +27,7 @@ class SequenceState:
         summaries: Whether the backend summarises the rows of each step, if it can, for a rule that reads them.
         answer: Token ids of the answer so far. It is always the same list.
         owner: Thread that may continue an unfinished answer; None after it was aborted.
+        drafter: Chooses what each step verifies; None is the decoder's tree.
     """
 
     prompt: tuple[int, ...]
@@ -36,6 +38,7 @@ class SequenceState:
     summaries: bool = False
     answer: list[int] = field(default_factory=list)
     owner: Thread | None = field(default=None, compare=False, repr=False)
+    drafter: Drafter | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Compute how many tokens the answer may have at most."""

@@ -1,4 +1,4 @@
-"""Keeps the step inputs of the trees that were used last, so that a backend binds each of them once."""
+"""Keeps the step inputs of the drafts that were used last, so that a backend binds each of them once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from medusa_runtime.errors import ArgumentError
 from medusa_runtime.facts import HeadFacts
 from medusa_runtime.tree_step import TreeStep
 
-MAX_CACHED_STEPS = 8
+MAX_CACHED_STEPS = 24
 
 
 class _Kind(NamedTuple):
     profile: TreeProfile
     summaries: bool
+    literals: int
 
 
 class StepCache:
-    """The inputs of the steps of one decoder, by tree and by whether rows are summarised.
+    """The inputs of the steps of one decoder, by tree, number of literals, and whether rows are summarised.
 
     Args:
         heads: The bundle's heads.
@@ -30,29 +31,30 @@ class StepCache:
         self._steps: dict[_Kind, TreeStep] = {}  # the oldest first
         self._last: TreeStep | None = None  # found without hashing a tree
 
-    def get(self, profile: TreeProfile, summaries: bool = False) -> TreeStep:
-        """Return the inputs for a tree.
+    def get(self, profile: TreeProfile, summaries: bool = False, literals: int = 0) -> TreeStep:
+        """Return the inputs for a draft.
 
         Args:
-            profile: The tree.
+            profile: The tree of the heads' candidates.
             summaries: Whether the backend summarises the tree's rows.
+            literals: Number of literals beside them.
 
         Raises:
             ProfileError: The tree needs more heads or candidates than the bundle has.
             ArgumentError: `profile` is not a TreeProfile.
         """
         last = self._last
-        if last is not None and last.profile is profile and last.step.summaries is summaries:
+        if last is not None and last.matches(profile, summaries, literals):
             return last
         if not isinstance(profile, TreeProfile):
             raise ArgumentError(
                 f"the profile is {shown(profile)}, of type {type(profile).__name__}; expected a TreeProfile: pass "
                 "Bundle.profile(name), or None for plain decoding"
             )
-        kind = _Kind(profile, summaries)
+        kind = _Kind(profile, summaries, literals)
         if kind not in self._steps:
             profile.check_fits(self._heads.count, self._heads.top_k)
-            self._steps[kind] = TreeStep(profile, self._heads.top_k, summaries)
+            self._steps[kind] = TreeStep(profile, self._heads.top_k, summaries, literals)
             while len(self._steps) > MAX_CACHED_STEPS:
                 del self._steps[next(iter(self._steps))]
         self._last = self._steps[kind]

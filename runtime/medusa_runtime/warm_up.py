@@ -27,9 +27,9 @@ def warm_up_steps(backend: Backend, cache: KvCache, trees: Sequence[TreeStep]) -
     """
     context, past_lengths = cache.context, backend.padded_past_lengths
     for past, tree in product(past_lengths or (0,), dict.fromkeys(trees)):
-        length = min(past, context - tree.profile.size)
+        length = min(past, context - tree.tree.size)
         if length >= 0:
-            cache.reserve(length + tree.profile.size)
+            cache.reserve(length + tree.tree.size)
             tree.update(0, length)
             yield tree.step
     sizes = [1 << doublings for doublings in range(backend.prefill_chunk.bit_length())]

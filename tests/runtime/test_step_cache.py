@@ -26,7 +26,7 @@ def test_only_the_last_few_are_kept():
     for size in range(5, 5 + MAX_CACHED_STEPS):
         cache.get(random_tree(rng, size))
     again = cache.get(CHAIN)
-    assert again is not first and again.profile == CHAIN
+    assert again is not first and again.tree.profile == CHAIN
 
 
 def test_trees_that_do_not_fit_and_other_types_are_refused():
@@ -35,3 +35,12 @@ def test_trees_that_do_not_fit_and_other_types_are_refused():
         cache.get(TreeProfile("deep", tuple((0,) * depth for depth in range(1, 7))))
     with pytest.raises(ArgumentError, match="the profile is 'tree-4', of type str; expected a TreeProfile"):
         cache.get("tree-4")
+
+
+def test_literals_are_a_step_of_their_own():
+    cache = StepCache(HEADS)
+    alone, beside = cache.get(CHAIN), cache.get(CHAIN, literals=3)
+    assert beside is not alone and beside is cache.get(CHAIN, literals=3) and alone is cache.get(CHAIN)
+    beside.update(5, 10, [7, 8])
+    assert beside.step.input_ids[0, -3:].tolist() == [7, 8, 5]  # a missing one repeats the root
+    assert beside.step.position_ids[0, -3:].tolist() == [11, 12, 13]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medusa_profiles.profile import TreeProfile
-from medusa_runtime.accept import Acceptance, greedy
+from medusa_runtime.accept import Acceptance, TokenTree, greedy
 from medusa_runtime.errors import MedusaError
 from medusa_runtime.facts import PLAIN
 from medusa_runtime.rows import RowReader
@@ -82,7 +82,7 @@ class ForcedAcceptance:
         self._paths: dict[int, list[int]] = {}  # by the number of nodes that are kept
 
     def __call__(
-        self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], _logits: RowReader, /
+        self, tree: TokenTree, tokens: Sequence[int], argmax: Sequence[int], _logits: RowReader, /
     ) -> Acceptance:
         """Keep the recorded number of tokens: the first node at the corresponding depth, and its ancestors."""
         if tree.size == 1:  # the context had no room for the tree

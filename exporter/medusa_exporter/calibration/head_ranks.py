@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.accept import Acceptance as Accepted
+from medusa_runtime.accept import TokenTree
 from medusa_runtime.calibration import Acceptance, AnswerHits, GraphCalibration, Hits
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import PromptError
@@ -95,7 +96,7 @@ class RankRecorder:
         return float(np.mean(self._pasts))
 
     def _accept_root(
-        self, tree: TreeProfile, tokens: Sequence[int], argmax: Sequence[int], _logits: RowReader, /
+        self, tree: TokenTree, tokens: Sequence[int], argmax: Sequence[int], _logits: RowReader, /
     ) -> Accepted:
         drafted = tree.size > 1  # at the end of the context there is no room for a tree
         self._drafts.append([[tokens[node] if drafted else -1 for node in nodes] for nodes in self._nodes])

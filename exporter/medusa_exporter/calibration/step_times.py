@@ -170,7 +170,7 @@ class _Timer:
         tokens = backend.read_tokens()
         rows = self._rows
         rows.begin("of a measured step")
-        path, self._root = rule(step.profile, tokens, backend.read_argmax(), rows)
+        path, self._root = rule(step.tree, tokens, backend.read_argmax(), rows)
         for row in path:
             rows.check(row)
         backend.commit(0, path, past)

@@ -1,0 +1,162 @@
+"""Chooses what each step verifies: the draft with the most expected tokens per millisecond."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from medusa_profiles.profile import TreeProfile
+
+from medusa_runtime.drafting.acceptance import HeadAcceptance, NgramAcceptance, chain_length
+from medusa_runtime.drafting.ngram_index import Match
+from medusa_runtime.drafting.step_times import Kind, StepTimes
+from medusa_runtime.sampling_params import AUTO, HEADS
+
+HYSTERESIS = 1.03  # how much better another tree has to be before it replaces the one in use
+TRIES = 2  # steps that each tree, and plain decoding, is given before their times are compared
+PROBE = 48  # steps after which a kind of draft that does not pay is tried again
+PLAIN = TreeProfile.plain()
+
+
+class Choice(NamedTuple):
+    """What a step verifies.
+
+    Args:
+        profile: Tree of the heads' candidates; plain decoding has none.
+        literals: Number of tokens of the continuation that was found.
+    """
+
+    profile: TreeProfile
+    literals: int
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """What a decoder may verify.
+
+    Args:
+        profiles: Trees of the heads' candidates, with the probabilities of `HeadAcceptance`.
+        literals: Numbers of literals, ascending; empty without n-grams.
+        joint: Whether literals may stand beside the heads' candidates.
+    """
+
+    profiles: Mapping[TreeProfile, Sequence[float]]
+    literals: Sequence[int]
+    joint: bool = False
+
+
+class Experience:
+    """What an engine has learned from all answers.
+
+    Args:
+        options: What may be verified.
+        times: How long steps take.
+    """
+
+    def __init__(self, options: DraftOptions, times: StepTimes) -> None:
+        self.options, self.times = options, times
+        self.heads, self.ngrams = HeadAcceptance(options.profiles), NgramAcceptance()
+
+    @classmethod
+    def empty(cls) -> Experience:
+        """Return the experience of a decoder that only verifies the root."""
+        return cls(DraftOptions({}, ()), StepTimes())
+
+    def of(self, draft: str) -> Experience | None:
+        """Return this experience with the options of a kind of draft; None for the decoder's tree alone."""
+        if draft == HEADS:
+            return None
+        if draft == AUTO:
+            return self
+        limited = copy(self)
+        limited.options = replace(self.options, profiles={}, joint=False)
+        return limited
+
+
+class Controller:
+    """Chooses the drafts of one answer.
+
+    Args:
+        experience: What was learned before; it learns from this answer too.
+    """
+
+    def __init__(self, experience: Experience) -> None:
+        self._options, self._times = experience.options, experience.times
+        self._heads = HeadAcceptance(experience.options.profiles, experience.heads)
+        self._ngrams = NgramAcceptance(experience.ngrams)
+        self._current = PLAIN if not experience.options.profiles else next(iter(experience.options.profiles))
+        self._without_heads = self._without_ngrams = 0  # steps since they were tried
+
+    def choose(self, match: Match | None, available: int) -> Choice:
+        """Return what to verify next.
+
+        Args:
+            match: The earlier occurrence of the last tokens.
+            available: How many tokens follow it.
+        """
+        best, profile = self._best_profile()
+        chosen = Choice(profile, 0)
+        if self._without_heads >= PROBE and self._options.profiles:
+            return Choice(min(self._options.profiles, key=lambda tree: tree.size), 0)
+        if match is None or available < 1 or not self._options.literals:
+            return chosen
+        first, other = self._ngrams.expected(match.length)
+        for literals in self._options.literals:
+            if literals > available and literals > self._options.literals[0]:
+                break
+            gain = chain_length(first, other, min(literals, available))
+            candidates = [(gain, Choice(PLAIN, literals))]
+            if self._options.joint and profile.size > 1:
+                candidates.append((gain + (1 - first) * self._heads.expected(profile), Choice(profile, literals)))
+            for extra, choice in candidates:
+                rate = (1 + extra) / self._times.ms(kind_of(choice))
+                if rate > best:
+                    best, chosen = rate, choice
+        if not chosen.literals:
+            self._without_ngrams += 1
+            if self._without_ngrams >= PROBE:
+                chosen = Choice(PLAIN, self._options.literals[0])
+        return chosen
+
+    def observe(self, choice: Choice, match: Match | None, accepted: int, from_literals: bool, ms: float) -> None:
+        """Learn from a step.
+
+        Args:
+            choice: What was verified.
+            match: Where its literals came from.
+            accepted: Accepted candidates.
+            from_literals: Whether these were literals.
+            ms: Duration of the step.
+        """
+        self._times.add(kind_of(choice), ms)
+        if choice.profile.size > 1:
+            self._without_heads = 0
+            if not from_literals:
+                self._heads.add(choice.profile, accepted)
+        elif not choice.literals:
+            self._without_heads += 1
+        if choice.literals and match is not None:
+            self._without_ngrams = 0
+            self._ngrams.add(match.length, accepted if from_literals else 0, choice.literals)
+
+    def _best_profile(self) -> tuple[float, TreeProfile]:
+        """Return the tree of heads' candidates that is worth most, plain decoding among them, and its tokens per ms."""
+        rates = {tree: self._rate(tree) for tree in (PLAIN, *self._options.profiles)}
+        for tree, rate in rates.items():  # a guess of its time that is too large would never be corrected
+            if len(rates) > 1 and self._times.count(Kind(tree.size, heads=tree.size > 1)) < TRIES:
+                return rate, tree
+        best = max(rates, key=rates.__getitem__)
+        if rates[best] > HYSTERESIS * rates.get(self._current, 0.0):
+            self._current = best
+        return rates[self._current], self._current
+
+    def _rate(self, tree: TreeProfile) -> float:
+        extra = self._heads.expected(tree) if tree.size > 1 else 0.0
+        return (1 + extra) / self._times.ms(Kind(tree.size, heads=tree.size > 1))
+
+
+def kind_of(choice: Choice) -> Kind:
+    """Return the kind of step that verifies a choice."""
+    return Kind(choice.profile.size + choice.literals, heads=choice.profile.size > 1)

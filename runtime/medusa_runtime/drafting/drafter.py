@@ -1,0 +1,74 @@
+"""Drafts of one answer: what the next step verifies, from the heads and from the text before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from medusa_profiles.profile import TreeProfile
+
+from medusa_runtime.drafting.controller import Choice, Controller, Experience
+from medusa_runtime.drafting.ngram_index import Match, NgramIndex
+
+if TYPE_CHECKING:
+    from medusa_runtime.drafting.draft_tree import DraftTree
+    from medusa_runtime.sequence import SequenceState
+
+
+class Draft(NamedTuple):
+    """What a step verifies.
+
+    Args:
+        profile: Tree of the heads' candidates; plain decoding has none.
+        literals: Tokens of a chain beside them.
+    """
+
+    profile: TreeProfile
+    literals: Sequence[int] = ()
+
+
+class Drafter:
+    """Chooses the drafts of one answer.
+
+    Args:
+        experience: What the engine has learned from other answers, and learns from this one.
+    """
+
+    def __init__(self, experience: Experience) -> None:
+        self._controller = Controller(experience)
+        self._index: NgramIndex | None = None
+        self._uses_ngrams = bool(experience.options.literals)
+        self._match: Match | None = None
+
+    def next(self, sequence: SequenceState) -> Draft:
+        """Return the draft behind the tokens so far.
+
+        Args:
+            sequence: The answer, always the same one.
+        """
+        index, available = self._index, 0
+        self._match = None
+        if self._uses_ngrams:
+            if index is None or len(index) > sequence.length:  # tokens were taken back
+                index = self._index = NgramIndex(sequence.prompt)
+            index.extend(sequence.answer[len(index) - len(sequence.prompt) :])
+            self._match = index.match()
+            if self._match is not None:
+                available = min(len(index) - self._match.position, sequence.room)
+        choice = self._controller.choose(self._match, available)
+        if not choice.literals or index is None or self._match is None:
+            return Draft(choice.profile)
+        found = index.continuation(self._match.position, min(choice.literals, available))
+        padding = [sequence.last_token] * (choice.literals - len(found))
+        return Draft(choice.profile, [*found, *padding])
+
+    def observe(self, tree: DraftTree, path: Sequence[int], ms: float) -> None:
+        """Learn from the step that verified the draft.
+
+        Args:
+            tree: What was verified.
+            path: Accepted nodes from the root on.
+            ms: Duration of the step.
+        """
+        from_literals = len(path) > 1 and path[1] >= tree.first_literal
+        self._controller.observe(Choice(tree.profile, tree.literals), self._match, len(path) - 1, from_literals, ms)
