@@ -28,7 +28,7 @@ from medusa_runtime.request import Request
 from medusa_runtime.request_runner import RequestRunner
 from medusa_runtime.results import GenerationResult
 from medusa_runtime.sampling.bad_words import bad_word_ids
-from medusa_runtime.sampling_params import SamplingParams
+from medusa_runtime.sampling_params import AUTO, HEADS, SamplingParams
 from medusa_runtime.scheduler import Call, Scheduler
 from medusa_runtime.stats import Stats, StatsCollector
 
@@ -71,7 +71,8 @@ class Engine:
         self._decoder = loaded.decoder
         self.profile, self.context = loaded.decoder.profile, loaded.decoder.cache.context
         self._stats = StatsCollector()
-        self._runner = RequestRunner(self._decoder, self.tokenizer, self._stats)
+        self._runner = RequestRunner(self._decoder, self.tokenizer, self._stats, loaded.experience)
+        self._draft = HEADS if loaded.is_tree_fixed else AUTO
         self._scheduler = Scheduler(as_int("max_waiting", max_waiting, 1))
         self._numbers = itertools.count(1)
         self._trees: dict[str, TreeProfile] = {}
@@ -204,6 +205,7 @@ class Engine:
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             tree=tree,
+            draft=params.draft or (HEADS if params.profile is not None else self._draft),
             bad_words=bad_word_ids(params.bad_words, self.tokenizer),
             deadline=None if seconds is None else time.monotonic() + seconds,
             submitted=submitted,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medusa_profiles.profile import TreeProfile
@@ -11,8 +11,10 @@ from medusa_runtime.arguments import as_optional_text, as_path, as_text
 from medusa_runtime.backends import load_backend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
+from medusa_runtime.drafting.controller import Experience
+from medusa_runtime.drafting.options import experience_of
 from medusa_runtime.heap import trim_heap
-from medusa_runtime.profile_choice import choose_profile, find_profile
+from medusa_runtime.profile_choice import choose_profile, exact_trees, find_calibration, find_profile
 from medusa_runtime.prompt_encoder import PromptEncoder
 from medusa_runtime.tokenizer import Tokenizer
 
@@ -27,11 +29,15 @@ class LoadedBundle:
         bundle: The opened bundle.
         decoder: Runs its graph on a backend, with a tree.
         prompt_encoder: Turns prompts into token ids.
+        experience: What is known of drafts before the first answer.
+        is_tree_fixed: Whether the caller chose the decoder's tree.
     """
 
     bundle: Bundle
     decoder: Decoder
     prompt_encoder: PromptEncoder
+    experience: Experience = field(default_factory=Experience.empty)
+    is_tree_fixed: bool = False
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -64,7 +70,10 @@ def load_bundle(
     elif (name := as_optional_text("profile", profile)) is not None:
         tree = find_profile(opened, name)
     loaded = load_backend(opened, backend, precision, threads, max_length, gpu, map_weights)
-    decoder = Decoder(loaded, tree or choose_profile(opened, graph, loaded, file))
+    measured = find_calibration(opened, graph, loaded, file)
+    decoder = Decoder(loaded, tree or choose_profile(opened, graph, measured))
+    exact = exact_trees(loaded.precision, opened.profiles().values())
+    experience = experience_of(decoder.profile, exact, loaded.literal_counts, measured)
     encoder = PromptEncoder(opened, chat_template)
     trim_heap()  # tokenizer and graph have freed more than they keep
-    return LoadedBundle(opened, decoder, encoder)
+    return LoadedBundle(opened, decoder, encoder, experience, is_tree_fixed=tree is not None)

@@ -97,8 +97,8 @@ def fastest(calibration: GraphCalibration, profiles: Iterable[TreeProfile]) -> E
     return max(zip(named, found, strict=True), key=lambda pair: pair[0], default=(None, None))[1]
 
 
-def choose_profile(bundle: Bundle, graph: GraphFacts, backend: Backend, file: Path | None) -> TreeProfile:
-    """Return the bundle's fastest exact tree for a graph on this machine, or its default where no calibration knows it.
+def find_calibration(bundle: Bundle, graph: GraphFacts, backend: Backend, file: Path | None) -> GraphCalibration | None:
+    """Return the calibration of a graph on this machine, None if there is none.
 
     A calibration in the cache that is damaged or outdated is reported as a warning of the logger `medusa_runtime`.
 
@@ -110,18 +110,23 @@ def choose_profile(bundle: Bundle, graph: GraphFacts, backend: Backend, file: Pa
 
     Raises:
         CalibrationError: `file` is damaged or belongs to another bundle or graph.
-        BundleError: A tree of the bundle is invalid.
     """
     digest = bundle.manifest.digest
     if file is not None:
-        found: GraphCalibration | None = find_graph(file, digest, graph.key)
-    else:
-        try:
-            found = read_cached(digest, graph.key, backend)
-        except (MedusaError, OSError) as error:
-            LOGGER.warning("%s; until then the bundle's default tree is used, %s", error, graph.profile)
-            found = None
-    best = None if found is None else fastest(found, bundle.profiles().values())
+        return find_graph(file, digest, graph.key)
+    try:
+        return read_cached(digest, graph.key, backend)
+    except (MedusaError, OSError) as error:
+        LOGGER.warning("%s; until then the bundle's default tree is used, %s", error, graph.profile)
+        return None
+
+
+def choose_profile(bundle: Bundle, graph: GraphFacts, calibration: GraphCalibration | None) -> TreeProfile:
+    """Return the bundle's fastest exact tree for a graph on this machine, or its default where no calibration knows it.
+
+    Raises BundleError if a tree of the bundle is invalid.
+    """
+    best = None if calibration is None else fastest(calibration, bundle.profiles().values())
     return find_profile(bundle, graph.profile) if best is None else best.profile
 
 

@@ -51,7 +51,8 @@ class Request:
         prompt: Token ids.
         params: The parameters.
         seed: The seed, drawn if the parameters have none.
-        tree: The tree that its steps verify.
+        tree: The tree that its steps verify, if `draft` is "heads".
+        draft: What its steps verify, one of `sampling_params.DRAFTS`.
         bad_words: Token ids of the words that the answer must not contain.
         deadline: Time of `time.monotonic` at which it ends; None has no limit.
         submitted: Time of `time.perf_counter` at which it was submitted.
@@ -63,6 +64,7 @@ class Request:
     params: SamplingParams
     seed: int
     tree: TreeProfile
+    draft: str
     bad_words: tuple[tuple[int, ...], ...]
     deadline: float | None
     submitted: float

@@ -8,12 +8,14 @@ from time import perf_counter
 
 from medusa_runtime.answer_rule import answer_rule, end_ids, stop_ids
 from medusa_runtime.decoder import Decoder
+from medusa_runtime.drafting.controller import Experience
+from medusa_runtime.drafting.drafter import Drafter
 from medusa_runtime.errors import DeadlineError, EngineClosedError, RequestCancelledError, RequestError
 from medusa_runtime.log import LOGGER
 from medusa_runtime.request import Checkpoint, Request
 from medusa_runtime.results import Choice, Chunk, GenerationResult, Times, TokenLogprobs
 from medusa_runtime.sampling.logprobs import token_logprobs
-from medusa_runtime.sampling_params import LOSSLESS, TYPICAL
+from medusa_runtime.sampling_params import HEADS, LOSSLESS, TYPICAL
 from medusa_runtime.sequence import SequenceState
 from medusa_runtime.stats import DepthCounts, StatsCollector
 from medusa_runtime.text_stream import TextStream
@@ -71,10 +73,11 @@ class RequestRunner:
         decoder: The decoder, which nothing else uses.
         tokenizer: Turns tokens into text.
         stats: Where steps and requests are counted.
+        experience: What is known of drafts.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, stats: StatsCollector) -> None:
-        self._decoder, self._tokenizer, self._stats = decoder, tokenizer, stats
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, stats: StatsCollector, experience: Experience) -> None:
+        self._decoder, self._tokenizer, self._stats, self._experience = decoder, tokenizer, stats, experience
 
     def answer(self, request: Request, checkpoint: Checkpoint) -> None:
         """Generate all answers of a request and put them into its mailbox.
@@ -84,7 +87,7 @@ class RequestRunner:
         run = None
         LOGGER.debug("request %d: %d tokens of prompt", request.number, len(request.prompt))
         try:
-            run = _Run(request, self._decoder, self._tokenizer, self._stats)
+            run = self._run(request)
             checkpoint()
             run.generate(checkpoint)
             request.mailbox.finish(run.result(), partial(self._stats.add, finished=1, queue_seconds=run.queue_seconds))
@@ -99,10 +102,13 @@ class RequestRunner:
         """End a request that was not begun with an error."""
         self._fail(request, error, None)
 
+    def _run(self, request: Request) -> _Run:
+        return _Run(request, self._decoder, self._tokenizer, self._stats, self._experience)
+
     def _fail(self, request: Request, error: BaseException, run: _Run | None) -> None:
         """End a request with an error, and with what was generated before; the first end counts."""
         if isinstance(error, RequestError):
-            run = run or _Run(request, self._decoder, self._tokenizer, self._stats)
+            run = run or self._run(request)
             error.result = run.result()
         is_expected = isinstance(error, (RequestCancelledError, DeadlineError, EngineClosedError))
         if not (is_expected or request.mailbox.is_done):
@@ -115,8 +121,16 @@ class RequestRunner:
 class _Run:
     """One request at work."""
 
-    def __init__(self, request: Request, decoder: Decoder, tokenizer: Tokenizer, stats: StatsCollector) -> None:
+    def __init__(
+        self,
+        request: Request,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        stats: StatsCollector,
+        experience: Experience,
+    ) -> None:
         self._request, self._decoder, self._tokenizer, self._stats = request, decoder, tokenizer, stats
+        self._experience = experience.of(request.draft)
         self._answers: list[_Answer] = []
         self._started = perf_counter()
         self.queue_seconds = self._started - request.submitted
@@ -149,7 +163,7 @@ class _Run:
             prompt_token_ids=request.prompt,
             choices=choices,
             seed=request.seed,
-            profile=request.tree.name,
+            profile=request.tree.name if request.draft == HEADS else request.draft,
             acceptance=LOSSLESS if request.params.acceptance == LOSSLESS else TYPICAL,
             times=Times(
                 queue=self.queue_seconds,
@@ -164,6 +178,7 @@ class _Run:
         limit = model.context if params.max_tokens is None else params.max_tokens
         sequence = SequenceState(request.prompt, limit, stop_ids(params, model), self._decoder.cache.context)
         sequence.rule = answer_rule(request, index, model, sequence.answer)
+        sequence.drafter = None if self._experience is None else Drafter(self._experience)
         # Summaries of all rows cost a device time, and processors need whole rows: those that are visited are read.
         can_suffice = not params.has_processors and (params.has_filters or params.logprobs is not None)
         sequence.summaries = can_suffice and not self._decoder.backend.logits_on_host
@@ -188,7 +203,7 @@ class _Run:
         depth = min(decoder.last_tree.depth, kept if answer.finish_reason == "stop" else room)
         accepted = min(decoder.last_accepted, kept)
         answer.depths.add(accepted, depth)
-        self._stats.add_step(seconds, kept, accepted, decoder.last_tree.size, depth)
+        self._stats.add_step(seconds, kept, accepted, decoder.last_tree, depth)
 
     def _add(self, answer: _Answer, tokens: list[int]) -> int:
         """Add the tokens of a step to an answer: find where it ends, report a chunk, and return how many are kept."""

@@ -124,7 +124,7 @@ class GenerationResult:
         prompt_token_ids: Tokens of the prompt, as the model read it.
         choices: The answers, by index, at least one.
         seed: The seed that was used; the same one gives the same answers again.
-        profile: Name of the tree.
+        profile: Name of the tree that all steps verified, or "auto" or "ngram" where each step chose its draft.
         acceptance: "lossless" or "typical" (lossy).
         times: Durations.
     """

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from medusa_runtime.drafting.draft_tree import DraftTree
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Stats:
         accepted_by_depth: Element d is the number of steps that accepted a candidate of depth d + 1.
         drafted_by_depth: Element d is the number of steps whose tree had candidates of depth d + 1 within the answer:
             those behind its limit or its end do not count.
+        steps_by_draft: Number of steps by what they verified: "plain", the name of a tree, "ngram-7" for seven tokens
+            copied from the text before, or both joined by a plus sign.
         queue_seconds: Time that all requests that have ended had waited before their prefill, or before their end.
         prefill_seconds: Duration of all prefills.
         step_seconds: Duration of all steps.
@@ -47,6 +52,7 @@ class Stats:
     accepted_tokens: int = 0
     accepted_by_depth: tuple[int, ...] = ()
     drafted_by_depth: tuple[int, ...] = ()
+    steps_by_draft: Mapping[str, int] = field(default_factory=dict)
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     step_seconds: float = 0.0
@@ -81,27 +87,29 @@ class StatsCollector:
         self._lock = threading.Lock()
         self._totals: dict[str, float] = {}
         self._depths = DepthCounts()
+        self._drafts: dict[str, int] = {}
 
     def add(self, **amounts: float) -> None:
         """Add to counters, by the names of `Stats`."""
         with self._lock:
             self._add(amounts)
 
-    def add_step(self, seconds: float, tokens: int, accepted: int, nodes: int, depth: int) -> None:
+    def add_step(self, seconds: float, tokens: int, accepted: int, tree: DraftTree, depth: int) -> None:
         """Add one step.
 
         Args:
             seconds: Its duration.
             tokens: Tokens that the answer gained.
             accepted: How many of them were candidates.
-            nodes: Nodes of its tree, the root included.
-            depth: Depth of its tree within the answer.
+            tree: What it verified.
+            depth: Depth of the tree within the answer.
         """
         with self._lock:
             self._depths.add(accepted, depth)
             self._add({"steps": 1, "step_seconds": seconds, "step_tokens": tokens, "accepted_tokens": accepted})
-            if nodes > 1:
-                self._add({"drafts": 1, "draft_tokens": nodes - 1})
+            self._drafts[tree.name] = self._drafts.get(tree.name, 0) + 1
+            if tree.size > 1:
+                self._add({"drafts": 1, "draft_tokens": tree.size - 1})
 
     def snapshot(self, **now: int) -> Stats:
         """Return the totals.
@@ -111,7 +119,8 @@ class StatsCollector:
         """
         with self._lock:
             accepted, drafted = tuple(self._depths.accepted), tuple(self._depths.drafted)
-            return Stats(accepted_by_depth=accepted, drafted_by_depth=drafted, **self._totals, **now)  # type: ignore[arg-type]
+            depths = {"accepted_by_depth": accepted, "drafted_by_depth": drafted}
+            return Stats(steps_by_draft=dict(self._drafts), **depths, **self._totals, **now)  # type: ignore[arg-type]
 
     def _add(self, amounts: dict[str, float]) -> None:
         for name, amount in amounts.items():

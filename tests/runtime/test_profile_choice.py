@@ -12,7 +12,7 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.calibration_cache import calibration_file, machine_of
 from medusa_runtime.engine import Engine
 from medusa_runtime.errors import ArgumentError, CalibrationError
-from medusa_runtime.profile_choice import choose_profile, expect, fastest
+from medusa_runtime.profile_choice import choose_profile, expect, fastest, find_calibration
 
 from ..calibrations import acceptance, calibration
 from .fake_backend import FakeBackend
@@ -60,7 +60,8 @@ def bundle(tiny_bundle):
 
 
 def chosen(bundle, file=None):
-    return choose_profile(bundle, bundle.graph("ort-cpu")[0], FakeBackend(), file).name
+    graph = bundle.graph("ort-cpu")[0]
+    return choose_profile(bundle, graph, find_calibration(bundle, graph, FakeBackend(), file)).name
 
 
 def measured(opened, **changes):

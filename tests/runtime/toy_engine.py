@@ -7,6 +7,7 @@ import numpy as np
 import tokenizers
 from medusa_runtime.arguments import as_token_ids
 from medusa_runtime.decoder import Decoder
+from medusa_runtime.drafting.options import experience_of
 from medusa_runtime.engine import Engine
 from medusa_runtime.sampling.sampler import Sampler
 from medusa_runtime.tokenizer import Tokenizer
@@ -38,8 +39,9 @@ class ToyEncoder:
         return as_token_ids(prompt, VOCAB).tolist()
 
 
-def toy_engine(backend=None, profile=CHAIN, **arguments):
+def toy_engine(backend=None, profile=CHAIN, is_tree_fixed=True, **arguments):
     backend = FakeBackend(hit_rate=0.8, spread=2) if backend is None else backend
+    experience = experience_of(profile, (CHAIN,), backend.literal_counts, None)
     trees = {"chain": CHAIN}
     bundle = SimpleNamespace(
         root=Path("toy-bundle"),
@@ -50,7 +52,12 @@ def toy_engine(backend=None, profile=CHAIN, **arguments):
     )
     encoder = ToyEncoder()
     loaded = SimpleNamespace(
-        bundle=bundle, decoder=Decoder(backend, profile), prompt_encoder=encoder, tokenizer=encoder.tokenizer
+        bundle=bundle,
+        decoder=Decoder(backend, profile),
+        prompt_encoder=encoder,
+        tokenizer=encoder.tokenizer,
+        experience=experience,
+        is_tree_fixed=is_tree_fixed,
     )
     return Engine(loaded, **arguments)
 

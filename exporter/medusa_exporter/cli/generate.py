@@ -14,7 +14,7 @@ from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
 from medusa_runtime.prompt_encoder import Prompt
 from medusa_runtime.prompt_options import PromptOptions
-from medusa_runtime.sampling_params import LOSSLESS, SamplingParams
+from medusa_runtime.sampling_params import HEADS, LOSSLESS, SamplingParams
 
 from medusa_exporter.batch.answering import answer_batch
 from medusa_exporter.batch.plan import BatchPlan, BatchSummary
@@ -230,7 +230,7 @@ def _answer(
         note("log-probabilities are only written with --json FILE (- is standard output)")
     content = as_json(result)
     if compare:
-        same = dataclasses.replace(params, profile=PLAIN, seed=result.seed)
+        same = dataclasses.replace(params, profile=PLAIN, draft=HEADS, seed=result.seed)
         plain = engine.generate(prompt, same, timeout=timeout, **options)
         note(describe(plain))
         note(describe_comparison(plain, result))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 from medusa_runtime.accept import Typical
 from medusa_runtime.errors import ArgumentError, MedusaError
-from medusa_runtime.sampling_params import LOSSLESS, TYPICAL, SamplingParams
+from medusa_runtime.sampling_params import DRAFTS, LOSSLESS, TYPICAL, SamplingParams
 
 from medusa_exporter.cli.advice import for_command_line
 from medusa_exporter.cli.options import list_option
@@ -145,6 +145,13 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         click.INT,
         "TOKENS",
         "Keep only so many tokens from the end of the prompt; -1 cuts only a prompt that leaves no room for an answer.",
+    ),
+    click.option(
+        "--draft",
+        type=click.Choice(DRAFTS),
+        help="What steps verify: heads is the tree, ngram what followed the last tokens earlier in the text, auto "
+        "whichever is expected to be the fastest. No token of an answer depends on it. Default: heads with --profile, "
+        "otherwise auto.",
     ),
     click.option(
         "--acceptance",

@@ -177,6 +177,7 @@ class Backend(Protocol):
         prefill_chunk: Tokens of a prompt that one step processes at most.
         padded_past_lengths: Lengths to which the past is padded, ascending, so that all of them can be warmed up; empty
             if the backend runs any length as it is.
+        literal_counts: How many literals a draft may have, ascending: few numbers where every size is prepared.
         run_seconds: Duration of the last run, in seconds. The rest of a step's time is spent on the host.
         exclusive_use: Guards the calls. A decoder enters it for a whole step, so that no other call comes in between.
         logits_on_host: Whether `read_logits` copies nothing from a device.
@@ -188,6 +189,7 @@ class Backend(Protocol):
     heads: HeadFacts
     prefill_chunk: int
     padded_past_lengths: Sequence[int]
+    literal_counts: Sequence[int]
     run_seconds: float
     exclusive_use: ExclusiveUse
     logits_on_host: bool

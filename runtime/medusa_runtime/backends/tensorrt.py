@@ -21,6 +21,7 @@ from medusa_runtime.engine_manifest import REMEDY, EngineManifest
 from medusa_runtime.errors import BundleError, CapacityError
 from medusa_runtime.facts import HeadFacts, ModelFacts
 
+MAX_CHAIN = 32  # nodes of an engine that may verify a chain of literals
 PLAIN_ENGINE_NODES = 16  # nodes of the engine for plain decoding, whose steps of one node are padded
 PAST_MULTIPLE = 8  # the number of rows of the past that a step binds is a multiple of this
 WORKSPACE_BYTES = 256 << 20  # an estimate of the memory that TensorRT needs in addition to weights and KV cache
@@ -95,6 +96,8 @@ class TensorRtBackend(DeviceBackend):
         model = replace(model, context=rows)
         super().__init__(name, first.precision, model, heads, device)
         self._new_arena = TokenMajorArena
+        sizes = {facts.nodes for facts in self._files if 1 < facts.nodes == facts.rows <= MAX_CHAIN}
+        self.literal_counts = tuple(nodes - 1 for nodes in sorted(sizes))
         weight_bytes = max(facts.size for facts in self._files)
         check_device_memory(device, name, model, kv_type(first.precision).itemsize, weight_bytes, WORKSPACE_BYTES)
         self._device: CudaDevice = device

@@ -82,7 +82,7 @@ _NOT_SUPPORTED = {
     "web_search_options",
     *UNSUPPORTED,
 } - set(_ONLY)
-_OF_THE_OPERATOR = ("acceptance", "profile")  # options of the command line that no body may set
+_OF_THE_OPERATOR = ("acceptance", "draft", "profile")  # options of the command line that no body may set
 
 MAX_DEPTH = 100  # lists and objects inside one another; more than a prompt's values may have
 

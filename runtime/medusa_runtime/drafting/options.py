@@ -1,0 +1,90 @@
+"""What an engine may verify, from the bundle's trees, the backend and a calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+
+import numpy as np
+from medusa_profiles.profile import TreeProfile
+from medusa_profiles.simulation import steps_taken
+
+from medusa_runtime.calibration import Acceptance, GraphCalibration
+from medusa_runtime.drafting.controller import DraftOptions, Experience
+from medusa_runtime.drafting.step_times import NODE_COST, Kind, StepTimes
+from medusa_runtime.profile_choice import expect_all
+
+GUESS = 0.6  # probability of one depth more of a tree that was not calibrated
+HEADS_COST = 0.15  # of plain decoding's time that the heads are assumed to cost before they were measured
+MAX_TREES = 4  # among which the controller chooses: each is a shape that a GPU prepares
+
+
+def experience_of(
+    default: TreeProfile,
+    exact: Collection[TreeProfile],
+    literals: Sequence[int],
+    calibration: GraphCalibration | None,
+) -> Experience:
+    """Return what an engine knows before its first answer.
+
+    Args:
+        default: The tree of requests that name none.
+        exact: The bundle's trees whose tokens are exactly those of plain decoding.
+        literals: Numbers of literals that the backend is prepared for.
+        calibration: What was measured on this machine, None if nothing was.
+    """
+    acceptance = None if calibration is None else calibration.acceptance
+    if calibration is None or acceptance is None:
+        known = [default, *(tree for tree in exact if tree.size == 2 and tree.paths != default.paths)]
+        trees = {tree: (GUESS,) * tree.depth for tree in known if default.size > 1 and tree.size > 1}
+    else:
+        trees = {tree: depth_rates(tree, acceptance) for tree in _best_trees(calibration, exact)}
+
+    def guess(kind: Kind) -> float | None:
+        measured = None if calibration is None or acceptance is None else _measured(calibration, kind, acceptance.past)
+        return 1 + NODE_COST * (kind.nodes - 1) + HEADS_COST * kind.heads if measured is None else measured
+
+    return Experience(DraftOptions(trees, tuple(literals)), StepTimes(guess))
+
+
+def depth_rates(tree: TreeProfile, acceptance: Acceptance) -> tuple[float, ...]:
+    """Return for each depth the probability that a candidate is accepted behind an accepted one of the depth before.
+
+    Args:
+        tree: A tree of at most as many heads as were calibrated.
+        acceptance: How well the heads predict.
+    """
+    hits, answers = acceptance.samples()
+    starts = hits[steps_taken(tree, hits, answers)]
+    reached = np.zeros(len(starts), np.int64)  # depth of the accepted path of each step
+    for path in tree.paths:
+        reached[(starts[:, : len(path)] == path).all(axis=1)] = len(path)  # sorted: the longest comes last
+    counts = [int((reached >= depth).sum()) for depth in range(tree.depth + 1)]
+    return tuple((after + 1) / (before + 2) for before, after in pairwise(counts))
+
+
+def _best_trees(calibration: GraphCalibration, exact: Collection[TreeProfile]) -> list[TreeProfile]:
+    """Return the fastest tree, and the fastest of those with at most half of its nodes, and so on."""
+    found, chosen, most = expect_all(calibration, exact), list[TreeProfile](), None
+    while len(chosen) < MAX_TREES:
+        smaller = [one for one in found if most is None or one.profile.size <= most]
+        if not smaller:
+            break
+        best = max(smaller, key=lambda one: one.speedup).profile
+        chosen.append(best)
+        most = best.size // 2 + best.size % 2
+        if best.size == 2:
+            break
+    return chosen
+
+
+def _measured(calibration: GraphCalibration, kind: Kind, past: float) -> float | None:
+    """Return the calibrated time of a step; a chain of literals costs what further nodes cost a tree's step."""
+    if kind.heads or kind.nodes == 1:
+        return calibration.step_ms(kind.nodes, past)
+    smallest = min((nodes for nodes in calibration.sizes if nodes > 1), default=None)
+    if smallest is None:
+        return None
+    times = [calibration.step_ms(nodes, past) for nodes in (1, max(kind.nodes, smallest), smallest)]
+    plain, wide, narrow = times
+    return None if plain is None or wide is None or narrow is None else plain * 1.02 + max(0.0, wide - narrow)

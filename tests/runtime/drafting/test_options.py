@@ -1,0 +1,51 @@
+"""What an engine knows before its first answer: from a calibration, or guessed."""
+
+import numpy as np
+import pytest
+from medusa_profiles import TreeProfile
+from medusa_profiles.catalogue import load_profile
+from medusa_profiles.simulation import tokens_per_step
+from medusa_runtime.drafting.options import GUESS, depth_rates, experience_of
+from medusa_runtime.drafting.step_times import Kind
+
+from ...calibrations import acceptance, calibration
+
+TREES = [load_profile(name) for name in ("tree-2", "tree-4", "tree-8", "tree-16")]
+PLAIN = TreeProfile.plain()
+
+
+def test_without_a_calibration_there_are_the_default_and_the_smallest_tree():
+    found = experience_of(TREES[2], TREES, (1, 3), None)
+    assert dict(found.options.profiles) == {TREES[2]: (GUESS,) * TREES[2].depth, TREES[0]: (GUESS,)}
+    assert found.options.literals == (1, 3)
+    assert dict(experience_of(PLAIN, TREES, (1,), None).options.profiles) == {}
+    assert list(experience_of(TREES[0], TREES, (1,), None).options.profiles) == [TREES[0]]
+    times = found.times
+    assert times.ms(Kind(1, False)) < times.ms(Kind(4, False)) < times.ms(Kind(4, True)) < times.ms(Kind(8, True))
+
+
+def test_a_calibration_gives_times_and_probabilities():
+    measured = calibration({1: 10.0, 2: 12.0, 4: 13.0, 8: 30.0}, acceptance([[0, 0, 1], [0, 1, 0], [1, 0, 0]] * 5))
+    found = experience_of(TREES[1], TREES, (3,), measured)
+    assert TREES[3] not in found.options.profiles  # as many nodes were not measured
+    for tree, rates in found.options.profiles.items():
+        assert len(rates) == tree.depth and all(0 < rate < 1 for rate in rates)
+    times = found.times
+    assert times.ms(Kind(4, True)) / times.ms(Kind(1, False)) == pytest.approx(1.3)
+    assert times.ms(Kind(4, False)) / times.ms(Kind(1, False)) == pytest.approx(1.12)
+
+
+def test_probabilities_by_depth_give_the_tokens_per_step_of_the_simulation():
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-1, 3, size=(4000, 3)).tolist()
+    measured = acceptance(rows)
+    hits, answers = measured.samples()
+    for tree in (TREES[0], TREES[1], TreeProfile("wide", ((0,), (1,), (0, 0), (0, 1), (0, 0, 0)))):
+        expected = 1 + np.cumprod(depth_rates(tree, measured)).sum()
+        assert expected == pytest.approx(tokens_per_step(tree, hits, answers), rel=0.01)
+
+
+def test_few_trees_are_chosen_from_large_to_small():
+    measured = calibration({1: 10.0, 2: 10.5, 4: 11.0, 8: 12.0, 16: 14.0}, acceptance([[0, 0, 0, 0, 0]] * 20))
+    sizes = [tree.size for tree in experience_of(TREES[1], TREES, (), measured).options.profiles]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes) and sizes[-1] == 2
