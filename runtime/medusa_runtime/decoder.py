@@ -11,6 +11,7 @@ from medusa_profiles.profile import TreeProfile, shown
 from medusa_runtime.accept import AcceptRule, greedy
 from medusa_runtime.arguments import as_int, as_stop_ids, as_token_ids
 from medusa_runtime.backends.base import Backend
+from medusa_runtime.drafting.controller import Choice
 from medusa_runtime.drafting.draft_tree import DraftTree
 from medusa_runtime.drafting.drafter import Draft
 from medusa_runtime.errors import ArgumentError, CapacityError, MedusaError, PromptError
@@ -117,18 +118,20 @@ class Decoder:
             self.sequence.check_owner(self.backend.name)
 
     @strictly_exclusive
-    def warm_up(self, checkpoint: Callable[[], None] | None = None) -> None:
+    def warm_up(self, checkpoint: Callable[[], None] | None = None, choices: Collection[Choice] = ()) -> None:
         """Run a step of every shape that answers can need, so that no request waits while one is prepared.
 
-        These are plain decoding and the current tree behind pasts of every length, and prompts; on a GPU each becomes a
-        CUDA graph. An answer in progress is discarded. A backend may be bound to the thread that calls it. `checkpoint`
-        is called before each step; what it raises ends the preparation. Raises BusyError if another thread is decoding.
+        These are plain decoding, the current tree and further choices of drafts behind pasts of every length, and
+        prompts; on a GPU each becomes a CUDA graph. An answer in progress is discarded. A backend may be bound to the
+        thread that calls it. `checkpoint` is called before each step; what it raises ends the preparation. Raises
+        BusyError if another thread is decoding.
         """
         self._check_owner()
         self.sequence = self._prompt = None
         self.cache.truncate(0)
         kinds = (False,) if self.backend.logits_on_host else (False, True)  # with summaries: what samples needs them
-        trees = [self._steps.get(tree, summaries) for tree in (PLAIN, self.profile) for summaries in kinds]
+        drafts = dict.fromkeys((Choice(PLAIN, 0), Choice(self.profile, 0), *choices))
+        trees = [self._steps.get(tree, kind, literals) for tree, literals in drafts for kind in kinds]
         for step in warm_up_steps(self.backend, self.cache, trees):
             for _ in range(WARM_UP_RUNS):
                 if checkpoint is not None:

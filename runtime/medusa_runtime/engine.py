@@ -72,6 +72,7 @@ class Engine:
         self.profile, self.context = loaded.decoder.profile, loaded.decoder.cache.context
         self._stats = StatsCollector()
         self._runner = RequestRunner(self._decoder, self.tokenizer, self._stats, loaded.experience)
+        self._experience = loaded.experience
         self._draft = HEADS if loaded.is_tree_fixed else AUTO
         self._scheduler = Scheduler(as_int("max_waiting", max_waiting, 1))
         self._numbers = itertools.count(1)
@@ -234,7 +235,8 @@ class Engine:
             EngineClosedError: The engine was closed.
             ForkedProcessError: This is a child of the process that loaded the engine.
         """
-        call = Call(self._decoder.warm_up)
+        choices = self._experience.options.choices() if self._draft == AUTO else []
+        call = Call(lambda checkpoint: self._decoder.warm_up(checkpoint, choices))
         self._scheduler.submit(call)
         call.wait()
 

@@ -73,7 +73,7 @@ def load_bundle(
     measured = find_calibration(opened, graph, loaded, file)
     decoder = Decoder(loaded, tree or choose_profile(opened, graph, measured))
     exact = exact_trees(loaded.precision, opened.profiles().values())
-    experience = experience_of(decoder.profile, exact, loaded.literal_counts, measured)
+    experience = experience_of(decoder.profile, exact, loaded, measured)
     encoder = PromptEncoder(opened, chat_template)
     trim_heap()  # tokenizer and graph have freed more than they keep
     return LoadedBundle(opened, decoder, encoder, experience, is_tree_fixed=tree is not None)

@@ -65,3 +65,12 @@ def test_typical_acceptance_works_with_copies() -> None:
     with toy_engine(is_tree_fixed=False) as engine:
         result = engine.generate([*PROMPT * 8], params)
     assert len(result.token_ids) == 30 and result.token_ids[0] != EOS
+
+
+def test_warming_up_runs_every_draft_that_may_be_chosen() -> None:
+    backend = FakeBackend()
+    ran: set[tuple[int, bool]] = set()
+    with toy_engine(backend, is_tree_fixed=False) as engine:
+        backend.run = lambda step: ran.add((step.input_ids.shape[1], step.draft))  # type: ignore[method-assign]
+        engine.warm_up()
+    assert ran >= {(1, False), (4, True), *((count + 1, False) for count in backend.literal_counts)}

@@ -41,7 +41,7 @@ class ToyEncoder:
 
 def toy_engine(backend=None, profile=CHAIN, is_tree_fixed=True, **arguments):
     backend = FakeBackend(hit_rate=0.8, spread=2) if backend is None else backend
-    experience = experience_of(profile, (CHAIN,), backend.literal_counts, None)
+    experience = experience_of(profile, (CHAIN,), backend, None)
     trees = {"chain": CHAIN}
     bundle = SimpleNamespace(
         root=Path("toy-bundle"),

@@ -15,7 +15,6 @@ from medusa_runtime.drafting.step_times import Kind, StepTimes
 from medusa_runtime.sampling_params import AUTO, HEADS
 
 HYSTERESIS = 1.03  # how much better another tree has to be before it replaces the one in use
-TRIES = 2  # steps that each tree, and plain decoding, is given before their times are compared
 PROBE = 48  # steps after which a kind of draft that does not pay is tried again
 PLAIN = TreeProfile.plain()
 
@@ -45,6 +44,12 @@ class DraftOptions:
     profiles: Mapping[TreeProfile, Sequence[float]]
     literals: Sequence[int]
     joint: bool = False
+
+    def choices(self) -> list[Choice]:
+        """Return everything that may be verified besides the root alone."""
+        literals = [Choice(PLAIN, count) for count in self.literals]
+        trees = [Choice(tree, count) for tree in self.profiles for count in (0, *(self.literals if self.joint else ()))]
+        return [*trees, *literals]
 
 
 class Experience:
@@ -145,7 +150,7 @@ class Controller:
         """Return the tree of heads' candidates that is worth most, plain decoding among them, and its tokens per ms."""
         rates = {tree: self._rate(tree) for tree in (PLAIN, *self._options.profiles)}
         for tree, rate in rates.items():  # a guess of its time that is too large would never be corrected
-            if len(rates) > 1 and self._times.count(Kind(tree.size, heads=tree.size > 1)) < TRIES:
+            if len(rates) > 1 and not self._times.is_known(Kind(tree.size, heads=tree.size > 1)):
                 return rate, tree
         best = max(rates, key=rates.__getitem__)
         if rates[best] > HYSTERESIS * rates.get(self._current, 0.0):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 NODE_COST = 0.05  # of plain decoding's time that a further node is assumed to cost before it was measured
+TRIES = 2  # steps of a kind after which its time is known well enough to be compared
 SPEED_WEIGHT = 0.2  # of a step's deviation that is the machine's, or due to a longer past: it holds for all kinds
 KIND_WEIGHTS = (
     0.8,
@@ -37,10 +38,11 @@ class StepTimes:
 
     Args:
         guess: Returns milliseconds of a kind of step, or None where nothing is known; only ratios matter.
+        skipped: Number of the first steps of each kind that do not count, since the backend prepares the shape in them.
     """
 
-    def __init__(self, guess: Callable[[Kind], float | None] | None = None) -> None:
-        self._guess = guess
+    def __init__(self, guess: Callable[[Kind], float | None] | None = None, skipped: int = 0) -> None:
+        self._guess, self._skipped = guess, skipped
         self._costs: dict[Kind, float] = {}
         self._counts: dict[Kind, int] = {}
         self._speed: float | None = None
@@ -49,17 +51,20 @@ class StepTimes:
         """Count one step that was run."""
         if ms <= 0:
             return
-        cost, count = self._cost(kind), self._counts.get(kind, 0)
+        count = self._counts.get(kind, 0) - self._skipped
+        self._counts[kind] = count + self._skipped + 1
+        if count < 0:
+            return
+        cost = self._cost(kind)
         if self._speed is None:
             self._speed = math.log(ms) - cost
         error = max(-MOST, min(MOST, math.log(ms) - self._speed - cost))
         self._speed += SPEED_WEIGHT * error
         self._costs[kind] = cost + KIND_WEIGHTS[min(count, len(KIND_WEIGHTS) - 1)] * error
-        self._counts[kind] = count + 1
 
-    def count(self, kind: Kind) -> int:
-        """Return how many steps of a kind were run."""
-        return self._counts.get(kind, 0)
+    def is_known(self, kind: Kind) -> bool:
+        """Return whether enough steps of a kind were run to compare its time with others'."""
+        return self._counts.get(kind, 0) >= self._skipped + TRIES
 
     def ms(self, kind: Kind) -> float:
         """Return the expected milliseconds of a step; before any was run, in units of the guess."""
