@@ -1,4 +1,4 @@
-"""Builds a bundle from a decoder and its Medusa heads; the bundle's folder appears whole or not at all."""
+"""Builds a bundle from a decoder, with or without Medusa heads; its folder appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class BuildResult:
 
 def build(
     model: str,
-    heads: str,
+    heads: str | None,
     bundle: Path,
     *,
     backends: tuple[str, ...] = DEFAULT_BACKENDS,
@@ -65,9 +65,11 @@ def build(
 ) -> BuildResult:
     """Build `bundle` from a decoder and its Medusa heads, unless it is up to date.
 
+    A bundle without heads has no trees: it is decoded plainly, or with drafts from the text (`SamplingParams.draft`).
+
     Args:
         model: Hub name, folder or GGUF file of the decoder.
-        heads: Folder or hub name of the heads.
+        heads: Folder or hub name of the heads; None for a bundle without heads.
         bundle: The folder to write. It may contain nothing, or a bundle, which is then replaced as a whole.
         backends: Backends to build graphs for.
         precisions: Precisions to build; each backend gets those that it runs. Empty for each backend's default.
@@ -94,9 +96,12 @@ def build(
     check_target(bundle)
     pairs = choose_pairs(backends, precisions)
     source = ModelSource.resolve(model, revision)
-    heads = pin_revision(heads, heads_revision)
+    if heads is None:
+        _check_headless(profiles, heads_revision)
+    else:
+        heads = pin_revision(heads, heads_revision)
     measured, profiles = AUTO in profiles, tuple(name for name in profiles if name != AUTO)
-    trees = choose_profiles(profiles, read_architecture(heads).heads)
+    trees = choose_profiles(profiles, 0 if heads is None else read_architecture(heads).heads)
     steps = step_sizes(trees if profiles else _usual_on_gpu(trees), batch)
     fused = fusing_flavours(backend for backend, _ in pairs)
     sources = describe_inputs(source, heads, graph_files(pairs, steps), trees, fused, chat_template, context)
@@ -143,12 +148,27 @@ def choose_profiles(names: tuple[str, ...], heads: int) -> tuple[TreeProfile, ..
     return tuple(trees)
 
 
-def _check_outside_inputs(bundle: Path, source: ModelSource, heads: str) -> None:
+def _check_headless(profiles: tuple[str, ...], heads_revision: str | None) -> None:
+    """Refuse options that need heads. Raises BundleError and ProfileError."""
+    if heads_revision is not None:
+        raise BundleError(
+            f"got the revision {heads_revision!r:.80} of heads, but no heads; give both (--heads, --heads-revision) or "
+            "neither"
+        )
+    if AUTO in profiles:
+        raise ProfileError(
+            f"profile {AUTO} chooses among trees, but without heads there are none; leave it out, or build with --heads"
+        )
+
+
+def _check_outside_inputs(bundle: Path, source: ModelSource, heads: str | None) -> None:
     """Refuse a bundle inside of the folder of the model or the heads, which a build only reads. Raises BundleError."""
     if source.local and not source.gguf and bundle.resolve().is_relative_to(source.location):
         raise BundleError(
             f"{bundle} is inside of the model's folder {source.location}, expected a place outside: give another one"
         )
+    if heads is None:
+        return
     folder = Path(heads).expanduser()
     if folder.is_dir() and bundle.resolve().is_relative_to(folder.resolve()):
         raise BundleError(

@@ -45,7 +45,7 @@ CODE_INCLUDED = ("compare/tolerances.py",)  # except for these files: the limits
 
 def describe_inputs(
     source: ModelSource,
-    heads: str,
+    heads: str | None,
     graphs: Iterable[str],
     profiles: Iterable[TreeProfile],
     fused: Iterable[str] = (),
@@ -59,7 +59,7 @@ def describe_inputs(
 
     Args:
         source: The decoder.
-        heads: Folder or hub name of the heads.
+        heads: Folder or hub name of the heads; None for none.
         graphs: Paths of the graph files in the bundle.
         profiles: The bundle's tree profiles.
         fused: Backends whose graphs have fused operators.
@@ -68,7 +68,7 @@ def describe_inputs(
     """
     return {
         "model": _described(source.location, source.gguf, source.files(), source.revision),
-        "heads": _described(heads, None, heads_files(heads)),
+        "heads": None if heads is None else _described(heads, None, heads_files(heads)),
         "graphs": sorted(graphs),
         "fused": sorted(fused),
         "context": context,

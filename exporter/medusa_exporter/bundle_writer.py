@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medusa_profiles.profile import TreeProfile
 from medusa_profiles.toml import to_toml
 from medusa_runtime.bundle import write_manifest
-from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts
+from medusa_runtime.facts import GraphFacts, HeadFacts, ModelFacts, state_size
 from medusa_runtime.manifest import Manifest
 
 from medusa_exporter import models
@@ -44,7 +44,7 @@ class BuildPlan:
 
     Attributes:
         source: The decoder.
-        heads: Folder or hub name of the Medusa heads.
+        heads: Folder or hub name of the Medusa heads; None for a bundle without heads.
         pairs: (backend, precision) of each graph.
         steps: Step sizes; TensorRT gets one graph for each.
         trees: Tree profiles that the bundle contains.
@@ -55,7 +55,7 @@ class BuildPlan:
     """
 
     source: ModelSource
-    heads: str
+    heads: str | None
     pairs: list[tuple[str, str]]
     steps: list[StepSize]
     trees: tuple[TreeProfile, ...]
@@ -70,7 +70,7 @@ class _Loaded:
     """The loaded decoder and heads, with what the manifest records of them."""
 
     model: PreTrainedModel
-    heads: MedusaHeads
+    heads: MedusaHeads | None
     model_facts: ModelFacts
     head_facts: HeadFacts
 
@@ -125,16 +125,20 @@ def write_bundle(folder: Path, plan: BuildPlan, replaced: Path, report: Report) 
 
 
 def _load(plan: BuildPlan, tokenizer: PreTrainedTokenizerBase, report: Report) -> _Loaded:
-    """Load the decoder in fp32, and its heads."""
+    """Load the decoder in fp32, and its heads if there are any."""
     import torch
 
     from medusa_exporter.heads.storage import load_heads
 
     report(f"load model {plan.source.gguf or plan.source.location}")
     sizes = models.read_sizes(plan.source)
-    heads = load_heads(plan.heads, sizes.hidden_size, sizes.vocab_size, needed_vocab_size(tokenizer))
+    heads = None
+    if plan.heads is not None:
+        heads = load_heads(plan.heads, sizes.hidden_size, sizes.vocab_size, needed_vocab_size(tokenizer))
     model = models.load_model(plan.source, torch.float32)
     facts = model_facts(model, plan.source, end_token_ids(model, tokenizer), plan.context)
+    if heads is None:
+        return _Loaded(model, None, facts, HeadFacts.none())
     top_k = max([MIN_TOP_K, *(tree.max_rank + 1 for tree in plan.trees)])
     top_k = min(heads.draft_vocabulary or facts.vocab_size, top_k)
     head_facts = HeadFacts(
@@ -160,12 +164,14 @@ def _export_graphs(
     (folder / "graphs").mkdir(parents=True)
     fix_longrope(model)
     texts = _calibration_texts(plan, loaded, tokenizer, report)
-    report(f"trace {facts.layers} layers and {heads.heads} heads (the longest stage: about two minutes for 30 layers)")
+    count = loaded.head_facts.count
+    what = f"{facts.layers} layers and {count} heads" if count else f"{facts.layers} layers"
+    report(f"trace {what} (the longest stage: about two minutes for 30 layers)")
     traced = variants.TracedGraph(
         trace(model, heads, facts, loaded.head_facts.top_k),
         facts,
-        heads.input_size,
-        heads.heads,
+        state_size(facts, loaded.head_facts),
+        count,
         rotary_tables(model, facts.context + spare_positions(backend for backend, _ in plan.pairs)),
         windowed=models.effective_window(model, facts.context) is not None,
         texts=texts,
@@ -191,7 +197,8 @@ def _calibration_texts(
 
 
 def _write_profiles(folder: Path, trees: tuple[TreeProfile, ...]) -> None:
-    (folder / "profiles").mkdir()
+    if trees:
+        (folder / "profiles").mkdir()
     for tree in trees:
         (folder / "profiles" / f"{tree.name}.toml").write_text(to_toml(tree), encoding="utf-8")
 

@@ -141,15 +141,21 @@ def measure_precisions(
     Returns:
         The quality of each quantised precision; empty if the backend has no fp32 graph or no other one.
     """
-    graphs = [facts.precision for facts in bundle.manifest.graphs.values() if facts.backend == backend]
-    quantised = [precision for precision in FORMATS if precision in graphs and not is_exact(precision)]
-    if not quantised or len(quantised) == len(graphs):
+    quantised = measurable_precisions(bundle, backend)
+    if not quantised:
         return {}
     found, reference = {}, load_backend(bundle, backend, gpu=gpu)
     for precision in quantised:
         report(f"quality of {precision} compared with fp32, on {len(texts)} answers")
         found[precision] = measure_quality(reference, load_backend(bundle, backend, precision, gpu=gpu), texts)
     return found
+
+
+def measurable_precisions(bundle: Bundle, backend: str) -> list[str]:
+    """Return the quantised precisions of a backend that can be compared with its fp32 graph; empty without one."""
+    graphs = [facts.precision for facts in bundle.manifest.graphs.values() if facts.backend == backend]
+    quantised = [precision for precision in FORMATS if precision in graphs and not is_exact(precision)]
+    return quantised if len(quantised) < len(graphs) else []
 
 
 def _answers(

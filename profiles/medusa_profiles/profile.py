@@ -176,6 +176,11 @@ class TreeProfile:
                 f"{heads} heads of {top_k} candidates each have {heads * top_k} candidates, expected at most "
                 f"{MAX_HEAD_CANDIDATES}; use heads that rank fewer"
             )
+        if self.paths and not heads:
+            raise ProfileError(
+                f"tree '{self.name}' has candidates of heads, but this bundle has no heads; use profile plain, or "
+                "build with --heads"
+            )
         for path in self.paths:
             if len(path) > heads:
                 raise ProfileError(

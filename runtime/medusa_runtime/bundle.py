@@ -182,6 +182,11 @@ class Bundle:
         Raises:
             BundleError: There is no such tree (the message lists those there are), or it is invalid.
         """
+        if not self.heads.count:
+            raise BundleError(
+                f"{self.root} has no profile {name!r:.80}: this bundle has no heads; use profile plain, or build with "
+                "--heads"
+            )
         if name not in self.manifest.profiles:
             names = ", ".join(self.manifest.profiles)
             has = f"it has {names}; name one of these" if names else "it has none; choose plain"

@@ -282,6 +282,11 @@ class Engine:
             return profile
         if profile not in self._trees:
             names = self.bundle.manifest.profiles
+            if profile != PLAIN and not self.bundle.heads.count:
+                raise ArgumentError(
+                    f"profile is {shown(profile)}; expected plain: this bundle has no heads; use profile plain, or "
+                    "build with --heads"
+                )
             if profile != PLAIN and profile not in names:
                 raise ArgumentError(
                     f"profile is {shown(profile)}; expected one of the bundle's trees, {', '.join((*names, PLAIN))}: "

@@ -75,8 +75,10 @@ class ModelFacts:
 class HeadFacts:
     """The number and form of the Medusa heads.
 
+    Without heads (`none`) every number is 0, and the other fields are "none", empty and None.
+
     Attributes:
-        count: Number of heads.
+        count: Number of heads; 0 in a bundle without heads.
         layers: ResBlocks in each head.
         conditioning: "root" if the heads also read the embedding of the root token, otherwise "none".
         top_k: Candidates that each head ranks.
@@ -94,7 +96,10 @@ class HeadFacts:
     draft_vocabulary: int | None = None
 
     def __post_init__(self) -> None:
-        check_int("heads.count", self.count, 1, 1000)
+        check_int("heads.count", self.count, 0, 1000)
+        if not self.count:
+            self._check_none()
+            return
         check_int("heads.layers", self.layers, 0, 1000)
         if self.conditioning not in ("none", "root"):
             refuse("heads.conditioning", self.conditioning, "'none' or 'root'")
@@ -104,6 +109,21 @@ class HeadFacts:
         check_int("heads.trunk", self.trunk, 0, _INT32_MAX)
         if self.draft_vocabulary is not None:
             check_int("heads.draft_vocabulary", self.draft_vocabulary, 1, _INT32_MAX)
+
+    def _check_none(self) -> None:
+        for name in ("layers", "top_k", "trunk"):
+            check_int(f"heads.{name}, without heads,", getattr(self, name), 0, 0)
+        if self.conditioning != "none":
+            refuse("heads.conditioning, without heads,", self.conditioning, "'none'")
+        if check_unique("heads.taps", self.taps):
+            refuse("heads.taps, without heads,", self.taps, "no layers")
+        if self.draft_vocabulary is not None:
+            refuse("heads.draft_vocabulary, without heads,", self.draft_vocabulary, "None")
+
+    @classmethod
+    def none(cls) -> HeadFacts:
+        """Return the facts of a bundle without heads."""
+        return cls(count=0, layers=0, conditioning="none", top_k=0)
 
 
 def state_size(model: ModelFacts, heads: HeadFacts) -> int:

@@ -73,7 +73,10 @@ class Manifest:
             check_text(f"producer.{package}", version)
         if self.heads.draft_vocabulary is not None:
             check_int("heads.draft_vocabulary", self.heads.draft_vocabulary, 1, self.model.vocab_size)
-        check_int("heads.top_k", self.heads.top_k, 1, self.heads.draft_vocabulary or self.model.vocab_size)
+        if self.heads.count:
+            check_int("heads.top_k", self.heads.top_k, 1, self.heads.draft_vocabulary or self.model.vocab_size)
+        elif self.profiles:
+            refuse("profiles", self.profiles, "no trees, since the bundle has no heads")
         for layer in self.heads.taps:
             check_int("a layer in heads.taps", layer, 0, self.model.layers - 1)
         for path in self.files:

@@ -84,7 +84,7 @@ def check_capacity(job: Job, opened: Mapping[str, LoadedBackend]) -> int:
         CapacityError: A case needs more tokens.
     """
     name, context = min(((name, one.context) for name, one in opened.items()), key=lambda pair: pair[1])
-    nodes = max(tree.size for tree in job.trees)
+    nodes = max((tree.size for tree in job.trees), default=1)
     for length, new in job.cases:
         if length is not None and length + new + nodes > context:
             raise CapacityError(

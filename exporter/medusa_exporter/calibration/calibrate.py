@@ -80,7 +80,10 @@ def calibrate_graph(
     deadline = monotonic() + seconds
     backend = load_backend(bundle, graph.backend, graph.precision, plan.threads, plan.max_length, plan.gpu)
     machine = machine_of(backend)
-    sizes = sorted({*SIZES, *(tree.size for tree in bundle.profiles().values())})
+    if bundle.heads.count:
+        sizes = sorted({*SIZES, *(tree.size for tree in bundle.profiles().values())})
+    else:
+        sizes = [1, *(1 + count for count in backend.literal_counts)]
     encoder = PromptEncoder(bundle)
     (text, *_) = prompts_of_length(encoder, BUILT_IN_PROMPTS, choose_pasts(backend.model.context)[-1])
     remaining = max(0.0, deadline - monotonic())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 from medusa_profiles.profile import Path, TreeProfile
@@ -31,6 +32,21 @@ BURST_SECONDS, BURST = 0.1, 8  # then it times steps for so long, and at most so
 MIN_ROUNDS, MAX_ROUNDS = 3, 40  # visits to each size
 
 Cell = tuple[int, int]  # (nodes, past)
+
+
+class _Draft(NamedTuple):
+    """What a timed step verifies: a tree of the heads' candidates, or literals behind the root."""
+
+    profile: TreeProfile
+    literals: int
+
+
+def usual_draft(nodes: int, heads: HeadFacts) -> _Draft | None:
+    """Return a draft of a given size: `usual_tree`, or literals where there are no heads; None without such a tree."""
+    if not heads.count:
+        return _Draft(TreeProfile.plain(), nodes - 1)
+    tree = usual_tree(nodes, heads)
+    return None if tree is None else _Draft(tree, 0)
 
 
 def usual_tree(nodes: int, heads: HeadFacts) -> TreeProfile | None:
@@ -64,8 +80,9 @@ def measure_step_times(
 ) -> tuple[StepTime, ...]:
     """Time steps of plain decoding and of trees on a loaded backend that no decoder uses.
 
-    Every round visits all sizes and lengths once. Sizes are left out from the first one on that takes so long that no
-    acceptance can pay for it: a step adds at most one token more than there are heads.
+    Without heads, steps of several nodes verify literals. Every round visits all sizes and lengths once. Sizes are left
+    out from the first one on that takes so long that no acceptance can pay for it: a step adds at most one token more
+    than there are heads, or as many as it has nodes where these are literals.
 
     Args:
         backend: The backend.
@@ -82,8 +99,9 @@ def measure_step_times(
     started = perf_counter()
     context = backend.model.context
     pasts = choose_pasts(context)
-    trees = [usual_tree(nodes, backend.heads) for nodes in sizes if pasts[-1] + nodes <= context]
-    timer = _Timer(backend, [tree for tree in trees if tree is not None], text[: pasts[-1]])
+    drafts = {nodes: usual_draft(nodes, backend.heads) for nodes in sizes if pasts[-1] + nodes <= context}
+    known = {nodes: draft for nodes, draft in drafts.items() if draft is not None}
+    timer = _Timer(backend, known, text[: pasts[-1]])
     kept = timer.sizes_that_can_pay(pasts[0])
     done = _Clock(advance, started, seconds)
     done.report()
@@ -113,20 +131,20 @@ class _Clock:
 
 
 class _Timer:
-    """Runs and times steps of trees behind the first tokens of a text."""
+    """Runs and times steps of drafts, by their number of nodes, behind the first tokens of a text."""
 
-    def __init__(self, backend: Backend, trees: Sequence[TreeProfile], text: Sequence[int]) -> None:
+    def __init__(self, backend: Backend, drafts: Mapping[int, _Draft], text: Sequence[int]) -> None:
         self.seconds: dict[Cell, list[float]] = {}
-        self._backend, self._trees = backend, {tree.size: tree for tree in trees}
+        self._backend, self._drafts = backend, drafts
         self._rows = StepRows(backend)
         self._decoder = Decoder(backend)  # keeps other decoders away from the backend
         self._root = self._decoder.start(text, 2, ())[0]
-        self._decoder.cache.reserve(len(text) + max(self._trees))
+        self._decoder.cache.reserve(len(text) + max(self._drafts))
 
     def sizes_that_can_pay(self, past: int) -> list[int]:
         """Visit the sizes, ascending, until one takes too long; return those before."""
         kept: list[int] = []
-        for nodes in self._trees:
+        for nodes in self._drafts:
             try:
                 self.visit((nodes, past))
             except CapacityError:
@@ -143,13 +161,14 @@ class _Timer:
 
     def _is_too_slow(self, nodes: int, past: int) -> bool:
         """Whether a step's fastest run took longer than as many plain steps as tokens that it can add."""
-        return min(self.seconds[nodes, past]) > (self._backend.heads.count + 1) * min(self.seconds[1, past])
+        heads = self._backend.heads.count
+        return min(self.seconds[nodes, past]) > (heads + 1 if heads else nodes) * min(self.seconds[1, past])
 
     def visit(self, cell: Cell) -> None:
         """Time a few steps after others that are not timed, which bind the tree's arrays and settle the processor."""
         nodes, past = cell
-        tree = self._trees[nodes]
-        step = TreeStep(tree, self._backend.heads.top_k)
+        draft = self._drafts[nodes]
+        step = TreeStep(draft.profile, self._backend.heads.top_k, literals=draft.literals)
         rule = ForcedAcceptance([TOKENS_KEPT])
         warm = WARM_UP_RUNS if self._backend.padded_past_lengths else 1
         taken = [self._step(step, past, rule) for _ in range(warm)][-1]

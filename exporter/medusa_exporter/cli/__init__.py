@@ -19,7 +19,7 @@ from medusa_exporter.cli.running import run
 NAME = "medusa-export"
 COMMANDS = {
     "bench": "Measure the speed of tree decoding compared with plain decoding.",
-    "build": "Build a bundle from a model and its Medusa heads.",
+    "build": "Build a bundle from a model, with or without Medusa heads.",
     "calibrate": "Measure step times and head accuracy on this machine.",
     "compare": "Compare the output tensors of two backends or precisions.",
     "distill": "Generate the conversations that heads are trained on.",

@@ -1,4 +1,4 @@
-"""`medusa-export build`: build a bundle from a model and its Medusa heads."""
+"""`medusa-export build`: build a bundle from a model and, if it has any, its Medusa heads."""
 
 from __future__ import annotations
 
@@ -44,7 +44,12 @@ KIND = SUMMARIES["build"]
 )
 @click.argument("model")
 @revision_option
-@click.option("--heads", required=True, metavar="HEADS", help="Folder or hub name of the Medusa heads.")
+@click.option(
+    "--heads",
+    metavar="HEADS",
+    help="Folder or hub name of the Medusa heads. Default: a bundle without heads, which has no trees; it is decoded "
+    "plainly, or with drafts that are copied from the text.",
+)
 @heads_revision_option
 @click.option(
     "-o",
@@ -110,7 +115,7 @@ KIND = SUMMARIES["build"]
 def command(
     model: str,
     revision: str | None,
-    heads: str,
+    heads: str | None,
     heads_revision: str | None,
     bundle: Path,
     backends: tuple[str, ...],

@@ -8,6 +8,7 @@ import click
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.calibration import GraphCalibration, to_document
+from medusa_runtime.errors import BundleError
 from medusa_runtime.facts import GraphFacts
 from medusa_runtime.profile_choice import QUANTISED, expect_all, fastest
 
@@ -98,13 +99,19 @@ def command(
     Steps of all sizes are timed in turns, behind pasts of several lengths. With --prompts, the model also answers
     prompts, and the ranks are recorded at which the heads had the tokens that it chose; no text is stored. The result
     is kept in the user's cache, for this bundle, machine and software. From then on `Engine.load` and `generate` use
-    the bundle's fastest tree in place of its default, and `medusa-export search-tree` finds better ones.
+    the bundle's fastest tree in place of its default, and `medusa-export search-tree` finds better ones. Of a bundle
+    without heads only step times are measured, and none is a reason to choose another tree.
     """
     results.check(CALIBRATION, inputs=[file] if file else [], bundle=bundle)
     opened = Bundle.open(bundle, expected_digest=expected_digest)
     graphs = choose_graphs(opened, backends, precisions)
     if len(graphs) > 1:  # damage to the last one is found before the first one is measured
         opened.verify(name for name in opened.manifest.files if name.startswith("graphs/"))
+    if file and not opened.heads.count:
+        raise BundleError(
+            f"{bundle} has no heads whose accuracy prompts could measure; leave out --prompts, or build the bundle with "
+            "--heads"
+        )
     prompts = load_prompts(file, limit) if file else []
     plan = Plan(seconds, prompts, max_new_tokens, turns == "first", threads, max_length, gpu)
     done: list[GraphCalibration] = []
@@ -133,6 +140,9 @@ def choose_graphs(bundle: Bundle, backends: tuple[str, ...], precisions: tuple[s
 def _summary(bundle: Bundle, calibration: GraphCalibration) -> str:
     """Format the step times and what to expect of the bundle's trees."""
     lines = [step_times_table(calibration)]
+    if not bundle.heads.count:
+        remark = "this bundle has no heads: steps of several nodes verify tokens that were copied from the text\n"
+        return "\n".join([*lines, remark])
     trees, acceptance = bundle.profiles().values(), calibration.acceptance
     best = fastest(calibration, trees)
     if best is None or acceptance is None:

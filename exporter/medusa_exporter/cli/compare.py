@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import BACKENDS, load_backend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
@@ -118,7 +119,7 @@ def command(
     """Compare all output tensors of two backends, or of two precisions of one backend, at every step.
 
     The first backend is the reference: it decodes the prompts greedily. The second one runs the same tokens and keeps
-    the same paths. Every step is run twice, plain and as a tree. The error of a tensor is its largest difference as a
+    the same paths. Every step is run twice, plain and as a tree; in a bundle without heads only plain. The error of a tensor is its largest difference as a
     share of the largest magnitude in it; the tolerance depends on the two precisions. Where the candidates of the heads
     differ, they are counted, and the tree is run again with those of the reference. The summaries of rows, which graphs
     for a GPU compute, are compared with the logits of the same side.
@@ -191,7 +192,8 @@ def _plan(
     """Encode the prompts, choose the tree, and cut prompts that leave no room in the context for the steps."""
     bundle = engines[0].bundle
     trees = choose_trees(bundle, [] if profile is None else [profile])
-    tree = max(trees, key=lambda one: (one.size, one.name == f"tree-{one.size}"))  # fitted ones first
+    largest = max(trees, key=lambda one: (one.size, one.name == f"tree-{one.size}"), default=None)  # fitted ones first
+    tree = largest or TreeProfile.plain()  # without heads
     context = min(loaded.decoder.cache.context for loaded in engines)
     longest = context - rows_needed(tree, steps)
     if longest < 1:
@@ -283,4 +285,5 @@ def _conclude(
     if worst is not None:
         raise MedusaError(formatting.mismatch(worst, outcome.first, reference, other))
     steps, prompts = counted(outcome.steps, "step"), counted(len(plan.prompts), "prompt")
-    results.echo(f"{other} equals {reference} within tolerance: {steps} of {prompts}, plain and {plan.tree.name}")
+    kinds = "plain only: the bundle has no heads" if plan.tree.size == 1 else f"plain and {plan.tree.name}"
+    results.echo(f"{other} equals {reference} within tolerance: {steps} of {prompts}, {kinds}")

@@ -91,11 +91,8 @@ def _text(facts: dict[str, Any]) -> str:
 
 
 def _summary(facts: dict[str, Any]) -> str:
-    model, heads = facts["model"], facts["heads"]
-    inputs = ["the hidden state", *(f"the input of layer {layer}" for layer in heads["taps"])]
-    inputs += ["the token that the model has chosen"] if heads["conditioning"] == "root" else []
+    model = facts["model"]
     ends = ", ".join(map(str, model["eos_token_ids"])) or "none"
-    trunk = f" after a gated block of width {heads['trunk']:,}" if heads["trunk"] else ""
     return "\n".join(
         [
             f"bundle    {facts['bundle']}: {_size(facts['size'])}; every file matches the manifest",
@@ -107,11 +104,22 @@ def _summary(facts: dict[str, Any]) -> str:
             f"          vocabulary of {model['vocab_size']:,} tokens, context of {model['context']:,} tokens",
             f"          end tokens: {ends}",
             f"KV cache  {facts['kv_bytes_per_token']['fp32']:,} bytes per token in fp32",
-            f"heads     {counted(heads['count'], 'head')} of {counted(heads['layers'], 'residual block')}{trunk}",
-            f"          inputs: {', '.join(inputs)}",
-            f"          each proposes {heads['top_k']} of {heads['draft_vocabulary'] or model['vocab_size']:,} tokens",
+            *_heads(facts["heads"], model["vocab_size"]),
         ]
     )
+
+
+def _heads(heads: dict[str, Any], vocab_size: int) -> list[str]:
+    if not heads["count"]:
+        return ["heads     none: plain decoding, or drafts that are copied from the text"]
+    inputs = ["the hidden state", *(f"the input of layer {layer}" for layer in heads["taps"])]
+    inputs += ["the token that the model has chosen"] if heads["conditioning"] == "root" else []
+    trunk = f" after a gated block of width {heads['trunk']:,}" if heads["trunk"] else ""
+    return [
+        f"heads     {counted(heads['count'], 'head')} of {counted(heads['layers'], 'residual block')}{trunk}",
+        f"          inputs: {', '.join(inputs)}",
+        f"          each proposes {heads['top_k']} of {heads['draft_vocabulary'] or vocab_size:,} tokens",
+    ]
 
 
 def _graphs(facts: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from medusa_profiles.profile import ProfileError, TreeProfile
 from medusa_runtime.backends import BACKENDS
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.errors import BundleError
+from medusa_runtime.facts import PLAIN
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
@@ -231,11 +232,15 @@ def capacity_options(command: Decorated) -> Decorated:
 def choose_trees(bundle: Bundle, names: Iterable[str]) -> list[TreeProfile]:
     """Return the named trees, each once, or all that a bundle has; a name that ends in .toml is a file.
 
+    A bundle without heads has none; there, "plain" may be named, which is no tree.
+
     Raises:
         BundleError: The bundle has no such tree.
         ProfileError: A file has no valid tree, one that the bundle's heads cannot fill, or the name of another tree.
     """
-    wanted = list(dict.fromkeys(names)) or bundle.manifest.profiles
+    wanted = list(dict.fromkeys(names)) or list(bundle.manifest.profiles)
+    if not bundle.heads.count:
+        return [find_tree(bundle, name) for name in wanted if name != PLAIN]
     if not wanted:
         raise BundleError(f"{bundle.root} has no profiles, so no tree can be run; build it again with some")
     trees = [find_tree(bundle, name) for name in wanted]

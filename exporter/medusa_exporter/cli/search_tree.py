@@ -12,7 +12,7 @@ from medusa_runtime.backends import load_backend
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.calibration import Acceptance, GraphCalibration
 from medusa_runtime.calibration_cache import find_graph, read_cached
-from medusa_runtime.errors import CalibrationError
+from medusa_runtime.errors import BundleError, CalibrationError
 from medusa_runtime.profile_choice import Expectation, exact_trees, expect_all
 
 from medusa_exporter.calibration.table import expectations_table
@@ -78,6 +78,8 @@ def command(
         if output.suffix != ".toml":
             raise click.BadParameter(f"got {str(output)!r:.80}, expected a name that ends in .toml: --profile needs it")
     opened = Bundle.open(bundle, expected_digest=expected_digest)
+    if not opened.heads.count:
+        raise BundleError(f"{bundle} has no heads, so there is no tree to search; build it with --heads")
     graph = opened.graph(backend, precision)[0]
     digest = opened.manifest.digest
     if calibration is not None:

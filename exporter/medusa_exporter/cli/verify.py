@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from medusa_runtime.errors import MedusaError
+from medusa_runtime.errors import BundleError, MedusaError
 from medusa_runtime.facts import PLAIN
 from medusa_runtime.loading import load_bundle
 
@@ -33,7 +33,7 @@ from medusa_exporter.output_kinds import VERIFY
 from medusa_exporter.prompts import load_prompts
 from medusa_exporter.quality import as_table
 from medusa_exporter.transformers_reference import TransformersReference
-from medusa_exporter.verification import measure_precisions, verify_answers
+from medusa_exporter.verification import measurable_precisions, measure_precisions, verify_answers
 from medusa_exporter.wording import counted
 
 
@@ -88,6 +88,8 @@ def command(
     If BUNDLE has both an fp32 graph and quantised graphs, each quantised graph is compared with fp32 on the same
     answers: the share of positions with the same most likely token, KL divergence and perplexity.
 
+    A BUNDLE without heads has no trees, so it needs --model or several precisions.
+
     Exit code 1 if a difference is more than a tie.
     """
     if revision is not None and model is None:
@@ -106,6 +108,11 @@ def command(
             f"--model is compared with fp32, not with {loaded.decoder.backend.precision}; leave out one of the two"
         )
     trees = choose_trees(loaded.bundle, profiles)
+    if not trees and model is None and not measurable_precisions(loaded.bundle, backend):
+        raise BundleError(
+            f"{bundle} has no heads, so there is no tree to check; compare plain decoding with the original model: "
+            "--model MODEL"
+        )
     found = verify_answers(
         loaded,
         trees,
@@ -136,11 +143,19 @@ def command(
     results.write(VERIFY, content)
     if qualities:
         results.echo(as_table(qualities))
-    against = "plain decoding" if model is None else f"plain decoding, and that against {model} in transformers"
+    compared = _compared(len(trees), model)
     answers, tokens = counted(len(found.texts), "answer"), counted(found.tokens, "token")
-    summary = f"{answers} of {tokens} in all, {counted(len(trees), 'tree')} against {against}: "
+    summary = f"{answers} of {tokens} in all, {compared}: "
     if found.skipped:
         summary = f"{found.skipped} of {counted(len(prompts), 'prompt')} skipped, too long for the context; {summary}"
     if found.failures:
         raise MedusaError(summary + found.describe())
     results.echo(summary + found.describe())
+
+
+def _compared(trees: int, model: str | None) -> str:
+    """Say what was compared with what."""
+    reference = None if model is None else f"against {model} in transformers"
+    if trees:
+        return f"{counted(trees, 'tree')} against plain decoding{'' if reference is None else f', and that {reference}'}"
+    return f"plain decoding {reference or 'only, as the bundle has no heads'}"

@@ -3,6 +3,7 @@
 The reference decodes greedily, as `medusa_runtime.decoder` does. It prefills each prompt, then runs every step twice on
 the same KV cache: once plain and once as a tree. It commits the path that the tree accepted. The other side runs the
 same steps with the reference's tokens and commits the same path, so that both KV caches always stand for the same text.
+Without heads, steps are run plain only.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ComparisonPlan:
 
     Attributes:
         prompts: Token ids of each prompt.
-        tree: The tree that tree steps use.
+        tree: The tree that tree steps use; the one of plain decoding, without heads, has no tree steps.
         steps: Maximum number of steps after each prompt.
         stop_ids: Tokens that end an answer.
     """
@@ -78,7 +79,7 @@ class ReferenceStep:
     Attributes:
         inputs: The inputs of the step.
         outputs: All outputs, by name.
-        path: The nodes that both sides commit; empty for a plain step.
+        path: The nodes that both sides commit; empty for a plain step that is run again as a tree.
         summary_error: How far the summaries of its rows are from its own logits; None if it has none.
     """
 
@@ -203,11 +204,12 @@ def run_steps(reference: Reference, plan: ComparisonPlan, top_k: int) -> Iterato
                 break
             inputs = StepInputs(prompt, number, "plain", np.array([root], np.int32), length)
             outputs = reference.run(inputs)
-            yield ReferenceStep(inputs, outputs, [], reference.summary_error)
-            nodes = candidates.copy()  # (T,)
-            nodes[0] = root
-            inputs = StepInputs(prompt, number, "tree", nodes, length)
-            outputs = reference.run(inputs)
+            if len(candidates) > 1:
+                yield ReferenceStep(inputs, outputs, [], reference.summary_error)
+                nodes = candidates.copy()  # (T,)
+                nodes[0] = root
+                inputs = StepInputs(prompt, number, "tree", nodes, length)
+                outputs = reference.run(inputs)
             tokens, argmax = (outputs[name][0].tolist() for name in (contract.TOKENS, contract.ARGMAX))
             path, root = greedy(plan.tree, tokens, argmax)
             yield ReferenceStep(inputs, outputs, path, reference.summary_error)

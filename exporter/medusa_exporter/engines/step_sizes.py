@@ -46,10 +46,14 @@ class StepSize:
 
 
 def step_sizes(trees: Iterable[TreeProfile], batch: int) -> list[StepSize]:
-    """Return the step sizes of plain decoding, of prefill, and of each tree size, ascending."""
+    """Return the step sizes of plain decoding, of prefill, and of each tree size, ascending.
+
+    Without trees, the engine of plain decoding computes the logits of all its rows, so that it can verify drafts that
+    were copied from the text.
+    """
     sizes = sorted({tree.size for tree in trees if tree.size > 1})
     return [
-        StepSize(batch, PLAIN_ENGINE_NODES, 1, draft=False),
+        StepSize(batch, PLAIN_ENGINE_NODES, 1 if sizes else PLAIN_ENGINE_NODES, draft=False),
         StepSize(batch, PREFILL_NODES, 1, draft=False),
         *(StepSize(batch, size, size, draft=True) for size in sizes),
     ]

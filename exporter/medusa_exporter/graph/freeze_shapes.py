@@ -62,8 +62,8 @@ _HEADS_USED = pattern.Pattern(_heads_used)
 def run_all_heads(model: ir.Model, heads: int) -> None:
     """Let all heads run, in place.
 
-    As traced, the graph runs only the heads whose candidates are in the tree. That number depends on the values of
-    `input_ids`, and a graph of fixed shapes must not depend on values.
+    As traced, a graph with several heads runs only those whose candidates are in the tree. Their number depends on the
+    values of `input_ids`, and a graph of fixed shapes must not depend on values.
     """
     graph = model.graph
     counts = [
@@ -71,7 +71,7 @@ def run_all_heads(model: ir.Model, heads: int) -> None:
         for node in graph
         if node.op_type == "Add" and _HEADS_USED.match(model, graph, node, check_nodes_are_removable=False)
     ]
-    if not counts and heads == 1:
+    if not counts and heads <= 1:
         return
     if len(counts) != 1:
         raise RuntimeError(f"the traced graph counts the heads that a tree uses {len(counts)} times, expected once")

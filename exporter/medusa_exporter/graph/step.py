@@ -25,23 +25,24 @@ class StepModule(torch.nn.Module):
 
     Args:
         model: A causal decoder.
-        heads: Heads that were trained for it.
+        heads: Heads that were trained for it; None for a step without a draft, whose ids are all tokens.
         top_k: The number of candidates that each head proposes.
         draft_rows: (D, H), a stand-in for the lm_head's rows of a draft vocabulary of D tokens; None to use these rows.
     """
 
     def __init__(
-        self, model: PreTrainedModel, heads: MedusaHeads, top_k: int, draft_rows: Tensor | None = None
+        self, model: PreTrainedModel, heads: MedusaHeads | None, top_k: int, draft_rows: Tensor | None = None
     ) -> None:
         super().__init__()
         self.model, self.heads, self.top_k = model, heads, top_k
+        self._taps = () if heads is None else heads.taps
         self.model.config._attn_implementation = ATTENTION_NAME
         self.window: int | None = getattr(model.config, "sliding_window", None)
         self._logit_rows: Tensor | None = None
         self._hidden: Tensor | None = None
         lm_head = model.get_output_embeddings()
         self._draft_lm_head = lm_head.weight, lm_head.bias  # another one if there is a draft vocabulary
-        if heads.token_map is not None:
+        if heads is not None and heads.token_map is not None:
             bias = None if lm_head.bias is None else lm_head.bias[heads.token_map]
             self._draft_lm_head = lm_head.weight[heads.token_map] if draft_rows is None else draft_rows, bias
 
@@ -72,9 +73,12 @@ class StepModule(torch.nn.Module):
         Returns:
             (B, T) tokens.
         """
+        heads = self.heads
+        if heads is None:
+            return input_ids.clone()
         B, N = input_ids.shape[0], draft_hidden.shape[0]
         root_embedding = None
-        if self.heads.conditioning == "root":
+        if heads.conditioning == "root":
             roots = input_ids[:, 0].index_select(0, torch.arange(N))  # (N,)
             root_embedding = self.model.get_input_embeddings()(roots)
 
@@ -82,8 +86,8 @@ class StepModule(torch.nn.Module):
             return torch.nn.functional.linear(rows, *self._draft_lm_head)
 
         number = -1 - input_ids  # head * top_k + rank of a candidate; negative for tokens
-        used = self._heads_used(number)
-        proposed = self.heads.propose(draft_hidden, root_embedding, logits, self.top_k, used)  # (N, used, top_k)
+        used = self._heads_used(number, heads.heads)
+        proposed = heads.propose(draft_hidden, root_embedding, logits, self.top_k, used)  # (N, used, top_k)
         proposed = proposed.flatten(1).to(torch.int32)
         # ONNX Runtime refuses a Gather from a tensor without rows: append B dummy rows and keep the first B
         proposed = torch.cat((proposed, torch.zeros(B, proposed.shape[1], dtype=torch.int32)))[:B]
@@ -91,12 +95,12 @@ class StepModule(torch.nn.Module):
         candidate = torch.gather(proposed, 1, torch.where(literal, 0, number).long())
         return torch.where(literal, input_ids, candidate)
 
-    def _heads_used(self, number: Tensor) -> int:
-        """Return how many heads the candidates come from; only these are run."""
-        firsts = self.top_k * torch.arange(1, self.heads.heads, dtype=torch.int32)  # each head's first number
+    def _heads_used(self, number: Tensor, count: int) -> int:
+        """Return from how many of the `count` heads the candidates come; only these are run."""
+        firsts = self.top_k * torch.arange(1, count, dtype=torch.int32)  # each head's first number
         used: int = ((number.max() >= firsts).sum() + 1).item()  # type: ignore[assignment]
         torch._check(used >= 1)  # type: ignore[no-untyped-call]
-        torch._check(used <= self.heads.heads)  # type: ignore[no-untyped-call]
+        torch._check(used <= count)  # type: ignore[no-untyped-call]
         return used
 
     def forward(
@@ -120,7 +124,7 @@ class StepModule(torch.nn.Module):
         cache = RowMajorCache(past_keys, past_values)
         self._logit_rows = logit_rows
         hook = self.model.get_output_embeddings().register_forward_pre_hook(self._select_logit_rows)
-        with capture_taps(self.model, self.heads.taps) as caught, hook:
+        with capture_taps(self.model, self._taps) as caught, hook:
             logits = self.model(
                 input_ids=tokens,
                 position_ids=position_ids,
@@ -131,8 +135,8 @@ class StepModule(torch.nn.Module):
             ).logits.unflatten(0, logit_rows.shape)  # (B * R, V) -> (B, R, V)
         hidden, self._hidden, self._logit_rows = self._hidden, None, None
         assert hidden is not None  # noqa: S101 -- the hook has just set it
-        if self.heads.taps:
-            hidden = torch.cat((hidden, *(caught[layer] for layer in self.heads.taps)), dim=-1)
+        if self._taps:
+            hidden = torch.cat((hidden, *(caught[layer] for layer in self._taps)), dim=-1)
         layers = range(len(past_keys))
         return (
             tokens,

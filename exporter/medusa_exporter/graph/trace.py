@@ -28,7 +28,7 @@ FOLD_LIMIT = 512 * 512  # the exporter computes with constants of at most so man
 EXAMPLE = {"B": 3, "T": 5, "P": 7, "R": 4, "N": 2}
 
 
-def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: int) -> ir.Model:
+def trace(model: PreTrainedModel, heads: MedusaHeads | None, facts: ModelFacts, top_k: int) -> ir.Model:
     """Return the graph of one step.
 
     Its inputs and outputs are those of `medusa_runtime.contract`, in that order, with the symbolic dimensions B, T, P,
@@ -36,12 +36,13 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
 
     Args:
         model: The decoder, in fp32.
-        heads: Its heads.
+        heads: Its heads; None for a graph without a draft, which ignores `draft_hidden`.
         facts: The decoder's sizes.
         top_k: The number of candidates that each head proposes.
     """
-    inputs = contract.input_specs(facts.layers, heads.input_size, facts.kv_row)
-    outputs = contract.output_specs(facts.layers, heads.input_size, facts.vocab_size, facts.kv_row)
+    state = facts.hidden_size if heads is None else heads.input_size
+    inputs = contract.input_specs(facts.layers, state, facts.kv_row)
+    outputs = contract.output_specs(facts.layers, state, facts.vocab_size, facts.kv_row)
     release_memory()  # left over from loading
     graph, factor = _export(model, heads, inputs, outputs, top_k)
     release_memory()  # left over from the exporter
@@ -53,7 +54,7 @@ def trace(model: PreTrainedModel, heads: MedusaHeads, facts: ModelFacts, top_k: 
 
 def _export(
     model: PreTrainedModel,
-    heads: MedusaHeads,
+    heads: MedusaHeads | None,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     top_k: int,
@@ -86,18 +87,18 @@ def _export(
         program.optimize()
     graph = program.model.clone()  # the original keeps references to values that it no longer has
     _drop_references(graph)
-    if rows is not None and heads.token_map is not None:
+    if rows is not None and heads is not None and heads.token_map is not None:
         _replace_stand_in(graph, rows, model.get_output_embeddings().weight, heads.token_map)
     return graph, factor
 
 
-def _stand_in(model: PreTrainedModel, heads: MedusaHeads) -> torch.Tensor | None:
+def _stand_in(model: PreTrainedModel, heads: MedusaHeads | None) -> torch.Tensor | None:
     """Return a tensor in place of the lm_head's rows of a draft vocabulary, which would be a copy.
 
     The tensor is never written, so it occupies no memory; `_replace_stand_in` makes the graph read the rows lazily.
     None without a draft vocabulary, and if it is so small that the exporter may compute with it.
     """
-    if heads.token_map is None or heads.own_lm_head is not None:
+    if heads is None or heads.token_map is None or heads.own_lm_head is not None:
         return None
     weight = model.get_output_embeddings().weight
     rows = torch.empty(heads.token_map.numel(), weight.shape[1], dtype=weight.dtype)

@@ -44,7 +44,7 @@ class TracedGraph:
         graph: The graph, from `trace`.
         facts: The decoder's sizes.
         state_size: E, the size of a row of `hidden`.
-        heads: The number of heads.
+        heads: The number of heads; 0 if the graph has none.
         tables: Cosines and sines of all positions, from `rotary_tables`.
         windowed: Whether some layers have a sliding window that is shorter than the context.
         texts: Token ids of texts to measure activations on; only precisions with fixed scales need them.
@@ -115,7 +115,8 @@ def ort_cpu_graphs(traced: TracedGraph, precisions: Sequence[str]) -> dict[str, 
     }
     for made in graphs.values():
         single_sequence_rows(made)
-        skip_empty_draft(made)
+        if traced.heads:
+            skip_empty_draft(made)
     return graphs
 
 

@@ -19,7 +19,7 @@ def check_finite(reference: Recording, name: str) -> Recording:
                     f"{name}: the model itself computes {_kind(rows)} in {where} (a {step.name} step in fp32, before "
                     "any graph is exported), expected finite values; check its weights, or download it again"
                 )
-    if not np.isfinite(reference.draft.logits).all():
+    if reference.draft is not None and not np.isfinite(reference.draft.logits).all():
         raise UnsupportedModelError(
             f"{name}: the heads compute {_kind(reference.draft.logits)} in their logits, expected finite values; check "
             "their weights, or train them again"

@@ -86,7 +86,7 @@ class GraphRunner:
 
     @property
     def drafts(self) -> bool:
-        """Whether the graph can run heads."""
+        """Whether the graph has an input for heads, which a graph without heads ignores."""
         return contract.DRAFT_HIDDEN in self._inputs
 
     @property

@@ -47,12 +47,12 @@ def text_ids(tokenizer: Any, vocab_size: int, count: int) -> list[int]:
     return found
 
 
-def record_reference(model: Any, heads: MedusaHeads, facts: ModelFacts, tokenizer: Any) -> Recording:
+def record_reference(model: Any, heads: MedusaHeads | None, facts: ModelFacts, tokenizer: Any) -> Recording:
     """Run the model over a short prompt, a plain step, a tree, far positions and, if it is short, beyond its window.
 
     Args:
         model: The decoder as loaded, before `trace` replaces its attention.
-        heads: The Medusa heads.
+        heads: The Medusa heads, None for none.
         facts: Facts about the decoder; the context must be 8 tokens or more.
         tokenizer: The model's tokenizer.
 
@@ -73,8 +73,13 @@ def record_reference(model: Any, heads: MedusaHeads, facts: ModelFacts, tokenize
     return check_finite(Recording(tuple(steps), draft), facts.name)
 
 
-def _near_steps(model: Any, heads: MedusaHeads, ids: IntArray, prompt: int) -> tuple[list[RecordedStep], RecordedDraft]:
-    """Record the prompt, a plain step and a tree step; the tree's paths are sequences of a batch, padded at the end."""
+def _near_steps(
+    model: Any, heads: MedusaHeads | None, ids: IntArray, prompt: int
+) -> tuple[list[RecordedStep], RecordedDraft | None]:
+    """Record the prompt, a plain step and a tree step; the tree's paths are sequences of a batch, padded at the end.
+
+    With heads, their draft behind the prompt is recorded as well.
+    """
     leaves = [node for node in range(VALIDATION_TREE.size) if not VALIDATION_TREE.children[node]]
     nodes = ids[prompt : prompt + VALIDATION_TREE.size]
     paths = [np.flatnonzero(VALIDATION_TREE.mask[leaf]) for leaf in leaves]
@@ -97,10 +102,11 @@ def _near_steps(model: Any, heads: MedusaHeads, ids: IntArray, prompt: int) -> t
         RecordedStep("plain", nodes[:1], every[:1] + prompt, np.eye(1, dtype=np.bool_), past, tree.take(slice(0, 1))),
         RecordedStep("tree", nodes, np.array(rows, np.int32), VALIDATION_TREE.mask, past, tree),
     ]
-    return steps, _draft(model, heads, int(nodes[0]), first.hidden[prompt - 1], past)
+    draft = None if heads is None else _draft(model, heads, int(nodes[0]), first.hidden[prompt - 1], past)
+    return steps, draft
 
 
-def _step_beyond_window(model: Any, heads: MedusaHeads, ids: IntArray) -> RecordedStep:
+def _step_beyond_window(model: Any, heads: MedusaHeads | None, ids: IntArray) -> RecordedStep:
     """Record a step of one token after so many that some of them are outside the window."""
     last = len(ids) - 1
     [found] = _forward(model, heads, ids[None], logits_to_keep=1)
@@ -110,12 +116,12 @@ def _step_beyond_window(model: Any, heads: MedusaHeads, ids: IntArray) -> Record
     return RecordedStep("window", ids[last:], at, np.eye(1, dtype=np.bool_), past, expected)
 
 
-def _far_step(model: Any, heads: MedusaHeads, context: int, ids: IntArray, *, whole: bool) -> RecordedStep:
+def _far_step(model: Any, heads: MedusaHeads | None, context: int, ids: IntArray, *, whole: bool) -> RecordedStep:
     """Record a step of independent tokens after a short past, at positions where rotary tables may be wrong.
 
     Args:
         model: The decoder.
-        heads: The Medusa heads.
+        heads: The Medusa heads, None for none.
         context: Number of tokens of the bundle's context.
         ids: Token ids.
         whole: Whether everything is compared, and not only the first layer's keys and values, which depend on no mask:
@@ -144,7 +150,7 @@ def far_positions(config: Any, context: int) -> list[int]:
 
 def _forward(
     model: Any,
-    heads: MedusaHeads,
+    heads: MedusaHeads | None,
     ids: IntArray,
     positions: IntArray | None = None,
     logits_to_keep: int = 0,
@@ -153,7 +159,7 @@ def _forward(
 
     Args:
         model: The decoder.
-        heads: The Medusa heads.
+        heads: The Medusa heads, None for none.
         ids: Token ids, (B, n).
         positions: Positions, (B, n); None for 0, 1, ….
         logits_to_keep: Number of the last tokens whose logits and final hidden states are kept; 0 for all.
@@ -173,11 +179,12 @@ def _forward(
     if logits_to_keep:
         more["logits_to_keep"] = logits_to_keep
     hook = model.get_output_embeddings().register_forward_pre_hook(keep)
-    with hook, capture_taps(model, heads.taps) as caught:
+    taps = () if heads is None else heads.taps
+    with hook, capture_taps(model, taps) as caught:
         tokens = torch.from_numpy(ids.astype(np.int64))
         logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, **more).logits
     last = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
-    hidden = torch.cat((kept[0], *(caught[layer][:, last] for layer in heads.taps)), dim=-1)
+    hidden = torch.cat((kept[0], *(caught[layer][:, last] for layer in taps)), dim=-1)
     keys, values = (
         np.stack([_rows(getattr(layer, part)) for layer in cache.layers], axis=1) for part in ("keys", "values")
     )

@@ -118,7 +118,7 @@ class RecordedDraft:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Everything that each graph is compared with."""
+    """Everything that each graph is compared with; without heads there is no draft."""
 
     steps: tuple[RecordedStep, ...]
-    draft: RecordedDraft
+    draft: RecordedDraft | None

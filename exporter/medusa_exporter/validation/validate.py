@@ -131,7 +131,7 @@ def _check_draft(runner: GraphRunner, limit: Limits, truth: GroundTruth) -> bool
     """Compare the heads' candidates; return whether the graph has heads that can run."""
     draft, heads = truth.reference.draft, truth.heads
     most = min(CANDIDATES, (runner.most_nodes or CANDIDATES + 1) - 1)
-    if not runner.drafts or most < 1:
+    if draft is None or not runner.drafts or most < 1:
         return False
     ranks, numbers = np.divmod(np.arange(min(most, heads.count * heads.top_k), dtype=np.int32), heads.count)
     drafted = runner.draft(draft, (-1 - (numbers * heads.top_k + ranks)).astype(np.int32))

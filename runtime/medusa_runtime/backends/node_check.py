@@ -25,7 +25,8 @@ def check_node_ids(step: Step, heads: HeadFacts) -> None:
     least, allowed = int(step.input_ids.min()), least_node_id(step, heads)
     if least < allowed:
         expected = f"token ids and the heads' candidates, {allowed} to -1" if step.draft else "token ids only"
+        what = describe(least, heads.top_k) if heads.count else "a candidate, but there are no heads"
         raise RuntimeError(
-            f"a node has the id {least}, {describe(least, heads.top_k)}; expected {expected} in a step "
+            f"a node has the id {least}, {what}; expected {expected} in a step "
             f"{'with' if step.draft else 'without'} a draft: choose a tree that fits the bundle's heads"
         )
