@@ -142,6 +142,19 @@ def tiny_precisions(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, 
 
 
 @pytest.fixture(scope="session")
+def tiny_without_heads(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A bundle of the tiny model without heads, for every backend in every precision that the CPU can validate."""
+    return _bundle(
+        tmp_path_factory,
+        tiny_model,
+        None,
+        "without-heads",
+        backends=("ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx"),
+        precisions=("fp32", "int8", "w8a8", "int4", "fp16"),
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny_backends(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_heads: Path) -> Path:
     """The same for every backend of ONNX Runtime, in fp32 and 16 bits."""
     return _bundle(
@@ -169,11 +182,13 @@ def tiny_engines(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tin
     )
 
 
-def _bundle(factory: pytest.TempPathFactory, model: Path, heads: Path, name: str, **options: tuple[str, ...]) -> Path:
+def _bundle(
+    factory: pytest.TempPathFactory, model: Path, heads: Path | None, name: str, **options: tuple[str, ...]
+) -> Path:
     """Build a bundle of that name, once for all test processes."""
     from medusa_exporter.build import build
 
-    return made_once(factory, name, lambda folder: build(str(model), str(heads), folder, **options))
+    return made_once(factory, name, lambda folder: build(str(model), heads and str(heads), folder, **options))
 
 
 def _tokenizer() -> object:

@@ -48,6 +48,16 @@ def test_heads_of_another_model_end_a_build_before_it_loads(model_folder, tmp_pa
 
 
 @pytest.mark.usefixtures("no_weights")
+def test_without_heads_only_the_model_counts(model_folder, tmp_path):
+    source = models.ModelSource.resolve(str(model_folder))
+    preflight.check_build(source, None, print)
+    heads = stored_architecture(find_heads(saved(tmp_path / "heads", MedusaHeads(64, 3, 1))))
+    sizes = models.read_sizes(source)
+    assert preflight.weight_bytes(sizes, None) == 4 * sizes.parameters < preflight.weight_bytes(sizes, heads)
+    assert preflight.memory_needed(sizes, None) < preflight.memory_needed(sizes, heads)
+
+
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize(("base", "warned"), [("owner/other", True), ("owner/Tiny-Llama", False)])
 def test_heads_that_name_another_base_are_warned_of(model_folder, tmp_path, base, warned):
     heads = saved(tmp_path / "heads", MedusaHeads(64, 3, 1), {"base_model_name_or_path": base})

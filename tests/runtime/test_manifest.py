@@ -75,6 +75,35 @@ def test_what_heads_see_of_a_token():
     assert state_size(MODEL, HeadFacts(4, 1, "none", 10)) == 576
 
 
+def test_a_bundle_without_heads():
+    graphs = {"ort-cpu-fp32": dataclasses.replace(GRAPHS["ort-cpu-fp32"], profile="plain")}
+    manifest = make(heads=HeadFacts.none(), profiles=(), graphs=graphs)
+    assert Manifest.from_bytes(manifest.to_bytes(), "m") == manifest
+    assert state_size(MODEL, manifest.heads) == 576
+    with pytest.raises(
+        BundleError, match=r"profiles is \('cpu-8',\), expected no trees, since the bundle has no heads"
+    ):
+        make(heads=HeadFacts.none(), graphs=graphs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("layers", 1),
+        ("layers", False),
+        ("top_k", 10),
+        ("trunk", 64),
+        ("conditioning", "root"),
+        ("taps", (0,)),
+        ("taps", None),
+        ("draft_vocabulary", 0),
+    ],
+)
+def test_without_heads_nothing_is_known_of_them(name, value):
+    with pytest.raises(BundleError, match=rf"heads\.{name}"):
+        dataclasses.replace(HeadFacts.none(), **{name: value})
+
+
 def test_sizes():
     assert MODEL.kv_row == 192
     assert MODEL.kv_bytes_per_token(4) == 2 * 30 * 192 * 4
@@ -172,7 +201,8 @@ def test_paths_that_leave_the_bundle(path):
         (["model", "eos_token_ids"], [2, 2], "eos_token_ids"),
         (["model", "eos_token_ids"], [[2]], "eos_token_ids"),
         (["model", "eos_token_ids"], 2, "eos_token_ids"),
-        (["heads", "count"], 0, "heads.count"),
+        (["heads", "count"], -1, "heads.count"),
+        (["heads", "count"], 0, "heads.layers, without heads, is 1, expected a whole number from 0 to 0"),
         (["heads", "conditioning"], "both", "heads.conditioning"),
         (["heads", "conditioning"], [], "heads.conditioning"),
         (["heads", "top_k"], 21, "heads.top_k"),

@@ -109,8 +109,8 @@ def command(
         opened.verify(name for name in opened.manifest.files if name.startswith("graphs/"))
     if file and not opened.heads.count:
         raise BundleError(
-            f"{bundle} has no heads whose accuracy prompts could measure; leave out --prompts, or build the bundle with "
-            "--heads"
+            f"{bundle} has no heads whose accuracy prompts could measure; leave out --prompts, or build the bundle "
+            "with --heads"
         )
     prompts = load_prompts(file, limit) if file else []
     plan = Plan(seconds, prompts, max_new_tokens, turns == "first", threads, max_length, gpu)

@@ -119,10 +119,10 @@ def command(
     """Compare all output tensors of two backends, or of two precisions of one backend, at every step.
 
     The first backend is the reference: it decodes the prompts greedily. The second one runs the same tokens and keeps
-    the same paths. Every step is run twice, plain and as a tree; in a bundle without heads only plain. The error of a tensor is its largest difference as a
-    share of the largest magnitude in it; the tolerance depends on the two precisions. Where the candidates of the heads
-    differ, they are counted, and the tree is run again with those of the reference. The summaries of rows, which graphs
-    for a GPU compute, are compared with the logits of the same side.
+    the same paths. Every step is run twice, plain and as a tree; in a bundle without heads only plain. The error of a
+    tensor is its largest difference as a share of the largest magnitude in it; the tolerance depends on the two
+    precisions. Where the candidates of the heads differ, they are counted, and the tree is run again with those of the
+    reference. The summaries of rows, which graphs for a GPU compute, are compared with the logits of the same side.
 
     To compare backends that cannot share a Python environment or a machine, run --save in one and --against in the
     other.

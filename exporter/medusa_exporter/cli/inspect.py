@@ -170,6 +170,8 @@ def _engines(facts: dict[str, Any]) -> str:
 
 def _profiles(facts: dict[str, Any]) -> str:
     trees = sorted(facts["profiles"].items())
+    if not trees:
+        return ""
     return table(("tree", "nodes", "depth"), [(name, str(tree["nodes"]), str(tree["depth"])) for name, tree in trees])
 
 

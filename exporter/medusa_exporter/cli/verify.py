@@ -150,12 +150,12 @@ def command(
         summary = f"{found.skipped} of {counted(len(prompts), 'prompt')} skipped, too long for the context; {summary}"
     if found.failures:
         raise MedusaError(summary + found.describe())
-    results.echo(summary + found.describe())
+    results.echo(summary + (found.describe() if trees or model is not None else "nothing to compare them with"))
 
 
 def _compared(trees: int, model: str | None) -> str:
     """Say what was compared with what."""
-    reference = None if model is None else f"against {model} in transformers"
+    of_model = "" if model is None else f"against {model} in transformers"
     if trees:
-        return f"{counted(trees, 'tree')} against plain decoding{'' if reference is None else f', and that {reference}'}"
-    return f"plain decoding {reference or 'only, as the bundle has no heads'}"
+        return f"{counted(trees, 'tree')} against plain decoding{of_model and f', and that {of_model}'}"
+    return f"plain decoding {of_model or 'of a bundle without heads'}"

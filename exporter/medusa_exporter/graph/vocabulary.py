@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from medusa_runtime.contract import LOGITS, TOKENS
+from medusa_runtime.contract import INPUT_IDS, LOGITS, TOKENS
 from numpy.typing import NDArray
 
 from medusa_exporter.graph.edit import ORT_DOMAIN, NodeBuilder, constant, int_attribute
@@ -37,8 +37,12 @@ def lm_head(graph: ir.Graph) -> ir.Node | None:
 
 
 def embedding_lookups(graph: ir.Graph) -> list[ir.Node]:
-    """Return all Gathers from the table (V, H) in which the output `tokens` is looked up."""
-    tokens = [value for value in graph.outputs if value.name == TOKENS]
+    """Return all Gathers from the table (V, H) in which the step's tokens are looked up.
+
+    These are the output `tokens`, or in a graph without heads the input `input_ids`, of which `tokens` is a copy.
+    """
+    named = ((TOKENS, graph.outputs), (INPUT_IDS, graph.inputs))
+    tokens = [value for name, values in named for value in values if value.name == name]
     tables = {node.inputs[0] for value in tokens for node in value.consumers() if _looks_up(node)}
     return [node for node in graph if _looks_up(node) and node.inputs[0] in tables]
 

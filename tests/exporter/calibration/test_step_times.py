@@ -34,12 +34,12 @@ class Clocked(FakeBackend):
 
     def run(self, step):
         nodes, past = step.input_ids.shape[1], int(step.past_length[0])
-        if nodes > 1 and not step.draft:  # the text
+        if nodes > 1 and not step.draft and (self.heads.count or nodes > 16):  # the text
             super().run(step)
             return
         if nodes > self.most:
             raise CapacityError("no engine fits")
-        assert step.draft is (nodes > 1)
+        assert step.draft is (nodes > 1 and self.heads.count > 0)
         self.hidden = [(0, 0, 0)]
         self.order.append((nodes, past))
         self.now += 1e-3 * (10 + self.per_row * (nodes - 1) + past // 100)
@@ -53,6 +53,14 @@ class Clocked(FakeBackend):
 @pytest.fixture
 def backend(monkeypatch):
     return Clocked(monkeypatch)
+
+
+def test_without_heads_steps_of_several_nodes_verify_literals(backend):
+    backend.heads = HeadFacts.none()
+    found = measure_step_times(backend, (1, 2, 8, 16), TEXT, 5.0)
+    assert {one.nodes for one in found} == {1, 2, 8, 16}
+    backend.per_row = 1000.0  # a step of two nodes takes more than two plain ones
+    assert {one.nodes for one in measure_step_times(backend, (1, 2, 8), TEXT, 5.0)} == {1}
 
 
 def test_every_size_is_timed_behind_every_past(backend):

@@ -31,6 +31,11 @@ def test_one_size_is_one_engine_and_plain_and_prefill_come_always() -> None:
     ]
     assert [size.name for size in step_sizes(trees, batch=1)] == ["plain", "prefill", "t4", "t8"]
     assert [size.name for size in step_sizes(trees, batch=2)] == ["plain-b2", "prefill-b2", "t4-b2", "t8-b2"]
+    assert step_sizes([], batch=1) == [  # plain decoding, which can also verify what was copied from the text
+        StepSize(1, PLAIN_ENGINE_NODES, PLAIN_ENGINE_NODES, draft=False),
+        StepSize(1, PREFILL_CHUNK, 1, draft=False),
+    ]
+    assert [size.name for size in step_sizes([], batch=1)] == ["plain", "prefill"]
     assert StepSize(2, 8, 8, draft=True).sizes == {"B": 2, "T": 8, "R": 8, "S": 8, "N": 2}
     assert StepSize(2, PLAIN_ENGINE_NODES, 1, draft=False).sizes["N"] == 0
 

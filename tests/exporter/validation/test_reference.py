@@ -42,6 +42,18 @@ def test_each_nodes_logits_are_those_of_its_own_text(family: str) -> None:
     assert len(steps["rope"].expected.keys) == (2 if "window" not in steps else 1)
 
 
+def test_without_heads_the_same_steps_are_recorded() -> None:
+    model = make_model("llama3-rope")
+    facts = facts_of(model)
+    heads = MedusaHeads(facts.hidden_size, 2, 1)
+    alone, both = (record_reference(model, one, facts, Letters()) for one in (None, heads))
+    assert alone.draft is None and both.draft is not None
+    for one, other in zip(alone.steps, both.steps, strict=True):
+        assert one.name == other.name
+        np.testing.assert_array_equal(one.expected.logits, other.expected.logits)
+        np.testing.assert_array_equal(one.expected.hidden, other.expected.hidden)
+
+
 def test_a_window_step_lies_beyond_the_window() -> None:
     model = make_model("mistral-window")
     steps = {one.name: one for one in record_reference(model, MedusaHeads(64, 2, 1), facts_of(model), Letters()).steps}
