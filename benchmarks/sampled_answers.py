@@ -151,7 +151,7 @@ def main() -> None:
     prompts = [turns[0] for turns in load_prompts(arguments.prompts, arguments.limit)]
     settings = {"backend": arguments.backend, "precision": arguments.precision}
     differences: list[dict[str, Any]] = []
-    with Engine.load(arguments.bundle, **settings) as engine:
+    with Engine.load(arguments.bundle, prefix_cache_bytes=0, **settings) as engine:
         engine.warm_up()
         comparison, started = Comparison(engine, arguments.profile.split(","), not arguments.unmixed), perf_counter()
         for number, prompt in enumerate(prompts):

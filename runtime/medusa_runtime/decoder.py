@@ -14,10 +14,11 @@ from medusa_runtime.backends.base import Backend
 from medusa_runtime.drafting.controller import Choice
 from medusa_runtime.drafting.draft_tree import DraftTree
 from medusa_runtime.drafting.drafter import Draft
-from medusa_runtime.errors import ArgumentError, CapacityError, MedusaError, PromptError
+from medusa_runtime.errors import ArgumentError, CapacityError, InvalidLogitsError, MedusaError, PromptError
 from medusa_runtime.exclusive import ExclusiveUse, strictly_exclusive
 from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.prefill import prefill
+from medusa_runtime.prefix_reuse import PrefixReuse
 from medusa_runtime.rows import RowReader, SavedRow, StepRows
 from medusa_runtime.sequence import SequenceState
 from medusa_runtime.step_cache import StepCache
@@ -50,6 +51,8 @@ class Decoder:
         backend: Runs the steps.
         accept: The acceptance rule, one of `medusa_runtime.accept.ACCEPT_RULES` or a function like them.
         cache: Lengths and capacity of the KV cache.
+        reuse: Finds rows of earlier sequences for prompts that begin like them; it has no budget and does nothing
+            unless it is replaced before the first prompt.
         sequence: The answer in progress or the last one; None before the first.
         steps: Steps since `start`; the prefill does not count.
         profile: The tree that the steps verify.
@@ -85,6 +88,7 @@ class Decoder:
         self.last_tree, self.last_path, self.last_accepted = DraftTree(PLAIN), [0], 0
         self._prompt: tuple[tuple[int, ...], SavedRow] | None = None  # the prompt in the cache and its last row
         self.cache = KvCache(backend)  # last, so that a failed constructor does not occupy the backend
+        self.reuse = PrefixReuse(self.cache)
         self.sequence: SequenceState | None = None
         self.steps = 0  # steps since `start`, the prefill not counted
 
@@ -193,9 +197,14 @@ class Decoder:
         self._check_owner()
         self.sequence, self.steps = None, 0  # if the prefill fails there is no answer to continue
         self._prompt = None
-        prefill(self.backend, self.cache, sequence.prompt, summaries=sequence.summaries, checkpoint=checkpoint)
+        sequence.reused = self.reuse.prepare(sequence)
+        prefill(self.backend, self.cache, sequence, checkpoint)
         self._step_rows.begin("of the prompt", len(sequence.prompt) - 1)
-        self._step_rows.check_prompt(sequence.prompt)
+        try:
+            self._step_rows.check_prompt(sequence.prompt)
+        except InvalidLogitsError:
+            self.reuse.clear()  # rows that were reused may be the cause
+            raise
         if keep_prompt:
             self._prompt = sequence.prompt, self._step_rows.save(0)
         self._accept_first(sequence, self._step_rows, self.backend.read_argmax())
@@ -215,6 +224,7 @@ class Decoder:
             raise MedusaError("the prompt of this sequence is not in the KV cache; start it with begin")
         self.sequence, self.steps = None, 0
         self.cache.truncate(len(sequence.prompt))
+        self.reuse.hold(sequence)
         row = self._prompt[1]
         self._accept_first(sequence, row, [int(row(0).argmax())])
 

@@ -14,12 +14,13 @@ from typing import Any
 from medusa_profiles.profile import TreeProfile, shown
 
 from medusa_runtime.answer_rule import answer_rule
-from medusa_runtime.arguments import as_bool, as_int, as_token_ids
+from medusa_runtime.arguments import as_bool, as_int, as_optional_int, as_token_ids
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.facts import PLAIN
 from medusa_runtime.handle import RequestHandle
 from medusa_runtime.loading import LoadedBundle, load_bundle
 from medusa_runtime.parameter_checks import as_number, as_seconds
+from medusa_runtime.prefix_reuse import PrefixReuse
 from medusa_runtime.profile_choice import find_profile
 from medusa_runtime.prompt_encoder import Prompt, is_token_ids
 from medusa_runtime.prompt_options import PromptOptions
@@ -57,19 +58,25 @@ class Engine:
         context: Maximum number of tokens of prompt and answer together.
     """
 
-    def __init__(self, loaded: LoadedBundle, *, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self, loaded: LoadedBundle, *, max_waiting: int = MAX_WAITING, prefix_cache_bytes: int | None = None
+    ) -> None:
         """Create an engine of a loaded bundle; most callers use `Engine.load`.
 
         Args:
             loaded: The loaded bundle, which must not be used by anything else from now on.
             max_waiting: Maximum number of requests that wait.
+            prefix_cache_bytes: Bytes for rows of earlier requests, as in `load`.
 
         Raises:
-            ArgumentError: `max_waiting` is not a positive integer.
+            ArgumentError: `max_waiting` or `prefix_cache_bytes` has a wrong type or is out of range.
         """
+        prefix_bytes = as_optional_int("prefix_cache_bytes", prefix_cache_bytes, 0)
         self.bundle, self.prompt_encoder, self.tokenizer = loaded.bundle, loaded.prompt_encoder, loaded.tokenizer
-        self._decoder = loaded.decoder
-        self.profile, self.context = loaded.decoder.profile, loaded.decoder.cache.context
+        self._decoder = decoder = loaded.decoder
+        default = decoder.backend.default_prefix_bytes
+        decoder.reuse = PrefixReuse(decoder.cache, default() if prefix_bytes is None else prefix_bytes)
+        self.profile, self.context = decoder.profile, decoder.cache.context
         self._stats = StatsCollector()
         self._runner = RequestRunner(self._decoder, self.tokenizer, self._stats, loaded.experience)
         self._experience = loaded.experience
@@ -95,6 +102,7 @@ class Engine:
         calibration: str | Path | None = None,
         map_weights: bool = False,
         max_waiting: int = MAX_WAITING,
+        prefix_cache_bytes: int | None = None,
     ) -> Engine:
         """Check a bundle and load it.
 
@@ -119,6 +127,9 @@ class Engine:
                 copy: less memory, which processes share, but the files must not be written to while the engine lives,
                 since that would change its answers. Ignored on a GPU.
             max_waiting: Maximum number of requests that wait; more raise QueueFullError.
+            prefix_cache_bytes: Bytes for keys and values of earlier requests, which prompts that begin in the same way
+                use instead of computing them again: host memory on a CPU, device memory on a GPU. None is 256 MiB on a
+                CPU, and on a GPU 1 GiB or a quarter of the free memory if that is less; 0 computes every prompt whole.
 
         Raises:
             BundleError: The bundle is missing or damaged, or lacks the backend, precision, profile or template.
@@ -130,6 +141,7 @@ class Engine:
             MedusaError: The GPU does not exist.
         """
         as_int("max_waiting", max_waiting, 1)
+        as_optional_int("prefix_cache_bytes", prefix_cache_bytes, 0)
         loaded = load_bundle(
             bundle,
             backend=backend,
@@ -143,7 +155,7 @@ class Engine:
             calibration=calibration,
             map_weights=map_weights,
         )
-        return cls(loaded, max_waiting=max_waiting)
+        return cls(loaded, max_waiting=max_waiting, prefix_cache_bytes=prefix_cache_bytes)
 
     def generate(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 from medusa_runtime.backends.base import Backend
+from medusa_runtime.backends.saved_past import SavedPast
 from medusa_runtime.capacity import grow_by_doubling
 from medusa_runtime.errors import CapacityError, MedusaError
 from medusa_runtime.exclusive import ExclusiveUse, exclusive
@@ -97,6 +98,33 @@ class KvCache:
         self._backend.commit(sequence, path, length)
         self._lengths[sequence] = end
         self._can_draft[sequence] = True
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self._backend.past_row_bytes
+
+    @exclusive
+    def save(self, length: int, sequence: int = 0) -> SavedPast:
+        """Return a copy of the first `length` rows of a sequence's past. Raises CapacityError."""
+        if not 0 < length <= self._lengths[sequence]:
+            raise ValueError(f"cannot save {length} rows of a past of {self._lengths[sequence]}")
+        return self._backend.save_past(length, sequence)
+
+    @exclusive
+    def restore(self, saved: SavedPast, length: int, sequence: int = 0) -> None:
+        """Make the first `length` rows of a copy the past of a sequence; the next step runs without a draft.
+
+        If it fails or is interrupted, the past is unchanged or empty.
+
+        Raises:
+            CapacityError: `length` exceeds the model's context, or memory does not suffice.
+        """
+        self.reserve(length)
+        self._can_draft[sequence] = False
+        self._lengths[sequence] = 0  # while rows are overwritten
+        self._backend.restore_past(saved, length, sequence)
+        self._lengths[sequence] = length
 
     @exclusive
     def truncate(self, length: int, sequence: int = 0) -> None:

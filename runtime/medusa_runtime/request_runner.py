@@ -134,7 +134,7 @@ class _Run:
         self._answers: list[_Answer] = []
         self._started = perf_counter()
         self.queue_seconds = self._started - request.submitted
-        self._prefill_seconds = 0.0
+        self._prefill_seconds, self._reused = 0.0, 0
         self._end_ids = end_ids(request.params, decoder.backend.model)
 
     def generate(self, checkpoint: Checkpoint) -> None:
@@ -146,7 +146,12 @@ class _Run:
             if index == 0:
                 decoder.begin(answer.sequence, checkpoint, keep_prompt=request.params.n > 1)
                 self._prefill_seconds = perf_counter() - self._started
-                self._stats.add(prompt_tokens=len(request.prompt), prefill_seconds=self._prefill_seconds)
+                self._reused = answer.sequence.reused
+                self._stats.add(
+                    prompt_tokens=len(request.prompt),
+                    reused_tokens=self._reused,
+                    prefill_seconds=self._prefill_seconds,
+                )
             else:
                 decoder.begin_again(answer.sequence)
             self._answers.append(answer)
@@ -171,6 +176,7 @@ class _Run:
                 decode=sum(choice.decode_seconds for choice in choices),
                 total=now - request.submitted,
             ),
+            cached_tokens=self._reused,
         )
 
     def _new_answer(self, index: int) -> _Answer:

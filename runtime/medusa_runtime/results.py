@@ -88,10 +88,12 @@ class Usage:
     Args:
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens of all answers together.
+        cached_tokens: Tokens of the prompt whose keys and values an earlier request had computed.
     """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -105,7 +107,7 @@ class Times:
 
     Args:
         queue: From submission to the start of the prefill.
-        prefill: The prefill, which gives the first token.
+        prefill: The prefill, which gives the first token; short where most of the prompt was reused.
         decode: All further steps of all answers.
         total: From submission to the end.
     """
@@ -127,6 +129,7 @@ class GenerationResult:
         profile: Name of the tree that all steps verified, or "auto" or "ngram" where each step chose its draft.
         acceptance: "lossless" or "typical" (lossy).
         times: Durations.
+        cached_tokens: Tokens of the prompt whose keys and values an earlier request had computed (prefix reuse).
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -135,6 +138,7 @@ class GenerationResult:
     profile: str
     acceptance: str
     times: Times
+    cached_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -179,7 +183,8 @@ class GenerationResult:
     @property
     def usage(self) -> Usage:
         """Tokens of prompt and answers."""
-        return Usage(len(self.prompt_token_ids), sum(len(choice.token_ids) for choice in self.choices))
+        completion_tokens = sum(len(choice.token_ids) for choice in self.choices)
+        return Usage(len(self.prompt_token_ids), completion_tokens, self.cached_tokens)
 
     @property
     def tokens_per_step(self) -> float:

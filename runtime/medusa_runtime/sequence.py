@@ -25,6 +25,7 @@ class SequenceState:
         context: Maximum number of tokens of prompt and answer together.
         rule: The acceptance rule; None is the decoder's.
         summaries: Whether the backend summarises the rows of each step, if it can, for a rule that reads them.
+        reused: Tokens of the prompt whose rows an earlier sequence had computed.
         answer: Token ids of the answer so far. It is always the same list.
         owner: Thread that may continue an unfinished answer; None after it was aborted.
         drafter: Chooses what each step verifies; None is the decoder's tree.
@@ -36,6 +37,7 @@ class SequenceState:
     context: int
     rule: AcceptRule | None = field(default=None, compare=False, repr=False)
     summaries: bool = False
+    reused: int = field(default=0, compare=False)
     answer: list[int] = field(default_factory=list)
     owner: Thread | None = field(default=None, compare=False, repr=False)
     drafter: Drafter | None = field(default=None, compare=False, repr=False)

@@ -19,7 +19,9 @@ class Stats:
         finished: Requests that were answered completely.
         cancelled: Requests that were cancelled, whose deadline passed, or that ended with the engine.
         failed: Requests that ended with another error.
-        prompt_tokens: Tokens of the prompts that were computed.
+        prompt_tokens: Tokens of the prompts that were computed, reused ones included.
+        reused_tokens: How many of them were not computed again, since an earlier request had computed their keys and
+            values.
         completion_tokens: Tokens of all answers.
         steps: Steps; prefills do not count.
         step_tokens: Tokens of all steps; the first token of an answer is of its prefill.
@@ -44,6 +46,7 @@ class Stats:
     cancelled: int = 0
     failed: int = 0
     prompt_tokens: int = 0
+    reused_tokens: int = 0
     completion_tokens: int = 0
     steps: int = 0
     step_tokens: int = 0

@@ -10,6 +10,7 @@ from the kept hidden state alone.
 import numpy as np
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends.base import PREFILL_CHUNK, BackendFacts, RowSummary
+from medusa_runtime.backends.saved_past import SavedPast, check_length
 from medusa_runtime.contract import summary_tokens
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.exclusive import ExclusiveUse
@@ -93,10 +94,11 @@ class FakeBackend:
     `hit_rate`: how often a head has the right token among its candidates; its rank is then below `spread`.
     `summaries`: whether it summarises rows, as a GPU backend does, or has none, as a CPU backend.
     `steps` lists the steps run, `read_rows` the rows whose logits were read, `read_summaries` those whose summaries
-    were, `committed` the paths kept.
+    were, `committed` the paths kept, `saved` and `restored` the numbers of rows copied.
     """
 
     name, precision, run_seconds = "fake", "exact", 0.0
+    past_row_bytes = 24  # of tokens, positions and contexts
 
     def __init__(self, context=4096, heads=5, top_k=6, hit_rate=1.0, spread=1, summaries=False):
         self.model = ModelFacts("toy", "toy", 1, 8, 1, 1, 8, VOCAB, context, (EOS,))
@@ -109,6 +111,7 @@ class FakeBackend:
         self.hidden = []  # of each sequence the (state, context, position) of its last committed row
         self.memory = None  # most rows that `allocate` can give; None: any number
         self.steps, self.read_rows, self.read_summaries, self.committed = [], [], [], []
+        self.saved, self.restored = [], []
         self._ran, self._read = None, []
 
     def facts(self):
@@ -238,3 +241,19 @@ class FakeBackend:
         self.contexts[sequence, rows] = contexts[sequence, path]
         self.hidden[sequence] = states[sequence, last], contexts[sequence, last], positions[sequence, last]
         self.committed.append(path)
+
+    def default_prefix_bytes(self):
+        return 1 << 20
+
+    def save_past(self, length, sequence=0):
+        check_length(length, self.tokens.shape[1])
+        rows = [arena[sequence, :length].copy() for arena in (self.tokens, self.positions, self.contexts)]
+        assert POISON not in rows[0]
+        self.saved.append(length)
+        return SavedPast(length, rows)
+
+    def restore_past(self, saved, length, sequence=0):
+        check_length(length, self.tokens.shape[1], saved)
+        for arena, rows in zip((self.tokens, self.positions, self.contexts), saved.data, strict=True):
+            arena[sequence, :length] = rows[:length]
+        self.restored.append(length)

@@ -191,7 +191,7 @@ def command(
     if chat_template_arguments:
         options["chat_template_arguments"] = chat_template_arguments
     asked: Prompt = read_list(messages, "messages") if messages is not None else read_text(prompt or "")
-    with load(expected_digest=expected_digest) as engine, wrong_arguments_are_usage():
+    with load(expected_digest=expected_digest, prefix_cache_bytes=0) as engine, wrong_arguments_are_usage():
         _answer(engine, asked, params, options, timeout, compare, results)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medusa_runtime import contract
+from medusa_runtime.backends.saved_past import PastCopies
 
 if TYPE_CHECKING:
     from medusa_runtime.exclusive import ExclusiveUse
@@ -146,7 +147,7 @@ def name_outputs(
     }
 
 
-class Backend(Protocol):
+class Backend(PastCopies, Protocol):
     """Runs steps of a graph on one device.
 
     To add a backend, write a module with a class that implements this protocol and a function
@@ -157,9 +158,9 @@ class Backend(Protocol):
     that keeps nodes. `allocate` may be called again at any time, with a larger capacity or another batch; the results
     of the last run may then be lost. A run without a commit leaves the past as it was: this is how rejected tokens are
     rolled back. The backend does not store the length of a past: every step and commit passes it, and passing a
-    smaller one truncates.
+    smaller one truncates. `save_past` and `restore_past` (`PastCopies`) copy rows at any time after `allocate`.
 
-    Threads: one call at a time. `allocate`, `run` and `commit` raise BusyError while another thread's call is at work
+    Threads: one call at a time. All of these but the readers raise BusyError while another thread's call is at work
     (use `medusa_runtime.exclusive.exclusive`). Results belong to the thread that ran the step: readers and `commit`
     raise BusyError in any other thread. A backend whose library keeps state per thread raises WrongThreadError if `run`
     is called in another thread than the first time.

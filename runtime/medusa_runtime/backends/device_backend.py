@@ -24,6 +24,7 @@ from medusa_runtime.backends.host_buffers import HostBuffers
 from medusa_runtime.backends.kv_arena import ArenaFactory
 from medusa_runtime.backends.layer_major_arena import LayerMajorArena
 from medusa_runtime.backends.node_check import check_node_ids
+from medusa_runtime.backends.saved_past import SavedPast, check_length
 from medusa_runtime.backends.step_binding import StepBinding, StepRunner
 from medusa_runtime.backends.step_errors import check_reading_thread, step_error
 from medusa_runtime.backends.step_executor import StepExecutor
@@ -61,6 +62,7 @@ class DeviceBackend(ABC):
         self.exclusive_use, self.logits_on_host = ExclusiveUse(f"the backend {name!r}"), False
         self._device, self._kv_type = device, kv_type(precision)
         self._new_arena: ArenaFactory = LayerMajorArena
+        self.past_row_bytes = model.kv_bytes_per_token(self._kv_type.itemsize)
         self._executor = StepExecutor(name, precision, device)
         self._cache: BindingCache | None = None  # the memory and its bindings; None before `allocate`
         self._completed: CompletedRun | None = None  # the last run, if it succeeded
@@ -145,6 +147,27 @@ class DeviceBackend(ABC):
         """Copy the rows of `path` behind the past, and the last one's hidden state to where the next draft starts."""
         self._last_run().commit(sequence, path, length)
 
+    def default_prefix_bytes(self) -> int:
+        """Return 1 GiB of device memory, or a quarter of what is free now if that is less."""
+        return min(1 << 30, self._device.free_bytes() // 4)
+
+    @exclusive
+    def save_past(self, length: int, sequence: int = 0) -> SavedPast:
+        """Copy rows of the arena to other device memory, and wait until they are copied."""
+        arena = self._allocated().memory.arena
+        check_length(length, arena.capacity)
+        saved = SavedPast(length, arena.save(sequence, length))
+        self._device.synchronize()
+        return saved
+
+    @exclusive
+    def restore_past(self, saved: SavedPast, length: int, sequence: int = 0) -> None:
+        """Copy rows back into the arena, and wait until they are copied, so that the copy may be freed."""
+        arena = self._allocated().memory.arena
+        check_length(length, arena.capacity, saved)
+        arena.restore(sequence, saved.data, saved.length, length)
+        self._device.synchronize()
+
     def _last_run(self) -> CompletedRun:
         completed = self._completed
         if completed is None:
@@ -227,5 +250,5 @@ class DeviceBackend(ABC):
     def _facts(self, library: str, version: str, weight_bytes: int) -> BackendFacts:
         """Describe the device and the library that runs the steps."""
         name, driver, capability, bandwidth = self._device.facts()
-        row_bytes = self.model.kv_bytes_per_token(self._kv_type.itemsize)
+        row_bytes = self.past_row_bytes
         return BackendFacts(name, driver, capability, library, version, weight_bytes, row_bytes, bandwidth)

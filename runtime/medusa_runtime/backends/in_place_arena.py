@@ -8,7 +8,7 @@ import numpy as np
 
 from medusa_runtime import contract
 from medusa_runtime.backends.base import FloatArray
-from medusa_runtime.backends.device import Device, DeviceTensor
+from medusa_runtime.backends.device import Device, DeviceTensor, Memory
 from medusa_runtime.backends.element_types import INT32, ElementType
 from medusa_runtime.backends.kv_arena import contiguous_runs, kv_tensor_names
 from medusa_runtime.errors import CapacityError
@@ -102,19 +102,40 @@ class InPlaceArena:
         """Return the rows that the last step wrote behind `length` rows: (2 · layers, 1, nodes, W) float32."""
         heads, head_dim = self._model.kv_heads, self._model.head_dim
         array = np.empty((2 * self._model.layers, heads, nodes, head_dim), self._element.host_dtype)
-        width, packed = nodes * self._row_bytes, self._device.allocate(array.nbytes)  # `read` needs contiguous memory
-        self._device.copy_rows(
-            to=packed.address,
-            to_pitch=width,
-            source=self._buffers.address + length * self._row_bytes,
-            source_pitch=self._buffer_rows * self._row_bytes,
-            width=width,
-            height=self._buffer_count,
-        )
+        packed = self._packed(length, nodes)  # `read` needs contiguous memory
         self._device.read(array, packed.address)
         rows = self._element.to_float32(array).transpose(0, 2, 1, 3)  # (2 · layers, nodes, kv_heads, head_dim)
         new: FloatArray = rows.reshape(2 * self._model.layers, 1, nodes, heads * head_dim)
         return new
+
+    def save(self, sequence: int, length: int) -> Memory:  # noqa: ARG002
+        """Copy the first `length` rows of every buffer: (2 · layers, kv_heads, length, head_dim)."""
+        return self._packed(0, length)
+
+    def restore(self, sequence: int, saved: Memory, saved_length: int, length: int) -> None:  # noqa: ARG002
+        """Copy the first `length` rows of a copy back to every buffer."""
+        self._device.copy_rows(
+            to=self._buffers.address,
+            to_pitch=self._buffer_rows * self._row_bytes,
+            source=saved.address,
+            source_pitch=saved_length * self._row_bytes,
+            width=length * self._row_bytes,
+            height=self._buffer_count,
+        )
+
+    def _packed(self, first: int, count: int) -> Memory:
+        """Return a copy of `count` rows of every buffer, from row `first` on, without gaps."""
+        width = count * self._row_bytes
+        packed = self._device.allocate(self._buffer_count * width)
+        self._device.copy_rows(
+            to=packed.address,
+            to_pitch=width,
+            source=self._buffers.address + first * self._row_bytes,
+            source_pitch=self._buffer_rows * self._row_bytes,
+            width=width,
+            height=self._buffer_count,
+        )
+        return packed
 
     def copy_sequences_from(self, other: InPlaceArena) -> None:
         """Copy as many rows of the other arena as fit."""

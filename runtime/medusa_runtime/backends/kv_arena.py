@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from medusa_runtime import contract
 from medusa_runtime.backends.base import FloatArray
-from medusa_runtime.backends.device import Device, DeviceTensor
+from medusa_runtime.backends.device import Device, DeviceTensor, Memory
 from medusa_runtime.backends.element_types import ElementType
 from medusa_runtime.facts import ModelFacts
 
@@ -62,6 +62,19 @@ class KvArena(Protocol):
 
     def copy_sequences_from(self, other: Any) -> None:
         """Copy the past of an arena of the same layout: the sequences that both have, as many rows as fit."""
+
+    def save(self, sequence: int, length: int) -> Memory:
+        """Copy the first `length` rows of a sequence's past to new memory, without gaps. Raises CapacityError."""
+
+    def restore(self, sequence: int, saved: Memory, saved_length: int, length: int) -> None:
+        """Copy rows that `save` copied back to where they were.
+
+        Args:
+            sequence: Index of the sequence in the batch.
+            saved: The copy, of this arena or of one with the same layout and another capacity.
+            saved_length: Rows of the copy.
+            length: Rows to restore, at most `saved_length`.
+        """
 
     def with_max_nodes(self, max_nodes: int) -> KvArena:
         """Return an arena with the same past and room for steps of `max_nodes` nodes; this one stays valid.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,20 @@ from medusa_runtime.backends.device import Device, DeviceTensor, Memory
 from medusa_runtime.backends.element_types import ElementType
 from medusa_runtime.backends.kv_arena import contiguous_runs, kv_tensor_names
 from medusa_runtime.facts import ModelFacts
+
+
+class TensorRows(NamedTuple):
+    """Where a run of rows is in memory that has the same number of rows for each tensor.
+
+    Args:
+        memory: The memory.
+        first: First row of the run, counted from the start of a tensor.
+        of: Rows of one tensor.
+    """
+
+    memory: Memory
+    first: int
+    of: int
 
 
 class LayerMajorArena:
@@ -71,8 +86,8 @@ class LayerMajorArena:
                 f"{length} + {len(path)} rows do not fit an arena of {self.capacity}; allocate a larger one first"
             )
         for first, node, count in contiguous_runs(path):
-            to_row = sequence * self.capacity + length + first
-            self._copy(to_row, self._new, sequence * nodes + node, self.batch * nodes, count)
+            new = TensorRows(self._new, sequence * nodes + node, self.batch * nodes)
+            self._copy(self._past_rows(sequence, length + first), new, count)
 
     def read_new(self, nodes: int, length: int) -> FloatArray:  # noqa: ARG002
         """Return the new rows of the last step: (2 · layers, B, nodes, W) float32."""
@@ -85,8 +100,17 @@ class LayerMajorArena:
         """Copy the past of the sequences that both arenas have, as many rows as fit."""
         rows = min(self.capacity, other.capacity)
         for sequence in range(min(self.batch, other.batch)):
-            to_row, source_row = sequence * self.capacity, sequence * other.capacity
-            self._copy(to_row, other._past, source_row, other.batch * other.capacity, rows)
+            self._copy(self._past_rows(sequence), other._past_rows(sequence), rows)
+
+    def save(self, sequence: int, length: int) -> Memory:
+        """Copy the first `length` rows of a sequence's past to new memory: (2 · layers, length, W)."""
+        saved = self._device.allocate(self._tensor_count * length * self._row_bytes)
+        self._copy(TensorRows(saved, 0, length), self._past_rows(sequence), length)
+        return saved
+
+    def restore(self, sequence: int, saved: Memory, saved_length: int, length: int) -> None:
+        """Copy the first `length` rows of a copy back to the sequence's past."""
+        self._copy(self._past_rows(sequence), TensorRows(saved, 0, saved_length), length)
 
     def with_max_nodes(self, max_nodes: int) -> LayerMajorArena:
         """Return an arena that shares this one's past and has larger new rows. Raises CapacityError."""
@@ -99,21 +123,17 @@ class LayerMajorArena:
         """Return the number of tensors, and the elements of one row of a tensor."""
         return 2 * model.layers, model.kv_row
 
-    def _copy(self, to_row: int, source: Memory, source_row: int, source_rows: int, count: int) -> None:
-        """Copy `count` rows of every tensor to the past.
+    def _past_rows(self, sequence: int, row: int = 0) -> TensorRows:
+        """Return where the rows of a sequence's past are, from row `row` on."""
+        return TensorRows(self._past, sequence * self.capacity + row, self.batch * self.capacity)
 
-        Args:
-            to_row: First row of the target, counted from the start of a tensor of the past.
-            source: Memory with the same number of tensors.
-            source_row: First row of the source, counted from the start of a tensor.
-            source_rows: Rows of one tensor of the source.
-            count: Number of rows.
-        """
+    def _copy(self, to: TensorRows, source: TensorRows, count: int) -> None:
+        """Copy `count` rows of every tensor."""
         self._device.copy_rows(
-            to=self._past.address + to_row * self._row_bytes,
-            to_pitch=self.batch * self.capacity * self._row_bytes,
-            source=source.address + source_row * self._row_bytes,
-            source_pitch=source_rows * self._row_bytes,
+            to=to.memory.address + to.first * self._row_bytes,
+            to_pitch=to.of * self._row_bytes,
+            source=source.memory.address + source.first * self._row_bytes,
+            source_pitch=source.of * self._row_bytes,
             width=count * self._row_bytes,
             height=self._tensor_count,
         )

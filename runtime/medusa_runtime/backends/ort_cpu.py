@@ -28,6 +28,7 @@ from medusa_runtime.backends.cpu_session import open_cpu_session
 from medusa_runtime.backends.node_check import check_node_ids, least_node_id
 from medusa_runtime.backends.ort_library import import_onnxruntime
 from medusa_runtime.backends.ort_session import check_signature
+from medusa_runtime.backends.saved_past import SavedPast, check_length
 from medusa_runtime.backends.step_errors import COMMITTED_BEFORE, check_reading_thread, step_error
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.contract import SPARE_ROWS
@@ -113,6 +114,7 @@ class OrtCpuBackend:
         self._arena = np.zeros((2 * model.layers, model.kv_heads, 0, model.head_dim), dtype=np.float32)
         self._draft_hidden = np.zeros((1, hidden_size), dtype=np.float32)
         self._draft_row = self._draft_hidden[0].data
+        self.past_row_bytes = model.kv_bytes_per_token(self._arena.itemsize)
         self._bound_steps: WeakKeyDictionary[Step, _BoundStep] = WeakKeyDictionary()
         self._step: Step | None = None  # the step run last …
         self._bound: _BoundStep | None = None  # … and its binding
@@ -125,9 +127,9 @@ class OrtCpuBackend:
         A processor whose AMX is used is another device than one without: its steps take other times.
         """
         version = import_onnxruntime("cpu").__version__
-        row_bytes = self.model.kv_bytes_per_token(self._arena.itemsize)
         device = f"{processor_name()}, AMX" if has_amx() and not is_refused() else processor_name()
-        return BackendFacts(device, "", "", "onnxruntime", version, self._weight_bytes, row_bytes, None, self._threads)
+        weights, row = self._weight_bytes, self.past_row_bytes
+        return BackendFacts(device, "", "", "onnxruntime", version, weights, row, None, self._threads)
 
     @exclusive
     def allocate(self, batch: int, capacity: int) -> None:
@@ -227,6 +229,28 @@ class OrtCpuBackend:
                 if row != node:
                     arena[:, :, length + row] = arena[:, :, length + node]
         self._draft_row[:] = bound.hidden[sequence][last]
+
+    def default_prefix_bytes(self) -> int:
+        """Return 256 MiB."""
+        return 256 << 20
+
+    @exclusive
+    def save_past(self, length: int, sequence: int = 0) -> SavedPast:  # noqa: ARG002
+        """Copy rows of the arena: (2 · layers, kv_heads, length, head_dim) float32 in host memory."""
+        check_length(length, self._capacity)
+        try:
+            return SavedPast(length, self._arena[:, :, :length].copy())
+        except MemoryError as error:
+            size = length * self.past_row_bytes / 1e6
+            raise CapacityError(
+                f"no memory for a copy of {length} rows ({size:.0f} MB); set a smaller prefix_cache_bytes"
+            ) from error
+
+    @exclusive
+    def restore_past(self, saved: SavedPast, length: int, sequence: int = 0) -> None:  # noqa: ARG002
+        """Copy rows back into the arena."""
+        check_length(length, self._capacity, saved)
+        self._arena[:, :, :length] = saved.data[:, :, :length]
 
     def _last_run(self) -> _BoundStep:
         completed = self._completed

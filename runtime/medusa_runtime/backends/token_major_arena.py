@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from medusa_runtime import contract
 from medusa_runtime.backends.base import FloatArray
-from medusa_runtime.backends.device import DeviceTensor, Memory
-from medusa_runtime.backends.layer_major_arena import LayerMajorArena
+from medusa_runtime.backends.device import DeviceTensor
+from medusa_runtime.backends.layer_major_arena import LayerMajorArena, TensorRows
 from medusa_runtime.facts import ModelFacts
 
 
@@ -37,13 +37,13 @@ class TokenMajorArena(LayerMajorArena):
     def _tensor_sizes(self, model: ModelFacts) -> tuple[int, int]:
         return 1, 2 * model.layers * model.kv_row
 
-    def _copy(self, to_row: int, source: Memory, source_row: int, source_rows: int, count: int) -> None:  # noqa: ARG002
+    def _copy(self, to: TensorRows, source: TensorRows, count: int) -> None:
         """Copy rows one by one within a single 2-D copy, because CUDA limits the pitch and the width to 2 GiB."""
         row_bytes = self._row_bytes
         self._device.copy_rows(
-            to=self._past.address + to_row * row_bytes,
+            to=to.memory.address + to.first * row_bytes,
             to_pitch=row_bytes,
-            source=source.address + source_row * row_bytes,
+            source=source.memory.address + source.first * row_bytes,
             source_pitch=row_bytes,
             width=row_bytes,
             height=count,

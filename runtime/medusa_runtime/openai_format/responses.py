@@ -61,6 +61,7 @@ def response_body(
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         },
         "system_fingerprint": facts.system_fingerprint,
     }

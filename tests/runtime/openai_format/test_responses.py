@@ -64,7 +64,7 @@ def choice(index, tokens, logprobs=None, **ends):
 
 
 def result(*choices):
-    return GenerationResult((5, 6, 7), choices, 9, "tree-4", "lossless", Times(0, 0.1, 0.2, 0.3))
+    return GenerationResult((5, 6, 7), choices, 9, "tree-4", "lossless", Times(0, 0.1, 0.2, 0.3), cached_tokens=2)
 
 
 LOGPROBS = (
@@ -96,7 +96,12 @@ def test_a_chat() -> None:
                 "stop_reason": None,
             },
         ],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 3,
+            "total_tokens": 6,
+            "prompt_tokens_details": {"cached_tokens": 2},
+        },
         "system_fingerprint": "abcdef",
     }
 
