@@ -126,6 +126,8 @@ def test_a_prompt_of_another_type_is_refused_in_words(engine: Engine, prompt: An
         {"precision": ""},
         {"max_waiting": 0},
         {"max_waiting": None},
+        {"prefix_cache_bytes": -1},
+        {"prefix_cache_bytes": 1e9},
     ],
     ids=str,
 )

@@ -409,3 +409,55 @@ def test_bindings_are_freed_before_sessions_and_sessions_before_the_device() -> 
     del toy
     gc.collect()
     assert gone == ["graph", "session", "device"]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("arena", [LayerMajorArena, TokenMajorArena])
+def test_a_copy_of_a_past_brings_its_rows_back(arena: Any, batch: int) -> None:
+    toy = Toy(LayerMajorArena)  # the toy model reads this layout …
+    toy._new_arena = arena
+    cache, tokens, last = KvCache(toy, batch), list(range(3, 33)), batch - 1
+    if arena is LayerMajorArena:
+        toy.run(literal(tokens, 0, batch))
+        cache.commit(range(30), last)
+    else:  # … and rows of the other one are written by hand
+        cache._lengths[last] = 30
+    memory = toy._allocated().memory
+    past = memory.arena._past.array  # type: ignore[attr-defined]
+    if arena is TokenMajorArena:
+        past[:] = np.random.default_rng(1).integers(256, size=past.size)
+    before, free = past.copy(), len(toy.device.asked)
+    saved = cache.save(25, last)
+    assert toy.device.asked[free:] == [25 * toy.past_row_bytes] == [25 * cache.row_bytes]
+    past[:] = 0
+    cache.restore(saved, 25, last)
+    assert (cache.length(last), cache.can_draft(last)) == (25, False)
+    row = toy.past_row_bytes if arena is TokenMajorArena else toy.past_row_bytes // 2
+    kept, expected = (
+        rows.reshape(-1, batch, memory.arena.capacity * row)[:, last, : 25 * row] for rows in (past, before)
+    )
+    np.testing.assert_array_equal(kept, expected)
+    if arena is LayerMajorArena and batch == 1:
+        toy.run(literal([9], 25))
+        assert toy.read_argmax() == [sum([7, *tokens[:25], 9]) % VOCAB]
+
+
+def test_copies_are_bounded_by_what_is_free_and_refused_without_memory() -> None:
+    toy = Toy()
+    with pytest.raises(RuntimeError, match="before allocate"):
+        toy.save_past(1)
+    cache = KvCache(toy)
+    assert toy.default_prefix_bytes() == 1 << 30
+    toy.device.free = 4000
+    assert toy.default_prefix_bytes() == 1000
+    toy.run(literal([3, 4, 5]))
+    cache.commit(range(3))
+    with pytest.raises(RuntimeError, match=rf"got 0 rows to copy, expected 1 to {MODEL.context}"):
+        toy.save_past(0)
+    toy.device.fails = len(toy.device.asked)
+    with pytest.raises(CapacityError):
+        cache.save(3)
+    saved = cache.save(3)
+    with pytest.raises(RuntimeError, match="got 4 rows to restore, expected at most 3"):
+        toy.restore_past(saved, 4)
+    assert cache.length() == 3

@@ -6,14 +6,17 @@ import gc
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from medusa_profiles.profile import TreeProfile
 from medusa_runtime.backends import load_backend
+from medusa_runtime.backends.base import literal_step
 from medusa_runtime.backends.cuda import CudaDevice
 from medusa_runtime.backends.ort_cuda import load_on_device
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.decoder import Decoder
 from medusa_runtime.errors import MedusaError, WrongThreadError
+from medusa_runtime.prefix_reuse import PrefixReuse
 
 from ..interrupting import elsewhere
 
@@ -119,3 +122,62 @@ def test_the_first_tree_step_takes_no_second_kv_cache(tiny_backends: Path, preci
     decoder.step()
     decoder.step()
     assert plain - device.free_bytes() < cache // 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_copies_of_a_past_bring_the_same_bits_back(tiny_backends: Path, precision: str) -> None:
+    bundle = Bundle.open(tiny_backends)
+    decoder = Decoder(load_backend(bundle, "ort-cuda", precision), bundle.profile("tree-8"))
+    expected = list(answer(decoder))
+    backend, rows = decoder.backend, len(PROMPT) + 280
+    step = literal_step(np.array([7], np.int32), rows, np.array([0], np.int32))
+    backend.run(step)
+    before = backend.read_logits(0).copy()
+    saved = decoder.cache.save(rows)
+    decoder.start([8, *PROMPT], 300, stop_ids=())
+    while decoder.sequence is not None and decoder.sequence.finish_reason is None:
+        decoder.step()  # other rows
+    decoder.cache.restore(saved, rows)
+    backend.run(step)
+    np.testing.assert_array_equal(backend.read_logits(0), before)
+    assert list(answer(decoder)) == expected
+
+
+@pytest.mark.parametrize("name", ["plain", "tree-8"])
+def test_prefixes_are_reused_on_a_gpu_in_fp32(tiny_backends: Path, name: str) -> None:
+    bundle = Bundle.open(tiny_backends)
+    tree = TreeProfile.plain() if name == "plain" else bundle.profile(name)
+
+    def answers(budget: int) -> tuple[list[list[int]], int]:
+        decoder = Decoder(load_backend(bundle, "ort-cuda", "fp32"), tree)
+        decoder.reuse = PrefixReuse(decoder.cache, budget)
+        found, chats = list[list[int]](), {seed: [seed, *PROMPT] for seed in (8, 9, 10)}
+        reused = 0
+        for _ in range(3):
+            for seed, chat in chats.items():
+                decoder.start(chat, 60, stop_ids=())
+                sequence = decoder.sequence
+                assert sequence is not None
+                while sequence.finish_reason is None:
+                    decoder.step()
+                found.append(list(sequence.answer))
+                reused += sequence.reused
+                chats[seed] = [*chat, *sequence.answer, *PROMPT]
+        return found, reused
+
+    expected, none = answers(0)
+    for budget in (1 << 30, 100 * bundle.model.kv_bytes_per_token(4)):
+        found, reused = answers(budget)
+        assert found == expected and reused > 0 == none
+
+
+def test_dropped_copies_give_their_memory_back(tiny_backends: Path) -> None:
+    bundle, device = Bundle.open(tiny_backends), CudaDevice()
+    decoder = Decoder(load_backend(bundle, "ort-cuda", "fp16"), bundle.profile("tree-8"))
+    answer(decoder)
+    rows = decoder.cache.length()
+    decoder.cache.save(rows)
+    free = device.free_bytes()
+    for _ in range(200):
+        decoder.cache.save(rows)
+    assert device.free_bytes() >= free - (16 << 20)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from medusa_runtime.backends.element_types import FLOAT32, INT32
@@ -134,3 +136,33 @@ def test_in_place_a_batch_is_refused() -> None:
         CapacityError, match="one sequence at a time, got a batch of 2; load a backend for each sequence"
     ):
         InPlaceArena(HostDevice(), GROUPED, FLOAT32, batch=2, capacity=6, max_nodes=4)
+
+
+@pytest.mark.parametrize("sequence", [0, 1])
+@pytest.mark.parametrize("arena", [LayerMajorArena, TokenMajorArena, InPlaceArena])
+def test_saved_rows_come_back_to_an_arena_of_any_capacity(arena: Any, sequence: int) -> None:
+    device, is_in_place = HostDevice(), arena is InPlaceArena
+    if is_in_place and sequence:
+        pytest.skip("such an arena has one sequence")
+    batch, buffer = 1 if is_in_place else 2, "_buffers" if is_in_place else "_past"
+
+    def rows(of: Any) -> np.ndarray[Any, Any]:
+        """(tensors, B, rows of the arena, elements of a row)"""
+        shape = (8, 1, -1, 4) if is_in_place else (1, 2, -1, 32) if arena is TokenMajorArena else (4, 2, -1, 8)
+        found: np.ndarray[Any, Any] = getattr(of, buffer).array.view(np.float32).reshape(shape)
+        return found
+
+    small = arena(device, GROUPED, FLOAT32, batch=batch, capacity=6, max_nodes=2)
+    rows(small)[:] = np.arange(rows(small).size).reshape(rows(small).shape)
+    before = rows(small).copy()
+    saved = small.save(sequence, 5)
+    assert saved.size == 5 * GROUPED.kv_bytes_per_token(4)
+    rows(small)[:] = -1
+    large = arena(device, GROUPED, FLOAT32, batch=batch, capacity=9, max_nodes=3)
+    for target, length in ((small, 5), (large, 5), (large, 3)):
+        rows(target)[:] = -1
+        target.restore(sequence, saved, 5, length)
+        kept = rows(target)
+        np.testing.assert_array_equal(kept[:, sequence, :length], before[:, sequence, :length])
+        assert (kept[:, sequence, length:] == -1).all()
+        assert (np.delete(kept, sequence, axis=1) == -1).all()

@@ -418,3 +418,51 @@ def test_a_graph_cannot_reach_weights_outside_the_bundle(bundle: Bundle, tmp_pat
     rewrite_manifest(folder, bundle.manifest)
     with pytest.raises(BundleError, match=r"ort-cpu-fp32\.onnx"):
         load_backend(Bundle.open(folder))
+
+
+def test_copies_of_a_past_are_those_rows_in_any_arena(backend: OrtCpuBackend) -> None:
+    ids = np.random.default_rng(2).integers(5, 250, size=40).tolist()
+    cache = KvCache(backend)
+    backend.run(literal(ids, 0))
+    whole = logits(backend, len(ids))
+    cache.commit(range(30))
+    saved = cache.save(30)
+    assert saved.length == 30 and saved.data.nbytes == 30 * backend.past_row_bytes == 30 * cache.row_bytes
+    np.testing.assert_array_equal(logits(backend, len(ids)), whole)  # the results of the run are still there
+    expected = backend._arena[:, :, :30].copy()
+    for length, capacity in ((30, INITIAL_CAPACITY), (12, 2 * INITIAL_CAPACITY)):
+        backend.run(literal(ids[::-1], 0))  # other rows
+        cache.reserve(capacity)
+        cache.restore(saved, length)
+        assert (cache.length(), cache.can_draft()) == (length, False)
+        np.testing.assert_array_equal(backend._arena[:, :, :length], expected[:, :, :length])
+        backend.run(literal(ids[length:], length))
+        np.testing.assert_allclose(logits(backend, len(ids) - length), whole[length:], atol=1e-4)
+    np.testing.assert_array_equal(saved.data, expected)
+
+
+def test_copies_of_rows_that_do_not_exist_are_refused(backend: OrtCpuBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = KvCache(backend)
+    backend.run(literal([5, 9, 17], 0))
+    cache.commit(range(3))
+    for length in (0, 4):
+        with pytest.raises(ValueError, match=f"cannot save {length} rows of a past of 3"):
+            cache.save(length)
+    for length in (0, INITIAL_CAPACITY + 1):
+        with pytest.raises(RuntimeError, match=f"got {length} rows to copy, expected 1 to {INITIAL_CAPACITY}"):
+            backend.save_past(length)
+    with pytest.raises(RuntimeError, match="got 4 rows to restore, expected at most 3, the rows of the copy"):
+        backend.restore_past(cache.save(3), 4)
+    assert backend.default_prefix_bytes() == 256 << 20
+
+    class Full:
+        def __getitem__(self, _: Any) -> Full:
+            return self
+
+        def copy(self) -> None:
+            raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "_arena", Full())
+        with pytest.raises(CapacityError, match=r"no memory for a copy of 3 rows .*; set a smaller prefix_cache_bytes"):
+            cache.save(3)
