@@ -30,13 +30,13 @@ def test_steps_add_up():
         depth=3,
     )
     collector.add_step(0.25, tokens=1, accepted=0, tree=DraftTree(TreeProfile.plain()), depth=0)
-    collector.add(finished=1, prompt_tokens=7)
+    collector.add(finished=1, prompt_tokens=7, reused_tokens=5)
     found = collector.snapshot(waiting=2, kv_rows=9)
     assert (found.steps, found.drafts, found.draft_tokens, found.accepted_tokens) == (2, 1, 7, 2)
     assert found.step_tokens == 4 and found.steps_by_draft == {"eight": 1, "plain": 1}
     assert (found.step_seconds, found.finished, found.prompt_tokens, found.waiting, found.kv_rows) == (0.75, 1, 7, 2, 9)
     assert found.accepted_by_depth == (1, 1, 0) and found.drafted_by_depth == (1, 1, 1)
-    assert found.tokens_per_step == 2
+    assert found.tokens_per_step == 2 and found.reused_tokens == 5
     assert collector.snapshot().waiting == 0  # not a total
 
 
