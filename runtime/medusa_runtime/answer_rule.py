@@ -10,6 +10,7 @@ from medusa_runtime.request import Request
 from medusa_runtime.rows import RowReader
 from medusa_runtime.sampling.sampler import Sampler
 from medusa_runtime.sampling_params import SamplingParams
+from medusa_runtime.structured.answer_grammar import AnswerGrammar
 
 
 class SampleRule:
@@ -54,7 +55,9 @@ def stop_ids(params: SamplingParams, model: ModelFacts) -> frozenset[int]:
     return end_ids(params, model) | frozenset(params.stop_token_ids)
 
 
-def answer_rule(request: Request, index: int, model: ModelFacts, answer: Sequence[int]) -> AcceptRule:
+def answer_rule(
+    request: Request, index: int, model: ModelFacts, answer: Sequence[int], grammar: AnswerGrammar | None = None
+) -> AcceptRule:
     """Return the acceptance rule of one answer.
 
     Args:
@@ -62,6 +65,7 @@ def answer_rule(request: Request, index: int, model: ModelFacts, answer: Sequenc
         index: Number of the answer among the request's.
         model: The model.
         answer: The answer's tokens so far, a list that grows.
+        grammar: Follows the answer through what it has to match; None if it may be anything.
 
     Raises:
         ArgumentError: The parameters forbid every token, or name one outside the vocabulary.
@@ -72,5 +76,5 @@ def answer_rule(request: Request, index: int, model: ModelFacts, answer: Sequenc
     if params.is_greedy and not params.has_processors:
         return greedy
     ends = {*model.eos_token_ids, *params.stop_token_ids}  # what min_tokens forbids, as in vLLM with ignore_eos too
-    sampler = Sampler(params, request.prompt, model.vocab_size, ends, request.bad_words, request.seed, index)
+    sampler = Sampler(params, request.prompt, model.vocab_size, ends, request.bad_words, request.seed, index, grammar)
     return SampleRule(sampler, answer)

@@ -32,6 +32,7 @@ from medusa_runtime.sampling.bad_words import bad_word_ids
 from medusa_runtime.sampling_params import AUTO, HEADS, SamplingParams
 from medusa_runtime.scheduler import Call, Scheduler
 from medusa_runtime.stats import Stats, StatsCollector
+from medusa_runtime.structured.compiler import GrammarCompiler
 
 MAX_WAITING = 256  # requests in the queue, unless the caller chooses
 
@@ -83,6 +84,7 @@ class Engine:
         self._draft = HEADS if loaded.is_tree_fixed else AUTO
         self._scheduler = Scheduler(as_int("max_waiting", max_waiting, 1))
         self._numbers = itertools.count(1)
+        self._grammars = GrammarCompiler(self.tokenizer, self.bundle.model)
         self._trees: dict[str, TreeProfile] = {}
         weakref.finalize(self, Scheduler.abort_without_waiting, self._scheduler)
 
@@ -191,7 +193,9 @@ class Engine:
         Raises:
             PromptError: The prompt is empty, has a wrong type, or the template rejects it.
             CapacityError: The prompt does not fit the context.
-            ArgumentError: A parameter has a wrong type or does not fit the model, or the bundle has no such tree.
+            ArgumentError: A parameter has a wrong type or does not fit the model, the bundle has no such tree, or
+                `structured_outputs` cannot be compiled.
+            MissingExtraError: `structured_outputs` is used, and llguidance is not installed.
             BundleError: The tree's file is damaged.
             ProfileError: The tree needs more heads or candidates than the bundle has.
             QueueFullError: `max_waiting` requests wait.
@@ -212,6 +216,7 @@ class Engine:
             prompt = truncate_prompt(as_token_ids(prompt, vocabulary), params, self.context)
         ids = truncate_prompt(self.encode(prompt, **options), params, self.context)
         check_room(ids, params, self.context)
+        outputs = params.structured_outputs
         request = Request(
             number=next(self._numbers),
             prompt=tuple(ids),
@@ -223,6 +228,7 @@ class Engine:
             deadline=None if seconds is None else time.monotonic() + seconds,
             submitted=submitted,
             worker=self._runner,
+            grammar=None if outputs is None else self._grammars.compile(outputs),
         )
         answer_rule(request, 0, self.bundle.model, ())  # raises what is wrong with the parameters together
         self._scheduler.submit(request)

@@ -10,6 +10,7 @@ from medusa_profiles.profile import TreeProfile
 
 from medusa_runtime.mailbox import Mailbox
 from medusa_runtime.sampling_params import SamplingParams
+from medusa_runtime.structured.compiler import Grammar
 
 Checkpoint = Callable[[], None]  # raises the error that ends the work in progress, if there is one
 
@@ -57,6 +58,7 @@ class Request:
         deadline: Time of `time.monotonic` at which it ends; None has no limit.
         submitted: Time of `time.perf_counter` at which it was submitted.
         worker: Generates the answers.
+        grammar: What the answers have to match, compiled; None if they may be anything.
     """
 
     number: int
@@ -69,6 +71,7 @@ class Request:
     deadline: float | None
     submitted: float
     worker: RequestWorker
+    grammar: Grammar | None = None
     mailbox: Mailbox = field(default_factory=Mailbox)
     is_cancelled: bool = False
 

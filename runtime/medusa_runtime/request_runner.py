@@ -183,8 +183,9 @@ class _Run:
         request, params, model = self._request, self._request.params, self._decoder.backend.model
         limit = model.context if params.max_tokens is None else params.max_tokens
         sequence = SequenceState(request.prompt, limit, stop_ids(params, model), self._decoder.cache.context)
-        sequence.rule = answer_rule(request, index, model, sequence.answer)
-        sequence.drafter = None if self._experience is None else Drafter(self._experience)
+        grammar = None if request.grammar is None else request.grammar.begin()
+        sequence.rule = answer_rule(request, index, model, sequence.answer, grammar)
+        sequence.drafter = None if self._experience is None else Drafter(self._experience, grammar)
         # Summaries of all rows cost a device time, and processors need whole rows: those that are visited are read.
         can_suffice = not params.has_processors and (params.has_filters or params.logprobs is not None)
         sequence.summaries = can_suffice and not self._decoder.backend.logits_on_host

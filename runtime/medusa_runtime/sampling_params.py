@@ -25,6 +25,7 @@ from medusa_runtime.parameter_checks import (
     as_texts,
 )
 from medusa_runtime.parameter_names import check_names, checked_names
+from medusa_runtime.structured.outputs import StructuredOutputs
 
 MAX_CHOICES = 128  # of one request
 MAX_LOGPROBS = 64  # most likely tokens per position; as many as the graph's row summaries have
@@ -50,7 +51,6 @@ UNSUPPORTED = (
     "prompt_logprobs",
     "repetition_detection",
     "spaces_between_special_tokens",
-    "structured_outputs",
     "thinking_token_budget",
     "use_beam_search",
 )
@@ -65,7 +65,7 @@ class SamplingParams:
 
         SamplingParams(temperature=0.7, top_p=0.95, seed=7, stop=["\n\n"], max_tokens=200)
 
-    Processors apply in vLLM's order: `allowed_token_ids`, `bad_words`, `min_tokens`, `logit_bias`, then the repetition,
+    Processors apply in vLLM's order: `structured_outputs`, `allowed_token_ids`, `bad_words`, `min_tokens`, `logit_bias`, then the repetition,
     frequency and presence penalties; the most likely token is taken if `temperature` is 0. Otherwise follow
     `temperature`, `min_p`, `top_k`, `top_p`, and a draw.
 
@@ -94,6 +94,9 @@ class SamplingParams:
             a tuple of pairs.
         allowed_token_ids: The only token ids that may be chosen.
         bad_words: Words that the answer should not contain; `docs/concepts/sampling.md` says how they are found.
+        structured_outputs: What the answer has to match, a `medusa_runtime.structured.StructuredOutputs` or a mapping of
+            its fields; it needs the extra `structured`. An answer that `max_tokens` cuts off is only the beginning of
+            one that matches.
         truncate_prompt_tokens: Keep only so many tokens from the end of the prompt. -1 cuts only a prompt that leaves
             no room for an answer: it keeps the end, and leaves `max_tokens` for the answer, but at most a quarter of
             the context.
@@ -129,6 +132,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] | None = None
     allowed_token_ids: Collection[int] | None = None
     bad_words: Collection[str] = ()
+    structured_outputs: StructuredOutputs | Mapping[str, object] | None = None
     truncate_prompt_tokens: int | None = None
     profile: str | TreeProfile | None = None
     draft: str | None = None
@@ -136,6 +140,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Check every field and normalise it: collections become tuples, numbers int and float."""
+        outputs = self.structured_outputs
         values = {
             "max_tokens": as_optional_int("max_tokens", self.max_tokens, 1),
             "min_tokens": as_int("min_tokens", self.min_tokens, 0),
@@ -158,6 +163,7 @@ class SamplingParams:
             "logit_bias": None if self.logit_bias is None else as_bias(self.logit_bias),
             "allowed_token_ids": None if self.allowed_token_ids is None else as_allowed_ids(self.allowed_token_ids),
             "bad_words": as_texts("bad_words", self.bad_words),
+            "structured_outputs": None if outputs is None else StructuredOutputs.of(outputs),
             "truncate_prompt_tokens": _truncation(self.truncate_prompt_tokens),
             "acceptance": _acceptance(self.acceptance),
         }
@@ -182,6 +188,11 @@ class SamplingParams:
             raise ArgumentError(
                 f"min_tokens is {self.min_tokens} and max_tokens {self.max_tokens}; expected min_tokens to be at most "
                 "max_tokens"
+            )
+        if self.structured_outputs is not None and self.ignore_eos:
+            raise ArgumentError(
+                "ignore_eos is True with structured_outputs; expected False, as only an end token can follow a complete "
+                "answer: leave ignore_eos out"
             )
         is_typical = isinstance(self.acceptance, Typical)
         if self.n > 1 and is_typical:
@@ -231,7 +242,8 @@ class SamplingParams:
     def has_processors(self) -> bool:
         """Whether logits are changed before the most likely token is taken or one is drawn."""
         return (
-            self.allowed_token_ids is not None
+            self.structured_outputs is not None
+            or self.allowed_token_ids is not None
             or bool(self.bad_words)
             or self.min_tokens > 0
             or bool(self.logit_bias)
@@ -274,6 +286,7 @@ _LOSSLESS_ONLY = (
     "logit_bias",
     "allowed_token_ids",
     "bad_words",
+    "structured_outputs",
 )
 
 

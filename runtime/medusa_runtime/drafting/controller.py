@@ -15,6 +15,7 @@ from medusa_runtime.drafting.step_times import Kind, StepTimes
 from medusa_runtime.sampling_params import AUTO, HEADS
 
 HYSTERESIS = 1.03  # how much better another tree has to be before it replaces the one in use
+FORCED = 0.97  # probability that a token which a grammar forces, or nearly so, is accepted behind the one before
 PROBE = 48  # steps after which a kind of draft that does not pay is tried again
 PLAIN = TreeProfile.plain()
 
@@ -123,6 +124,21 @@ class Controller:
             self._without_ngrams += 1
             if self._without_ngrams >= PROBE:
                 chosen = Choice(PLAIN, self._options.literals[0])
+        return chosen
+
+    def choose_forced(self, available: int) -> int:
+        """Return how many literals to verify where a grammar forces the next tokens; 0 for what `choose` returns.
+
+        Args:
+            available: How many tokens are forced.
+        """
+        best, _ = self._best_profile()
+        chosen = 0
+        for literals in self._options.literals:
+            gain = chain_length(FORCED, FORCED, min(literals, available))
+            rate = (1 + gain) / self._times.ms(kind_of(Choice(PLAIN, literals)))
+            if rate > best:
+                best, chosen = rate, literals
         return chosen
 
     def observe(self, choice: Choice, match: Match | None, accepted: int, from_literals: bool, ms: float) -> None:

@@ -1,4 +1,4 @@
-"""Drafts of one answer: what the next step verifies, from the heads and from the text before."""
+"""Drafts of one answer: what the next step verifies, from the heads, the text before, or a grammar."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from medusa_profiles.profile import TreeProfile
 
-from medusa_runtime.drafting.controller import Choice, Controller, Experience
+from medusa_runtime.drafting.controller import PLAIN, Choice, Controller, Experience
 from medusa_runtime.drafting.ngram_index import Match, NgramIndex
 
 if TYPE_CHECKING:
     from medusa_runtime.drafting.draft_tree import DraftTree
     from medusa_runtime.sequence import SequenceState
+    from medusa_runtime.structured.answer_grammar import AnswerGrammar
 
 
 class Draft(NamedTuple):
@@ -32,12 +33,14 @@ class Drafter:
 
     Args:
         experience: What the engine has learned from other answers, and learns from this one.
+        grammar: Follows the answer through what it has to match; None if it may be anything. Tokens that it forces go
+            before those that followed earlier in the text, of which those that it forbids are left out.
     """
 
-    def __init__(self, experience: Experience) -> None:
-        self._controller = Controller(experience)
+    def __init__(self, experience: Experience, grammar: AnswerGrammar | None = None) -> None:
+        self._controller, self._grammar = Controller(experience), grammar
         self._index: NgramIndex | None = None
-        self._uses_ngrams = bool(experience.options.literals)
+        self._most = max(experience.options.literals, default=0)
         self._match: Match | None = None
 
     def next(self, sequence: SequenceState) -> Draft:
@@ -48,19 +51,25 @@ class Drafter:
         """
         index, available = self._index, 0
         self._match = None
-        if self._uses_ngrams:
+        if self._grammar is not None and self._most:
+            forced = self._grammar.forced(sequence.answer, min(self._most, sequence.room))
+            if forced and (literals := self._controller.choose_forced(len(forced))):
+                return Draft(PLAIN, _padded(forced, literals, sequence))
+        if self._most:
             if index is None or len(index) > sequence.length:  # tokens were taken back
                 index = self._index = NgramIndex(sequence.prompt)
             index.extend(sequence.answer[len(index) - len(sequence.prompt) :])
             self._match = index.match()
             if self._match is not None:
                 available = min(len(index) - self._match.position, sequence.room)
+                if self._grammar is not None:
+                    found = index.continuation(self._match.position, min(self._most, available))
+                    available = self._grammar.allowed(sequence.answer, found)
         choice = self._controller.choose(self._match, available)
         if not choice.literals or index is None or self._match is None:
             return Draft(choice.profile)
         found = index.continuation(self._match.position, min(choice.literals, available))
-        padding = [sequence.last_token] * (choice.literals - len(found))
-        return Draft(choice.profile, [*found, *padding])
+        return Draft(choice.profile, _padded(found, choice.literals, sequence))
 
     def observe(self, tree: DraftTree, path: Sequence[int], ms: float) -> None:
         """Learn from the step that verified the draft.
@@ -72,3 +81,8 @@ class Drafter:
         """
         from_literals = len(path) > 1 and path[1] >= tree.first_literal
         self._controller.observe(Choice(tree.profile, tree.literals), self._match, len(path) - 1, from_literals, ms)
+
+
+def _padded(tokens: Sequence[int], length: int, sequence: SequenceState) -> list[int]:
+    """Return exactly `length` tokens: the first ones, or all and the last token of the sequence as padding."""
+    return [*tokens[:length], *[sequence.last_token] * (length - len(tokens))]

@@ -1,12 +1,13 @@
 """What changes logits before a token is chosen, greedily too: vLLM's processors, in vLLM's order.
 
-allowed_token_ids, bad_words and min_tokens forbid tokens: their logits become -inf, which no later processor changes.
+structured_outputs, allowed_token_ids, bad_words and min_tokens forbid tokens: their logits become -inf, which no later processor changes.
 So forbidding comes last here, with the same result, and the processors in between see finite numbers only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from medusa_runtime.errors import ArgumentError, RequestError
 from medusa_runtime.sampling.scratch import thread_scratch
 from medusa_runtime.sampling.token_counts import IdArray, TokenCounts
 from medusa_runtime.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from medusa_runtime.structured.answer_grammar import AnswerGrammar
 
 _LIMIT = float(np.finfo(np.float32).max)
 _MOST_FACTOR = 1e200  # of a repetition penalty: float32 times it, or divided by its inverse, is finite in float64
@@ -30,9 +34,10 @@ class Processors:
         vocab_size: V.
         end_ids: Tokens that `min_tokens` forbids: end tokens and stop tokens.
         bad_word_ids: Token sequences that the answer must not contain; `bad_words.bad_word_ids` makes them.
+        grammar: Follows the answer through what it has to match; None if it may be anything.
 
     Raises:
-        ArgumentError: The parameters forbid every token from the beginning.
+        ArgumentError: The parameters forbid every token from the beginning, whatever the grammar allows.
     """
 
     def __init__(
@@ -42,8 +47,9 @@ class Processors:
         vocab_size: int,
         end_ids: Collection[int],
         bad_word_ids: Sequence[Sequence[int]],
+        grammar: AnswerGrammar | None = None,
     ) -> None:
-        self._vocab_size = vocab_size
+        self._vocab_size, self._grammar = vocab_size, grammar
         self._allowed = None if params.allowed_token_ids is None else _ids(params.allowed_token_ids, vocab_size)
         self._min_tokens, self._ends = params.min_tokens, _ids(end_ids, vocab_size)
         self._bad_tokens = _ids([words[0] for words in bad_word_ids if len(words) == 1], vocab_size)
@@ -75,7 +81,8 @@ class Processors:
     def active(self, output: Sequence[int]) -> bool:
         """Return whether a logit may change for the token behind `output`, the tokens of the answer so far."""
         return (
-            self._allowed is not None
+            self._grammar is not None
+            or self._allowed is not None
             or len(self._bias_ids) > 0
             or self._counts is not None
             or any(len(ids) > 0 for ids in self._forbidden(output))
@@ -106,9 +113,13 @@ class Processors:
             changed[self._allowed] = kept
         for ids in self._forbidden(output):
             changed[ids] = -np.inf
+        if self._grammar is not None and (mask := self._grammar.mask(output)) is not None:
+            np.putmask(changed, ~mask, -np.inf)
         if changed.max() == -np.inf:
+            others = "allowed_token_ids, bad_words and min_tokens"
+            names = others if self._grammar is None else f"structured_outputs, {others}"
             raise RequestError(
-                f"allowed_token_ids, bad_words and min_tokens together forbid every token behind the first "
+                f"{names} together forbid every token behind the first "
                 f"{len(output)} of the answer; expected at least one that may be chosen: allow more tokens, or forbid "
                 "fewer"
             )

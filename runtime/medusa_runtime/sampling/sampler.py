@@ -16,6 +16,7 @@ from medusa_runtime.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from medusa_runtime.backends.base import FloatArray, RowSummary
     from medusa_runtime.rows import RowReader
+    from medusa_runtime.structured.answer_grammar import AnswerGrammar
 
 
 class Sampler:
@@ -33,6 +34,7 @@ class Sampler:
         bad_word_ids: Token sequences of `bad_words`, as `sampling.bad_word_ids` returns them.
         seed: Seed of the request, from 0 to 2**64 - 1.
         choice: Index of the answer among the request's.
+        grammar: Follows the answer through what it has to match; None if it may be anything.
 
     Raises:
         ArgumentError: The parameters forbid every token, or one of them is outside the vocabulary.
@@ -47,10 +49,11 @@ class Sampler:
         bad_word_ids: Sequence[Sequence[int]],
         seed: int,
         choice: int,
+        grammar: AnswerGrammar | None = None,
     ) -> None:
         params.check_vocabulary(vocab_size)
         self._vocab_size, self._seed, self._choice = vocab_size, seed, choice
-        self._processors = Processors(params, prompt_ids, vocab_size, end_ids, bad_word_ids)
+        self._processors = Processors(params, prompt_ids, vocab_size, end_ids, bad_word_ids, grammar)
         self._filters = None if params.is_greedy else Filters.of(params)
 
     def choose(self, rows: RowReader, row: int, output: Sequence[int]) -> int:

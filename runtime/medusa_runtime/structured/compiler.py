@@ -1,0 +1,118 @@
+"""Compiles structured outputs for one tokenizer, and keeps those that were used last."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from medusa_runtime.errors import ArgumentError
+from medusa_runtime.facts import ModelFacts
+from medusa_runtime.structured.answer_grammar import AnswerGrammar
+from medusa_runtime.structured.library import call_with_large_stack, import_llguidance, refused, shortened
+from medusa_runtime.structured.outputs import StructuredOutputs
+from medusa_runtime.tokenizer import Tokenizer
+
+MAX_COMPILED = 64  # that an engine keeps, of some hundred kilobytes to a few megabytes each
+_EXPECTED = {
+    "json": "a JSON schema of the keywords that llguidance supports: leave out the others",
+    "json_object": "another tokenizer",
+    "regex": "a regular expression in the syntax of Rust's crate regex, without look-around and back-references",
+    "choice": "texts that the tokenizer can write",
+    "grammar": "a grammar in llguidance's variant of Lark's syntax, with the rule start",
+}
+
+
+class Grammar:
+    """Structured outputs, compiled: where each answer begins.
+
+    Args:
+        matcher: A matcher of llguidance in its initial state, which stays in it.
+        tokenizer: The tokenizer, as llguidance reads it.
+        model: The model.
+    """
+
+    def __init__(self, matcher: Any, tokenizer: Any, model: ModelFacts) -> None:
+        self._matcher, self._tokenizer, self._model = matcher, tokenizer, model
+
+    def begin(self) -> AnswerGrammar:
+        """Return what follows one answer."""
+        return AnswerGrammar(
+            self._matcher.deep_copy(), self._tokenizer, self._model.vocab_size, self._model.eos_token_ids
+        )
+
+
+class GrammarCompiler:
+    """Compiles structured outputs; several threads may use it.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        model: The model.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, model: ModelFacts) -> None:
+        self._tokenizer, self._model = tokenizer, model
+        self._lock = threading.Lock()
+        self._adapter: Any = None  # the tokenizer as llguidance reads it
+        self._compiled: OrderedDict[StructuredOutputs, Grammar] = OrderedDict()  # the one used last is the last
+
+    def compile(self, outputs: StructuredOutputs) -> Grammar:
+        """Return compiled structured outputs.
+
+        Raises:
+            ArgumentError: llguidance refuses them or the tokenizer, or the model has no end token.
+            MissingExtraError: llguidance is not installed.
+            CapacityError: Memory does not suffice.
+        """
+        with self._lock:
+            found = self._compiled.get(outputs)
+            if found is not None:
+                self._compiled.move_to_end(outputs)
+                return found
+        library = import_llguidance()
+        with self._lock:
+            if self._adapter is None:
+                self._adapter = self._adapt(library)
+        matcher = call_with_large_stack(lambda: self._match(library, outputs))
+        found = Grammar(matcher, self._adapter, self._model)
+        with self._lock:
+            self._compiled[outputs] = found
+            while len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+        return found
+
+    def _adapt(self, library: Any) -> Any:
+        """Return the tokenizer as llguidance reads it, with a token for every logit."""
+        core, ends = self._tokenizer.core, list(self._model.eos_token_ids)
+        if not ends:
+            raise ArgumentError(
+                "structured_outputs needs a model with an end token, which ends an answer that is complete; expected "
+                "at least one in the bundle: build it from a model whose configuration names eos_token_id"
+            )
+        what = f"structured_outputs does not work with the tokenizer of {self._tokenizer.origin}"
+        with refused(what, "a byte-level tokenizer, or one with a token for every byte: use another model"):
+            size = max(self._model.vocab_size, core.get_vocab_size(with_added_tokens=True))
+            return library.LLTokenizer(core.to_str(), n_vocab=size, eos_token=ends)
+
+    def _match(self, library: Any, outputs: StructuredOutputs) -> Any:
+        what, expected = f"{outputs.kind} of structured_outputs cannot be compiled", _EXPECTED[outputs.kind]
+        with refused(what, expected):
+            matcher = library.LLMatcher(self._adapter, _grammar(library.LLMatcher, outputs), log_level=0)
+        if matcher.is_error():
+            raise ArgumentError(f"{what}: {shortened(matcher.get_error())}; expected {expected}")
+        return matcher
+
+
+def _grammar(matcher: Any, outputs: StructuredOutputs) -> str:
+    """Return the structured outputs in llguidance's own form."""
+    if outputs.regex is not None:
+        return str(matcher.grammar_from_regex(outputs.regex))
+    if outputs.grammar is not None:
+        return str(matcher.grammar_from_lark(outputs.grammar))
+    if outputs.choice is not None:
+        alternatives = " | ".join(json.dumps(one) for one in outputs.choice)
+        return str(matcher.grammar_from_lark(f"start: {alternatives}"))
+    schema = '{"type": "object"}' if outputs.json is None else outputs.json
+    options = {"whitespace_flexible": not outputs.disable_any_whitespace}
+    return str(matcher.grammar_from_json_schema(schema, overrides=options))
