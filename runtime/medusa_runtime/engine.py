@@ -33,6 +33,7 @@ from medusa_runtime.sampling_params import AUTO, HEADS, SamplingParams
 from medusa_runtime.scheduler import Call, Scheduler
 from medusa_runtime.stats import Stats, StatsCollector
 from medusa_runtime.structured.compiler import GrammarCompiler
+from medusa_runtime.structured.outputs import StructuredOutputs
 
 MAX_WAITING = 256  # requests in the queue, unless the caller chooses
 
@@ -216,7 +217,7 @@ class Engine:
             prompt = truncate_prompt(as_token_ids(prompt, vocabulary), params, self.context)
         ids = truncate_prompt(self.encode(prompt, **options), params, self.context)
         check_room(ids, params, self.context)
-        outputs = params.structured_outputs
+        outputs = StructuredOutputs.of_optional(params.structured_outputs)
         request = Request(
             number=next(self._numbers),
             prompt=tuple(ids),

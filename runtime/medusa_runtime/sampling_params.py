@@ -65,9 +65,9 @@ class SamplingParams:
 
         SamplingParams(temperature=0.7, top_p=0.95, seed=7, stop=["\n\n"], max_tokens=200)
 
-    Processors apply in vLLM's order: `structured_outputs`, `allowed_token_ids`, `bad_words`, `min_tokens`, `logit_bias`, then the repetition,
-    frequency and presence penalties; the most likely token is taken if `temperature` is 0. Otherwise follow
-    `temperature`, `min_p`, `top_k`, `top_p`, and a draw.
+    Processors apply in vLLM's order: `structured_outputs`, `allowed_token_ids`, `bad_words`, `min_tokens`,
+    `logit_bias`, then the repetition, frequency and presence penalties; the most likely token is taken if `temperature`
+    is 0. Otherwise follow `temperature`, `min_p`, `top_k`, `top_p`, and a draw.
 
     Args:
         max_tokens: Maximum number of tokens of the answer; None is what the context has room for.
@@ -94,9 +94,8 @@ class SamplingParams:
             a tuple of pairs.
         allowed_token_ids: The only token ids that may be chosen.
         bad_words: Words that the answer should not contain; `docs/concepts/sampling.md` says how they are found.
-        structured_outputs: What the answer has to match, a `medusa_runtime.structured.StructuredOutputs` or a mapping of
-            its fields; it needs the extra `structured`. An answer that `max_tokens` cuts off is only the beginning of
-            one that matches.
+        structured_outputs: What the answer has to match: `medusa_runtime.structured.StructuredOutputs`, or a mapping
+            of its fields. What `max_tokens` cuts off is only the beginning of such an answer.
         truncate_prompt_tokens: Keep only so many tokens from the end of the prompt. -1 cuts only a prompt that leaves
             no room for an answer: it keeps the end, and leaves `max_tokens` for the answer, but at most a quarter of
             the context.
@@ -140,7 +139,6 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Check every field and normalise it: collections become tuples, numbers int and float."""
-        outputs = self.structured_outputs
         values = {
             "max_tokens": as_optional_int("max_tokens", self.max_tokens, 1),
             "min_tokens": as_int("min_tokens", self.min_tokens, 0),
@@ -163,7 +161,7 @@ class SamplingParams:
             "logit_bias": None if self.logit_bias is None else as_bias(self.logit_bias),
             "allowed_token_ids": None if self.allowed_token_ids is None else as_allowed_ids(self.allowed_token_ids),
             "bad_words": as_texts("bad_words", self.bad_words),
-            "structured_outputs": None if outputs is None else StructuredOutputs.of(outputs),
+            "structured_outputs": StructuredOutputs.of_optional(self.structured_outputs),
             "truncate_prompt_tokens": _truncation(self.truncate_prompt_tokens),
             "acceptance": _acceptance(self.acceptance),
         }
@@ -191,8 +189,7 @@ class SamplingParams:
             )
         if self.structured_outputs is not None and self.ignore_eos:
             raise ArgumentError(
-                "ignore_eos is True with structured_outputs; expected False, as only an end token can follow a complete "
-                "answer: leave ignore_eos out"
+                "ignore_eos is True with structured_outputs; expected False, as only an end follows a complete answer"
             )
         is_typical = isinstance(self.acceptance, Typical)
         if self.n > 1 and is_typical:

@@ -44,9 +44,9 @@ def state_of(tokens):
     return np.sum(scramble(contexts_of(tokens)), dtype=np.uint64)
 
 
-def logits_of(states):
+def logits_of(states, vocab=VOCAB):
     """(...,) states -> (..., V) float32 logits between 0 and 8."""
-    return (scramble(np.asarray(states)[..., None], np.arange(VOCAB)) / UNIT * 8).astype(np.float32)
+    return (scramble(np.asarray(states)[..., None], np.arange(vocab)) / UNIT * 8).astype(np.float32)
 
 
 def summary_of(logits):
@@ -100,8 +100,8 @@ class FakeBackend:
     name, precision, run_seconds = "fake", "exact", 0.0
     past_row_bytes = 24  # of tokens, positions and contexts
 
-    def __init__(self, context=4096, heads=5, top_k=6, hit_rate=1.0, spread=1, summaries=False):
-        self.model = ModelFacts("toy", "toy", 1, 8, 1, 1, 8, VOCAB, context, (EOS,))
+    def __init__(self, context=4096, heads=5, top_k=6, hit_rate=1.0, spread=1, summaries=False, vocab=VOCAB):
+        self.model = ModelFacts("toy", "toy", 1, 8, 1, 1, 8, vocab, context, (vocab - 1,))
         self.heads = HeadFacts(heads, 1, "none", top_k)
         self.hit_rate, self.spread, self.summaries = hit_rate, spread, summaries
         self.prefill_chunk, self.padded_past_lengths, self.literal_counts = PREFILL_CHUNK, (), (1, 2, 3, 5)
@@ -148,7 +148,7 @@ class FakeBackend:
             first = scramble(self.tokens[b, past], self.positions[b, past])
             contexts[b] = attend(first, scramble(tokens[b], step.position_ids[b]), mask)
             states[b] = attend(scramble(self.contexts[b, past]), scramble(contexts[b]), mask)
-        logits = logits_of(np.take_along_axis(states, step.logit_rows, axis=1))  # (B, R, V)
+        logits = logits_of(np.take_along_axis(states, step.logit_rows, axis=1), self.model.vocab_size)  # (B, R, V)
         self._ran = tokens, logits.argmax(-1).astype(np.int32), logits, states, contexts, step.position_ids.copy()
         self.steps.append(step)
 
@@ -167,7 +167,7 @@ class FakeBackend:
         assert step.position_ids.min() >= 0 and step.position_ids.max() < self.model.context
         assert step.logit_rows.min() >= 0 and step.logit_rows.max() < T
         assert step.past_length.min() >= 0 and step.past_length.max() <= self.tokens.shape[1]
-        assert step.input_ids.max() < VOCAB and step.input_ids[:, 0].min() >= 0
+        assert step.input_ids.max() < self.model.vocab_size and step.input_ids[:, 0].min() >= 0
         assert step.tree_mask.diagonal(axis1=1, axis2=2).all()
         assert step.input_ids.min() >= (-self.heads.count * self.heads.top_k if step.draft else 0)
         for b in range(B):
@@ -183,13 +183,14 @@ class FakeBackend:
         """(heads, top_k) int32 candidates, by letting the toy model run on from a hidden state."""
         heads, top_k = self.heads.count, self.heads.top_k
         candidates = np.zeros((heads, top_k), dtype=np.int32)
-        token = logits_of(state).argmax()
+        vocab = self.model.vocab_size
+        token = logits_of(state, vocab).argmax()
         for head in range(heads):
             position += 1
             context = context + scramble(token, position)
             state = state + scramble(context)
-            token = logits_of(state).argmax()  # the token head + 2 places after the hidden state's row
-            candidates[head] = (token + 1 + np.arange(top_k)) % VOCAB  # wrong ones, all different
+            token = logits_of(state, vocab).argmax()  # the token head + 2 places after the hidden state's row
+            candidates[head] = (token + 1 + np.arange(top_k)) % vocab  # wrong ones, all different
             if scramble(state, 1) / UNIT < self.hit_rate:
                 candidates[head, int(scramble(state, 2) % np.uint64(self.spread))] = token
         return candidates

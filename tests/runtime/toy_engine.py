@@ -31,15 +31,15 @@ def toy_tokenizer():
 class ToyEncoder:
     """Prompts are token ids."""
 
-    def __init__(self):
-        self.tokenizer = toy_tokenizer()
+    def __init__(self, tokenizer=None, vocab=VOCAB):
+        self.tokenizer, self._vocab = tokenizer or toy_tokenizer(), vocab
 
     def encode(self, prompt, **options):
         assert not options
-        return as_token_ids(prompt, VOCAB).tolist()
+        return as_token_ids(prompt, self._vocab).tolist()
 
 
-def toy_engine(backend=None, profile=CHAIN, is_tree_fixed=True, **arguments):
+def toy_engine(backend=None, profile=CHAIN, is_tree_fixed=True, tokenizer=None, **arguments):
     backend = FakeBackend(hit_rate=0.8, spread=2) if backend is None else backend
     experience = experience_of(profile, (CHAIN,), backend, None)
     trees = {"chain": CHAIN}
@@ -50,7 +50,7 @@ def toy_engine(backend=None, profile=CHAIN, is_tree_fixed=True, **arguments):
         heads=backend.heads,
         profile=trees.__getitem__,
     )
-    encoder = ToyEncoder()
+    encoder = ToyEncoder(tokenizer, backend.model.vocab_size)
     loaded = SimpleNamespace(
         bundle=bundle,
         decoder=Decoder(backend, profile),

@@ -52,7 +52,7 @@ class Drafter:
         index, available = self._index, 0
         self._match = None
         if self._grammar is not None and self._most:
-            forced = self._grammar.forced(sequence.answer, min(self._most, sequence.room))
+            forced = self._grammar.forced(sequence.answer)[: sequence.room]
             if forced and (literals := self._controller.choose_forced(len(forced))):
                 return Draft(PLAIN, _padded(forced, literals, sequence))
         if self._most:

@@ -1,7 +1,8 @@
 """What changes logits before a token is chosen, greedily too: vLLM's processors, in vLLM's order.
 
-structured_outputs, allowed_token_ids, bad_words and min_tokens forbid tokens: their logits become -inf, which no later processor changes.
-So forbidding comes last here, with the same result, and the processors in between see finite numbers only.
+structured_outputs, allowed_token_ids, bad_words and min_tokens forbid tokens: their logits become -inf, which no later
+processor changes. So forbidding comes last here, with the same result, and the processors in between see finite numbers
+only.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class AnswerGrammar:
             bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
 
-    def forced(self, output: Sequence[int], most: int) -> list[int]:
+    def forced(self, output: Sequence[int]) -> list[int]:
         """Return tokens that the grammar leaves no choice about, which any answer goes on with.
 
         Behind those that are certain come tokens of characters that are certain, where the model may prefer a longer
@@ -57,7 +57,6 @@ class AnswerGrammar:
 
         Args:
             output: The answer's tokens so far.
-            most: Maximum number of tokens.
         """
         if self._is_ended(output):
             return []
@@ -72,7 +71,7 @@ class AnswerGrammar:
                 tokens += guessed
             if matcher.is_stopped():
                 tokens.append(min(self._end_ids))
-        return tokens[:most]
+        return tokens
 
     def allowed(self, output: Sequence[int], tokens: Sequence[int]) -> int:
         """Return how many of the first of some tokens may follow one another behind `output`, the end apart."""
@@ -82,7 +81,8 @@ class AnswerGrammar:
             return int(self._matcher.validate_tokens(list(takewhile(lambda token: token not in self._end_ids, tokens))))
 
     def _is_ended(self, output: Sequence[int]) -> bool:
-        return len(output) > 0 and output[-1] in self._end_ids
+        """Whether there is an end token: a tree may go on behind one, where no token will be kept."""
+        return not self._end_ids.isdisjoint(output)
 
     @contextmanager
     def _behind(self, output: Sequence[int]) -> Iterator[None]:
@@ -108,6 +108,6 @@ class AnswerGrammar:
     def _consume(self, tokens: Sequence[int]) -> None:
         if tokens:
             known, self._consumed = self._consumed, []
-            if not self._matcher.consume_tokens(list(tokens)):
-                raise RuntimeError(self._matcher.get_error())
+            if self._matcher.try_consume_tokens(list(tokens)) < len(tokens):  # unlike consume_tokens it may fail
+                raise ValueError(self._matcher.get_error() or "one of them is not allowed")
             self._consumed = [*known, *tokens]

@@ -51,7 +51,7 @@ def call_with_large_stack(function: Callable[[], Returned]) -> Returned:
     def call() -> None:
         try:
             results.append(function())
-        except BaseException as error:  # noqa: BLE001 -- raised again below
+        except BaseException as error:  # raised again below
             errors.append(error)
 
     thread = threading.Thread(target=call, name="medusa-grammar", daemon=True)
@@ -61,8 +61,8 @@ def call_with_large_stack(function: Callable[[], Returned]) -> Returned:
             thread.start()
         except RuntimeError as error:
             raise CapacityError(
-                f"no thread with a stack of {STACK_BYTES >> 20} MiB, which compiles grammars, can be started ({error}); "
-                "allow the process more memory or threads"
+                f"a thread with a stack of {STACK_BYTES >> 20} MiB, which compiles grammars, cannot be started "
+                f"({error}); allow the process more memory or threads"
             ) from None
         finally:
             threading.stack_size(before)

@@ -78,13 +78,13 @@ class StructuredOutputs:
             )
 
     @classmethod
-    def of(cls, value: object) -> StructuredOutputs:
-        """Return structured outputs, or those that a mapping of the same fields describes; null leaves a field out.
+    def of_optional(cls, value: object) -> StructuredOutputs | None:
+        """Return structured outputs, those that a mapping of the same fields describes, or None.
 
         Raises:
             ArgumentError: The value is neither, or a field is unknown or invalid.
         """
-        if isinstance(value, cls):
+        if value is None or isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
             raise ArgumentError(
@@ -120,7 +120,7 @@ def _schema(value: object) -> str:
             raise ArgumentError(str(error)) from None
         return _text("json", text, MAX_LENGTH)
     raise ArgumentError(
-        f"json is {shown(value)}, of type {type(value).__name__}; expected a JSON schema: a mapping, or its JSON as text"
+        f"json is {shown(value)}, of type {type(value).__name__}; expected a JSON schema: a mapping, or JSON text"
     )
 
 
