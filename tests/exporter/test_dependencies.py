@@ -104,10 +104,11 @@ def test_all_that_the_tests_run_with_is_pinned() -> None:
 def test_the_lowest_versions_are_those_that_the_tests_can_be_run_with() -> None:
     """`make test-lowest` installs exactly these."""
     pins, extras = pinned("constraints-lowest.txt"), project()
-    lines = [line for extra in ("", "cpu", "export", "tensorrt-rtx") for line in extras[extra]]
+    lines = [line for extra in ("", "cpu", "export", "structured", "tensorrt-rtx") for line in extras[extra]]
     asked = requirements([line for line in lines if "python_version < '3.11'" not in line])
     assert {name: pins.get(name) for name in asked} == asked
     assert requirements(extras["gpu"])["onnxruntime-gpu"] == asked["onnxruntime"]
+    assert requirements(extras["test"])["llguidance"] == asked["llguidance"]
     for extra in ("gpu", "tensorrt"):
         assert requirements(extras[extra])["cuda-bindings"] == asked["cuda-bindings"]
 

@@ -30,7 +30,7 @@ FULL: dict[str, Any] = {
     "stop": ["a", "b"],
     "stop_token_ids": [1, 2],
     "include_stop_str_in_output": True,
-    "ignore_eos": True,
+    "ignore_eos": False,
     "skip_special_tokens": False,
     "logprobs": 3,
     "repetition_penalty": 1.2,
@@ -39,8 +39,10 @@ FULL: dict[str, Any] = {
     "logit_bias": {"7": 1, "8": -100},
     "allowed_token_ids": [7, 8, 9],
     "bad_words": ["c"],
+    "structured_outputs": {"choice": ["a", "b"], "disable_any_whitespace": False},
     "truncate_prompt_tokens": 9,
     "profile": "tree-4",
+    "draft": "ngram",
     "acceptance": "lossless",
 }
 

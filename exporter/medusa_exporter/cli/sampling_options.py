@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -15,7 +16,7 @@ from medusa_runtime.errors import ArgumentError, MedusaError
 from medusa_runtime.sampling_params import DRAFTS, LOSSLESS, TYPICAL, SamplingParams
 
 from medusa_exporter.cli.advice import for_command_line
-from medusa_exporter.cli.options import list_option
+from medusa_exporter.cli.options import INPUT_FILE, list_option
 
 Returned = TypeVar("Returned")
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
@@ -147,6 +148,20 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "Keep only so many tokens from the end of the prompt; -1 cuts only a prompt that leaves no room for an answer.",
     ),
     click.option(
+        "--json-schema",
+        type=INPUT_FILE,
+        metavar="FILE",
+        help="File of a JSON schema that answers have to match. This and the next three need the extra structured.",
+    ),
+    click.option("--regex", metavar="REGEX", help="Regular expression that answers have to match as a whole."),
+    _texts("choice", "Text that an answer may be; it is one of those that are named."),
+    click.option(
+        "--grammar",
+        type=INPUT_FILE,
+        metavar="FILE",
+        help="File of a grammar, in llguidance's variant of Lark's syntax, that answers have to match.",
+    ),
+    click.option(
         "--draft",
         type=click.Choice(DRAFTS),
         help="What steps verify: heads is the tree, ngram what followed the last tokens earlier in the text, auto "
@@ -176,7 +191,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         )
     ),
 )
-_NAMES = tuple(name for name in _DEFAULTS if name != "profile") + tuple(_TYPICAL)
+_STRUCTURED = {"json_schema": "json", "regex": "regex", "choice": "choice", "grammar": "grammar"}
+_NAMES = (
+    *(name for name in _DEFAULTS if name not in ("profile", "structured_outputs")),
+    *_STRUCTURED,
+    *_TYPICAL,
+)
 
 
 def sampling_options(command: Callable[..., Returned]) -> Callable[..., Returned]:
@@ -206,6 +226,7 @@ def _params(values: dict[str, Any]) -> SamplingParams:
         raise click.UsageError("--logit-bias has two numbers for one token id, expected one")
     values["logit_bias"] = bias or None
     values["allowed_token_ids"] = values["allowed_token_ids"] or None
+    values["structured_outputs"] = _structured({name: values.pop(name) for name in _STRUCTURED})
     with wrong_arguments_are_usage():
         try:
             if typical:
@@ -213,3 +234,21 @@ def _params(values: dict[str, Any]) -> SamplingParams:
         except MedusaError as error:
             raise click.UsageError(f"--acceptance typical: {error}") from None
         return SamplingParams(**values)
+
+
+def _structured(values: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what answers have to match; texts of files are read."""
+    used = {name: value for name, value in values.items() if value not in (None, ())}
+    if len(used) > 1:
+        first, second, *_ = (f"--{name.replace('_', '-')}" for name in used)
+        raise click.UsageError(f"{first} does not go with {second}; leave out one of the two")
+    return {
+        _STRUCTURED[name]: _read_file(name, value) if isinstance(value, Path) else value for name, value in used.items()
+    } or None
+
+
+def _read_file(name: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except ValueError:
+        raise click.UsageError(f"--{name.replace('_', '-')}: {file} is not UTF-8; expected a text file") from None

@@ -32,6 +32,7 @@ PARAMETERS = (
     "logit_bias",
     "allowed_token_ids",
     "bad_words",
+    "structured_outputs",
     "truncate_prompt_tokens",
 )
 _READ = {
@@ -46,8 +47,9 @@ _READ = {
         "chat_template_kwargs",
         "add_generation_prompt",
         "continue_final_message",
+        "response_format",
     ),
-    COMPLETIONS: ("prompt", "max_tokens", "logprobs"),
+    COMPLETIONS: ("prompt", "max_tokens", "logprobs", "response_format"),
 }
 # fields that change no answer
 _IGNORED = (
@@ -67,7 +69,6 @@ _ONLY: dict[str, Any] = {
     "echo": False,
     "modalities": ["text"],
     "parallel_tool_calls": True,
-    "response_format": {"type": "text"},
     "stream": False,
     "suffix": "",
 }

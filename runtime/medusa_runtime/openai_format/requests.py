@@ -14,6 +14,7 @@ from medusa_runtime.arguments import as_bool
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.openai_format.failures import BodyError
 from medusa_runtime.openai_format.fields import CHAT, COMPLETIONS, PARAMETERS, check_fields
+from medusa_runtime.openai_format.response_format import read_response_format
 from medusa_runtime.prompt_encoder import Prompt
 from medusa_runtime.prompt_options import PromptOptions
 from medusa_runtime.sampling_params import SamplingParams
@@ -78,7 +79,7 @@ def read_request(
     if sanitize:
         options["sanitize"] = True
     named = {name: (name, fields[name]) for name in PARAMETERS if name in fields}
-    params = _read_parameters(defaults or SamplingParams(), {**named, **limit, **logprobs})
+    params = _read_parameters(defaults or SamplingParams(), {**named, **limit, **logprobs, **_read_format(fields)})
     return OpenAIRequest(url, model, prompt, options, params)
 
 
@@ -157,6 +158,18 @@ def _read_chat_logprobs(fields: Mapping[str, Any]) -> _Parameters:
     if top != 0 or isinstance(top, bool):
         raise BodyError(f"top_logprobs is {shown(top)} without logprobs; expected logprobs: true", "top_logprobs")
     return {"logprobs": ("logprobs", None)} if "logprobs" in fields else {}
+
+
+def _read_format(fields: Mapping[str, Any]) -> _Parameters:
+    """Return what the answer has to match, if the body says so in OpenAI's way."""
+    if "response_format" not in fields:
+        return {}
+    outputs = read_response_format(fields["response_format"])
+    if "structured_outputs" in fields:
+        if outputs is None:
+            return {}
+        raise BodyError("response_format and structured_outputs are both set; expected one of them", "response_format")
+    return {"structured_outputs": ("response_format", outputs)}
 
 
 def _read_parameters(defaults: SamplingParams, fields: _Parameters) -> SamplingParams:
