@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple
 
 from medusa_profiles.profile import TreeProfile
 
-from medusa_runtime.drafting.acceptance import HeadAcceptance, NgramAcceptance, chain_length
+from medusa_runtime.drafting.acceptance import HeadAcceptance, NgramAcceptance, Rate, chain_length
 from medusa_runtime.drafting.ngram_index import Match
 from medusa_runtime.drafting.step_times import Kind, StepTimes
 from medusa_runtime.sampling_params import AUTO, HEADS
+from medusa_runtime.structured.answer_grammar import Forced
 
 HYSTERESIS = 1.03  # how much better another tree has to be before it replaces the one in use
-FORCED = 0.97  # probability that a token which a grammar forces, or nearly so, is accepted behind the one before
+GUESS = 0.7  # probability that a token which a grammar nearly forces is accepted, before any was tried
 PROBE = 48  # steps after which a kind of draft that does not pay is tried again
 PLAIN = TreeProfile.plain()
 
@@ -64,6 +67,7 @@ class Experience:
     def __init__(self, options: DraftOptions, times: StepTimes) -> None:
         self.options, self.times = options, times
         self.heads, self.ngrams = HeadAcceptance(options.profiles), NgramAcceptance()
+        self.guesses = Rate(GUESS)  # of tokens that a grammar nearly forces
 
     @classmethod
     def empty(cls) -> Experience:
@@ -92,6 +96,7 @@ class Controller:
         self._options, self._times = experience.options, experience.times
         self._heads = HeadAcceptance(experience.options.profiles, experience.heads)
         self._ngrams = NgramAcceptance(experience.ngrams)
+        self._guesses = Rate(GUESS, experience.guesses)
         self._current = PLAIN if not experience.options.profiles else next(iter(experience.options.profiles))
         self._without_heads = self._without_ngrams = 0  # steps since they were tried
 
@@ -126,20 +131,35 @@ class Controller:
                 chosen = Choice(PLAIN, self._options.literals[0])
         return chosen
 
-    def choose_forced(self, available: int) -> int:
+    def choose_forced(self, forced: Forced) -> int:
         """Return how many literals to verify where a grammar forces the next tokens; 0 for what `choose` returns.
 
         Args:
-            available: How many tokens are forced.
+            forced: The tokens; there may be none.
         """
+        if not forced.tokens:
+            return 0
         best, _ = self._best_profile()
-        chosen = 0
+        chosen, guess = 0, self._guesses.value
+        chances = list(accumulate((guess if at in forced.guesses else 1.0 for at in range(len(forced.tokens))), mul))
         for literals in self._options.literals:
-            gain = chain_length(FORCED, FORCED, min(literals, available))
+            gain = sum(chances[:literals])
             rate = (1 + gain) / self._times.ms(kind_of(Choice(PLAIN, literals)))
             if rate > best:
                 best, chosen = rate, literals
         return chosen
+
+    def observe_forced(self, forced: Forced, tried: int, accepted: int) -> None:
+        """Learn from a step that verified forced tokens.
+
+        Args:
+            forced: The tokens.
+            tried: How many of the first ones, padding included.
+            accepted: How many were accepted.
+        """
+        for at in forced.guesses:
+            if at < tried and at <= accepted:
+                self._guesses.add(at < accepted, 1)
 
     def observe(self, choice: Choice, match: Match | None, accepted: int, from_literals: bool, ms: float) -> None:
         """Learn from a step.

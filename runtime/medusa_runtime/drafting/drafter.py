@@ -9,11 +9,14 @@ from medusa_profiles.profile import TreeProfile
 
 from medusa_runtime.drafting.controller import PLAIN, Choice, Controller, Experience
 from medusa_runtime.drafting.ngram_index import Match, NgramIndex
+from medusa_runtime.structured.answer_grammar import Forced
 
 if TYPE_CHECKING:
     from medusa_runtime.drafting.draft_tree import DraftTree
     from medusa_runtime.sequence import SequenceState
     from medusa_runtime.structured.answer_grammar import AnswerGrammar
+
+NOTHING = Forced((), ())
 
 
 class Draft(NamedTuple):
@@ -42,6 +45,7 @@ class Drafter:
         self._index: NgramIndex | None = None
         self._most = max(experience.options.literals, default=0)
         self._match: Match | None = None
+        self._forced = NOTHING
 
     def next(self, sequence: SequenceState) -> Draft:
         """Return the draft behind the tokens so far.
@@ -52,9 +56,10 @@ class Drafter:
         index, available = self._index, 0
         self._match = None
         if self._grammar is not None and self._most:
-            forced = self._grammar.forced(sequence.answer)[: sequence.room]
-            if forced and (literals := self._controller.choose_forced(len(forced))):
-                return Draft(PLAIN, _padded(forced, literals, sequence))
+            self._forced = self._grammar.forced(sequence.answer, min(self._most, sequence.room))
+            if literals := self._controller.choose_forced(self._forced):
+                return Draft(PLAIN, _padded(self._forced.tokens, literals, sequence))
+            self._forced = NOTHING
         if self._most:
             if index is None or len(index) > sequence.length:  # tokens were taken back
                 index = self._index = NgramIndex(sequence.prompt)
@@ -80,6 +85,8 @@ class Drafter:
             ms: Duration of the step.
         """
         from_literals = len(path) > 1 and path[1] >= tree.first_literal
+        if self._forced.tokens:
+            self._controller.observe_forced(self._forced, tree.literals, len(path) - 1)
         self._controller.observe(Choice(tree.profile, tree.literals), self._match, len(path) - 1, from_literals, ms)
 
 

@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from medusa_runtime.backends.base import BoolArray
 from medusa_runtime.errors import RequestError
+from medusa_runtime.structured.habits import Habits
 from medusa_runtime.structured.library import refused, shortened
 
 _EXPECTED = "something that may follow, and that is not too complex: simplify the schema or grammar"
+
+
+class Forced(NamedTuple):
+    """Tokens that follow where a grammar leaves no choice, or nearly none.
+
+    Args:
+        tokens: The tokens.
+        guesses: Indices of those that are not the only ones which are allowed; all others are certain.
+    """
+
+    tokens: Sequence[int]
+    guesses: Sequence[int]
 
 
 class AnswerGrammar:
@@ -24,14 +37,15 @@ class AnswerGrammar:
 
     Args:
         matcher: A matcher in its initial state, which nothing else uses.
-        tokenizer: The tokenizer, as llguidance reads it.
+        habits: What answers to the same grammar wrote before; what this one writes is added.
         vocab_size: V.
         end_ids: The model's end tokens, which are allowed exactly where an answer may end.
     """
 
-    def __init__(self, matcher: Any, tokenizer: Any, vocab_size: int, end_ids: Collection[int]) -> None:
-        self._matcher, self._tokenizer = matcher, tokenizer
+    def __init__(self, matcher: Any, habits: Habits, vocab_size: int, end_ids: Collection[int]) -> None:
+        self._matcher, self._habits = matcher, habits
         self._vocab_size, self._end_ids = vocab_size, frozenset(end_ids)
+        self._learned = 0  # number of tokens of the answer that the habits have
         self._consumed: list[int] = []
 
     def mask(self, output: Sequence[int]) -> BoolArray | None:
@@ -49,29 +63,42 @@ class AnswerGrammar:
             bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
 
-    def forced(self, output: Sequence[int]) -> list[int]:
-        """Return tokens that the grammar leaves no choice about, which any answer goes on with.
-
-        Behind those that are certain come tokens of characters that are certain, where the model may prefer a longer
-        token that begins with them; and the end token, behind a complete answer.
+    def forced(self, output: Sequence[int], most: int) -> Forced:
+        """Return what follows where the grammar leaves no choice, or nearly none; an end too, behind a complete answer.
 
         Args:
             output: The answer's tokens so far.
+            most: Maximum number of tokens.
         """
-        if self._is_ended(output):
-            return []
-        matcher = self._matcher
+        found, guesses = list[int](), list[int]()
+        if self._is_ended(output) or most <= 0:
+            return Forced(found, guesses)
+        self._learn(output)
         with self._behind(output):
-            tokens = [int(token) for token in matcher.compute_ff_tokens()]
-            self._consume(tokens)
-            if characters := matcher.compute_ff_bytes():
-                guessed = [int(token) for token in self._tokenizer.tokenize_bytes(characters)]
-                guessed = guessed[: matcher.validate_tokens(guessed)]
-                self._consume(guessed)
-                tokens += guessed
-            if matcher.is_stopped():
-                tokens.append(min(self._end_ids))
-        return tokens
+            while len(found) < most:
+                certain = [int(token) for token in self._matcher.compute_ff_tokens()]
+                self._consume(certain)
+                found += certain
+                if self._matcher.is_stopped():
+                    found.append(min(self._end_ids))
+                    break
+                last = found[-1] if found else output[-1] if output else None
+                guess = self._habits.guess(self._matcher.compute_ff_bytes(), last)
+                if guess is None or not self._matcher.validate_tokens([guess]):
+                    break
+                guesses.append(len(found))
+                self._consume([guess])
+                found.append(guess)
+        return Forced(found[:most], [at for at in guesses if at < most])
+
+    def _learn(self, output: Sequence[int]) -> None:
+        """Remember what was chosen at the tokens of the answer that are new."""
+        for at in range(self._learned, len(output)):
+            with self._behind(output[:at]):
+                if not self._matcher.compute_ff_tokens():
+                    characters = self._matcher.compute_ff_bytes()
+                    self._habits.learn(characters, output[at - 1] if at else None, output[at])
+        self._learned = len(output)
 
     def allowed(self, output: Sequence[int], tokens: Sequence[int]) -> int:
         """Return how many of the first of some tokens may follow one another behind `output`, the end apart."""

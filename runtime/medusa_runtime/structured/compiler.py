@@ -10,6 +10,7 @@ from typing import Any
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.facts import ModelFacts
 from medusa_runtime.structured.answer_grammar import AnswerGrammar
+from medusa_runtime.structured.habits import Habits
 from medusa_runtime.structured.library import call_with_large_stack, import_llguidance, refused, shortened
 from medusa_runtime.structured.outputs import StructuredOutputs
 from medusa_runtime.tokenizer import Tokenizer
@@ -34,13 +35,11 @@ class Grammar:
     """
 
     def __init__(self, matcher: Any, tokenizer: Any, model: ModelFacts) -> None:
-        self._matcher, self._tokenizer, self._model = matcher, tokenizer, model
+        self._matcher, self._habits, self._model = matcher, Habits(tokenizer), model
 
     def begin(self) -> AnswerGrammar:
-        """Return what follows one answer."""
-        return AnswerGrammar(
-            self._matcher.deep_copy(), self._tokenizer, self._model.vocab_size, self._model.eos_token_ids
-        )
+        """Return what follows one answer; all of them are used in the same thread."""
+        return AnswerGrammar(self._matcher.deep_copy(), self._habits, self._model.vocab_size, self._model.eos_token_ids)
 
 
 class GrammarCompiler:

@@ -42,7 +42,7 @@ def test_several_threads_compile_at_once():
     def compile_all():
         for number in range(40):
             outputs = StructuredOutputs(regex=f"x{{{number % 7 + 1}}}")
-            found.append(len(compiler.compile(outputs).begin().forced([])) > 0)
+            found.append(len(compiler.compile(outputs).begin().forced([], 5).tokens) > 0)
 
     threads = [threading.Thread(target=compile_all) for _ in range(6)]
     for thread in threads:
