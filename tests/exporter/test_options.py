@@ -38,7 +38,8 @@ LISTS = {  # the options that take several values separated by commas
     ("generate", "--stop-token-ids"), ("train", "--taps"), ("verify", "--profile"),
 }  # fmt: skip
 REPEATED = {  # the options whose values may contain commas
-    ("generate", "--bad-words"), ("generate", "--chat-template-argument"), ("generate", "--stop"),
+    ("generate", "--bad-words"), ("generate", "--chat-template-argument"), ("generate", "--choice"),
+    ("generate", "--stop"),
 }  # fmt: skip
 
 

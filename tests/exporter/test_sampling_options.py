@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import click
 import pytest
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from medusa_exporter.cli.sampling_options import sampling_options
 from medusa_runtime.accept import Typical
 from medusa_runtime.sampling_params import SamplingParams
+from medusa_runtime.structured.outputs import StructuredOutputs
 
 
 def parsed(*words: str) -> SamplingParams | str:
@@ -79,7 +81,7 @@ def test_every_field_has_an_option() -> None:
         raise AssertionError
 
     names = {parameter.name for parameter in command.params}
-    assert names >= {field.name for field in dataclasses.fields(SamplingParams)} - {"profile"}
+    assert names >= {field.name for field in dataclasses.fields(SamplingParams)} - {"profile", "structured_outputs"}
     assert len(names) == len(command.params)
 
 
@@ -104,7 +106,7 @@ def test_every_field_has_an_option() -> None:
         (["--logit-bias", "5=1,5=2"], "--logit-bias has two numbers for one token id"),
         (["--logit-bias", "5=101"], "expected a number from -100 to 100"),
         (["--acceptance", "greedy"], "'greedy' is not one of 'lossless', 'typical'"),
-        (["--accept", "typical"], "Did you mean '--acceptance'?"),
+        (["--accept", "typical"], "Did you mean one of: '--acceptance', '--choice'?"),
         (["--typical-delta", "0.3"], "--typical-delta is an option of --acceptance typical"),
         (["--acceptance", "typical", "--typical-epsilon", "2"], "epsilon is 2.0, expected a probability"),
         (["--acceptance", "typical", "--temperature", "1"], "temperature is 1.0 with acceptance 'typical'"),
@@ -114,3 +116,27 @@ def test_what_is_refused_is_wrong_usage(words: list[str], reason: str) -> None:
     output = parsed(*words)
     assert isinstance(output, str)
     assert reason in " ".join(output.split())
+
+
+def test_what_answers_have_to_match_is_read_from_files_and_options(tmp_path: Path) -> None:
+    schema, grammar, binary = tmp_path / "schema.json", tmp_path / "grammar.lark", tmp_path / "binary"
+    schema.write_text('\ufeff{"const": "é"}', encoding="utf-8")
+    grammar.write_text('start: "a"', encoding="utf-8")
+    binary.write_bytes(b"\xff\xfe")
+    for words, expected in (
+        (["--json-schema", str(schema)], StructuredOutputs(json={"const": "é"})),
+        (["--grammar", str(grammar)], StructuredOutputs(grammar='start: "a"')),
+        (["--regex", "[a-z]+,?"], StructuredOutputs(regex="[a-z]+,?")),
+        (["--choice", "a, b", "--choice", r"c\n"], StructuredOutputs(choice=["a, b", "c\n"])),
+    ):
+        params = parsed(*words)
+        assert isinstance(params, SamplingParams) and params.structured_outputs == expected
+    for words, reason in (
+        (["--regex", "a", "--choice", "b"], "--regex does not go with --choice; leave out one of the two"),
+        (["--json-schema", str(tmp_path / "none.json")], "does not exist"),
+        (["--json-schema", str(grammar)], "json of structured_outputs is not valid JSON"),
+        (["--grammar", str(binary)], "is not UTF-8; expected a text file"),
+        (["--regex", "a", "--acceptance", "typical"], "with acceptance 'typical'"),
+    ):
+        output = parsed(*words)
+        assert isinstance(output, str) and reason in " ".join(output.split())

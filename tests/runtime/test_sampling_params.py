@@ -143,6 +143,8 @@ def test_texts_are_plain_texts() -> None:
 
 
 WRONG: dict[str, list[Any]] = {
+    "draft": ["fast", 1, 10**5000],
+    "structured_outputs": [5, "json", [], {}, {"regex": 5}, {"regex": "a", "choice": ["b"]}, {"json": 10**5000}],
     "max_tokens": [0, -1, 1.5, "3", True, -(10**5000), 10**5000],
     "min_tokens": [-1, None, 2.0, 257, 10**5000],
     "temperature": [-0.1, math.nan, math.inf, "1", None, True, 10**400, [10**5000]],

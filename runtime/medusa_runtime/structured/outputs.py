@@ -13,7 +13,7 @@ from medusa_runtime.arguments import as_bool
 from medusa_runtime.errors import ArgumentError, PromptError
 from medusa_runtime.json_values import JsonCopier
 from medusa_runtime.parameter_checks import as_texts
-from medusa_runtime.parameter_names import check_names, checked_names
+from medusa_runtime.parameter_names import checked_names
 from medusa_runtime.strict_json import describe_json_error
 
 MAX_LENGTH = 65_536  # characters of a schema or grammar: its compiler recurses once for a few of them
@@ -62,8 +62,8 @@ class StructuredOutputs:
             "regex": None if self.regex is None else _text("regex", self.regex, MAX_REGEX_LENGTH),
             "choice": None if self.choice is None else _choices(self.choice),
             "grammar": None if self.grammar is None else _text("grammar", self.grammar, MAX_LENGTH),
-            "json_object": None if self.json_object is None else as_bool("json_object", self.json_object) or None,
-            "disable_any_whitespace": as_bool("disable_any_whitespace", self.disable_any_whitespace),
+            "json_object": None if self.json_object is None else as_bool(_of("json_object"), self.json_object) or None,
+            "disable_any_whitespace": as_bool(_of("disable_any_whitespace"), self.disable_any_whitespace),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -93,7 +93,12 @@ class StructuredOutputs:
             )
         fields = {field.name for field in dataclasses.fields(cls)}
         stated = {name: one for name, one in value.items() if one is not None or name not in {*fields, *UNSUPPORTED}}
-        check_names(stated, fields, UNSUPPORTED)
+        for name in stated:
+            if name not in fields:
+                raise ArgumentError(
+                    f"structured_outputs has the field {shown(name)}, which medusa-export does not support; expected "
+                    f"some of {', '.join(sorted(fields))}"
+                )
         return cls(**stated)
 
     @property
@@ -110,33 +115,40 @@ def _schema(value: object) -> str:
             content = json.loads(text)
         except (ValueError, RecursionError, MemoryError) as error:
             fault = describe_json_error(error)
-            raise ArgumentError(f"json is not valid JSON: {fault}; expected a JSON schema, an object") from None
+            raise ArgumentError(f"{_of('json')} is not valid JSON: {fault}; expected a JSON schema") from None
         if isinstance(content, dict):
             return text
     elif isinstance(value, Mapping):
         try:
-            text = json.dumps(JsonCopier().copy("json", value), ensure_ascii=False)
+            text = json.dumps(JsonCopier().copy(_of("json"), value), ensure_ascii=False)
         except PromptError as error:
             raise ArgumentError(str(error)) from None
         return _text("json", text, MAX_LENGTH)
     raise ArgumentError(
-        f"json is {shown(value)}, of type {type(value).__name__}; expected a JSON schema: a mapping, or JSON text"
+        f"{_of('json')} is {shown(value)}, of type {type(value).__name__}; expected a JSON schema, as a mapping or as "
+        "JSON text"
     )
 
 
 def _choices(value: object) -> tuple[str, ...]:
-    found = as_texts("choice", value)
+    found = as_texts(_of("choice"), value)
     if not found:
-        raise ArgumentError("choice is empty; expected at least one text")
+        raise ArgumentError(f"{_of('choice')} is empty; expected at least one text")
     return found
 
 
 def _text(what: str, value: object, most: int) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= most:
         got = f"{len(value)} characters long" if isinstance(value, str) else f"{shown(value)}"
-        raise ArgumentError(f"{what} is {got}; expected a text of 1 to {most} characters")
+        raise ArgumentError(f"{_of(what)} is {got}; expected a text of 1 to {most} characters")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ArgumentError(f"{what} is {shown(value)}, which is not valid Unicode; remove lone surrogates") from None
+        raise ArgumentError(
+            f"{_of(what)} is {shown(value)}, which is not valid Unicode; remove lone surrogates"
+        ) from None
     return str.__str__(value)
+
+
+def _of(field: str) -> str:
+    return f"{field} of structured_outputs"

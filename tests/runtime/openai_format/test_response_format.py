@@ -59,7 +59,7 @@ def test_a_body_overrides_the_callers_default():
         ),
         (
             {"type": "json_schema", "json_schema": {"schema": {"const": "x" * 70_000}}},
-            "schema of response_format is refused: json is 70013 characters long; expected a text of 1 to 65536",
+            "schema of response_format is refused: json of structured_outputs is 70013 characters long",
         ),
     ],
 )
