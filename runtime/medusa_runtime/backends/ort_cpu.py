@@ -6,11 +6,10 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medusa_runtime import contract
 from medusa_runtime.backends.amx import has_amx, is_refused, permitted_amx
@@ -23,6 +22,7 @@ from medusa_runtime.backends.base import (
     StepOutputs,
     name_outputs,
 )
+from medusa_runtime.backends.bound_step import BoundStep
 from medusa_runtime.backends.checked_graph import CheckedGraph
 from medusa_runtime.backends.cpu_session import open_cpu_session
 from medusa_runtime.backends.node_check import check_node_ids, least_node_id
@@ -115,9 +115,9 @@ class OrtCpuBackend:
         self._draft_hidden = np.zeros((1, hidden_size), dtype=np.float32)
         self._draft_row = self._draft_hidden[0].data
         self.past_row_bytes = model.kv_bytes_per_token(self._arena.itemsize)
-        self._bound_steps: WeakKeyDictionary[Step, _BoundStep] = WeakKeyDictionary()
+        self._bound_steps: WeakKeyDictionary[Step, BoundStep] = WeakKeyDictionary()
         self._step: Step | None = None  # the step run last …
-        self._bound: _BoundStep | None = None  # … and its binding
+        self._bound: BoundStep | None = None  # … and its binding
         self._completed: _CompletedRun | None = None  # the last run, if it succeeded
         self._commit_begun = False  # whether a commit of the last run has moved rows, so that none can follow
 
@@ -252,19 +252,19 @@ class OrtCpuBackend:
         check_length(length, self._capacity, saved)
         self._arena[:, :, :length] = saved.data[:, :, :length]
 
-    def _last_run(self) -> _BoundStep:
+    def _last_run(self) -> BoundStep:
         completed = self._completed
         if completed is None:
             raise RuntimeError("no step has been run")
         check_reading_thread(self.name, completed.thread)
         return completed.bound
 
-    def _bind(self, step: Step) -> _BoundStep:
+    def _bind(self, step: Step) -> BoundStep:
         """Make `step` the one that runs, and bind it if it is new."""
         bound = self._bound_steps.get(step)
         if bound is None:
             try:
-                bound = _BoundStep(self._session, self.model, step, self._draft_hidden, self._arena)
+                bound = BoundStep(self._session, self.model, step, self._draft_hidden, self._arena)
             except Exception as error:  # of the library, or of numpy for want of memory
                 raise step_error(self.name, self.precision, step, error) from error
             self._bound_steps[step] = bound
@@ -274,52 +274,8 @@ class OrtCpuBackend:
         return bound
 
 
-class _BoundStep:
-    """One step bound to the session: its input arrays, the buffers of its outputs, and the arena."""
-
-    def __init__(
-        self, session: Any, model: ModelFacts, step: Step, draft_hidden: FloatArray, arena: FloatArray
-    ) -> None:
-        (B, T), R = step.input_ids.shape, step.logit_rows.shape[1]
-        layers = range(model.layers)
-        pasts = [*map(contract.past_key, layers), *map(contract.past_value, layers)]
-        presents = [*map(contract.present_key, layers), *map(contract.present_value, layers)]
-        self.io_binding = session.io_binding()
-        self._inputs = {  # kept, because the session reads their memory
-            contract.INPUT_IDS: step.input_ids,
-            contract.POSITION_IDS: step.position_ids,
-            contract.TREE_MASK: step.tree_mask,
-            contract.PAST_LENGTH: step.past_length,
-            contract.DRAFT_HIDDEN: draft_hidden if step.draft else draft_hidden[:0],
-            contract.LOGIT_ROWS: step.logit_rows,
-            **{name: rows[None] for name, rows in zip(pasts, arena, strict=True)},
-        }
-        self.logits = np.zeros((B, R, model.vocab_size), dtype=np.float32)
-        tokens, argmax = np.zeros((B, T), dtype=np.int32), np.zeros((B, R), dtype=np.int32)
-        hidden = np.zeros((B, T, draft_hidden.shape[1]), dtype=np.float32)
-        outputs = {
-            contract.TOKENS: tokens,
-            contract.ARGMAX: argmax,
-            contract.LOGITS: self.logits,
-            contract.HIDDEN: hidden,
-            **{name: rows[None] for name, rows in zip(presents, arena, strict=True)},
-        }
-        for bind, arrays in ((self.io_binding.bind_input, self._inputs), (self.io_binding.bind_output, outputs)):
-            for name, array in arrays.items():
-                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self.nodes, self.arena = T, arena
-        self.ids, self.past_length = step.input_ids[0].data, step.past_length.data
-        self.tokens, self.argmax = _row_views(tokens), _row_views(argmax)
-        self.hidden = [_row_views(of_sequence) for of_sequence in hidden]
-
-
 class _CompletedRun(NamedTuple):
     """A run that succeeded: the identifier of its thread, and the step with its outputs."""
 
     thread: int
-    bound: _BoundStep
-
-
-def _row_views(array: NDArray[Any]) -> list[memoryview]:
-    """Return the rows of an (N, M) array as memoryviews, which are read in a third of the time of numpy rows."""
-    return [row.data for row in array]
+    bound: BoundStep

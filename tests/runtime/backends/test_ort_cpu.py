@@ -204,9 +204,9 @@ def test_a_step_is_bound_once_and_reads_what_its_arrays_hold_now(
     from medusa_runtime.backends import ort_cpu
 
     made: list[Step] = []
-    original = ort_cpu._BoundStep.__init__
+    original = ort_cpu.BoundStep.__init__
     monkeypatch.setattr(
-        ort_cpu._BoundStep, "__init__", lambda self, *args: (made.append(args[2]), original(self, *args))[1]
+        ort_cpu.BoundStep, "__init__", lambda self, *args: (made.append(args[2]), original(self, *args))[1]
     )
     KvCache(backend)
     first, second = literal([5, 9, 17], 0), literal([5, 9, 17], 0)
