@@ -26,6 +26,7 @@ from medusa_exporter.answer_differences import first_difference, next_logits
 from medusa_exporter.prompts import Turns, load_prompts
 from medusa_runtime.engine import Engine
 from medusa_runtime.loading import load_bundle
+from medusa_runtime.results import GenerationResult
 from medusa_runtime.sampling_params import SamplingParams
 
 Messages = list[dict[str, str]]
@@ -47,34 +48,46 @@ def compare_answers(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Answer both turns of every conversation with both engines, in an order that alternates.
 
+    The second turn follows the first answer of the engine without reuse. First turns reuse rows too, where a chat
+    template begins all prompts alike.
+
     Args:
         engines: The engines, by whether they reuse rows.
         conversations: Two texts each.
         params: The parameters.
 
     Returns:
-        The figures, and the differences between second answers.
+        The figures, and the differences between answers.
     """
-    differences, reused, prompt_tokens = [], 0, 0
+    differences: list[dict[str, Any]] = []
+    reused, prompt_tokens = 0, 0
     for number, texts in enumerate(conversations):
-        results = {}
-        for name in list(engines)[:: 1 if number % 2 else -1]:
-            engine, messages = engines[name], [user(texts[0])]
-            first = engine.generate(messages, params)
-            results[name] = engine.generate(second_turn(messages, first.text, texts[1]), params)
-        without, having = results[WITHOUT], results[IN_CACHE]
-        if without.prompt_token_ids != having.prompt_token_ids:
-            raise RuntimeError(f"the first answers of prompt {number} differ; expected equal ones, without any reuse")
-        reused += having.cached_tokens
-        prompt_tokens += len(having.prompt_token_ids)
-        where = first_difference(list(without.token_ids), list(having.token_ids))
-        if where is not None:
-            chosen = [ids[where] if where < len(ids) else None for ids in (without.token_ids, having.token_ids)]
-            before = [*without.prompt_token_ids, *without.token_ids[:where]]
-            differences.append({"prompt": number, "token": where, "tokens": chosen, "before": before})
+        messages, order = [user(texts[0])], list(engines)[:: 1 if number % 2 else -1]
+        for turn in (1, 2):
+            results = {name: engines[name].generate(messages, params) for name in order}
+            differences += difference(results, {"prompt": number, "turn": turn})
+            messages = second_turn(messages, results[WITHOUT].text, texts[1])
+        reused += results[IN_CACHE].cached_tokens
+        prompt_tokens += len(results[IN_CACHE].prompt_token_ids)
         print(f"prompt {number + 1}/{len(conversations)}", file=sys.stderr, flush=True)
-    figures = {"answers": len(conversations), "different": len(differences), "reused": reused / prompt_tokens}
+    different = [sum(found["turn"] == turn for found in differences) for turn in (1, 2)]
+    figures = {"answers": len(conversations), "different_by_turn": different, "reused": reused / prompt_tokens}
     return figures, differences
+
+
+def difference(results: dict[str, GenerationResult], where: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return how two answers to a prompt differ, as a list of one, or of none if they are equal.
+
+    Args:
+        results: The answers, by whether rows are reused.
+        where: Describes the prompt.
+    """
+    without, having = results[WITHOUT], results[IN_CACHE]
+    at = first_difference(list(without.token_ids), list(having.token_ids))
+    if at is None:
+        return []
+    chosen = [ids[at] if at < len(ids) else None for ids in (without.token_ids, having.token_ids)]
+    return [{**where, "token": at, "tokens": chosen, "before": [*without.prompt_token_ids, *without.token_ids[:at]]}]
 
 
 def long_conversation(engine: Engine, conversations: Sequence[Turns], tokens: int) -> Messages:
@@ -114,9 +127,10 @@ def compare_times(
     cached: dict[str, list[int]] = {name: [] for name in seconds}
     turns: list[int] = []
     for number in range(repeats + 1):
-        messages = second_turn(first, answer.text, conversations[number % len(conversations)][1])
-        turns.append(len(reusing.encode(messages)))
         for name in list(seconds)[:: 1 if number % 2 else -1]:
+            text = f"{name[0]}{number} {conversations[number % len(conversations)][1]}"  # no turn is asked twice
+            messages = second_turn(first, answer.text, text)
+            turns.append(len(reusing.encode(messages)))
             if name == COPIED:
                 reusing.generate([user(f"{number} other words, which take the place of the rows")], params)
             elif name == IN_CACHE:
@@ -165,12 +179,12 @@ def main() -> None:
     gaps = []
     if differences:
         read = next_logits(load_bundle(arguments.bundle, **settings).decoder)
-        for difference in differences:
-            first, second = difference["tokens"]
-            row = read(difference.pop("before"))
+        for found in differences:
+            first, second = found["tokens"]
+            row = read(found.pop("before"))
             ended = first is None or second is None  # one of the answers ended earlier
             gaps.append(float("inf") if ended else float(row[first]) - float(row[second]))
-            print({**difference, "gap": gaps[-1]}, file=sys.stderr)
+            print({**found, "gap": gaps[-1]}, file=sys.stderr)
     print(json.dumps({**settings, "profile": arguments.profile, **figures, "largest_gap": max(gaps, default=0.0)}))
     print(json.dumps({**settings, **times}))
 

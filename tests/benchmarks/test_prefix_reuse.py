@@ -20,7 +20,7 @@ def test_second_turns_are_compared_and_timed(
     monkeypatch.setattr(sys, "argv", [*command, "--repeats", "2"])
     prefix_reuse.main()
     answers, times = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (answers["answers"], answers["different"], answers["largest_gap"]) == (2, 0, 0.0)
+    assert (answers["answers"], answers["different_by_turn"], answers["largest_gap"]) == (2, [0, 0], 0.0)
     assert 0 < answers["reused"] < 1
     assert times["cached_tokens"]["without"] == 0
     assert 0 < times["cached_tokens"]["in the cache"] < times["prompt_tokens"]

@@ -36,8 +36,9 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
 
 
 def without_time(file: Path) -> list[dict[str, Any]]:
-    """The responses without the time at which they were created."""
+    """The responses without what depends on the run: when they were created, and what was computed before."""
     lines = lines_of(file)
     for line in lines:
         line["response"]["body"].pop("created", None)
+        line["response"]["body"].get("usage", {}).pop("prompt_tokens_details", None)
     return lines
