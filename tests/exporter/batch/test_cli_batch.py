@@ -426,3 +426,15 @@ def test_an_input_that_changes_meanwhile_is_not_published(
     assert answer(tiny_bundle, file, output) == ExitCode.FAILURE
     assert "changed while its requests were answered; expected the same 4 requests" in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize(("precision", "is_reused"), [("fp32", True), ("w8a8", False)])
+def test_requests_reuse_prompts_where_that_cannot_change_an_answer(
+    tiny_precisions: Path, tmp_path: Path, precision: str, is_reused: bool
+) -> None:
+    file = write(tmp_path / "in.jsonl", [chat(name, "A long tree. " * 9 + name, max_tokens=2) for name in "ab"])
+    assert answer(tiny_precisions, file, tmp_path / "out.jsonl", "--precision", precision) == 0
+    usages = [line["response"]["body"]["usage"] for line in lines_of(tmp_path / "out.jsonl")]
+    first, second = (usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
+    assert first == 0
+    assert (second > 9) is is_reused
