@@ -179,7 +179,8 @@ def main() -> None:
             for name, one in figures[layout].items():
                 print(
                     f"  {name:6} {one['tokens_per_second']:6.1f} tokens/s, {one['tokens_per_step']:.2f} tokens/step, "
-                    f"{one['speedup']:.2f} times plain, {one['as_plain']} of {one['answers']} answers as plain"
+                    f"{one['speedup']:.2f} times plain, {one['as_plain']} of {one['answers']} answers as plain",
+                    flush=True,
                 )
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from medusa_runtime.drafting.acceptance import HeadAcceptance, NgramAcceptance, 
 from medusa_runtime.drafting.ngram_index import Match
 from medusa_runtime.drafting.step_times import Kind, StepTimes
 from medusa_runtime.sampling_params import AUTO, HEADS
-from medusa_runtime.structured.answer_grammar import Forced
+from medusa_runtime.structured.answer_grammar import NOT_FORCED, Forced
 
 HYSTERESIS = 1.03  # how much better another tree has to be before it replaces the one in use
 GUESS = 0.7  # probability that a token which a grammar nearly forces is accepted, before any was tried
@@ -28,11 +28,13 @@ class Choice(NamedTuple):
 
     Args:
         profile: Tree of the heads' candidates; plain decoding has none.
-        literals: Number of tokens of the continuation that was found.
+        literals: Number of tokens of the continuation that was found, or of those that a grammar forces.
+        forced: Whether they are the latter.
     """
 
     profile: TreeProfile
     literals: int
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,21 @@ class Controller:
         self._current = PLAIN if not experience.options.profiles else next(iter(experience.options.profiles))
         self._without_heads = self._without_ngrams = 0  # steps since they were tried
 
-    def choose(self, match: Match | None, available: int) -> Choice:
+    def choose(self, match: Match | None, available: int, forced: Forced = NOT_FORCED) -> Choice:
         """Return what to verify next.
 
         Args:
             match: The earlier occurrence of the last tokens.
             available: How many tokens follow it.
+            forced: Tokens that a grammar forces.
         """
         best, profile = self._best_profile()
         chosen = Choice(profile, 0)
         if self._without_heads >= PROBE and self._options.profiles:
             return Choice(min(self._options.profiles, key=lambda tree: tree.size), 0)
+        rate, literals = self._best_forced(forced)
+        if rate > best:
+            best, chosen = rate, Choice(PLAIN, literals, forced=True)
         if match is None or available < 1 or not self._options.literals:
             return chosen
         first, other = self._ngrams.expected(match.length)
@@ -129,24 +135,6 @@ class Controller:
             self._without_ngrams += 1
             if self._without_ngrams >= PROBE:
                 chosen = Choice(PLAIN, self._options.literals[0])
-        return chosen
-
-    def choose_forced(self, forced: Forced) -> int:
-        """Return how many literals to verify where a grammar forces the next tokens; 0 for what `choose` returns.
-
-        Args:
-            forced: The tokens; there may be none.
-        """
-        if not forced.tokens:
-            return 0
-        best, _ = self._best_profile()
-        chosen, guess = 0, self._guesses.value
-        chances = list(accumulate((guess if at in forced.guesses else 1.0 for at in range(len(forced.tokens))), mul))
-        for literals in self._options.literals:
-            gain = sum(chances[:literals])
-            rate = (1 + gain) / self._times.ms(kind_of(Choice(PLAIN, literals)))
-            if rate > best:
-                best, chosen = rate, literals
         return chosen
 
     def observe_forced(self, forced: Forced, tried: int, accepted: int) -> None:
@@ -181,6 +169,17 @@ class Controller:
         if choice.literals and match is not None:
             self._without_ngrams = 0
             self._ngrams.add(match.length, accepted if from_literals else 0, choice.literals)
+
+    def _best_forced(self, forced: Forced) -> tuple[float, int]:
+        """Return the number of forced tokens that is worth most, padding included, and its tokens per millisecond."""
+        if not forced.tokens or not self._options.literals:
+            return 0.0, 0
+        guess, guesses = self._guesses.value, set(forced.guesses)
+        chances = list(accumulate((guess if at in guesses else 1.0 for at in range(len(forced.tokens))), mul))
+        return max(
+            ((1 + sum(chances[:literals])) / self._times.ms(kind_of(Choice(PLAIN, literals))), literals)
+            for literals in self._options.literals
+        )
 
     def _best_profile(self) -> tuple[float, TreeProfile]:
         """Return the tree of heads' candidates that is worth most, plain decoding among them, and its tokens per ms."""

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from medusa_profiles.profile import TreeProfile
 
-from medusa_runtime.drafting.controller import PLAIN, Choice, Controller, Experience
+from medusa_runtime.drafting.controller import Choice, Controller, Experience
 from medusa_runtime.drafting.ngram_index import Match, NgramIndex
-from medusa_runtime.structured.answer_grammar import Forced
+from medusa_runtime.structured.answer_grammar import NOT_FORCED
 
 if TYPE_CHECKING:
     from medusa_runtime.drafting.draft_tree import DraftTree
     from medusa_runtime.sequence import SequenceState
     from medusa_runtime.structured.answer_grammar import AnswerGrammar
-
-NOTHING = Forced((), ())
 
 
 class Draft(NamedTuple):
@@ -36,8 +34,8 @@ class Drafter:
 
     Args:
         experience: What the engine has learned from other answers, and learns from this one.
-        grammar: Follows the answer through what it has to match; None if it may be anything. Tokens that it forces go
-            before those that followed earlier in the text, of which those that it forbids are left out.
+        grammar: Follows the answer through what it has to match; None if it may be anything. Tokens that it forces are
+            drafted too, and those that it forbids are not.
     """
 
     def __init__(self, experience: Experience, grammar: AnswerGrammar | None = None) -> None:
@@ -45,7 +43,7 @@ class Drafter:
         self._index: NgramIndex | None = None
         self._most = max(experience.options.literals, default=0)
         self._match: Match | None = None
-        self._forced = NOTHING
+        self._forced = NOT_FORCED
 
     def next(self, sequence: SequenceState) -> Draft:
         """Return the draft behind the tokens so far.
@@ -53,13 +51,10 @@ class Drafter:
         Args:
             sequence: The answer, always the same one.
         """
-        index, available = self._index, 0
-        self._match = None
+        index, available, forced = self._index, 0, NOT_FORCED
+        self._match, self._forced = None, NOT_FORCED
         if self._grammar is not None and self._most:
-            self._forced = self._grammar.forced(sequence.answer, min(self._most, sequence.room))
-            if literals := self._controller.choose_forced(self._forced):
-                return Draft(PLAIN, _padded(self._forced.tokens, literals, sequence))
-            self._forced = NOTHING
+            forced = self._grammar.forced(sequence.answer, min(self._most, sequence.room))
         if self._most:
             if index is None or len(index) > sequence.length:  # tokens were taken back
                 index = self._index = NgramIndex(sequence.prompt)
@@ -70,7 +65,10 @@ class Drafter:
                 if self._grammar is not None:
                     found = index.continuation(self._match.position, min(self._most, available))
                     available = self._grammar.allowed(sequence.answer, found)
-        choice = self._controller.choose(self._match, available)
+        choice = self._controller.choose(self._match, available, forced)
+        if choice.forced:
+            self._match, self._forced = None, forced
+            return Draft(choice.profile, _padded(forced.tokens, choice.literals, sequence))
         if not choice.literals or index is None or self._match is None:
             return Draft(choice.profile)
         found = index.continuation(self._match.position, min(choice.literals, available))

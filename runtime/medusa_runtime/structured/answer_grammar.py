@@ -29,6 +29,9 @@ class Forced(NamedTuple):
     guesses: Sequence[int]
 
 
+NOT_FORCED = Forced((), ())
+
+
 class AnswerGrammar:
     """A matcher of llguidance that goes to whichever beginning of the answer it is asked about.
 
@@ -72,7 +75,7 @@ class AnswerGrammar:
         """
         found, guesses = list[int](), list[int]()
         if self._is_ended(output) or most <= 0:
-            return Forced(found, guesses)
+            return NOT_FORCED
         self._learn(output)
         with self._behind(output):
             while len(found) < most:
