@@ -47,7 +47,7 @@ def test_questions_in_any_order_have_the_answers_of_a_new_matcher(compiler):
             output = answer[: int(rng.integers(len(answer) + 1))]
             question = rng.integers(3)
             if END in output:
-                assert grammar.mask(output) is None and grammar.forced(output, 9).tokens == []
+                assert grammar.mask(output) is None and not grammar.forced(output, 9).tokens
                 assert grammar.allowed(output, [1]) == 0
             elif question == 0:
                 assert np.flatnonzero(grammar.mask(output)).tolist() == allowed_behind(outputs, output, tokenizer)
@@ -83,7 +83,7 @@ def test_a_single_choice_is_forced_to_its_end(compiler):
     forced = grammar.forced([], 99).tokens
     assert forced[-1] == END and json_tokenizer().decode(forced) == "Rome, Rome"
     assert grammar.forced(forced[:-1], 9) == ([END], [])
-    assert grammar.forced(forced, 9).tokens == [] and grammar.mask(forced) is None
+    assert not grammar.forced(forced, 9).tokens and grammar.mask(forced) is None
     assert grammar.mask([*forced, 5, 6]) is None  # of a tree that goes on behind the end
     assert grammar.allowed([], forced) == len(forced) - 1
 
