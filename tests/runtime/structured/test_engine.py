@@ -194,6 +194,7 @@ def test_contradictions_end_the_request_and_the_next_one_is_exact(engine):
     [
         ({"json": {"type": "foo"}}, "json of structured_outputs cannot be compiled: Invalid type: foo"),
         ({"json": {"uniqueItems": True}}, "Unimplemented keys.*leave out the others"),
+        ({"json": {"uniqueItems": True, "x-guidance": {"lenient": True}}}, "Unimplemented keys"),
         ({"json": {"type": "integer", "minimum": 3, "maximum": 1}}, "minimum .* is greater than maximum"),
         ({"json": {"$ref": "http://localhost/schema"}}, "cannot be compiled: Resource"),
         ({"regex": "a(?=b)"}, "regex of structured_outputs cannot be compiled.*look-around"),
