@@ -135,7 +135,7 @@ class Decoder:
         self.cache.truncate(0)
         kinds = (False,) if self.backend.logits_on_host else (False, True)  # with summaries: what samples needs them
         drafts = dict.fromkeys((Choice(PLAIN, 0), Choice(self.profile, 0), *choices))
-        trees = [self._steps.get(tree, kind, literals) for tree, literals in drafts for kind in kinds]
+        trees = [self._steps.get(draft.profile, kind, draft.literals) for draft in drafts for kind in kinds]
         for step in warm_up_steps(self.backend, self.cache, trees):
             for _ in range(WARM_UP_RUNS):
                 if checkpoint is not None:
