@@ -53,7 +53,7 @@ def test_chats_with_any_drafts_and_budget_have_the_answers_of_plain_decoding(see
     backend = FakeBackend(context=CONTEXT, hit_rate=0.7, spread=3)
     backend.prefill_chunk = int(rng.integers(5, 64))
     decoder = reusing(backend, random_tree(rng, int(rng.integers(1, 14))), budget)
-    experience = experience_of(CHAIN, (CHAIN,), backend.literal_counts, None).of(AUTO)
+    experience = experience_of(CHAIN, (CHAIN,), backend, None).of(AUTO)
     system, chats, reused = random_prompt(rng, 20), [[] for _ in range(4)], 0
     for _ in range(14):
         chat = chats[rng.integers(len(chats))]
