@@ -51,8 +51,7 @@ def test_its_commands_and_its_python_run(folder: Path, monkeypatch: pytest.Monke
     """In the order of the README, on a tiny model; backends that need a GPU are replaced by the CPU's."""
     monkeypatch.chdir(folder)
     found = commands()
-    names = ["build", "build", "verify", "bench", "calibrate", "bench", "report", "compare"]
-    assert [words[0] for words in found] == names
+    assert [words[0] for words in found] == ["build", "verify", "bench", "calibrate", "bench", "report", "compare"]
     for words in found:
         line = shlex.join(words).replace("ort-cuda,tensorrt --precision fp16", "ort-cpu --precision fp32")
         line = line.replace("ort-cuda:fp16", "ort-cpu:fp32").replace("calibrate bundle", "calibrate bundle --seconds 0")
