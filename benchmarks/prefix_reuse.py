@@ -30,6 +30,7 @@ from medusa_runtime.results import GenerationResult
 from medusa_runtime.sampling_params import SamplingParams
 
 Messages = list[dict[str, str]]
+BUDGET = 256 << 20  # bytes of the engine that reuses rows, in any precision
 WITHOUT, IN_CACHE, COPIED = "without", "in the cache", "copied"
 
 
@@ -170,7 +171,7 @@ def main() -> None:
     params = SamplingParams(max_tokens=arguments.max_tokens, profile=arguments.profile)
     with (
         Engine.load(arguments.bundle, prefix_cache_bytes=0, **settings) as without,
-        Engine.load(arguments.bundle, **settings) as reusing,
+        Engine.load(arguments.bundle, prefix_cache_bytes=BUDGET, **settings) as reusing,
     ):
         engines = {WITHOUT: without, IN_CACHE: reusing}
         figures, differences = compare_answers(engines, conversations[: arguments.limit], params)

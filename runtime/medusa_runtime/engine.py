@@ -20,7 +20,7 @@ from medusa_runtime.facts import PLAIN
 from medusa_runtime.handle import RequestHandle
 from medusa_runtime.loading import LoadedBundle, load_bundle
 from medusa_runtime.parameter_checks import as_number, as_seconds
-from medusa_runtime.prefix_reuse import PrefixReuse
+from medusa_runtime.prefix_reuse import PrefixReuse, default_budget
 from medusa_runtime.profile_choice import find_profile
 from medusa_runtime.prompt_encoder import Prompt, is_token_ids
 from medusa_runtime.prompt_options import PromptOptions
@@ -76,8 +76,8 @@ class Engine:
         prefix_bytes = as_optional_int("prefix_cache_bytes", prefix_cache_bytes, 0)
         self.bundle, self.prompt_encoder, self.tokenizer = loaded.bundle, loaded.prompt_encoder, loaded.tokenizer
         self._decoder = decoder = loaded.decoder
-        default = decoder.backend.default_prefix_bytes
-        decoder.reuse = PrefixReuse(decoder.cache, default() if prefix_bytes is None else prefix_bytes)
+        budget = default_budget(decoder.backend) if prefix_bytes is None else prefix_bytes
+        decoder.reuse = PrefixReuse(decoder.cache, budget)
         self.profile, self.context = decoder.profile, decoder.cache.context
         self._stats = StatsCollector()
         self._runner = RequestRunner(self._decoder, self.tokenizer, self._stats, loaded.experience)
@@ -131,8 +131,9 @@ class Engine:
                 since that would change its answers. Ignored on a GPU.
             max_waiting: Maximum number of requests that wait; more raise QueueFullError.
             prefix_cache_bytes: Bytes for keys and values of earlier requests, which prompts that begin in the same way
-                use instead of computing them again: host memory on a CPU, device memory on a GPU. None is 256 MiB on a
-                CPU, and on a GPU 1 GiB or a quarter of the free memory if that is less; 0 computes every prompt whole.
+                use instead of computing them again: host memory on a CPU, device memory on a GPU. 0 computes every
+                prompt whole. None is, in fp32, 256 MiB on a CPU, and on a GPU 1 GiB or a quarter of the free memory if
+                that is less; in other precisions it is 0, as an answer may then depend on what was answered before.
 
         Raises:
             BundleError: The bundle is missing or damaged, or lacks the backend, precision, profile or template.

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from medusa_runtime.backends.base import IntArray
+from medusa_runtime.backends.base import Backend, IntArray
 from medusa_runtime.errors import CapacityError
 from medusa_runtime.kv_cache import KvCache
 from medusa_runtime.prefix_store import PrefixStore, common_prefix
 from medusa_runtime.sequence import SequenceState
 
+ROUNDING = frozenset({"fp16", "bf16", "int8", "w8a8", "int4"})  # precisions in which answers depend on reuse
 MIN_SAVED_ROWS = 16  # fewer rows are computed again rather than copied with all that are before them
+
+
+def default_budget(backend: Backend) -> int:
+    """Return the bytes for copies where the caller names none: 0 in a precision in which reuse can change a token."""
+    return 0 if backend.precision in ROUNDING else backend.default_prefix_bytes()
 
 
 class PrefixReuse:

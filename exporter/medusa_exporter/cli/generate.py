@@ -181,9 +181,7 @@ def command(
             "profile": None if params.acceptance == LOSSLESS else _describe_tree(tree),
         }
         plan = BatchPlan(batch_file, output, params, chat_template_arguments, sanitize, settings)
-        # In other precisions an answer could depend on which requests the same run has answered before.
-        reuse = None if settings["precision"] == "fp32" else 0
-        load = partial(load, expected_digest=opened.manifest.digest, prefix_cache_bytes=reuse)
+        load = partial(load, expected_digest=opened.manifest.digest)
         _write_summary(answer_batch(plan, opened, load, force=force), output, results)
         return
     results.check(KIND, inputs=[file for file in (messages, tools) if file is not None], bundle=bundle)
