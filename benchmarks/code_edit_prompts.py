@@ -1,6 +1,6 @@
-"""Writes prompts that ask to change a piece of code: functions of this project, each with a small request.
+"""Prints prompts that ask to change a piece of code: functions of this project, each with a small request.
 
-    python benchmarks/code_edit_prompts.py -o code_edit.jsonl --limit 40
+    python benchmarks/code_edit_prompts.py --limit 40 > code_edit.jsonl
 
 Answers repeat most of the code, as they do in editors; what drafts from the text gain there is measured with them
 (`benchmarks/drafts.py`). The order is shuffled with a fixed seed.
@@ -40,19 +40,16 @@ def pieces() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Parse the command line and write the prompts."""
+    """Parse the command line and print the prompts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="File to write.")
     parser.add_argument("--limit", type=int, default=40, help="Number of prompts (default: %(default)s).")
     options = parser.parse_args()
     found = list(pieces())
     random.Random(0).shuffle(found)  # noqa: S311 -- a fixed order
-    with options.output.open("x", encoding="utf-8") as file:
-        for number, (name, code) in enumerate(found[: options.limit]):
-            request = REQUESTS[number % len(REQUESTS)].format(name=name)
-            turns = [f"{request}\n\n```python\n{code}\n```"]
-            file.write(json.dumps({"id": f"edit-{number}", "category": "code_editing", "turns": turns}) + "\n")
-    print(f"{min(len(found), options.limit)} prompts -> {options.output}")
+    for number, (name, code) in enumerate(found[: options.limit]):
+        request = REQUESTS[number % len(REQUESTS)].format(name=name)
+        turns = [f"{request}\n\n```python\n{code}\n```"]
+        print(json.dumps({"id": f"edit-{number}", "category": "code_editing", "turns": turns}))
 
 
 if __name__ == "__main__":

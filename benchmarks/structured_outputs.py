@@ -159,7 +159,7 @@ def measure(engine: Engine, drafts: list[str], rounds: int, tight: bool, max_tok
 
 
 def main() -> None:
-    """Measure, print a table and write the figures."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--precision")
@@ -167,7 +167,6 @@ def main() -> None:
     parser.add_argument("--draft", action="append", choices=DRAFTS, help="may be repeated; default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=300)
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     with Engine.load(options.bundle, backend=options.backend, precision=options.precision) as engine:
@@ -182,8 +181,6 @@ def main() -> None:
                     f"{one['speedup']:.2f} times plain, {one['as_plain']} of {one['answers']} answers as plain",
                     flush=True,
                 )
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

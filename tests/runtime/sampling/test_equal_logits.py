@@ -22,7 +22,7 @@ PARAMS = [
 
 @pytest.mark.parametrize("seed", range(10))
 def test_answers_are_those_without_summaries(seed, monkeypatch):
-    monkeypatch.setattr(fake_backend, "logits_of", lambda states: np.floor(logits_of(states) * LEVELS / 8))
+    monkeypatch.setattr(fake_backend, "logits_of", lambda *states: np.floor(logits_of(*states) * LEVELS / 8))
     monkeypatch.setattr(fake_backend, "summary_tokens", lambda _: ENTRIES)
     rng = np.random.default_rng(seed)
     tree, prompt = random_tree(rng, 8), random_ids(rng)
