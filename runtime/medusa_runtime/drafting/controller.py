@@ -185,7 +185,7 @@ class Controller:
         """Return the tree of heads' candidates that is worth most, plain decoding among them, and its tokens per ms."""
         rates = {tree: self._rate(tree) for tree in (PLAIN, *self._options.profiles)}
         for tree, rate in rates.items():  # a guess of its time that is too large would never be corrected
-            if len(rates) > 1 and not self._times.is_known(Kind(tree.size, heads=tree.size > 1)):
+            if len(rates) > 1 and not self._times.is_known(kind_of(Choice(tree, 0))):
                 return rate, tree
         best = max(rates, key=rates.__getitem__)
         if rates[best] > HYSTERESIS * rates.get(self._current, 0.0):
@@ -194,7 +194,7 @@ class Controller:
 
     def _rate(self, tree: TreeProfile) -> float:
         extra = self._heads.expected(tree) if tree.size > 1 else 0.0
-        return (1 + extra) / self._times.ms(Kind(tree.size, heads=tree.size > 1))
+        return (1 + extra) / self._times.ms(kind_of(Choice(tree, 0)))
 
 
 def kind_of(choice: Choice) -> Kind:

@@ -77,9 +77,7 @@ def _best_trees(calibration: GraphCalibration, exact: Collection[TreeProfile]) -
             break
         best = max(smaller, key=lambda one: one.speedup).profile
         chosen.append(best)
-        most = best.size // 2 + best.size % 2
-        if best.size == 2:
-            break
+        most = (best.size + 1) // 2
     return chosen
 
 
