@@ -1,9 +1,11 @@
 r"""Compares kinds of drafts by category of prompts: the trees, n-grams, and the choice of each step, in turns.
 
 Every prompt is answered by plain decoding, by each tree, by n-grams alone and by `draft="auto"`, in an order that
-rotates. The tables have tokens per second over those of the first tree, from total times, with 95% bootstrap intervals
-over prompts, once for all answers and once without those that repeat 20 tokens in a row, in which small models are
-caught in loops that n-grams predict well. Each category begins with a newly loaded engine, which has learned nothing.
+rotates. The tables have tokens per second over those of the first tree (of plain decoding in a bundle without heads),
+from total times, with 95% bootstrap intervals over prompts, once for all answers and once without those that repeat 20
+tokens in a row, in which small models are caught in loops that n-grams predict well. The last column divides `auto` by
+whichever fixed draft was the fastest of the category. Each category begins with a newly loaded engine, which has
+learned nothing.
 
     python benchmarks/drafts.py BUNDLE --precision w8a8 --prompts spec_bench_dev.jsonl --prompts humaneval_dev.jsonl \
         --limit 12 --max-tokens 160 --profile tree-4,tree-2
@@ -27,6 +29,7 @@ from medusa_runtime.sampling_params import AUTO, HEADS, NGRAM, SamplingParams
 
 REPEAT = 20  # tokens
 DRAWS = 2000  # resamples of an interval
+PLAIN = "plain"
 
 
 @dataclass
@@ -54,7 +57,7 @@ def repeats(ids: tuple[int, ...]) -> bool:
 
 def contenders(profiles: list[str]) -> dict[str, SamplingParams]:
     """Return what is compared, by name; plain decoding first, then the trees."""
-    fixed = {name: SamplingParams(profile=name, draft=HEADS) for name in ("plain", *profiles)}
+    fixed = {name: SamplingParams(profile=name, draft=HEADS) for name in (PLAIN, *profiles)}
     return fixed | {NGRAM: SamplingParams(draft=NGRAM), AUTO: SamplingParams(draft=AUTO)}
 
 
@@ -94,7 +97,7 @@ def answer_all(
         results: dict[str, GenerationResult] = {
             name: engine.generate(prompt, replace(kinds[name], max_tokens=most)) for name in order
         }
-        expected = results["plain"].token_ids
+        expected = results[PLAIN].token_ids
         if len(expected) < 2:  # no step was taken
             continue
         for name, result in results.items():
@@ -106,10 +109,12 @@ def answer_all(
 
 def table(found: dict[str, dict[str, list[Answer]]], names: list[str], base: str) -> None:
     """Print a table with a row for each category."""
-    print("| category | prompts | " + " | ".join(names) + " |")
-    print("| --- " * (len(names) + 2) + "|")
+    print("| category | prompts | " + " | ".join(names) + " | auto over the best fixed one |")
+    print("| --- " * (len(names) + 3) + "|")
     for category, answers in found.items():
         cells = ["{:.2f} ({:.2f} to {:.2f})".format(*ratio(answers[name], answers[base])) for name in names]
+        best = max((name for name in names if name != AUTO), key=lambda name: ratio(answers[name], answers[base])[0])
+        cells.append("{:.2f} ({:.2f} to {:.2f}), {}".format(*ratio(answers[AUTO], answers[best]), best))
         print(f"| {category} | {len(answers[base])} | " + " | ".join(cells) + " |")
 
 
@@ -122,11 +127,13 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=12, help="Prompts of each category (default: %(default)s).")
     parser.add_argument("--backend", default="ort-cpu")
     parser.add_argument("--precision", default="w8a8")
-    parser.add_argument("--profile", default="tree-4", help="Trees; the first one is the base (default: %(default)s).")
+    parser.add_argument(
+        "--profile", default="tree-4", help="Trees, the first is the base; '' for a bundle without heads."
+    )
     parser.add_argument("--max-tokens", type=int, default=160)
     options = parser.parse_args()
-    profiles = options.profile.split(",")
-    kinds, found = contenders(profiles), {}
+    profiles = [name for name in options.profile.split(",") if name]
+    kinds, found, base = contenders(profiles), {}, profiles[0] if profiles else PLAIN
     for category, prompts in read_prompts(options.prompts, options.limit).items():
         if options.category and category not in options.category:
             continue
@@ -137,17 +144,17 @@ def main() -> None:
             drafts = engine.stats().steps_by_draft
             print(category, dict(sorted(drafts.items(), key=lambda item: -item[1])), file=sys.stderr)
     different = {name: sum(not one.equal for answers in found.values() for one in answers[name]) for name in kinds}
-    print(f"tokens/s over {profiles[0]}; answers that differ from plain decoding's: {different}\n")
-    table(found, list(kinds), profiles[0])
+    print(f"tokens/s over {base}; answers that differ from plain decoding's: {different}\n")
+    table(found, list(kinds), base)
     print(f"\nwithout prompts whose answer repeats {REPEAT} tokens:\n")
     sound = {
         category: {
-            name: [one for one, plain in zip(answers[name], answers["plain"], strict=True) if not plain.loops]
+            name: [one for one, plain in zip(answers[name], answers[PLAIN], strict=True) if not plain.loops]
             for name in kinds
         }
         for category, answers in found.items()
     }
-    table({category: answers for category, answers in sound.items() if answers["plain"]}, list(kinds), profiles[0])
+    table({category: answers for category, answers in sound.items() if answers[PLAIN]}, list(kinds), base)
 
 
 if __name__ == "__main__":

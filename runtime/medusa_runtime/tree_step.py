@@ -45,14 +45,11 @@ class TreeStep:
         return self.tree.profile is profile and self.tree.literals == literals and self.step.summaries is summaries
 
     def update(self, root: int, length: int, literals: Sequence[int] = ()) -> None:
-        """Set the token ids of the root and of the literals, and place the tree behind a past of `length` rows.
-
-        Literals that are missing repeat the root, a guess like any other.
-        """
-        ids, first = self._ids, self.tree.first_literal
+        """Set the token ids of the root and of all literals, and place the tree behind a past of `length` rows."""
+        ids = self._ids
         ids[0] = root
-        for number in range(self.tree.literals):
-            ids[first + number] = literals[number] if number < len(literals) else root
+        for node, literal in enumerate(literals, self.tree.first_literal):
+            ids[node] = literal
         positions = self._positions
         for node, depth in enumerate(self._depths):
             positions[node] = length + depth

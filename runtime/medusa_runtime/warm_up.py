@@ -30,7 +30,7 @@ def warm_up_steps(backend: Backend, cache: KvCache, trees: Sequence[TreeStep]) -
         length = min(past, context - tree.tree.size)
         if length >= 0:
             cache.reserve(length + tree.tree.size)
-            tree.update(0, length)
+            tree.update(0, length, (0,) * tree.tree.literals)
             yield tree.step
     sizes = [1 << doublings for doublings in range(backend.prefill_chunk.bit_length())]
     kinds = dict.fromkeys(tree.step.summaries for tree in trees)

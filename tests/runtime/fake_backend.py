@@ -104,7 +104,8 @@ class FakeBackend:
         self.model = ModelFacts("toy", "toy", 1, 8, 1, 1, 8, vocab, context, (vocab - 1,))
         self.heads = HeadFacts(heads, 1, "none", top_k)
         self.hit_rate, self.spread, self.summaries = hit_rate, spread, summaries
-        self.prefill_chunk, self.padded_past_lengths, self.literal_counts = PREFILL_CHUNK, (), (1, 2, 3, 5)
+        self.prefill_chunk, self.padded_past_lengths = PREFILL_CHUNK, ()
+        self.literal_counts, self.mixes_drafts = (1, 2, 3, 5), False
         self.exclusive_use, self.logits_on_host = ExclusiveUse("the toy"), not summaries
         self.tokens = self.positions = np.zeros((0, 0), dtype=np.int64)  # (B, capacity): the arena …
         self.contexts = np.zeros((0, 0), dtype=np.uint64)  # … of two layers

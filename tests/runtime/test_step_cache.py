@@ -41,6 +41,6 @@ def test_literals_are_a_step_of_their_own():
     cache = StepCache(HEADS)
     alone, beside = cache.get(CHAIN), cache.get(CHAIN, literals=3)
     assert beside is not alone and beside is cache.get(CHAIN, literals=3) and alone is cache.get(CHAIN)
-    beside.update(5, 10, [7, 8])
-    assert beside.step.input_ids[0, -3:].tolist() == [7, 8, 5]  # a missing one repeats the root
+    beside.update(5, 10, [7, 8, 6])
+    assert beside.step.input_ids[0, 0] == 5 and beside.step.input_ids[0, -3:].tolist() == [7, 8, 6]
     assert beside.step.position_ids[0, -3:].tolist() == [11, 12, 13]

@@ -184,7 +184,7 @@ class _Timer:
         """
         backend = self._backend
         started = perf_counter()
-        step.update(self._root, past)
+        step.update(self._root, past, (self._root,) * step.tree.literals)
         backend.run(step.step)
         tokens = backend.read_tokens()
         rows = self._rows

@@ -179,6 +179,7 @@ class Backend(PastCopies, Protocol):
         padded_past_lengths: Lengths to which the past is padded, ascending, so that all of them can be warmed up; empty
             if the backend runs any length as it is.
         literal_counts: How many literals a draft may have, ascending: few numbers where every size is prepared.
+        mixes_drafts: Whether a draft may have literals next to candidates of the heads.
         run_seconds: Duration of the last run, in seconds. The rest of a step's time is spent on the host.
         exclusive_use: Guards the calls. A decoder enters it for a whole step, so that no other call comes in between.
         logits_on_host: Whether `read_logits` copies nothing from a device.
@@ -191,6 +192,7 @@ class Backend(PastCopies, Protocol):
     prefill_chunk: int
     padded_past_lengths: Sequence[int]
     literal_counts: Sequence[int]
+    mixes_drafts: bool
     run_seconds: float
     exclusive_use: ExclusiveUse
     logits_on_host: bool

@@ -58,6 +58,7 @@ class DeviceBackend(ABC):
         self.prefill_chunk = PREFILL_CHUNK
         self.padded_past_lengths = padded_past_lengths(model.context)
         self.literal_counts: Sequence[int] = (7, 15)
+        self.mixes_drafts = False
         self.run_seconds = 0.0
         self.exclusive_use, self.logits_on_host = ExclusiveUse(f"the backend {name!r}"), False
         self._device, self._kv_type = device, kv_type(precision)

@@ -99,7 +99,7 @@ class OrtCpuBackend:
         self.name, self.precision, self.model, self.heads = name, precision, model, heads
         self.prefill_chunk = PREFILL_CHUNK
         self.padded_past_lengths: tuple[int, ...] = ()
-        self.literal_counts = (1, 2, 3, 5, 7, 9, 11, 15)
+        self.literal_counts, self.mixes_drafts = (1, 2, 3, 5, 7, 9, 11, 15), False
         self.run_seconds = 0.0
         self.exclusive_use, self.logits_on_host = ExclusiveUse(f"the backend {name!r}"), True
         checked = graph if isinstance(graph, CheckedGraph) else CheckedGraph(graph)

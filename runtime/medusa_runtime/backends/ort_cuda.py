@@ -96,6 +96,7 @@ class OrtCudaBackend(DeviceBackend):
         """
         super().__init__(name, precision, model, heads, device)
         self._weight_bytes = graph.weight_bytes
+        self.mixes_drafts = True  # a step's time hardly depends on its rows: docs/results/drafts.md
         check_device_memory(device, name, model, kv_type(precision).itemsize, self._weight_bytes, WORKSPACE_BYTES)
         shared = None if causal is None else SharedWeights([graph, causal], device)
         self._session = _GpuSession(graph, device, shared)

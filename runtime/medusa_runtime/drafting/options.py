@@ -49,7 +49,9 @@ def experience_of(
 
     node_cost = NODE_COST if backend.logits_on_host else GPU_NODE_COST
     skipped = WARM_UP_RUNS if backend.padded_past_lengths else 0
-    return Experience(DraftOptions(trees, tuple(backend.literal_counts)), StepTimes(guess, skipped))
+    return Experience(
+        DraftOptions(trees, tuple(backend.literal_counts), backend.mixes_drafts), StepTimes(guess, skipped)
+    )
 
 
 def depth_rates(tree: TreeProfile, acceptance: Acceptance) -> tuple[float, ...]:

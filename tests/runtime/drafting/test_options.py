@@ -24,11 +24,18 @@ def backend(*literals, **arguments):
 def test_without_a_calibration_there_are_the_default_and_the_smallest_tree():
     found = experience_of(TREES[2], TREES, backend(1, 3), None)
     assert dict(found.options.profiles) == {TREES[2]: (GUESS,) * TREES[2].depth, TREES[0]: (GUESS,)}
-    assert found.options.literals == (1, 3)
+    assert found.options.literals == (1, 3) and not found.options.joint
     assert dict(experience_of(PLAIN, TREES, backend(1), None).options.profiles) == {}
     assert list(experience_of(TREES[0], TREES, backend(1), None).options.profiles) == [TREES[0]]
     times = found.times
     assert times.ms(Kind(1, False)) < times.ms(Kind(4, False)) < times.ms(Kind(4, True)) < times.ms(Kind(8, True))
+
+
+def test_literals_join_trees_where_the_backend_runs_that_fast():
+    mixing = backend(3)
+    mixing.mixes_drafts = True
+    found = experience_of(TREES[0], TREES, mixing, None).options
+    assert found.joint and (TREES[0], 3) in [(one.profile, one.literals) for one in found.choices()]
 
 
 def test_a_calibration_gives_times_and_probabilities():
