@@ -38,8 +38,9 @@ def experience_of(
     """
     acceptance = None if calibration is None else calibration.acceptance
     if calibration is None or acceptance is None:
-        known = [default, *(tree for tree in exact if tree.size == 2 and tree.paths != default.paths)]
-        trees = {tree: (GUESS,) * tree.depth for tree in known if default.size > 1 and tree.size > 1}
+        smallest = {tree.paths: tree for tree in exact if tree.size == 2}  # bundles have some trees under two names
+        known = {**smallest, default.paths: default} if default.size > 1 else {}
+        trees = {tree: (GUESS,) * tree.depth for tree in sorted(known.values(), key=lambda tree: -tree.size)}
     else:
         trees = {tree: depth_rates(tree, acceptance) for tree in _best_trees(calibration, exact)}
 

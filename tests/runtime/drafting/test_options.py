@@ -27,6 +27,8 @@ def test_without_a_calibration_there_are_the_default_and_the_smallest_tree():
     assert found.options.literals == (1, 3) and not found.options.joint
     assert dict(experience_of(PLAIN, TREES, backend(1), None).options.profiles) == {}
     assert list(experience_of(TREES[0], TREES, backend(1), None).options.profiles) == [TREES[0]]
+    again = TreeProfile("chain-1", TREES[0].paths)  # the smallest tree under another name
+    assert len(experience_of(TREES[2], [again, *TREES], backend(1), None).options.profiles) == 2
     times = found.times
     assert times.ms(Kind(1, False)) < times.ms(Kind(4, False)) < times.ms(Kind(4, True)) < times.ms(Kind(8, True))
 
