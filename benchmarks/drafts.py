@@ -112,9 +112,10 @@ def table(found: dict[str, dict[str, list[Answer]]], names: list[str], base: str
     print("| category | prompts | " + " | ".join(names) + " | auto over the best fixed one |")
     print("| --- " * (len(names) + 3) + "|")
     for category, answers in found.items():
-        cells = ["{:.2f} ({:.2f} to {:.2f})".format(*ratio(answers[name], answers[base])) for name in names]
         best = max((name for name in names if name != AUTO), key=lambda name: ratio(answers[name], answers[base])[0])
-        cells.append("{:.2f} ({:.2f} to {:.2f}), {}".format(*ratio(answers[AUTO], answers[best]), best))
+        pairs = [*((name, base) for name in names), (AUTO, best)]
+        cells = ["{:.2f} ({:.2f} to {:.2f})".format(*ratio(answers[one], answers[other])) for one, other in pairs]
+        cells[-1] += f", {best}"
         print(f"| {category} | {len(answers[base])} | " + " | ".join(cells) + " |")
 
 

@@ -178,8 +178,8 @@ class TreeProfile:
             )
         if self.paths and not heads:
             raise ProfileError(
-                f"tree '{self.name}' has candidates of heads, but this bundle has no heads; use profile plain, or "
-                "build with --heads"
+                f"tree '{self.name}' has candidates of heads, but there are no heads; leave the tree out, or build "
+                "with --heads"
             )
         for path in self.paths:
             if len(path) > heads:

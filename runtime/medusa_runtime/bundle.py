@@ -182,17 +182,16 @@ class Bundle:
         Raises:
             BundleError: There is no such tree (the message lists those there are), or it is invalid.
         """
-        if not self.heads.count:
-            raise BundleError(
-                f"{self.root} has no profile {name!r:.80}: this bundle has no heads; use profile plain, or build with "
-                "--heads"
-            )
         if name not in self.manifest.profiles:
             names = ", ".join(self.manifest.profiles)
-            has = f"it has {names}; name one of these" if names else "it has none; choose plain"
-            raise BundleError(
-                f"{self.root} has no profile {name!r:.80}; {has}, or build the bundle again with --profile NAME"
-            )
+            if name == "plain":
+                remedy = "plain decoding has no tree: leave the name out"
+            elif not self.heads.count:
+                remedy = "this bundle has no heads: use plain decoding, or build with --heads"
+            else:
+                has = f"it has {names}: name one of these" if names else "it has none: use plain decoding"
+                remedy = f"{has}, or build the bundle again with --profile NAME"
+            raise BundleError(f"{self.root} has no profile {name!r:.80}; {remedy}")
         path = f"profiles/{name}.toml"
         try:
             tree = from_toml(self._read_text(path, MAX_PROFILE), str(self.root / path))

@@ -112,9 +112,10 @@ class Engine:
         Args:
             bundle: Path of the bundle's folder.
             backend: "ort-cpu", "ort-cuda", "tensorrt" or "tensorrt-rtx".
-            profile: Name of one of the bundle's trees, "plain" for plain decoding, or a tree of your own. None is the
-                fastest of the bundle's trees on this machine if `medusa-export calibrate` has measured it with prompts,
-                otherwise the default tree of the graph's backend and precision.
+            profile: Name of one of the bundle's trees, "plain" for plain decoding, or a tree of your own, which steps
+                then verify unless a request asks for something else. None lets each step verify what is expected to be
+                the fastest (`SamplingParams.draft`), by what `medusa-export calibrate` has measured on this machine,
+                otherwise by the steps that are run.
             precision: Precision of the graph; None is the only one there is, or fp32 among several.
             threads: CPU threads; None is one per physical core within the process's CPU quota.
             max_length: Maximum number of tokens of prompt and answer together, which bounds the memory; None is the
@@ -225,7 +226,7 @@ class Engine:
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             tree=tree,
-            draft=params.draft or (HEADS if params.profile is not None else self._draft),
+            draft=params.draft or (HEADS if params.profile is not None or params.is_typical else self._draft),
             bad_words=bad_word_ids(params.bad_words, self.tokenizer),
             deadline=None if seconds is None else time.monotonic() + seconds,
             submitted=submitted,

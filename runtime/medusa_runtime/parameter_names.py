@@ -18,6 +18,10 @@ OTHER_NAMES = {
     "bad_words_ids": "bad_words",
     "do_sample": "temperature, where 0 is greedy decoding",
     "eos_token_id": "stop_token_ids",
+    **dict.fromkeys(
+        ("guided_choice", "guided_decoding", "guided_grammar", "guided_json", "guided_regex", "response_format"),
+        "structured_outputs, with one of the fields json, regex, choice, grammar and json_object,",
+    ),
     "max_completion_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",

@@ -169,7 +169,7 @@ class _Run:
             choices=choices,
             seed=request.seed,
             profile=request.tree.name if request.draft == HEADS else request.draft,
-            acceptance=LOSSLESS if request.params.acceptance == LOSSLESS else TYPICAL,
+            acceptance=TYPICAL if request.params.is_typical else LOSSLESS,
             times=Times(
                 queue=self.queue_seconds,
                 prefill=self._prefill_seconds,

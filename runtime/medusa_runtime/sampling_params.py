@@ -42,7 +42,6 @@ UNSUPPORTED = (
     "early_stopping",
     "extra_args",
     "flat_logprobs",
-    "guided_decoding",
     "length_penalty",
     "logits_processors",
     "logprob_token_ids",
@@ -103,7 +102,7 @@ class SamplingParams:
         draft: What steps verify: "heads" is the tree, "ngram" what followed the last tokens where the text had them
             before, "auto" whichever of these, of smaller trees and of plain decoding is expected to be the fastest.
             None is "heads" where a tree was chosen, for the request or when the engine was loaded, otherwise "auto".
-            It changes no token of an answer.
+            It changes no token of a lossless answer; with acceptance "typical" it is "heads".
         acceptance: "lossless" keeps the distribution of plain decoding; "typical" is the Medusa paper's rule, which is
             LOSSY: pass a `medusa_runtime.accept.Typical` for other thresholds than its defaults.
 
@@ -191,8 +190,13 @@ class SamplingParams:
             raise ArgumentError(
                 "ignore_eos is True with structured_outputs; expected False, as only an end follows a complete answer"
             )
-        is_typical = isinstance(self.acceptance, Typical)
-        if self.n > 1 and is_typical:
+        if self.draft not in (None, HEADS) and (self.is_typical or self.profile is not None):
+            other = "acceptance 'typical', whose tokens depend on the draft" if self.is_typical else "a profile"
+            raise ArgumentError(
+                f"draft is {self.draft!r} with {other}; expected {HEADS!r}, the same tree in every step: leave out one "
+                "of the two"
+            )
+        if self.n > 1 and self.is_typical:
             raise ArgumentError(
                 f"n is {self.n} with acceptance 'typical'; expected 1, as this rule draws nothing and all answers "
                 "would be equal: leave n out, or use acceptance 'lossless' with a temperature"
@@ -201,13 +205,14 @@ class SamplingParams:
             raise ArgumentError(
                 f"n is {self.n} with temperature 0; expected n=1, as all answers would be equal: set a temperature"
             )
-        if not is_typical:
+        if not self.is_typical:
             return
         for name in _LOSSLESS_ONLY:
             value = getattr(self, name)
             if value != _DEFAULTS[name]:
+                got = "set" if name == "structured_outputs" else shown(value)
                 raise ArgumentError(
-                    f"{name} is {shown(value)} with acceptance 'typical'; expected the default {_DEFAULTS[name]!r}, as "
+                    f"{name} is {got} with acceptance 'typical'; expected the default {_DEFAULTS[name]!r}, as "
                     "this rule has a temperature of its own and no processors: use acceptance 'lossless', or leave "
                     f"{name} out"
                 )
@@ -234,6 +239,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the most likely token is taken, after the processors."""
         return self.temperature == 0
+
+    @property
+    def is_typical(self) -> bool:
+        """Whether candidates are accepted that plain decoding might not have chosen."""
+        return isinstance(self.acceptance, Typical)
 
     @property
     def has_processors(self) -> bool:

@@ -25,14 +25,14 @@ class Stats:
         completion_tokens: Tokens of all answers.
         steps: Steps; prefills do not count.
         step_tokens: Tokens of all steps; the first token of an answer is of its prefill.
-        drafts: Steps with a tree; the others were plain decoding.
+        drafts: Steps with a tree or literals; the others were plain decoding.
         draft_tokens: Candidates in these trees.
         accepted_tokens: Candidates that were accepted.
         accepted_by_depth: Element d is the number of steps that accepted a candidate of depth d + 1.
         drafted_by_depth: Element d is the number of steps whose tree had candidates of depth d + 1 within the answer:
             those behind its limit or its end do not count.
-        steps_by_draft: Number of steps by what they verified: "plain", the name of a tree, "ngram-7" for seven tokens
-            copied from the text before, or both joined by a plus sign.
+        steps_by_draft: Number of steps by what they verified: "plain", the name of a tree, "ngram-7" for seven
+            literals, copied from the text before or forced by a schema, or both joined by a plus sign.
         queue_seconds: Time that all requests that have ended had waited before their prefill, or before their end.
         prefill_seconds: Duration of all prefills.
         step_seconds: Duration of all steps.

@@ -202,7 +202,7 @@ def test_options_of_the_prompt_reach_the_engine(
         (["Hi", "--chat-template-argument", "a=word"], "a text is in double quotes"),
         (["Hi", "--chat-template-argument", "a=1", "--chat-template-argument", "a=2"], "got 'a' twice"),
         (["Hi", "--stop-token-ids", "300"], "stop_token_ids has the token id 300; expected one from 0 to 299"),
-        (["Hi", "--allowed-token-ids", "2", "--min-tokens", "1"], "together forbid every token"),
+        (["Hi", "--allowed-token-ids", "2", "--min-tokens", "1"], "no token may be chosen"),
         (["Hi", "--accept", "typical"], "Did you mean one of: '--acceptance'"),
     ],
 )

@@ -100,8 +100,10 @@ def test_profiles(folder):
         "chain": (4, 3),
         "wide": (4, 1),
     }
-    with pytest.raises(BundleError, match=r"no profile 'x'; it has chain, wide; .*--profile NAME"):
+    with pytest.raises(BundleError, match=r"no profile 'x'; it has chain, wide: .*--profile NAME"):
         bundle.profile("x")
+    with pytest.raises(BundleError, match="has no profile 'plain'; plain decoding has no tree: leave the name out"):
+        bundle.profile("plain")
 
 
 def test_what_is_missing_is_named_and_nothing_else_is_offered_where_there_is_nothing(tmp_path):
@@ -110,7 +112,7 @@ def test_what_is_missing_is_named_and_nothing_else_is_offered_where_there_is_not
     none = Bundle.open(tmp_path / "none")
     with pytest.raises(BundleError, match=r"no chat template 'x'; it has none with a name; leave it out, or build"):
         none.named_chat_template("x")
-    with pytest.raises(BundleError, match=r"no profile 'x'; it has none; choose plain, or build"):
+    with pytest.raises(BundleError, match=r"no profile 'x'; it has none: use plain decoding, or build"):
         none.profile("x")
     build(tmp_path / "one", {**CONTENT, "tokenizer/chat_templates/rag.jinja": b"a"})
     one = Bundle.open(tmp_path / "one")

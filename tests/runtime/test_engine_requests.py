@@ -232,7 +232,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "endless": ({"timeout": math.inf}, "timeout is inf"),
     "a text": ({"timeout": "1"}, "timeout is '1'"),
     "a token": ({"params": SamplingParams(stop_token_ids=[VOCAB])}, f"stop_token_ids has the token id {VOCAB}"),
-    "nothing left": ({"params": SamplingParams(allowed_token_ids=[EOS], min_tokens=2)}, "forbid every token"),
+    "nothing left": ({"params": SamplingParams(allowed_token_ids=[EOS], min_tokens=2)}, "no token may be chosen"),
 }
 
 

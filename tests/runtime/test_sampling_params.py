@@ -42,7 +42,7 @@ FULL: dict[str, Any] = {
     "structured_outputs": {"choice": ["a", "b"], "disable_any_whitespace": False},
     "truncate_prompt_tokens": 9,
     "profile": "tree-4",
-    "draft": "ngram",
+    "draft": "heads",
     "acceptance": "lossless",
 }
 
@@ -79,6 +79,14 @@ def test_several_equal_answers_are_refused_as_vllm_does() -> None:
 def test_typical_acceptance_gives_one_answer(more: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match="n is 2 with acceptance 'typical'; expected 1"):
         SamplingParams(n=2, acceptance="typical", **more)
+
+
+@pytest.mark.parametrize("more", [{"profile": "tree-4"}, {"acceptance": "typical"}], ids=str)
+@pytest.mark.parametrize("draft", ["auto", "ngram"])
+def test_a_draft_that_changes_excludes_what_needs_one_tree(draft: str, more: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=f"draft is '{draft}' with .*; expected 'heads', the same tree in every"):
+        SamplingParams(draft=draft, **more)
+    assert SamplingParams(draft="heads", **more).draft == "heads"
 
 
 def test_what_json_kept_can_be_read_again() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -16,9 +14,8 @@ from typing import Any
 
 from medusa_runtime.bundle import Bundle
 from medusa_runtime.engine import Engine
-from medusa_runtime.errors import BundleError, EngineClosedError, MedusaError
+from medusa_runtime.errors import BundleError, EngineClosedError, MedusaError, MissingExtraError
 from medusa_runtime.handle import RequestHandle
-from medusa_runtime.log import LOGGER
 from medusa_runtime.openai_format import (
     ResponseFacts,
     TokenTexts,
@@ -42,11 +39,11 @@ from medusa_exporter.batch.requests_file import (
 )
 from medusa_exporter.batch.responses_file import Finished, ResponsesFile, count_finished, encode_line
 from medusa_exporter.console import Bar, Progress, note, warn
+from medusa_exporter.library_logging import ends_are_not_logged
 from medusa_exporter.wording import counted
 
 QUEUED = 8  # requests that the engine has at a time, so that prompts are encoded while answers are generated
 MAX_FAILURES = 8  # requests in a row that may fail, before the engine and not the requests is at fault
-END_OF_REQUEST = "request %d ended with "  # the start of a warning of the runtime
 FINGERPRINT = 16  # hexadecimal digits of the bundle's digest in `system_fingerprint`
 
 
@@ -66,6 +63,7 @@ def answer_batch(plan: BatchPlan, bundle: Bundle, load: Callable[[], Engine], *,
         BundleError: The bundle has no chat template, and there are chats to answer.
         BusyError: Another command is writing to the output.
         OverwriteError: No batch has written what is at the output's place.
+        MissingExtraError: A request needs a package that is not installed.
         MedusaError: The engine failed.
     """
     output, identity = ResponsesFile.at(plan.output), plan.identity(bundle)
@@ -83,7 +81,7 @@ def answer_batch(plan: BatchPlan, bundle: Bundle, load: Callable[[], Engine], *,
         output.cut(file, finished.size)
         summary = BatchSummary(finished.statuses, finished.count)
         if finished.count < facts.requests:
-            with load() as engine, _ends_are_not_logged():
+            with load() as engine, ends_are_not_logged():  # the responses have the reasons, by custom_id
                 summary = _Run(plan, identity, engine, output, file).answer(finished, facts)
         output.publish(file)
     return summary
@@ -94,20 +92,6 @@ def _count(output: ResponsesFile, plan: BatchPlan, identity: BatchIdentity) -> F
     if finished.count:
         note(f"resuming behind {counted(finished.count, 'response')} in {output.part}")
     return finished
-
-
-@contextlib.contextmanager
-def _ends_are_not_logged() -> Iterator[None]:
-    """Leave out the runtime's warnings of requests that have ended: the responses have the reasons, by custom_id."""
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith(END_OF_REQUEST)
-
-    LOGGER.addFilter(is_other)
-    try:
-        yield
-    finally:
-        LOGGER.removeFilter(is_other)
 
 
 @dataclass(frozen=True)
@@ -199,7 +183,7 @@ class _Run:
             if params.seed is None:
                 params = dataclasses.replace(params, seed=seed_of(request.data))
             handle = self._engine.submit(read.prompt, params, **read.options)
-        except EngineClosedError:
+        except (EngineClosedError, MissingExtraError):  # no fault of the request's
             raise
         except MedusaError as error:
             return _Pending(request, request_id, error)

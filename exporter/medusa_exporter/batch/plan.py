@@ -38,6 +38,7 @@ class BatchPlan:
     def identity(self, bundle: Bundle) -> BatchIdentity:
         """Return what the responses depend on."""
         parameters = dataclasses.asdict(self.params)
+        del parameters["draft"]  # no token depends on it, nor on the tree
         settings = {
             "parameters": parameters,
             "chat_template_arguments": dict(self.chat_template_arguments),

@@ -7,6 +7,7 @@ from typing import Any
 
 from medusa_runtime.handle import RequestHandle
 from medusa_runtime.results import Choice, GenerationResult, TokenLogprobs
+from medusa_runtime.sampling_params import DRAFTS
 
 from medusa_exporter.answer_differences import first_difference
 from medusa_exporter.cli.results import Results
@@ -65,7 +66,8 @@ def describe_comparison(plain: GenerationResult, result: GenerationResult) -> st
     speed, plain_speed = tokens_per_second(result), tokens_per_second(plain)
     if not speed or not plain_speed:
         return f"{same}; too few of them to compare the speed"
-    return f"{same}; {speed / plain_speed:.2f} times as fast as plain decoding (one request: `bench` measures)"
+    measures = "one request" if result.profile in DRAFTS else "one request: `bench` measures"
+    return f"{same}; {speed / plain_speed:.2f} times as fast as plain decoding ({measures})"
 
 
 def tokens_per_second(result: GenerationResult) -> float:

@@ -98,9 +98,9 @@ def command(
 
     Steps of all sizes are timed in turns, behind pasts of several lengths. With --prompts, the model also answers
     prompts, and the ranks are recorded at which the heads had the tokens that it chose; no text is stored. The result
-    is kept in the user's cache, for this bundle, machine and software. From then on `Engine.load` and `generate` use
-    the bundle's fastest tree in place of its default, and `medusa-export search-tree` finds better ones. Of a bundle
-    without heads only step times are measured, and none is a reason to choose another tree.
+    is kept in the user's cache, for this bundle, machine and software. From then on `Engine.load` and `generate` choose
+    drafts by it, the bundle's fastest trees among them, and `medusa-export search-tree` finds better trees. Of a bundle
+    without heads step times are measured, of tokens that are copied from the text.
     """
     results.check(CALIBRATION, inputs=[file] if file else [], bundle=bundle)
     opened = Bundle.open(bundle, expected_digest=expected_digest)
@@ -140,6 +140,8 @@ def choose_graphs(bundle: Bundle, backends: tuple[str, ...], precisions: tuple[s
 def _summary(bundle: Bundle, calibration: GraphCalibration) -> str:
     """Format the step times and what to expect of the bundle's trees."""
     lines = [step_times_table(calibration)]
+    if lines_of_doubt := doubts(calibration):
+        lines += ["", *lines_of_doubt, ""]
     if not bundle.heads.count:
         remark = "this bundle has no heads: steps of several nodes verify tokens that were copied from the text\n"
         return "\n".join([*lines, remark])
@@ -147,8 +149,6 @@ def _summary(bundle: Bundle, calibration: GraphCalibration) -> str:
     best = fastest(calibration, trees)
     if best is None or acceptance is None:
         return "\n".join([*lines, "the heads were not measured: --prompts FILE finds out which tree is the fastest\n"])
-    if lines_of_doubt := doubts(calibration):
-        lines += ["", *lines_of_doubt]
     samples, answers = len(acceptance.samples()[0]), counted(len(acceptance.answers), "answer")
     lines += [
         f"\nexpected of the bundle's trees, from {samples:,} tokens of {answers}, behind a past of "

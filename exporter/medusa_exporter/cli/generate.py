@@ -35,6 +35,7 @@ from medusa_exporter.cli.prompt_inputs import prompt_options, read_list, read_te
 from medusa_exporter.cli.results import Results, json_option
 from medusa_exporter.cli.sampling_options import sampling_options, wrong_arguments_are_usage
 from medusa_exporter.console import note
+from medusa_exporter.library_logging import ends_are_not_logged
 from medusa_exporter.output_kinds import SUMMARIES
 from medusa_exporter.wording import counted
 
@@ -56,8 +57,7 @@ PLAIN = "plain"
     "--profile",
     metavar="NAME|FILE",
     help="Tree to decode with: a name in the bundle, e.g. tree-4, a .toml file, or plain for one token at a time. "
-    "Default: the fastest on this machine if `medusa-export calibrate` has measured it, otherwise the one that the "
-    "bundle names for the precision.",
+    "Default: each step verifies what is expected to be the fastest, as --draft auto does.",
 )
 @calibration_option
 @backend_option()
@@ -153,6 +153,10 @@ def command(
         },
         of_batches={"--output": output is not None, "--force": force},
     )
+    if profile is not None and params.draft not in (None, HEADS):
+        raise click.UsageError(
+            f"--draft {params.draft} does not go with --profile, the same tree in every step; leave out one of the two"
+        )
     tree = profile and (profile_from_file(profile) or profile)
     load = partial(
         Engine.load,
@@ -191,7 +195,11 @@ def command(
     if chat_template_arguments:
         options["chat_template_arguments"] = chat_template_arguments
     asked: Prompt = read_list(messages, "messages") if messages is not None else read_text(prompt or "")
-    with load(expected_digest=expected_digest, prefix_cache_bytes=0) as engine, wrong_arguments_are_usage():
+    with (
+        load(expected_digest=expected_digest, prefix_cache_bytes=0) as engine,
+        wrong_arguments_are_usage(),
+        ends_are_not_logged(),
+    ):
         _answer(engine, asked, params, options, timeout, compare, results)
 
 

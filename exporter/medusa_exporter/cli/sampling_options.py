@@ -151,8 +151,9 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--json-schema",
         type=INPUT_FILE,
         metavar="FILE",
-        help="File of a JSON schema that answers have to match. This and the next three need the extra structured.",
+        help="File of a JSON schema that answers have to match. This and the next four need the extra structured.",
     ),
+    click.option("--json-object", is_flag=True, help="Answers have to be JSON objects, of any content."),
     click.option("--regex", metavar="REGEX", help="Regular expression that answers have to match as a whole."),
     _texts("choice", "Text that an answer may be; it is one of those that are named."),
     click.option(
@@ -160,6 +161,11 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         type=INPUT_FILE,
         metavar="FILE",
         help="File of a grammar, in llguidance's variant of Lark's syntax, that answers have to match.",
+    ),
+    click.option(
+        "--disable-any-whitespace",
+        is_flag=True,
+        help="Write the JSON of --json-schema or --json-object without white space between its parts: shorter, faster.",
     ),
     click.option(
         "--draft",
@@ -191,10 +197,18 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         )
     ),
 )
-_STRUCTURED = {"json_schema": "json", "regex": "regex", "choice": "choice", "grammar": "grammar"}
+_STRUCTURED = {
+    "json_schema": "json",
+    "json_object": "json_object",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+}
+_WITHOUT_SPACE = "disable_any_whitespace"
 _NAMES = (
     *(name for name in _DEFAULTS if name not in ("profile", "structured_outputs")),
     *_STRUCTURED,
+    _WITHOUT_SPACE,
     *_TYPICAL,
 )
 
@@ -226,7 +240,8 @@ def _params(values: dict[str, Any]) -> SamplingParams:
         raise click.UsageError("--logit-bias has two numbers for one token id, expected one")
     values["logit_bias"] = bias or None
     values["allowed_token_ids"] = values["allowed_token_ids"] or None
-    values["structured_outputs"] = _structured({name: values.pop(name) for name in _STRUCTURED})
+    tight = values.pop(_WITHOUT_SPACE)
+    values["structured_outputs"] = _structured({name: values.pop(name) for name in _STRUCTURED}, tight)
     with wrong_arguments_are_usage():
         try:
             if typical:
@@ -236,14 +251,17 @@ def _params(values: dict[str, Any]) -> SamplingParams:
         return SamplingParams(**values)
 
 
-def _structured(values: dict[str, Any]) -> dict[str, Any] | None:
+def _structured(values: dict[str, Any], tight: bool) -> dict[str, Any] | None:
     """Return what answers have to match; texts of files are read."""
-    used = {name: value for name, value in values.items() if value not in (None, ())}
+    used = {name: value for name, value in values.items() if value not in (None, (), False)}
     if len(used) > 1:
         first, second, *_ = (f"--{name.replace('_', '-')}" for name in used)
         raise click.UsageError(f"{first} does not go with {second}; leave out one of the two")
+    if tight and not used.keys() & {"json_schema", "json_object"}:
+        raise click.UsageError("--disable-any-whitespace needs --json-schema FILE or --json-object; leave it out")
     return {
-        _STRUCTURED[name]: _read_file(name, value) if isinstance(value, Path) else value for name, value in used.items()
+        **{_STRUCTURED[name]: _read_file(name, one) if isinstance(one, Path) else one for name, one in used.items()},
+        **({_WITHOUT_SPACE: True} if tight else {}),
     } or None
 
 

@@ -104,15 +104,17 @@ def command(
         note(PLAIN_TEXT)
     exact = is_exact(loaded.decoder.backend.precision)
     if model is not None and not exact:
-        raise click.UsageError(
-            f"--model is compared with fp32, not with {loaded.decoder.backend.precision}; leave out one of the two"
-        )
+        one = loaded.decoder.backend.precision
+        remedy = "leave out one of the two" if precision else "leave --model out, or build the bundle with fp32 too"
+        raise click.UsageError(f"--model is compared with fp32, not with {one}; {remedy}")
     trees = choose_trees(loaded.bundle, profiles)
     if not trees and model is None and not measurable_precisions(loaded.bundle, backend):
-        raise BundleError(
-            f"{bundle} has no heads, so there is no tree to check; compare plain decoding with the original model: "
-            "--model MODEL"
+        remedy = (
+            "compare plain decoding with the original model: --model MODEL"
+            if exact
+            else f"build it with fp32 too, which {loaded.decoder.backend.precision} is then compared with"
         )
+        raise BundleError(f"{bundle} has no heads, so there is no tree to check; {remedy}")
     found = verify_answers(
         loaded,
         trees,

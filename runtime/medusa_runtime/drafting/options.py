@@ -13,7 +13,7 @@ from medusa_runtime.backends.base import Backend
 from medusa_runtime.calibration import Acceptance, GraphCalibration
 from medusa_runtime.drafting.controller import DraftOptions, Experience
 from medusa_runtime.drafting.step_times import NODE_COST, Kind, StepTimes
-from medusa_runtime.profile_choice import expect_all
+from medusa_runtime.profile_choice import exact_trees, expect_all
 from medusa_runtime.warm_up import WARM_UP_RUNS
 
 GUESS = 0.6  # probability of one depth more of a tree that was not calibrated
@@ -36,17 +36,21 @@ def experience_of(
         backend: Runs the steps.
         calibration: What was measured on this machine, None if nothing was.
     """
-    acceptance = None if calibration is None else calibration.acceptance
-    if calibration is None or acceptance is None:
+    if calibration is None or calibration.acceptance is None:
         smallest = {tree.paths: tree for tree in exact if tree.size == 2}  # bundles have some trees under two names
         known = {**smallest, default.paths: default} if default.size > 1 else {}
-        trees = {tree: (GUESS,) * tree.depth for tree in sorted(known.values(), key=lambda tree: -tree.size)}
+        large_first = sorted(exact_trees(backend.precision, known.values()), key=lambda tree: -tree.size)
+        trees = {tree: (GUESS,) * tree.depth for tree in large_first}
     else:
-        trees = {tree: depth_rates(tree, acceptance) for tree in _best_trees(calibration, exact)}
+        trees = {tree: depth_rates(tree, calibration.acceptance) for tree in _best_trees(calibration, exact)}
 
     def guess(kind: Kind) -> float | None:
-        measured = None if calibration is None or acceptance is None else _measured(calibration, kind, acceptance.past)
-        return 1 + node_cost * (kind.nodes - 1) + HEADS_COST * kind.heads if measured is None else measured
+        measured = None if calibration is None else _measured(calibration, kind, has_heads=backend.heads.count > 0)
+        if measured is not None:
+            return measured
+        plain = 1.0 if calibration is None else _measured(calibration, Kind(1, heads=False), has_heads=False)
+        assert plain is not None  # noqa: S101 -- every calibration has plain decoding
+        return plain * (1 + node_cost * (kind.nodes - 1) + HEADS_COST * kind.heads)
 
     node_cost = NODE_COST if backend.logits_on_host else GPU_NODE_COST
     skipped = WARM_UP_RUNS if backend.padded_past_lengths else 0
@@ -84,9 +88,14 @@ def _best_trees(calibration: GraphCalibration, exact: Collection[TreeProfile]) -
     return chosen
 
 
-def _measured(calibration: GraphCalibration, kind: Kind, past: float) -> float | None:
-    """Return the calibrated time of a step; a chain of literals costs what further nodes cost a tree's step."""
-    if kind.heads or kind.nodes == 1:
+def _measured(calibration: GraphCalibration, kind: Kind, *, has_heads: bool) -> float | None:
+    """Return the calibrated time of a step; that of a chain of literals is derived from trees of as many nodes.
+
+    Steps of several nodes were measured with the heads, in a bundle without heads as chains of literals.
+    """
+    acceptance, pasts = calibration.acceptance, calibration.pasts
+    past = pasts[len(pasts) // 2] if acceptance is None else acceptance.past
+    if kind.heads or kind.nodes == 1 or not has_heads:
         return calibration.step_ms(kind.nodes, past)
     smallest = min((nodes for nodes in calibration.sizes if nodes > 1), default=None)
     if smallest is None:

@@ -8,6 +8,7 @@ from typing import Any
 from medusa_profiles.profile import shown
 
 from medusa_runtime.openai_format.failures import BodyError
+from medusa_runtime.parameter_names import OTHER_NAMES
 from medusa_runtime.sampling_params import UNSUPPORTED
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -115,6 +116,9 @@ def check_fields(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         elif name in _NOT_SUPPORTED:
             if value is not None:
                 raise BodyError(f"{name!r} is a parameter that medusa-export does not support; leave it out", name)
+        elif name in OTHER_NAMES and name not in _IGNORED:
+            if value is not None:
+                raise BodyError(f"unknown parameter {name!r}; expected {OTHER_NAMES[name]} in its place", name)
         elif name in _OF_THE_OPERATOR:
             raise BodyError(
                 f"{name!r} is not a field of a request, but an option of the command that answers it: leave it out, "

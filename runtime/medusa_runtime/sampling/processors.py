@@ -74,10 +74,21 @@ class Processors:
         else:
             none_left = forbidden.issuperset(self._allowed.tolist())
         if none_left:
-            raise ArgumentError(
-                "allowed_token_ids, bad_words and min_tokens together forbid every token at the answer's beginning; "
-                "expected at least one that may be chosen: allow more tokens, or forbid fewer"
-            )
+            raise ArgumentError(self._nothing_left("at the answer's beginning"))
+
+    def _nothing_left(self, where: str) -> str:
+        """Return the message of an error that names the parameters which forbid tokens."""
+        forbidding = {
+            "structured_outputs": self._grammar is not None,
+            "allowed_token_ids": self._allowed is not None,
+            "bad_words": len(self._bad_tokens) > 0 or bool(self._bad_endings),
+            "min_tokens": self._min_tokens > 0,
+        }
+        names = " and ".join(name for name, is_set in forbidding.items() if is_set)
+        return (
+            f"no token may be chosen {where}, because of {names}; expected at least one: allow more tokens, or forbid "
+            "fewer"
+        )
 
     def active(self, output: Sequence[int]) -> bool:
         """Return whether a logit may change for the token behind `output`, the tokens of the answer so far."""
@@ -117,13 +128,7 @@ class Processors:
         if self._grammar is not None and (mask := self._grammar.mask(output)) is not None:
             np.putmask(changed, ~mask, -np.inf)
         if changed.max() == -np.inf:
-            others = "allowed_token_ids, bad_words and min_tokens"
-            names = others if self._grammar is None else f"structured_outputs, {others}"
-            raise RequestError(
-                f"{names} together forbid every token behind the first "
-                f"{len(output)} of the answer; expected at least one that may be chosen: allow more tokens, or forbid "
-                "fewer"
-            )
+            raise RequestError(self._nothing_left(f"behind the first {len(output)} tokens of the answer"))
         return changed
 
     def _penalise(self, logits: FloatArray, counts: TokenCounts) -> None:

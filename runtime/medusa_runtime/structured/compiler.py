@@ -17,7 +17,8 @@ from medusa_runtime.tokenizer import Tokenizer
 
 MAX_COMPILED = 64  # that an engine keeps, of some hundred kilobytes to a few megabytes each
 _EXPECTED = {
-    "json": "a JSON schema of the keywords that llguidance supports: leave out the others",
+    "json": "a JSON schema that some document matches, of keywords and patterns that llguidance supports, without "
+    "references to other documents: leave out what is named",
     "json_object": "another tokenizer",
     "regex": "a regular expression in the syntax of Rust's crate regex, without look-around and back-references",
     "choice": "texts that the tokenizer can write",

@@ -7,6 +7,7 @@ from medusa_profiles.catalogue import load_profile
 from medusa_profiles.simulation import tokens_per_step
 from medusa_runtime.drafting.options import GUESS, depth_rates, experience_of
 from medusa_runtime.drafting.step_times import Kind
+from medusa_runtime.facts import HeadFacts
 
 from ...calibrations import acceptance, calibration
 from ..fake_backend import FakeBackend
@@ -49,6 +50,30 @@ def test_a_calibration_gives_times_and_probabilities():
     times = found.times
     assert times.ms(Kind(4, True)) / times.ms(Kind(1, False)) == pytest.approx(1.3)
     assert times.ms(Kind(4, False)) / times.ms(Kind(1, False)) == pytest.approx(1.12)
+
+
+def test_what_was_not_measured_is_guessed_as_a_multiple_of_plain_decoding():
+    measured = calibration({1: 10.0, 2: 12.0}, acceptance([[0, 0, 1]] * 5))
+    times = experience_of(TREES[0], TREES, backend(15), measured).times
+    assert 1.1 < times.ms(Kind(16, False)) / times.ms(Kind(1, False)) < 3
+
+
+def test_step_times_count_without_an_acceptance():
+    """Of a bundle without heads, or of heads that were calibrated without prompts."""
+    measured = calibration({1: 10.0, 2: 11.0, 4: 13.0, 8: 30.0, 16: 120.0})
+    times = experience_of(TREES[1], TREES, backend(1, 15), measured).times
+    assert times.ms(Kind(4, True)) / times.ms(Kind(1, False)) == pytest.approx(14 / 11)  # behind the middle past
+    bare = backend(1, 15)
+    bare.heads = HeadFacts.none()
+    times = experience_of(PLAIN, [], bare, measured).times
+    assert times.ms(Kind(16, False)) / times.ms(Kind(1, False)) == pytest.approx(121 / 11)
+
+
+def test_without_a_calibration_a_default_that_is_not_exact_is_left_out():
+    quantised = backend(1)
+    quantised.precision = "w8a8"
+    found = experience_of(TREES[2], [TREES[0], TREES[1]], quantised, None)
+    assert list(found.options.profiles) == [TREES[0]]
 
 
 def test_probabilities_by_depth_give_the_tokens_per_step_of_the_simulation():

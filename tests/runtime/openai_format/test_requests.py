@@ -120,7 +120,7 @@ def test_options_of_a_chats_prompt() -> None:
         (CHAT, {"modalities": ["text", "audio"]}, "modalities", "expected ['text']"),
         (CHAT, {"audio": {}}, "audio", "'audio' is a parameter that medusa-export does not support"),
         (CHAT, {"functions": []}, "functions", "'functions' is a parameter that medusa-export does not support"),
-        (CHAT, {"guided_decoding": {}}, "guided_decoding", "does not support"),
+        (CHAT, {"guided_decoding": {}}, "guided_decoding", "expected structured_outputs, with one of the fields json"),
         (CHAT, {"tool_choice": "required"}, "tool_choice", "expected 'auto', or 'none'"),
         (CHAT, {"tool_choice": {"type": "function"}}, "tool_choice", "expected 'auto', or 'none'"),
         (CHAT, {"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "two names of one limit"),

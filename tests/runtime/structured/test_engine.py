@@ -175,12 +175,12 @@ def test_other_parameters_forbid_tokens_too(engine):
 def test_contradictions_end_the_request_and_the_next_one_is_exact(engine):
     good = SamplingParams(structured_outputs=JSON, max_tokens=60)
     expected = constrained_tokens(PROMPT, good)[0]
-    for bad in (
-        {"structured_outputs": {"regex": "[0-9]{4}"}, "allowed_token_ids": [END]},
-        {"structured_outputs": {"regex": "[0-9]{4}"}, "min_tokens": 20},
-        {"structured_outputs": {"choice": ["x"]}, "bad_words": ["x"]},
-    ):
-        with pytest.raises(RequestError, match="structured_outputs, allowed_token_ids, bad_words and min_tokens"):
+    for name, bad in {
+        "allowed_token_ids": {"structured_outputs": {"regex": "[0-9]{4}"}, "allowed_token_ids": [END]},
+        "min_tokens": {"structured_outputs": {"regex": "[0-9]{4}"}, "min_tokens": 20},
+        "bad_words": {"structured_outputs": {"choice": ["x"]}, "bad_words": ["x"]},
+    }.items():
+        with pytest.raises(RequestError, match=f"because of structured_outputs and {name}; expected at least one"):
             engine.generate(PROMPT, SamplingParams(**bad))
         assert list(engine.generate(PROMPT, good).token_ids) == expected
     for endless in ({"grammar": "start: start"}, {"json": {"$ref": "#"}}):
@@ -193,7 +193,7 @@ def test_contradictions_end_the_request_and_the_next_one_is_exact(engine):
     ("outputs", "message"),
     [
         ({"json": {"type": "foo"}}, "json of structured_outputs cannot be compiled: Invalid type: foo"),
-        ({"json": {"uniqueItems": True}}, "Unimplemented keys.*leave out the others"),
+        ({"json": {"uniqueItems": True}}, "Unimplemented keys.*leave out what is named"),
         ({"json": {"uniqueItems": True, "x-guidance": {"lenient": True}}}, "Unimplemented keys"),
         ({"json": {"type": "integer", "minimum": 3, "maximum": 1}}, "minimum .* is greater than maximum"),
         ({"json": {"$ref": "http://localhost/schema"}}, "cannot be compiled: Resource"),
