@@ -4,8 +4,8 @@ Every prompt is answered by plain decoding, by each tree, by n-grams alone and b
 rotates. The tables have tokens per second over those of the first tree (of plain decoding in a bundle without heads),
 from total times, with 95% bootstrap intervals over prompts, once for all answers and once without those that repeat 20
 tokens in a row, in which small models are caught in loops that n-grams predict well. The last column divides `auto` by
-whichever fixed draft was the fastest of the category. Each category begins with a newly loaded engine, which has
-learned nothing.
+whichever fixed draft was the fastest of the category. Each category begins with newly loaded engines, which have
+learned nothing; `auto` has one of its own, so that it learns only from its own answers.
 
     python benchmarks/drafts.py BUNDLE --precision w8a8 --prompts spec_bench_dev.jsonl --prompts humaneval_dev.jsonl \
         --limit 12 --max-tokens 160 --profile tree-4,tree-2
@@ -18,7 +18,9 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -87,15 +89,15 @@ def ratio(above: list[Answer], below: list[Answer]) -> tuple[float, float, float
 
 
 def answer_all(
-    engine: Engine, prompts: list[str], kinds: dict[str, SamplingParams], most: int
+    engines: Mapping[str, Engine], prompts: list[str], kinds: dict[str, SamplingParams], most: int
 ) -> dict[str, list[Answer]]:
-    """Answer the prompts with every contender, in turns."""
+    """Answer the prompts with every contender, each on its engine, in turns."""
     found: dict[str, list[Answer]] = {name: [] for name in kinds}
     names, started = list(kinds), perf_counter()
     for number, prompt in enumerate(prompts):
         order = names[number % len(names) :] + names[: number % len(names)]
         results: dict[str, GenerationResult] = {
-            name: engine.generate(prompt, replace(kinds[name], max_tokens=most)) for name in order
+            name: engines[name].generate(prompt, replace(kinds[name], max_tokens=most)) for name in order
         }
         expected = results[PLAIN].token_ids
         if len(expected) < 2:  # no step was taken
@@ -138,11 +140,14 @@ def main() -> None:
     for category, prompts in read_prompts(options.prompts, options.limit).items():
         if options.category and category not in options.category:
             continue
-        with Engine.load(options.bundle, backend=options.backend, precision=options.precision) as engine:
-            engine.warm_up()
+        load = partial(Engine.load, options.bundle, backend=options.backend, precision=options.precision)
+        with load() as choosing, load() as fixed:
+            for engine in (choosing, fixed):
+                engine.warm_up()
             print(f"== {category}", file=sys.stderr)
-            found[category] = answer_all(engine, prompts, kinds, options.max_tokens)
-            drafts = engine.stats().steps_by_draft
+            engines = {name: choosing if name == AUTO else fixed for name in kinds}
+            found[category] = answer_all(engines, prompts, kinds, options.max_tokens)
+            drafts = choosing.stats().steps_by_draft
             print(category, dict(sorted(drafts.items(), key=lambda item: -item[1])), file=sys.stderr)
     different = {name: sum(not one.equal for answers in found.values() for one in answers[name]) for name in kinds}
     print(f"tokens/s over {base}; answers that differ from plain decoding's: {different}\n")

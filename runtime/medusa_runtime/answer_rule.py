@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medusa_runtime.accept import Acceptance, AcceptRule, TokenTree, Typical, greedy, walk
+from medusa_runtime.errors import RequestError
 from medusa_runtime.facts import ModelFacts
 from medusa_runtime.request import Request
 from medusa_runtime.rows import RowReader
 from medusa_runtime.sampling.sampler import Sampler
 from medusa_runtime.sampling_params import SamplingParams
 from medusa_runtime.structured.answer_grammar import AnswerGrammar
+
+_NONE = -1  # no token
 
 
 class SampleRule:
@@ -36,13 +39,20 @@ class SampleRule:
     ) -> Acceptance:
         """Accept a path of one tree; arguments and result are those of `medusa_runtime.accept.greedy`."""
         output = list(self._answer)
+        first = len(output)
 
         def draw(node: int) -> int:
-            token = self._sampler.choose(rows, node, output)
+            try:
+                token = self._sampler.choose(rows, node, output)
+            except RequestError:
+                if len(output) == first:
+                    raise
+                return _NONE  # the answer may end before: if not, this is the first node of the next step
             output.append(token)
             return token
 
-        return walk(tree, tokens, draw)
+        path, token = walk(tree, tokens, draw)
+        return (path, token) if token != _NONE else (path[:-1], tokens[path[-1]])
 
 
 def end_ids(params: SamplingParams, model: ModelFacts) -> frozenset[int]:

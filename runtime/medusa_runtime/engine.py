@@ -305,8 +305,8 @@ class Engine:
             names = self.bundle.manifest.profiles
             if profile != PLAIN and not self.bundle.heads.count:
                 raise ArgumentError(
-                    f"profile is {shown(profile)}; expected plain: this bundle has no heads; use profile plain, or "
-                    "build with --heads"
+                    f"profile is {shown(profile)}; expected plain, as this bundle has no heads: leave the profile out, "
+                    "or build with --heads"
                 )
             if profile != PLAIN and profile not in names:
                 raise ArgumentError(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from medusa_runtime.drafting.draft_tree import DraftTree
 
+MAX_NAMES, OTHERS = 256, "others"  # of drafts that are counted: callers may name trees of their own as they like
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -32,7 +34,8 @@ class Stats:
         drafted_by_depth: Element d is the number of steps whose tree had candidates of depth d + 1 within the answer:
             those behind its limit or its end do not count.
         steps_by_draft: Number of steps by what they verified: "plain", the name of a tree, "ngram-7" for seven
-            literals, copied from the text before or forced by a schema, or both joined by a plus sign.
+            literals, copied from the text before or forced by a schema, or both joined by a plus sign; "others" are
+            those behind the first 256 names.
         queue_seconds: Time that all requests that have ended had waited before their prefill, or before their end.
         prefill_seconds: Duration of all prefills.
         step_seconds: Duration of all steps.
@@ -110,7 +113,8 @@ class StatsCollector:
         with self._lock:
             self._depths.add(accepted, depth)
             self._add({"steps": 1, "step_seconds": seconds, "step_tokens": tokens, "accepted_tokens": accepted})
-            self._drafts[tree.name] = self._drafts.get(tree.name, 0) + 1
+            name = tree.name if tree.name in self._drafts or len(self._drafts) < MAX_NAMES else OTHERS
+            self._drafts[name] = self._drafts.get(name, 0) + 1
             if tree.size > 1:
                 self._add({"drafts": 1, "draft_tokens": tree.size - 1})
 

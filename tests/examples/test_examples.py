@@ -34,7 +34,12 @@ def run(name: str, *arguments: object) -> str:
 
 
 def test_all_examples_are_tested() -> None:
-    assert {path.name for path in FOLDER.glob("*.py")} == {"embed.py", "asyncio_service.py", "batch_file.py"}
+    assert {path.name for path in FOLDER.glob("*.py")} == {
+        "embed.py",
+        "asyncio_service.py",
+        "batch_file.py",
+        "extract_json.py",
+    }
 
 
 @pytest.mark.parametrize(
@@ -54,6 +59,15 @@ def test_embedding_takes_fifteen_lines(tiny_bundle: Path, engine: Engine) -> Non
     assert printed.endswith(f"{drawn.text}\n")
     code = (FOLDER / "embed.py").read_text("utf-8").split('"""')[2]
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
+
+
+def test_facts_are_extracted_as_json(tiny_bundle: Path) -> None:
+    assert start("extract_json.py", tiny_bundle).stderr.decode().endswith("BUNDLE TEXT …\n")
+    printed = run("extract_json.py", tiny_bundle, "one two", "three four").splitlines()
+    kinds = [line for line in printed if line.startswith(("work ", "leisure "))]
+    known = [int(line.split()[1]) for line in kinds]
+    assert len(kinds) == 2 and min(known) > 10  # of the first question's tokens
+    assert "ngram-" in printed[-1]
 
 
 def test_a_file_of_prompts(tiny_bundle: Path, engine: Engine, tmp_path: Path) -> None:

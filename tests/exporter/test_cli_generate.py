@@ -203,6 +203,7 @@ def test_options_of_the_prompt_reach_the_engine(
         (["Hi", "--chat-template-argument", "a=1", "--chat-template-argument", "a=2"], "got 'a' twice"),
         (["Hi", "--stop-token-ids", "300"], "stop_token_ids has the token id 300; expected one from 0 to 299"),
         (["Hi", "--allowed-token-ids", "2", "--min-tokens", "1"], "no token may be chosen"),
+        (["Hi", "--profile", "tree-4", "--draft", "auto"], "--draft auto does not go with --profile, the same tree in"),
         (["Hi", "--accept", "typical"], "Did you mean one of: '--acceptance'"),
     ],
 )

@@ -43,7 +43,7 @@ def test_inspect(tiny_without_heads: Path, capsys: pytest.CaptureFixture[str]) -
     assert "heads     none: plain decoding, or drafts that are copied from the text" in shown
     assert "depth" not in shown  # no table of trees
     assert run("inspect", tiny_without_heads, "--profile", "tree-4") == 1
-    assert "this bundle has no heads; use profile plain, or build with --heads" in capsys.readouterr().err
+    assert "this bundle has no heads: use plain decoding, or build with --heads" in capsys.readouterr().err
 
 
 def test_generate(tiny_without_heads: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +56,7 @@ def test_generate(tiny_without_heads: Path, capsys: pytest.CaptureFixture[str]) 
     assert run("generate", *options, "--compare") == 0
     assert "the same tokens" in capsys.readouterr().err
     assert run("generate", *options, "--profile", "tree-4") == 1
-    assert "this bundle has no heads; use profile plain, or build with --heads" in capsys.readouterr().err
+    assert "this bundle has no heads: use plain decoding, or build with --heads" in capsys.readouterr().err
 
 
 def test_verify(
@@ -101,7 +101,7 @@ def test_bench(tiny_without_heads: Path, tmp_path: Path, prompts: Path, capsys: 
     assert run("report", tmp_path / "bench.json", "-o", tmp_path / "report.html") == 0
     capsys.readouterr()
     assert run(*options, "--profile", "tree-4") == 1
-    assert "this bundle has no heads; use profile plain, or build with --heads" in capsys.readouterr().err
+    assert "this bundle has no heads: use plain decoding, or build with --heads" in capsys.readouterr().err
 
 
 def test_calibrate_and_search_tree(

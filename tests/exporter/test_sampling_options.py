@@ -123,9 +123,16 @@ def test_what_answers_have_to_match_is_read_from_files_and_options(tmp_path: Pat
     schema.write_text('\ufeff{"const": "é"}', encoding="utf-8")
     grammar.write_text('start: "a"', encoding="utf-8")
     binary.write_bytes(b"\xff\xfe")
+    listed = tmp_path / "list.json"
+    listed.write_text("[1, 2]", encoding="utf-8")
     for words, expected in (
         (["--json-schema", str(schema)], StructuredOutputs(json={"const": "é"})),
         (["--grammar", str(grammar)], StructuredOutputs(grammar='start: "a"')),
+        (["--json-object"], StructuredOutputs(json_object=True)),
+        (
+            ["--json-schema", str(schema), "--disable-any-whitespace"],
+            StructuredOutputs(json={"const": "é"}, disable_any_whitespace=True),
+        ),
         (["--regex", "[a-z]+,?"], StructuredOutputs(regex="[a-z]+,?")),
         (["--choice", "a, b", "--choice", r"c\n"], StructuredOutputs(choice=["a, b", "c\n"])),
     ):
@@ -134,7 +141,14 @@ def test_what_answers_have_to_match_is_read_from_files_and_options(tmp_path: Pat
     for words, reason in (
         (["--regex", "a", "--choice", "b"], "--regex does not go with --choice; leave out one of the two"),
         (["--json-schema", str(tmp_path / "none.json")], "does not exist"),
-        (["--json-schema", str(grammar)], "json of structured_outputs is not valid JSON"),
+        (["--json-schema", str(grammar)], "--json-schema is not valid JSON"),
+        (["--json-schema", str(listed)], "--json-schema is '[1, 2]', of type str; expected a JSON schema, an object"),
+        (["--json-object", "--regex", "a"], "--json-object does not go with --regex"),
+        (
+            ["--regex", "a", "--disable-any-whitespace"],
+            "--disable-any-whitespace needs --json-schema FILE or --json-obj",
+        ),
+        (["--draft", "auto", "--acceptance", "typical"], "draft is 'auto' with acceptance 'typical'"),
         (["--grammar", str(binary)], "is not UTF-8; expected a text file"),
         (["--regex", "a", "--acceptance", "typical"], "with acceptance 'typical'"),
     ):

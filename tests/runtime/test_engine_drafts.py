@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from medusa_profiles import TreeProfile
+from medusa_runtime.drafting.step_times import Kind
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.sampling_params import DRAFTS, SamplingParams
+from medusa_runtime.stats import MAX_NAMES
 
 from .decoding import CHAIN
 from .fake_backend import FakeBackend, plain_answer
@@ -76,3 +78,27 @@ def test_warming_up_runs_every_draft_that_may_be_chosen() -> None:
         backend.run = lambda step: ran.add((step.input_ids.shape[1], step.draft))  # type: ignore[method-assign]
         engine.warm_up()
     assert ran >= {(1, False), (4, True), *((count + 1, False) for count in backend.literal_counts)}
+
+
+def test_the_controller_learns_from_the_time_of_the_backend() -> None:
+    backend = FakeBackend()
+    backend.run_seconds = 0.25
+    with toy_engine(backend, is_tree_fixed=False) as engine:
+        engine.generate(PROMPT, SamplingParams(max_tokens=60, ignore_eos=True))
+        assert engine._experience.times.ms(Kind(CHAIN.size, heads=True)) == pytest.approx(250)
+
+
+def test_literals_do_not_exceed_what_is_left_of_the_answer() -> None:
+    with toy_engine(is_tree_fixed=False) as engine:
+        for most in (2, 3, 4):
+            result = engine.generate([3, 4, 5] * 20, SamplingParams(max_tokens=most, ignore_eos=True, draft="ngram"))
+            assert len(result.token_ids) == most
+
+
+def test_names_of_trees_are_counted_up_to_a_limit() -> None:
+    with toy_engine() as engine:
+        for number in range(MAX_NAMES + 20):
+            tree = TreeProfile(f"own-{number}", ((0,),))
+            engine.generate(PROMPT, SamplingParams(max_tokens=3, ignore_eos=True, profile=tree))
+        found = engine.stats().steps_by_draft
+    assert len(found) == MAX_NAMES + 1 and found["others"] >= 20

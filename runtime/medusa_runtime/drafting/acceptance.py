@@ -12,7 +12,7 @@ from medusa_profiles.profile import TreeProfile
 
 from medusa_runtime.drafting.ngram_index import MAX_MATCH
 
-ALL, ONE = 0.999, 0.97  # what is left of an older observation: of all answers, of one answer
+ALL, ONE = 0.995, 0.97  # what is left of an older observation: of all answers, of one answer
 STRENGTH = 8.0  # observations that the estimate of all answers counts as in the one of an answer
 _BUCKETS = (2, 3, 4, 5, 8, 12, MAX_MATCH)  # the shortest match of each class
 

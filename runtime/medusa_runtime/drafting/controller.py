@@ -13,13 +13,17 @@ from medusa_profiles.profile import TreeProfile
 
 from medusa_runtime.drafting.acceptance import HeadAcceptance, NgramAcceptance, Rate, chain_length
 from medusa_runtime.drafting.ngram_index import Match
+from medusa_runtime.drafting.probes import Probes
 from medusa_runtime.drafting.step_times import Kind, StepTimes
 from medusa_runtime.sampling_params import AUTO, HEADS
 from medusa_runtime.structured.answer_grammar import NOT_FORCED, Forced
 
 HYSTERESIS = 1.03  # how much better another tree has to be before it replaces the one in use
+# Steps after which a draft that does not pay is tried again, times the square of its cost in plain steps: the cheapest
+# ones show how many tokens are accepted, and the others only their time.
+INFORMATIVE, OTHERS = 64, 192
+CERTAIN = 5  # steps whose median is not wrong because some of them were disturbed
 GUESS = 0.7  # probability that a token which a grammar nearly forces is accepted, before any was tried
-PROBE = 48  # steps after which a kind of draft that does not pay is tried again
 PLAIN = TreeProfile.plain()
 
 
@@ -70,6 +74,7 @@ class Experience:
         self.options, self.times = options, times
         self.heads, self.ngrams = HeadAcceptance(options.profiles), NgramAcceptance()
         self.guesses = Rate(GUESS)  # of tokens that a grammar nearly forces
+        self.probes = Probes()
 
     @classmethod
     def empty(cls) -> Experience:
@@ -100,7 +105,8 @@ class Controller:
         self._ngrams = NgramAcceptance(experience.ngrams)
         self._guesses = Rate(GUESS, experience.guesses)
         self._current = PLAIN if not experience.options.profiles else next(iter(experience.options.profiles))
-        self._without_heads = self._without_ngrams = 0  # steps since they were tried
+        self._probes = experience.probes
+        self._probed: tuple[Choice, float] | None = None  # what is tried, and the tokens per ms of what is in use
 
     def choose(self, match: Match | None, available: int, forced: Forced = NOT_FORCED) -> Choice:
         """Return what to verify next.
@@ -110,15 +116,20 @@ class Controller:
             available: How many tokens follow it.
             forced: Tokens that a grammar forces.
         """
+        best, chosen = self._best(match, available, forced)
+        probe = self._probe(0 if match is None else available)
+        self._probed = None if probe is None else (probe, best)
+        return chosen if probe is None else probe
+
+    def _best(self, match: Match | None, available: int, forced: Forced) -> tuple[float, Choice]:
+        """Return what is worth most, and its tokens per millisecond."""
         best, profile = self._best_profile()
         chosen = Choice(profile, 0)
-        if self._without_heads >= PROBE and self._options.profiles:
-            return Choice(min(self._options.profiles, key=lambda tree: tree.size), 0)
         rate, literals = self._best_forced(forced)
         if rate > best:
             best, chosen = rate, Choice(PLAIN, literals, forced=True)
         if match is None or available < 1 or not self._options.literals:
-            return chosen
+            return best, chosen
         first, other = self._ngrams.expected(match.length)
         for literals in self._options.literals:
             if literals > available and literals > self._options.literals[0]:
@@ -131,11 +142,24 @@ class Controller:
                 rate = (1 + extra) / self._times.ms(kind_of(choice))
                 if rate > best:
                     best, chosen = rate, choice
-        if not chosen.literals:
-            self._without_ngrams += 1
-            if self._without_ngrams >= PROBE:
-                chosen = Choice(PLAIN, self._options.literals[0])
-        return chosen
+        return best, chosen
+
+    def _probe(self, available: int) -> Choice | None:
+        """Return what to try although something else is expected to be worth more; None if nothing."""
+        trees, literals = self._options.profiles, self._options.literals
+        if literals and available < literals[0]:
+            literals = ()
+        if not trees and not literals:
+            return None
+        smallest = min(trees, key=lambda tree: tree.size, default=PLAIN)
+        informative = {Choice(PLAIN, 0), Choice(smallest, 0), Choice(PLAIN, min(literals, default=0))}
+        plain, intervals = self._times.ms(kind_of(Choice(PLAIN, 0))), dict[Choice, float]()
+        for one in (*(Choice(tree, 0) for tree in (PLAIN, *trees)), *(Choice(PLAIN, count) for count in literals)):
+            if one.literals <= available:
+                kind = kind_of(one)
+                cost = self._times.ms(kind) / plain if self._times.is_known(kind, CERTAIN) else 1.0
+                intervals[one] = (INFORMATIVE if one in informative else OTHERS) * cost * cost
+        return self._probes.due(intervals)
 
     def observe_forced(self, forced: Forced, tried: int, accepted: int) -> None:
         """Learn from a step that verified forced tokens.
@@ -160,14 +184,12 @@ class Controller:
             ms: Duration of the step.
         """
         self._times.add(kind_of(choice), ms)
-        if choice.profile.size > 1:
-            self._without_heads = 0
-            if not from_literals:
-                self._heads.add(choice.profile, accepted)
-        elif not choice.literals:
-            self._without_heads += 1
+        probe, rate = self._probed or (None, 0.0)
+        promising = probe == choice and (1 + accepted) / self._times.ms(kind_of(choice)) > rate
+        self._probes.count(choice, probed=probe is not None, promising=promising)
+        if choice.profile.size > 1 and not from_literals:
+            self._heads.add(choice.profile, accepted)
         if choice.literals and match is not None:
-            self._without_ngrams = 0
             self._ngrams.add(match.length, accepted if from_literals else 0, choice.literals)
 
     def _best_forced(self, forced: Forced) -> tuple[float, int]:

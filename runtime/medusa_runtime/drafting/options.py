@@ -13,7 +13,7 @@ from medusa_runtime.backends.base import Backend
 from medusa_runtime.calibration import Acceptance, GraphCalibration
 from medusa_runtime.drafting.controller import DraftOptions, Experience
 from medusa_runtime.drafting.step_times import NODE_COST, Kind, StepTimes
-from medusa_runtime.profile_choice import exact_trees, expect_all
+from medusa_runtime.profile_choice import QUANTISED, exact_trees, expect_all
 from medusa_runtime.warm_up import WARM_UP_RUNS
 
 GUESS = 0.6  # probability of one depth more of a tree that was not calibrated
@@ -52,11 +52,10 @@ def experience_of(
         assert plain is not None  # noqa: S101 -- every calibration has plain decoding
         return plain * (1 + node_cost * (kind.nodes - 1) + HEADS_COST * kind.heads)
 
+    mixed = backend.mixes_drafts and backend.precision not in QUANTISED  # two branches are no chain (`exact_trees`)
     node_cost = NODE_COST if backend.logits_on_host else GPU_NODE_COST
     skipped = WARM_UP_RUNS if backend.padded_past_lengths else 0
-    return Experience(
-        DraftOptions(trees, tuple(backend.literal_counts), backend.mixes_drafts), StepTimes(guess, skipped)
-    )
+    return Experience(DraftOptions(trees, tuple(backend.literal_counts), mixed), StepTimes(guess, skipped))
 
 
 def depth_rates(tree: TreeProfile, acceptance: Acceptance) -> tuple[float, ...]:

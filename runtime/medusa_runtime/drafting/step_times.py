@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 NODE_COST = 0.05  # of plain decoding's time that a further node is assumed to cost before it was measured
 TRIES = 2  # steps of a kind after which its time is known well enough to be compared
-SPEED_WEIGHT = 0.2  # of a step's deviation that is the machine's, or due to a longer past: it holds for all kinds
-KIND_WEIGHTS = (
-    0.8,
-    0.4,
-    0.2,
-    0.1,
-    0.05,
-)  # of the deviation that is due to the kind of step, the first times and then always
-MOST = math.log(3.0)  # a step that deviates by more was disturbed, and counts as much as that
+# Medians of so many, so that a disturbed step counts for nothing. When the machine's speed changes, the third step of
+# five shows it, before it is the majority of any kind's seven.
+SPEEDS, COSTS = 5, 7
 
 
 class Kind(NamedTuple):
@@ -43,36 +38,38 @@ class StepTimes:
 
     def __init__(self, guess: Callable[[Kind], float | None] | None = None, skipped: int = 0) -> None:
         self._guess, self._skipped = guess, skipped
-        self._costs: dict[Kind, float] = {}
         self._counts: dict[Kind, int] = {}
-        self._speed: float | None = None
+        self._costs: dict[Kind, deque[float]] = {}  # the last ones of each kind
+        self._speeds: deque[float] = deque(maxlen=SPEEDS)  # the last ones of all kinds
 
     def add(self, kind: Kind, ms: float) -> None:
         """Count one step that was run."""
         if ms <= 0:
             return
-        count = self._counts.get(kind, 0) - self._skipped
-        self._counts[kind] = count + self._skipped + 1
-        if count < 0:
+        count = self._counts[kind] = self._counts.get(kind, 0) + 1
+        if count <= self._skipped:
             return
-        cost = self._cost(kind)
-        if self._speed is None:
-            self._speed = math.log(ms) - cost
-        error = max(-MOST, min(MOST, math.log(ms) - self._speed - cost))
-        self._speed += SPEED_WEIGHT * error
-        self._costs[kind] = cost + KIND_WEIGHTS[min(count, len(KIND_WEIGHTS) - 1)] * error
+        log_ms = math.log(ms)
+        if not self._speeds:
+            self._speeds.append(log_ms - self._cost(kind))
+        self._costs.setdefault(kind, deque(maxlen=COSTS)).append(log_ms - _median(self._speeds))
+        self._speeds.append(log_ms - self._cost(kind))
 
-    def is_known(self, kind: Kind) -> bool:
-        """Return whether enough steps of a kind were run to compare its time with others'."""
-        return self._counts.get(kind, 0) >= self._skipped + TRIES
+    def is_known(self, kind: Kind, steps: int = TRIES) -> bool:
+        """Return whether so many steps of a kind were run, by default enough to compare its time with others'."""
+        return self._counts.get(kind, 0) >= self._skipped + steps
 
     def ms(self, kind: Kind) -> float:
         """Return the expected milliseconds of a step; before any was run, in units of the guess."""
-        return math.exp((self._speed or 0.0) + self._cost(kind))
+        return math.exp((_median(self._speeds) if self._speeds else 0.0) + self._cost(kind))
 
     def _cost(self, kind: Kind) -> float:
-        known = self._costs.get(kind)
-        if known is None:
-            ms = self._guess(kind) if self._guess is not None else None
-            known = math.log(1.0 + NODE_COST * (kind.nodes - 1) if ms is None else ms)
-        return known
+        if costs := self._costs.get(kind):
+            return _median(costs)
+        ms = self._guess(kind) if self._guess is not None else None
+        return math.log(1.0 + NODE_COST * (kind.nodes - 1) if ms is None else ms)
+
+
+def _median(values: Collection[float]) -> float:
+    """Return the median, of an even number the lower one: what disturbs a step makes it longer."""
+    return sorted(values)[(len(values) - 1) // 2]

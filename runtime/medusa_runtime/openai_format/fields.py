@@ -106,29 +106,35 @@ def check_fields(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         if name in read:
             if value is not None:
                 found[name] = value
-        elif name in _ONLY:
-            only = _ONLY[name]
-            if value is not None and not (type(value) is type(only) and value == only):
-                raise BodyError(
-                    f"{name} is {shown(value)}, which medusa-export does not support; expected {only!r}: leave it out",
-                    name,
-                )
-        elif name in _NOT_SUPPORTED:
-            if value is not None:
-                raise BodyError(f"{name!r} is a parameter that medusa-export does not support; leave it out", name)
-        elif name in OTHER_NAMES and name not in _IGNORED:
-            if value is not None:
-                raise BodyError(f"unknown parameter {name!r}; expected {OTHER_NAMES[name]} in its place", name)
-        elif name in _OF_THE_OPERATOR:
-            raise BodyError(
-                f"{name!r} is not a field of a request, but an option of the command that answers it: leave it out, "
-                f"and choose it with --{name}",
-                name,
-            )
         elif name not in _IGNORED:
-            expected = ", ".join(sorted((*read, *_IGNORED)))
-            raise BodyError(f"unknown parameter {shown(name)}; expected some of {expected}", f"{name!s:.80}")
+            _refuse(name, value, (*read, *_IGNORED))
     return found
+
+
+def _refuse(name: object, value: object, known: tuple[str, ...]) -> None:
+    """Raise BodyError for a field that is not read, unless its value asks for nothing."""
+    if name in _ONLY:
+        only = _ONLY[str(name)]
+        if value is not None and not (type(value) is type(only) and value == only):
+            raise BodyError(
+                f"{name} is {shown(value)}, which medusa-export does not support; expected {only!r}: leave it out",
+                str(name),
+            )
+    elif name in _NOT_SUPPORTED:
+        if value is not None:
+            raise BodyError(f"{name!r} is a parameter that medusa-export does not support; leave it out", str(name))
+    elif name in OTHER_NAMES:
+        if value is not None:
+            raise BodyError(f"unknown parameter {name!r}; expected {OTHER_NAMES[str(name)]} in its place", str(name))
+    elif name in _OF_THE_OPERATOR:
+        raise BodyError(
+            f"{name!r} is not a field of a request, but an option of the command that answers it: leave it out, "
+            f"and choose it with --{name}",
+            str(name),
+        )
+    else:
+        expected = ", ".join(sorted(known))
+        raise BodyError(f"unknown parameter {shown(name)}; expected some of {expected}", f"{name!s:.80}")
 
 
 def _is_deeper(body: Mapping[str, Any], most: int) -> bool:

@@ -39,14 +39,14 @@ class AnswerGrammar:
     last question has in common with the next one stays as it is; the rest is rolled back.
 
     Args:
-        matcher: A matcher in its initial state, which nothing else uses.
+        initial: A matcher in its initial state, which is only copied.
         habits: What answers to the same grammar wrote before; what this one writes is added.
         vocab_size: V.
         end_ids: The model's end tokens, which are allowed exactly where an answer may end.
     """
 
-    def __init__(self, matcher: Any, habits: Habits, vocab_size: int, end_ids: Collection[int]) -> None:
-        self._matcher, self._habits = matcher, habits
+    def __init__(self, initial: Any, habits: Habits, vocab_size: int, end_ids: Collection[int]) -> None:
+        self._initial, self._matcher, self._habits = initial, initial.deep_copy(), habits
         self._vocab_size, self._end_ids = vocab_size, frozenset(end_ids)
         self._learned = 0  # number of tokens of the answer that the habits have
         self._consumed: list[int] = []
@@ -69,17 +69,25 @@ class AnswerGrammar:
     def forced(self, output: Sequence[int], most: int) -> Forced:
         """Return what follows where the grammar leaves no choice, or nearly none; an end too, behind a complete answer.
 
+        It is a look ahead, and the answer may end before: where the grammar cannot be followed, there is nothing.
+
         Args:
             output: The answer's tokens so far.
             most: Maximum number of tokens.
         """
-        found, guesses = list[int](), list[int]()
         if self._is_ended(output) or most <= 0:
             return NOT_FORCED
-        self._learn(output)
+        try:
+            self._learn(output)
+            return self._look_ahead(output, most)
+        except RequestError:
+            return NOT_FORCED
+
+    def _look_ahead(self, output: Sequence[int], most: int) -> Forced:
+        found, guesses = list[int](), list[int]()
         with self._behind(output):
             while len(found) < most:
-                certain = [int(token) for token in self._matcher.compute_ff_tokens()]
+                certain = [int(token) for token in self._matcher.compute_ff_tokens()][: most - len(found)]
                 self._consume(certain)
                 found += certain
                 if self._matcher.is_stopped():
@@ -107,8 +115,11 @@ class AnswerGrammar:
         """Return how many of the first of some tokens may follow one another behind `output`, the end apart."""
         if self._is_ended(output):
             return 0
-        with self._behind(output):
-            return int(self._matcher.validate_tokens(list(takewhile(lambda token: token not in self._end_ids, tokens))))
+        try:
+            with self._behind(output):
+                return int(self._matcher.validate_tokens([*takewhile(lambda one: one not in self._end_ids, tokens)]))
+        except RequestError:  # a look ahead
+            return 0
 
     def _is_ended(self, output: Sequence[int]) -> bool:
         """Whether there is an end token: a tree may go on behind one, where no token will be kept."""
@@ -124,16 +135,26 @@ class AnswerGrammar:
             if known != output[:common]:
                 common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(known, output, strict=False)))
             if not common:
-                self._consumed = []  # also after an interrupt, which leaves nothing that is known
-                self._matcher.reset()
+                self._begin_again()  # also after an interrupt, which leaves nothing that is known
             elif common < len(known):
                 self._consumed = []
                 self._matcher.rollback(len(known) - common)
                 self._consumed = known[:common]
-            self._consume(output[common:])
-            yield
-            if self._matcher.is_error():
-                raise RequestError(f"{what}: {shortened(self._matcher.get_error())}; expected {_EXPECTED}")
+            try:
+                self._consume(output[common:])
+                yield
+                self._check(what)
+            except BaseException:
+                self._begin_again()  # nothing can be asked of a matcher that has failed
+                raise
+
+    def _check(self, what: str) -> None:
+        if self._matcher.is_error():
+            raise RequestError(f"{what}: {shortened(self._matcher.get_error())}; expected {_EXPECTED}")
+
+    def _begin_again(self) -> None:
+        self._consumed = []
+        self._matcher = self._initial.deep_copy()
 
     def _consume(self, tokens: Sequence[int]) -> None:
         if tokens:

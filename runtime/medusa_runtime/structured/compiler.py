@@ -7,15 +7,19 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
+
 from medusa_runtime.errors import ArgumentError
 from medusa_runtime.facts import ModelFacts
+from medusa_runtime.structured.adapter import adapt_tokenizer
 from medusa_runtime.structured.answer_grammar import AnswerGrammar
 from medusa_runtime.structured.habits import Habits
 from medusa_runtime.structured.library import call_with_large_stack, import_llguidance, refused, shortened
 from medusa_runtime.structured.outputs import StructuredOutputs
+from medusa_runtime.structured.schema_limits import check_grammar, check_schema
 from medusa_runtime.tokenizer import Tokenizer
 
-MAX_COMPILED = 64  # that an engine keeps, of some hundred kilobytes to a few megabytes each
+MAX_COMPILED = 64  # that an engine keeps, of some hundred kilobytes to ten megabytes each
 _EXPECTED = {
     "json": "a JSON schema that some document matches, of keywords and patterns that llguidance supports, without "
     "references to other documents: leave out what is named",
@@ -40,7 +44,7 @@ class Grammar:
 
     def begin(self) -> AnswerGrammar:
         """Return what follows one answer; all of them are used in the same thread."""
-        return AnswerGrammar(self._matcher.deep_copy(), self._habits, self._model.vocab_size, self._model.eos_token_ids)
+        return AnswerGrammar(self._matcher, self._habits, self._model.vocab_size, self._model.eos_token_ids)
 
 
 class GrammarCompiler:
@@ -73,7 +77,7 @@ class GrammarCompiler:
         library = import_llguidance()
         with self._lock:
             if self._adapter is None:
-                self._adapter = self._adapt(library)
+                self._adapter = adapt_tokenizer(library, self._tokenizer, self._model)
         matcher = call_with_large_stack(lambda: self._match(library, outputs))
         found = Grammar(matcher, self._adapter, self._model)
         with self._lock:
@@ -82,26 +86,31 @@ class GrammarCompiler:
                 self._compiled.popitem(last=False)
         return found
 
-    def _adapt(self, library: Any) -> Any:
-        """Return the tokenizer as llguidance reads it, with a token for every logit."""
-        core, ends = self._tokenizer.core, list(self._model.eos_token_ids)
-        if not ends:
-            raise ArgumentError(
-                "structured_outputs needs a model with an end token, which ends an answer that is complete; expected "
-                "at least one in the bundle: build it from a model whose configuration names eos_token_id"
-            )
-        what = f"structured_outputs does not work with the tokenizer of {self._tokenizer.origin}"
-        with refused(what, "a byte-level tokenizer, or one with a token for every byte: use another model"):
-            size = max(self._model.vocab_size, core.get_vocab_size(with_added_tokens=True))
-            return library.LLTokenizer(core.to_str(), n_vocab=size, eos_token=ends)
-
     def _match(self, library: Any, outputs: StructuredOutputs) -> Any:
+        if outputs.json is not None:
+            check_schema(str(outputs.json))
+        if outputs.grammar is not None:
+            check_grammar(outputs.grammar)
         what, expected = f"{outputs.kind} of structured_outputs cannot be compiled", _EXPECTED[outputs.kind]
         with refused(what, expected):
             matcher = library.LLMatcher(self._adapter, _grammar(library.LLMatcher, outputs), log_level=0)
         if matcher.is_error():
             raise ArgumentError(f"{what}: {shortened(matcher.get_error())}; expected {expected}")
+        if outputs.grammar is not None and not _can_go_back(matcher):
+            raise ArgumentError(
+                f"{what}: it has a rule with stop= or max_tokens=, which depends on how a text is divided into tokens; "
+                "expected none: end the rule with suffix=, or bound its regular expression"
+            )
         return matcher
+
+
+def _can_go_back(matcher: Any) -> bool:
+    """Return whether tokens can be taken back, as they are where a step tries more than it keeps."""
+    copy = matcher.deep_copy()
+    allowed = np.unpackbits(np.frombuffer(copy.compute_bitmask(), dtype=np.uint8), bitorder="little").nonzero()[0]
+    if copy.is_error() or not len(allowed) or copy.try_consume_tokens([int(allowed[0])]) != 1:
+        return True  # nothing can be written; that is found out when an answer is
+    return bool(copy.rollback(1))
 
 
 def _grammar(matcher: Any, outputs: StructuredOutputs) -> str:

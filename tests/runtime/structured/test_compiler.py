@@ -1,11 +1,13 @@
 """Compilation: what is kept, which tokenizers work, what is missing, and input that is meant to do harm."""
 
+import re
 import subprocess
 import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from medusa_runtime.errors import ArgumentError, CapacityError, MissingExtraError
 from medusa_runtime.facts import ModelFacts
@@ -65,6 +67,40 @@ def test_tokenizers_of_bytes_work_and_others_are_refused(kind):
         return
     with pytest.raises(ArgumentError, match=r"structured_outputs does not work with the tokenizer of .*json: "):
         compiler.compile(outputs)
+
+
+def written(grammar, choose=np.argmax):
+    """The first tokens that are allowed, one behind the other, up to the end."""
+    text = []
+    while not text or text[-1] not in grammar._end_ids:
+        text.append(int(choose(grammar.mask(text))))
+    return text
+
+
+@pytest.mark.parametrize("kind", (byte_level, *WITH_BYTES))
+def test_the_name_of_a_control_token_is_written_as_text(kind):
+    """With the control token itself the answer would end, or lack the text."""
+    tokenizer = one_of_kind(kind)
+    compiler, added = GrammarCompiler(tokenizer, model_of(400, (1,))), tokenizer.added_tokens
+    assert added
+    for name in {facts.content for facts in added.values()}:
+        for outputs in (
+            StructuredOutputs(choice=[f"a{name}b"]),
+            StructuredOutputs(json={"const": name}, disable_any_whitespace=True),
+            StructuredOutputs(regex=f"x{re.escape(name)}"),
+        ):
+            last = lambda mask: mask.nonzero()[0][-1]  # noqa: E731
+            for choose in (np.argmax, last):
+                text = written(compiler.compile(outputs).begin(), choose)
+                assert added.keys().isdisjoint(text[:-1])
+                assert name in tokenizer.decode(text[:-1], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("rule", ['a[stop="q"]', "a[max_tokens=3]"])
+def test_rules_that_tokens_cannot_be_taken_back_from_are_refused(rule):
+    grammar = f'start: "<" a ">"\n{rule}: /[a-z]*/'
+    with pytest.raises(ArgumentError, match=r"it has a rule with stop= or max_tokens=.*; expected none: end the rule"):
+        GrammarCompiler(json_tokenizer(), model_of()).compile(StructuredOutputs(grammar=grammar))
 
 
 def test_a_model_may_have_fewer_logits_than_its_tokenizer_has_tokens():

@@ -10,6 +10,7 @@ from medusa_profiles import TreeProfile
 from medusa_runtime.errors import ArgumentError, BackendError, RequestError
 from medusa_runtime.sampling_params import DRAFTS, SamplingParams
 from medusa_runtime.structured.answer_grammar import AnswerGrammar
+from medusa_runtime.structured.outputs import StructuredOutputs
 
 from ..decoding import CHAIN
 from ..fake_backend import FakeBackend, random_tree
@@ -190,11 +191,42 @@ def test_contradictions_end_the_request_and_the_next_one_is_exact(engine):
 
 
 @pytest.mark.parametrize(
+    "more",
+    [
+        {"stop": ["34"]},
+        {"stop_token_ids": json_tokenizer().encode("4", add_special_tokens=False)},
+        {"stop": ["34"], "max_tokens": 3},
+    ],
+    ids=str,
+)
+def test_what_is_forbidden_behind_the_end_of_an_answer_does_not_matter(engine, more):
+    """A draft looks ahead of the stop string, to where nothing is allowed."""
+    outputs = {"choice": ["1234"]}
+    results = [
+        engine.generate(PROMPT, SamplingParams(structured_outputs=outputs, bad_words=["4x"], **way, **more))
+        for way in (
+            {"profile": "plain", "allowed_token_ids": range(END)},
+            *({"draft": draft, "allowed_token_ids": range(END)} for draft in DRAFTS),
+        )
+    ]
+    assert len({(result.token_ids, result.finish_reason, result.text) for result in results}) == 1
+    assert results[0].finish_reason == "stop"
+
+
+def test_a_long_certain_text_is_followed_piece_by_piece(engine):
+    text = "abcde " * 3000
+    grammar = engine._grammars.compile(StructuredOutputs.of_optional({"json": {"const": text}})).begin()
+    found = grammar.forced([], 15)
+    assert len(found.tokens) == 15 and len(grammar._consumed) <= 16
+
+
+@pytest.mark.parametrize(
     ("outputs", "message"),
     [
         ({"json": {"type": "foo"}}, "json of structured_outputs cannot be compiled: Invalid type: foo"),
         ({"json": {"uniqueItems": True}}, "Unimplemented keys.*leave out what is named"),
-        ({"json": {"uniqueItems": True, "x-guidance": {"lenient": True}}}, "Unimplemented keys"),
+        ({"json": {"x-guidance": {"lenient": True}}}, "has the keyword x-guidance, which changes what documents match"),
+        ({"json": {"type": "integer", "multipleOf": 999983}}, "multipleOf 999983, .*; expected at most 20000"),
         ({"json": {"type": "integer", "minimum": 3, "maximum": 1}}, "minimum .* is greater than maximum"),
         ({"json": {"$ref": "http://localhost/schema"}}, "cannot be compiled: Resource"),
         ({"regex": "a(?=b)"}, "regex of structured_outputs cannot be compiled.*look-around"),
