@@ -146,19 +146,18 @@ class Controller:
 
     def _probe(self, available: int) -> Choice | None:
         """Return what to try although something else is expected to be worth more; None if nothing."""
-        trees, literals = self._options.profiles, self._options.literals
-        if literals and available < literals[0]:
-            literals = ()
+        if not self._probes.is_time:
+            return None
+        trees, literals = self._options.profiles, [one for one in self._options.literals if one <= available]
         if not trees and not literals:
             return None
         smallest = min(trees, key=lambda tree: tree.size, default=PLAIN)
         informative = {Choice(PLAIN, 0), Choice(smallest, 0), Choice(PLAIN, min(literals, default=0))}
         plain, intervals = self._times.ms(kind_of(Choice(PLAIN, 0))), dict[Choice, float]()
         for one in (*(Choice(tree, 0) for tree in (PLAIN, *trees)), *(Choice(PLAIN, count) for count in literals)):
-            if one.literals <= available:
-                kind = kind_of(one)
-                cost = self._times.ms(kind) / plain if self._times.is_known(kind, CERTAIN) else 1.0
-                intervals[one] = (INFORMATIVE if one in informative else OTHERS) * cost * cost
+            kind = kind_of(one)
+            cost = self._times.ms(kind) / plain if self._times.is_known(kind, CERTAIN) else 1.0
+            intervals[one] = (INFORMATIVE if one in informative else OTHERS) * cost * cost
         return self._probes.due(intervals)
 
     def observe_forced(self, forced: Forced, tried: int, accepted: int) -> None:
@@ -185,8 +184,8 @@ class Controller:
         """
         self._times.add(kind_of(choice), ms)
         probe, rate = self._probed or (None, 0.0)
-        promising = probe == choice and (1 + accepted) / self._times.ms(kind_of(choice)) > rate
-        self._probes.count(choice, probed=probe is not None, promising=promising)
+        promising = (1 + accepted) / self._times.ms(kind_of(choice)) > rate
+        self._probes.count(choice, probed=probe == choice, promising=promising)
         if choice.profile.size > 1 and not from_literals:
             self._heads.add(choice.profile, accepted)
         if choice.literals and match is not None:

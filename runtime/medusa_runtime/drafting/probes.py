@@ -21,13 +21,18 @@ class Probes:
         self._promising: Hashable = None
         self._patience: dict[Hashable, float] = {}
 
+    @property
+    def is_time(self) -> bool:
+        """Whether the last probe is long enough ago."""
+        return self._steps >= self._next
+
     def due(self, intervals: Mapping[Candidate, float]) -> Candidate | None:
         """Return the candidate that is most overdue, None if none is, or if the last probe was a moment ago.
 
         Args:
             intervals: For each candidate, how many steps may be taken without it.
         """
-        if self._steps < self._next or not intervals:
+        if not self.is_time or not intervals:
             return None
         waited = {
             one: (self._steps - self._last.get(one, 0)) / (steps * self._patience.get(one, 1.0))
