@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medusa_runtime.accept import Acceptance, AcceptRule, TokenTree, Typical, greedy, walk
-from medusa_runtime.errors import RequestError
+from medusa_runtime.errors import InvalidLogitsError, RequestError
 from medusa_runtime.facts import ModelFacts
 from medusa_runtime.request import Request
 from medusa_runtime.rows import RowReader
@@ -44,7 +44,7 @@ class SampleRule:
         def draw(node: int) -> int:
             try:
                 token = self._sampler.choose(rows, node, output)
-            except RequestError:
+            except (InvalidLogitsError, RequestError):
                 if len(output) == first:
                     raise
                 return _NONE  # the answer may end before: if not, this is the first node of the next step
