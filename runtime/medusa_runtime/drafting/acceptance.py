@@ -14,6 +14,7 @@ from medusa_runtime.drafting.ngram_index import MAX_MATCH
 
 ALL, ONE = 0.995, 0.97  # what is left of an older observation: of all answers, of one answer
 STRENGTH = 8.0  # observations that the estimate of all answers counts as in the one of an answer
+FIRST_STRENGTH = 2.0  # and what was calibrated or guessed, on other texts, in the estimate of all answers
 _BUCKETS = (2, 3, 4, 5, 8, 12, MAX_MATCH)  # the shortest match of each class
 
 
@@ -33,8 +34,8 @@ class Rate:
     @property
     def value(self) -> float:
         """The estimate."""
-        prior = self._prior if self._base is None else self._base.value
-        return (self._part + STRENGTH * prior) / (self._whole + STRENGTH)
+        prior, strength = (self._prior, FIRST_STRENGTH) if self._base is None else (self._base.value, STRENGTH)
+        return (self._part + strength * prior) / (self._whole + strength)
 
     def add(self, part: float, whole: float) -> None:
         """Count an observation, here and in the rate of all answers."""
