@@ -39,8 +39,10 @@ class StepTimes:
     def __init__(self, guess: Callable[[Kind], float | None] | None = None, skipped: int = 0) -> None:
         self._guess, self._skipped = guess, skipped
         self._counts: dict[Kind, int] = {}
-        self._costs: dict[Kind, deque[float]] = {}  # the last ones of each kind
-        self._speeds: deque[float] = deque(maxlen=SPEEDS)  # the last ones of all kinds
+        self._last_costs: dict[Kind, deque[float]] = {}
+        self._costs: dict[Kind, float] = {}  # their medians; of kinds that were not run, the guess
+        self._last_speeds: deque[float] = deque(maxlen=SPEEDS)
+        self._speed = 0.0  # their median
 
     def add(self, kind: Kind, ms: float) -> None:
         """Count one step that was run."""
@@ -50,10 +52,16 @@ class StepTimes:
         if count <= self._skipped:
             return
         log_ms = math.log(ms)
-        if not self._speeds:
-            self._speeds.append(log_ms - self._cost(kind))
-        self._costs.setdefault(kind, deque(maxlen=COSTS)).append(log_ms - _median(self._speeds))
-        self._speeds.append(log_ms - self._cost(kind))
+        if not self._last_speeds:
+            self._add_speed(log_ms - self._cost(kind))
+        last = self._last_costs.setdefault(kind, deque(maxlen=COSTS))
+        last.append(log_ms - self._speed)
+        self._costs[kind] = _median(last)
+        self._add_speed(log_ms - self._costs[kind])
+
+    def _add_speed(self, speed: float) -> None:
+        self._last_speeds.append(speed)
+        self._speed = _median(self._last_speeds)
 
     def is_known(self, kind: Kind, steps: int = TRIES) -> bool:
         """Return whether so many steps of a kind were run, by default enough to compare its time with others'."""
@@ -61,13 +69,13 @@ class StepTimes:
 
     def ms(self, kind: Kind) -> float:
         """Return the expected milliseconds of a step; before any was run, in units of the guess."""
-        return math.exp((_median(self._speeds) if self._speeds else 0.0) + self._cost(kind))
+        return math.exp(self._speed + self._cost(kind))
 
     def _cost(self, kind: Kind) -> float:
-        if costs := self._costs.get(kind):
-            return _median(costs)
-        ms = self._guess(kind) if self._guess is not None else None
-        return math.log(1.0 + NODE_COST * (kind.nodes - 1) if ms is None else ms)
+        if kind not in self._costs:  # once: a guess may be a lookup in a calibration
+            ms = self._guess(kind) if self._guess is not None else None
+            self._costs[kind] = math.log(1.0 + NODE_COST * (kind.nodes - 1) if ms is None else ms)
+        return self._costs[kind]
 
 
 def _median(values: Collection[float]) -> float:

@@ -90,6 +90,8 @@ class AnswerGrammar:
                 certain = [int(token) for token in self._matcher.compute_ff_tokens()][: most - len(found)]
                 self._consume(certain)
                 found += certain
+                if len(found) == most:
+                    break
                 if self._matcher.is_stopped():
                     found.append(min(self._end_ids))
                     break
@@ -100,7 +102,7 @@ class AnswerGrammar:
                 guesses.append(len(found))
                 self._consume([guess])
                 found.append(guess)
-        return Forced(found[:most], [at for at in guesses if at < most])
+        return Forced(found, guesses)
 
     def _learn(self, output: Sequence[int]) -> None:
         """Remember what was chosen at the tokens of the answer that are new."""
