@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from medusa_runtime.errors import MissingExtraError
+from medusa_runtime.package_versions import check_version
 
 MODULES = {  # flavour -> module names of the full package and of the bindings alone
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
@@ -34,7 +35,5 @@ def import_tensorrt(name: str) -> tuple[Any, str]:
     if found is None:
         raise MissingExtraError(f"{name} is not installed ({failure}); install it: {command}")
     version = str(found.__version__)
-    if tuple(int(part) for part in version.split(".")[:2]) < MIN_VERSIONS[name]:
-        least = ".".join(map(str, MIN_VERSIONS[name]))
-        raise MissingExtraError(f"{name} {version} is too old, expected {least} or newer: pip install --upgrade {name}")
+    check_version(name, version, MIN_VERSIONS[name], f"pip install --upgrade {name}")
     return found, version

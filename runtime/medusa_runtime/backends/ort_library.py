@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medusa_runtime.errors import MissingExtraError
+from medusa_runtime.package_versions import check_version
 
 MIN_VERSION = (1, 31)  # before it, TopK over no rows (a step without a draft) ends the process with SIGFPE
 
@@ -27,9 +28,6 @@ def import_onnxruntime(extra: str) -> Any:
         raise MissingExtraError(
             f"onnxruntime is not installed ({error}); install it: pip install 'medusa-export[{extra}]'"
         ) from error
-    if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < MIN_VERSION:
-        raise MissingExtraError(
-            f"onnxruntime {onnxruntime.__version__} is too old, it crashes on steps without a draft; expected "
-            f"{'.'.join(map(str, MIN_VERSION))} or newer: pip install --upgrade 'medusa-export[{extra}]'"
-        )
+    command, reason = f"pip install --upgrade 'medusa-export[{extra}]'", "it crashes on steps without a draft; "
+    check_version("onnxruntime", onnxruntime.__version__, MIN_VERSION, command, reason)
     return onnxruntime

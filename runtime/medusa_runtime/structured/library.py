@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from medusa_runtime.errors import ArgumentError, CapacityError, MedusaError, MissingExtraError
+from medusa_runtime.package_versions import check_version
 
 MIN_VERSION = (1, 9)
 STACK_BYTES = 256 << 20  # of the thread that compiles; reserved, not used, unless a grammar is deep
@@ -29,11 +30,7 @@ def import_llguidance() -> Any:
         raise MissingExtraError(
             f"structured outputs need llguidance, which is not installed ({error}); install it: {command}"
         ) from error
-    if tuple(int(part) for part in llguidance.__version__.split(".")[:2]) < MIN_VERSION:
-        raise MissingExtraError(
-            f"llguidance {llguidance.__version__} is too old, expected {'.'.join(map(str, MIN_VERSION))} or newer: "
-            f"{command}"
-        )
+    check_version("llguidance", llguidance.__version__, MIN_VERSION, command)
     return llguidance
 
 
