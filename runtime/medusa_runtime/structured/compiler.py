@@ -123,5 +123,5 @@ def _grammar(matcher: Any, outputs: StructuredOutputs) -> str:
         alternatives = " | ".join(json.dumps(one) for one in outputs.choice)
         return str(matcher.grammar_from_lark(f"start: {alternatives}"))
     schema = '{"type": "object"}' if outputs.json is None else outputs.json
-    options = {"whitespace_flexible": not outputs.disable_any_whitespace, "lenient": False}  # whatever a schema sets
+    options = {"whitespace_flexible": not outputs.disable_any_whitespace, "lenient": False}  # whatever the default
     return str(matcher.grammar_from_json_schema(schema, overrides=options))
